@@ -64,6 +64,7 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
                 f"The dataset is already packed in rows of {packed_length} tokens, not {sequence_length}: set "
                 f"sequence_length={packed_length} or pack the text again."
             )
+        documents = documents.with_format(None)
     elif "text" in columns:
         documents = texts.map(
             _tokenize,
@@ -117,9 +118,11 @@ def _pack(batch, bos, separator, sequence_length):
 
 
 def _packed_length(documents):
-    features = documents.features
-    length = features["input_ids"].length if features is not None else -1
-    return None if length == -1 else length
+    """The length all rows are declared to have, or `None`."""
+    from datasets import List
+
+    feature = documents.features["input_ids"] if documents.features is not None else None
+    return feature.length if isinstance(feature, List) and feature.length >= 0 else None
 
 
 def _bos_token_ids(tokenizer, add_bos):

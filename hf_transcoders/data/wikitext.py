@@ -45,8 +45,10 @@ def _article(text):
             continue
         heading = _SECTION_HEADING.fullmatch(line.strip())
         if heading:
-            # A heading replaces those of its level and below that no text has followed.
             level = next(index for index, word in enumerate(words) if word != "=")
+            if level == 1 and (paragraphs or headings):
+                continue  # a formula cut at its equals sign
+            # A heading replaces those of its level and below that no text has followed.
             headings = [entry for entry in headings if entry[0] < level]
             headings.append((level, heading[1].split()))
         elif words.count("<unk>") <= _MAX_UNKNOWN * len(words):

@@ -23,6 +23,8 @@ WIKITEXT = (
     " <unk> <unk> and <unk> \n"
     " = y + z = \n"
     " <unk> <unk> . \n \n"
+    " = = Races = = \n \n"
+    " They are held every summer . \n \n"
     " = The <unk> = \n \n"
     " It was the boat 's first journey to <unk> , and everyone in the town came to see it leave . \n \n"
 )
@@ -31,7 +33,8 @@ ARTICLES = [
     "A paper boat is a hand-made toy, folded from one sheet (or two).\n\n"
     "It floats for 3.5 minutes; the record is 1,200.\n\n"
     "History\n\nEarly days\n\n"
-    "The word \"boat\" wasn't used before 1900–1910, and sailors' children didn't care.",
+    "The word \"boat\" wasn't used before 1900–1910, and sailors' children didn't care.\n\n"
+    "Races\n\nThey are held every summer.",
     "It was the boat's first journey to <unk>, and everyone in the town came to see it leave.",
 ]
 

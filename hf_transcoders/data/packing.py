@@ -1,0 +1,142 @@
+"""Packing documents into rows of equally many tokens."""
+
+from itertools import chain
+
+from ..errors import TranscoderError
+
+
+# Documents packed together. A batch's tail is dropped, so a larger batch loses less and a smaller one starts sooner.
+_BATCH_SIZE = 1000
+
+
+def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separator=None, num_proc=None):
+    """
+    Tokenize documents, join them, and cut the stream of tokens into rows of exactly `sequence_length`.
+
+    Every document is followed by the separator, and rows run across documents, so no padding is needed. Documents are
+    packed a thousand at a time, and the tail of each thousand that does not fill a row is dropped: fewer than
+    `sequence_length` tokens. Nothing is carried from one thousand to the next, so that a stream can resume exactly.
+    The rows depend neither on `num_proc` nor on whether the dataset is streamed. Both steps are `map` calls that
+    `datasets` caches as usual.
+
+    Args:
+        texts ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            One document per row, in the column `text`, or in the column `input_ids` if already tokenized. Empty
+            documents are skipped. Rows that are already packed to `sequence_length` are returned as they are.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the base model.
+        sequence_length (`int`, *optional*, defaults to 128):
+            Tokens per row, the beginning-of-sequence token included.
+        add_bos (`bool`, *optional*):
+            Whether each row begins with the tokenizer's beginning-of-sequence token. By default as the tokenizer does
+            for a single text: yes for Gemma, no for GPT-2 and SmolLM2.
+        separator (`str`, *optional*):
+            Text put after every document, `""` for nothing. By default the tokenizer's end-of-sequence token, if it
+            has one.
+        num_proc (`int`, *optional*):
+            Number of processes that tokenize. Not used for a stream.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`], as was given, with one column `input_ids`: `int32` rows
+        of length `sequence_length`.
+
+    Raises:
+        [`TranscoderError`]: The dataset has neither column, there is too little text for one row, the dataset is packed
+            to another length, or a beginning-of-sequence token is asked for that the tokenizer does not have.
+    """
+    from datasets import Features, IterableDataset, List, Value
+
+    bos = _bos_token_ids(tokenizer, add_bos)
+    if sequence_length <= len(bos):
+        raise TranscoderError(
+            f"sequence_length is {sequence_length}, but a row needs at least {len(bos) + 1} token(s): give a larger one."
+        )
+
+    streaming = isinstance(texts, IterableDataset)
+    columns = texts.column_names or list(next(iter(texts), {}))
+    if "input_ids" in columns:
+        documents = texts.select_columns("input_ids")
+        packed_length = _packed_length(documents)
+        if packed_length == sequence_length:
+            return documents
+        if packed_length is not None:
+            raise TranscoderError(
+                f"The dataset is already packed in rows of {packed_length} tokens, not {sequence_length}: set "
+                f"sequence_length={packed_length} or pack the text again."
+            )
+        documents = documents.with_format(None)
+    elif "text" in columns:
+        documents = texts.map(
+            _tokenize,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer},
+            remove_columns=columns,
+            features=Features({"input_ids": List(Value("int32"))}),
+            **({} if streaming else {"num_proc": num_proc, "desc": "Tokenizing"}),
+        )
+    else:
+        raise TranscoderError(
+            f"The dataset has the columns {columns}, but neither 'text' nor 'input_ids': load it with load_texts, or "
+            "rename the column that holds the text."
+        )
+
+    packed = documents.map(
+        _pack,
+        batched=True,
+        batch_size=_BATCH_SIZE,
+        fn_kwargs={
+            "bos": bos,
+            "separator": _separator_ids(tokenizer, separator),
+            "sequence_length": sequence_length,
+        },
+        features=Features({"input_ids": List(Value("int32"), length=sequence_length)}),
+        **({} if streaming else {"desc": f"Packing into rows of {sequence_length} tokens"}),
+    )
+    if next(iter(packed), None) is None:
+        lengths = [len(row["input_ids"]) for row in documents]
+        raise TranscoderError(
+            f"The text has only {sum(lengths)} tokens in {len(lengths)} documents, too few for one row of "
+            f"{sequence_length}: give more text or a smaller sequence_length."
+        )
+    return packed
+
+
+def _tokenize(batch, tokenizer):
+    texts = [text for text in batch["text"] if text]
+    if not texts:
+        return {"input_ids": []}
+    # A document may be longer than the model's context, because it is cut into rows later; verbose=False stops the
+    # warning about that.
+    encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False)
+    return {"input_ids": [ids for ids in encoding["input_ids"] if ids]}
+
+
+def _pack(batch, bos, separator, sequence_length):
+    tokens = list(chain.from_iterable(chain(ids, separator) for ids in batch["input_ids"]))
+    width = sequence_length - len(bos)
+    return {"input_ids": [bos + tokens[i : i + width] for i in range(0, len(tokens) - width + 1, width)]}
+
+
+def _packed_length(documents):
+    """The length all rows are declared to have, or `None`."""
+    from datasets import List
+
+    feature = documents.features["input_ids"] if documents.features is not None else None
+    return feature.length if isinstance(feature, List) and feature.length >= 0 else None
+
+
+def _bos_token_ids(tokenizer, add_bos):
+    bos = tokenizer.bos_token_id
+    if add_bos is None:
+        add_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+    if add_bos and bos is None:
+        raise TranscoderError(
+            "The tokenizer has no beginning-of-sequence token: leave out add_bos, or set tokenizer.bos_token first."
+        )
+    return [bos] if add_bos else []
+
+
+def _separator_ids(tokenizer, separator):
+    if separator is None:
+        return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []

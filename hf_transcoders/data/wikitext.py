@@ -1,0 +1,83 @@
+"""Turning the word-level WikiText files back into articles that read as they were written."""
+
+import re
+
+
+# Paragraphs with more unknown words than this are dropped.
+_MAX_UNKNOWN = 0.1
+
+# A heading stands between blank lines; a formula cut at its equals sign looks like one but does not.
+_ARTICLE_START = re.compile(r"\n\s*\n = (?![=\s]).+ = \n\s*\n")
+_SECTION_HEADING = re.compile(r"=(?: =)* (.+?) =(?: =)*")
+
+
+def is_wikitext(text):
+    """Whether the text has the layout of the WikiText files, recognised by ` = Title = ` lines between blank ones."""
+    return _ARTICLE_START.search("\n" + text) is not None
+
+
+def wikitext_articles(text):
+    """
+    Split a WikiText file into articles and undo its word splitting.
+
+    Paragraphs in which more than one word in ten is `<unk>` are dropped; headings are kept without their equals signs
+    and only where text follows them.
+
+    Args:
+        text (`str`):
+            Content of a WikiText file, tokenized (`wiki.train.tokens`) or raw.
+
+    Returns:
+        `list[str]`: One text per article that has any left, paragraphs separated by blank lines.
+    """
+    text = "\n" + text
+    starts = [match.start() for match in _ARTICLE_START.finditer(text)]
+    bounds = [0, *starts, len(text)]
+    articles = [_article(text[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [article for article in articles if article]
+
+
+def _article(text):
+    paragraphs, headings = [], []
+    for line in text.splitlines():
+        words = line.split()
+        if not words:
+            continue
+        heading = _SECTION_HEADING.fullmatch(line.strip())
+        if heading:
+            level = next(index for index, word in enumerate(words) if word != "=")
+            if level == 1 and (paragraphs or headings):
+                continue  # a formula cut at its equals sign
+            # A heading replaces those of its level and below that no text has followed.
+            headings = [entry for entry in headings if entry[0] < level]
+            headings.append((level, heading[1].split()))
+        elif words.count("<unk>") <= _MAX_UNKNOWN * len(words):
+            paragraphs += [detokenize(words) for _, words in headings if "<unk>" not in words]
+            headings = []
+            paragraphs.append(detokenize(words))
+    return "\n\n".join(paragraphs)
+
+
+_OPENING = re.compile(r"([(\[{$£€#]) ")
+_CLOSING = re.compile(r" ([,.;:!?)\]}%]|'(?:s|m|d|re|ve|ll)\b|n't\b)")
+_NUMBER_JOIN = re.compile(r" @([-,.])@ ")
+# The apostrophe of a contraction is split from the letter before it as well: "Don 't".
+_CONTRACTION = re.compile(r"n 't\b")
+_POSSESSIVE = re.compile(r"s '(?= )")
+_DOUBLE_QUOTED = re.compile(r'" ([^"]*?) "')
+_NUMBER_RANGE = re.compile(r"(?<=\d) – (?=\d)")
+
+
+def detokenize(words):
+    """
+    Join the words of one WikiText line as they were written: `a guest @-@ starring role , 9 @.@ 87 %` becomes
+    `a guest-starring role, 9.87%`.
+    """
+    text = " ".join(words)
+    text = _NUMBER_JOIN.sub(r"\1", text)
+    text = _NUMBER_RANGE.sub("–", text)
+    text = _DOUBLE_QUOTED.sub(r'"\1"', text)
+    text = _CONTRACTION.sub("n't", text)
+    text = _POSSESSIVE.sub("s'", text)
+    text = _OPENING.sub(r"\1", text)
+    return _CLOSING.sub(r"\1", text)

@@ -1,0 +1,3 @@
+"""The `hf-transcoders` command: parses, calls the library, prints."""
+
+from .main import main

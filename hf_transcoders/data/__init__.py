@@ -1,5 +1,21 @@
-"""From text to what a transcoder is trained on."""
+"""From text to what a dictionary is trained on: documents, rows of tokens, batches of activations."""
 
-from .offline_text import docstring_texts
-from .packing import pack_tokens
-from .text import load_texts
+import importlib
+
+
+_EXPORTS = {
+    "ActivationHarvester": "harvest",
+    "ActivationStream": "activations",
+    "docstring_texts": "offline_text",
+    "load_texts": "text",
+    "pack_tokens": "packing",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name):
+    # Text can be loaded and packed without torch.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -1,0 +1,150 @@
+"""What several commands share: the arguments for model and text, and how they are loaded."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from ..errors import TranscoderError
+
+
+# Language models that come as packages: usable where the Hub is out of reach.
+OFFLINE_MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, keeps the examples' line breaks."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    group = parser.add_argument_group("base model")
+    group.add_argument(
+        "--model",
+        required=required,
+        help="Hub id or folder of the language model, or one that comes as a package: "
+        + ", ".join(OFFLINE_MODELS)
+        + ("" if required else "; left out, the one that the dictionary was trained on"),
+    )
+    group.add_argument("--revision", help="commit, tag or branch of the model on the Hub")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="precision of the base model; auto is the checkpoint's on a GPU and the faster of float32 and bfloat16 here "
+        "on a CPU",
+    )
+    group.add_argument("--device", help="cuda, cpu, mps ...; left out, the best there is")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, default_tokens: int) -> None:
+    group = parser.add_argument_group("text")
+    group.add_argument(
+        "--data",
+        default="docstrings",
+        help="a Hub dataset id, a file or folder (.txt, .jsonl, .parquet, .csv), or `docstrings`: the English docstrings "
+        "of the installed packages, which need no download",
+    )
+    group.add_argument("--split", default="train", help="split of a Hub dataset")
+    group.add_argument("--text-column", help="column that holds the text; left out, the only text column")
+    group.add_argument("--sequence-length", type=int, default=128, help="tokens of one row")
+    group.add_argument("--max-tokens", type=int, default=default_tokens, help="tokens to read")
+
+
+def load_base_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
+    """
+    The language model and its tokenizer.
+
+    Args:
+        name (`str`): Hub id, folder, or the name of a model that comes as a package.
+        revision, dtype, device: As the command line gives them.
+
+    Returns:
+        `tuple(PreTrainedModel, PreTrainedTokenizerBase)`
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..lm import offline_model
+
+    path = offline_model(name) if name in OFFLINE_MODELS else name
+    device = device or best_device()
+    if dtype == "auto":
+        chosen = "auto" if device != "cpu" else fastest_cpu_dtype()
+    else:
+        chosen = getattr(torch, dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=chosen)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except OSError as error:
+        raise TranscoderError(
+            f"The language model '{name}' could not be loaded: give a Hub id that exists and can be reached, a folder that "
+            f"holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
+        ) from error
+    return model.to(device).eval(), tokenizer
+
+
+def load_dictionaries(path: str, revision: str | None = None):
+    """A [`TranscoderSet`] from the folder or repo of a set, or of a single dictionary."""
+    from ..models import TranscoderModel, TranscoderSet
+    from ..models.transcoder_set import INDEX_NAME
+
+    local = Path(path)
+    if local.is_dir() and not (local / INDEX_NAME).exists() and not (local / "config.json").exists():
+        raise TranscoderError(
+            f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
+        )
+    if not local.exists() and path.count("/") != 1:
+        raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
+    try:
+        return TranscoderSet.from_pretrained(path, revision=revision).eval()
+    except TranscoderError as no_set:
+        if local.is_dir() and (local / INDEX_NAME).exists():
+            raise
+        try:
+            return TranscoderSet([TranscoderModel.from_pretrained(path, revision=revision)]).eval()
+        except OSError as error:
+            raise TranscoderError(f"{path} could not be loaded ({_first_sentence(error)})") from no_set
+
+
+def base_of(dictionaries, given: str | None) -> str:
+    """Which language model to use: the one given, or the one the dictionaries were trained on."""
+    name = given or dictionaries.base_model_name_or_path
+    if name is None:
+        raise TranscoderError("The dictionary does not say which language model it belongs to: give --model.")
+    packaged = {model.lower(): model for model in OFFLINE_MODELS}
+    # The models that come as packages go by their Hub id in the configuration.
+    return name if given else packaged.get(name.split("/")[-1].lower(), name)
+
+
+def best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def fastest_cpu_dtype():
+    """float32, or bfloat16 where this processor multiplies in it natively: measured, in a tenth of a second."""
+    import torch
+
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=dtype)
+        a @ a
+        times[dtype] = min(_timed(lambda a=a: a @ a) for _ in range(5))
+    return torch.bfloat16 if times[torch.bfloat16] < 0.8 * times[torch.float32] else torch.float32
+
+
+def _timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")
+
+
+def print_json(value) -> None:
+    print(json.dumps(value, indent=2, default=str))

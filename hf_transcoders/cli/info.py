@@ -1,0 +1,90 @@
+"""`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
+
+import argparse
+
+from .common import HelpFormatter, load_dictionaries, print_json
+
+
+def parse(argv, prog):
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Says what a trained dictionary or set is. Without a path: versions and devices of this machine.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("path", nargs="?", help="folder or Hub id of a dictionary or set")
+    parser.add_argument("--revision", help="commit, tag or branch on the Hub")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    facts = describe_environment() if args.path is None else describe_dictionaries(args.path, args.revision)
+    if args.json:
+        print_json(facts)
+        return
+    if args.path is None:
+        _print_pairs(facts)
+        return
+    for name, values in facts.items():
+        print(name)
+        _print_pairs(values, indent="  ")
+
+
+def describe_environment() -> dict:
+    """Versions of what matters, and the devices."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    facts = {"python": platform.python_version()}
+    packages = ("hf_transcoders", "torch", "transformers", "huggingface_hub", "safetensors", "accelerate", "datasets")
+    for package in (*packages, "evaluate", "gguf"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["cpu threads"] = torch.get_num_threads()
+    facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return facts
+
+
+def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, dict]:
+    """What each dictionary is, reads, writes and was trained on."""
+    described = {}
+    for name, model in load_dictionaries(path, revision).items():
+        config = model.config
+        sparsity = {
+            "topk": f"top {config.k} of each token",
+            "batchtopk": f"top {config.k} of each token on average",
+            "relu": f"L1 coefficient {config.l1_coefficient:g}",
+            "gated": f"L1 coefficient {config.l1_coefficient:g}",
+            "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
+        }[config.activation]
+        described[name] = {
+            "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
+            "base model": config.base_model_name_or_path,
+            "revision": config.base_model_revision,
+            "reads": config.input_site,
+            "writes": config.output_site,
+            "features": config.num_features,
+            "width in, out": [config.d_in, config.d_out],
+            "activation": f"{config.activation}, {sparsity}",
+            "skip connection": config.skip_connection,
+            "normalization": config.normalization,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
+        }
+    return described
+
+
+def _print_pairs(values: dict, indent: str = "") -> None:
+    width = max(map(len, values))
+    for key, value in values.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        print(f"{indent}{key:<{width}}  {'-' if value is None else value}")

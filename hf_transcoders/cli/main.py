@@ -1,0 +1,91 @@
+"""Entry point: finds the command, runs it, turns mistakes into one sentence and an exit code."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from .. import __version__
+from ..errors import TranscoderError
+
+
+# Command -> what `--help` says of it. Each is a module here with `add_arguments(parser)` and `run(args)`.
+_COMMANDS = {
+    "demo": "the whole job on a real model in a few minutes, with nothing to download but packages",
+    "train": "train transcoders or SAEs on a language model",
+    "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
+    "features": "what features do: top contexts and output tokens",
+    "info": "what a dictionary or set is; without a path, what this machine has",
+}
+
+EXIT_OK, EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Runs one command.
+
+    Args:
+        argv (`list[str]`, *optional*): Arguments without the program's name. Defaults to those of the process.
+
+    Returns:
+        `int`: 0 done, 2 a mistake the user can mend (one sentence on stderr), 1 anything else, 130 interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _make_parser()
+    # Only the module of the command in question is imported: `--help` answers at once.
+    name = next((word for word in argv if word in _COMMANDS), None)
+    if name is None or argv[0] not in _COMMANDS:
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return EXIT_MISUSED
+    command = importlib.import_module(f".{name}", __package__)
+    debug = "--debug" in argv
+    rest = [word for word in argv[1:] if word != "--debug"]
+    try:
+        command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
+        return EXIT_OK
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong, and nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:
+        if debug:
+            raise
+        sentence, code = _explain(error)
+        print(f"hf-transcoders {name}: {sentence}", file=sys.stderr)
+        return code
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    width = max(map(len, _COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{text}" for name, text in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="hf-transcoders",
+        description="Train, evaluate and read transcoders of Hugging Face language models.",
+        epilog=f"commands:\n{commands}\n\nStart with `hf-transcoders demo`; each command explains itself with --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hf_transcoders {__version__}")
+    parser.add_argument("command", nargs="?", choices=list(_COMMANDS), metavar="command", help="one of those below")
+    return parser
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One sentence for the user, and the exit code."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    if isinstance(error, TranscoderError):
+        return str(error), EXIT_MISUSED
+    if isinstance(error, StrictDataclassError):
+        # Its first line names the field, its last the reason.
+        return " ".join(line.strip() for line in str(error).splitlines()), EXIT_MISUSED
+    if isinstance(error, OSError | ValueError):
+        text = " ".join(str(error).split())
+        return text or type(error).__name__, EXIT_MISUSED
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} (run again with --debug to see where)", EXIT_FAILED

@@ -1,0 +1,206 @@
+"""An endless, shuffled, exactly resumable stream of activation batches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import TranscoderError
+from .harvest import ActivationHarvester
+
+
+class ActivationStream:
+    """
+    Batches of activations in random order.
+
+    Neighbouring tokens are alike, so a batch of them would be one long sentence. The stream fills a block of
+    `buffer_tokens` activations from chunks in random order, permutes it and hands it out batch by batch; then it fills
+    the next. No token is lost: what a chunk has left over begins the next block.
+
+    Where it stands is four numbers and the seed ([`~ActivationStream.state_dict`]): the chunk that the block began with,
+    how many of its tokens an earlier block had used, and how many batches of the block are gone. Loading them makes the
+    block again, bit for bit.
+
+    Args:
+        harvester ([`ActivationHarvester`]):
+            Where activations come from.
+        batch_size (`int`, *optional*, defaults to 2048):
+            Tokens of one batch.
+        buffer_tokens (`int`, *optional*, defaults to 65536):
+            Tokens of one block; rounded down to whole batches, and to one epoch where the data is shorter.
+        seed (`int`, *optional*, defaults to 0):
+            Of both orders, that of chunks in an epoch and that of tokens in a block.
+        rank, world_size (`int`, *optional*, defaults to 0 and 1):
+            With several processes each reads other chunks.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a bar while a block is filled.
+    """
+
+    def __init__(
+        self,
+        harvester: ActivationHarvester,
+        *,
+        batch_size: int = 2048,
+        buffer_tokens: int = 65536,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        progress: bool = False,
+    ):
+        self.harvester = harvester
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.progress = progress
+        self._num_chunks = harvester.num_chunks
+        if self._num_chunks is not None:
+            if self._num_chunks < world_size:
+                raise TranscoderError(
+                    f"The data makes {self._num_chunks} chunks for {world_size} processes: give more text or lower "
+                    "`harvest_batch_size`."
+                )
+            rows = len(harvester.dataset)
+            length = len(harvester.dataset[0]["input_ids"])
+            epoch = rows // world_size * max(length - harvester.skip_first, 0)
+            if epoch < batch_size:
+                raise TranscoderError(
+                    f"The text is too short: {rows} rows of {length} tokens leave {epoch} activations per process, less "
+                    f"than one batch of {batch_size}; give more text or a smaller batch size."
+                )
+            buffer_tokens = min(buffer_tokens, epoch)
+        self.batches_per_block = max(1, buffer_tokens // batch_size)
+        self._chunks: Iterator | None = None
+        self._carry: dict[str, torch.Tensor] | None = None
+        self._block: dict[str, torch.Tensor] | None = None
+        # Where the next chunk comes from, and how many tokens of it to pass over.
+        self._epoch, self._position, self._skip = 0, 0, 0
+        # Where the current block began, and what is gone of it.
+        self._block_start = (0, 0, 0)
+        self._block_number, self._offset = 0, 0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, as far as blocks have been filled."""
+        return self._epoch + (self._position / len(self._order(self._epoch)) if self._num_chunks else 0.0)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            self._fill()
+            order = self._permutation()
+            for number in range(self._offset, self.batches_per_block):
+                chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+                # Before the batch is handed out, so that a state saved while it is in use counts it as gone.
+                self._offset = number + 1
+                yield {site: values[chosen] for site, values in self._block.items()}
+            self._block = None
+            self._block_number += 1
+            self._offset = 0
+
+    def sample(self, tokens: int) -> dict[str, torch.Tensor]:
+        """Up to `tokens` activations of the current block, site -> `(tokens, width)`. Nothing is used up."""
+        self._fill()
+        chosen = self._permutation()[:tokens]
+        return {site: values[chosen] for site, values in self._block.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: plain numbers, to be saved with a checkpoint."""
+        return {
+            "block_start": list(self._block_start),
+            "block_number": self._block_number,
+            "offset": self._offset,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "batches_per_block": self.batches_per_block,
+            "world_size": self.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where a saved stream stood."""
+        for name in ("seed", "batch_size", "batches_per_block", "world_size"):
+            if state[name] != getattr(self, name):
+                raise TranscoderError(
+                    f"The checkpoint was made with {name.replace('_', ' ')} {state[name]} and this run has "
+                    f"{getattr(self, name)}: resume with the same data and settings, or start anew."
+                )
+        self._block_start = tuple(state["block_start"])
+        self._epoch, self._position, self._skip = self._block_start
+        self._block_number, self._offset = state["block_number"], state["offset"]
+        self._chunks = self._carry = self._block = None
+        if self._offset == self.batches_per_block:
+            # The block was used up to the last batch: make it once more to know where the next begins.
+            self._fill()
+            self._block = None
+            self._block_number += 1
+            self._offset = 0
+
+    def _order(self, epoch: int) -> range | list[int]:
+        """The chunks of this process in an epoch."""
+        if self._num_chunks is None:
+            return range(self.rank, 1 << 62, self.world_size)
+        generator = torch.Generator().manual_seed(_mix(self.seed, 1, epoch))
+        return torch.randperm(self._num_chunks, generator=generator)[self.rank :: self.world_size].tolist()
+
+    def _permutation(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(_mix(self.seed, 2, self._block_number, self.rank))
+        order = torch.randperm(self.batches_per_block * self.batch_size, generator=generator)
+        return order.to(next(iter(self._block.values())).device)
+
+    def _fill(self) -> None:
+        if self._block is not None:
+            return
+        wanted = self.batches_per_block * self.batch_size
+        self._block_start = (self._epoch, self._position, self._skip)
+        block: dict[str, torch.Tensor] = {}
+        filled = 0
+        with tqdm(total=wanted, desc="Reading activations", unit="tok", leave=False, disable=not self.progress) as bar:
+            while filled < wanted:
+                chunk = self._next_chunk()
+                tokens = next(iter(chunk.values())).shape[0]
+                taken = min(tokens, wanted - filled)
+                for site, values in chunk.items():
+                    if site not in block:
+                        block[site] = values.new_empty(wanted, values.shape[1])
+                    block[site][filled : filled + taken] = values[:taken]
+                filled += taken
+                bar.update(taken)
+                if taken < tokens:
+                    self._carry = {site: values[taken:] for site, values in chunk.items()}
+                    self._skip += taken
+                else:
+                    self._position, self._skip = self._position + 1, 0
+        self._block = block
+
+    def _next_chunk(self) -> dict[str, torch.Tensor]:
+        """The chunk at the cursor, without the tokens that were used already."""
+        if self._carry is not None:
+            carry, self._carry = self._carry, None
+            return carry
+        empty_epochs = 0
+        while True:
+            if self._chunks is None:
+                self._chunks = self.harvester.chunks(self._order(self._epoch), self._position)
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                if self._position == 0 or empty_epochs:
+                    raise TranscoderError(
+                        "The data gives no activations: it is empty, or every token is masked; give more text, or check "
+                        "`skip_first` and the special tokens."
+                    )
+                empty_epochs += 1
+                self._chunks = None
+                self._epoch, self._position = self._epoch + 1, 0
+                continue
+            left = {site: values[self._skip :] for site, values in chunk.items()}
+            if next(iter(left.values())).shape[0]:
+                return left
+            self._position, self._skip = self._position + 1, 0
+
+
+def _mix(*numbers: int) -> int:
+    """One seed of several numbers, so that no two uses share a sequence."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 12345) % (2**63 - 1)
+    return mixed

@@ -1,0 +1,271 @@
+"""Writing into a base model: dictionaries in place of its modules, and ablations."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import TranscoderError
+from .architectures import locate, site_width
+from .hooks import read_at, write_at
+from .sites import Site, parse_sites
+
+
+class Replacement(Mapping):
+    """What [`replace`], [`splice`] and [`ablate`] yield: features of the last forward, by output site.
+
+    Keys are [`Site`] objects or their text; the mapping is empty unless features were asked for.
+
+    Attributes:
+        mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
+            The positions where the replacement applies, all if `None`. May be set anew before each forward.
+    """
+
+    def __init__(self, mask: torch.Tensor | None):
+        self.mask = mask
+        self._features = {}
+
+    def __getitem__(self, site: Site | str) -> torch.Tensor:
+        site = Site.parse(site)
+        if site not in self._features:
+            raise KeyError(f"No features at '{site}': ask for them with features=True, then call the model")
+        return self._features[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._features)
+
+    def __len__(self):
+        return len(self._features)
+
+    def _where_masked(self, new, true):
+        if self.mask is None:
+            return new
+        if self.mask.shape != true.shape[:-1]:
+            raise TranscoderError(
+                f"The mask has shape {tuple(self.mask.shape)}, but the model was called with {tuple(true.shape[:-1])} "
+                "(batch, seq); set `.mask` to one bool per token of this call."
+            )
+        return torch.where(self.mask.to(true.device).unsqueeze(-1), new, true)
+
+
+@contextmanager
+def replace(
+    model: PreTrainedModel,
+    replacements: Mapping[str | Site, nn.Module],
+    *,
+    error: Literal["drop", "keep"] = "drop",
+    mask: torch.Tensor | None = None,
+    features: bool = False,
+) -> Iterator[Replacement]:
+    """Put dictionaries in place of activations in every forward of `model` inside the `with` block.
+
+    Each dictionary reads the activation at its `config.input_site` and its reconstruction is written at the output
+    site. Several dictionaries work together: those further up read the stream that those below have changed.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model.
+        replacements (`Mapping[str | Site, torch.nn.Module]`):
+            Output site to dictionary. A dictionary is called as `dictionary(inputs, output_features=...)` with
+            `inputs` `(batch, seq, d_in)` in its own dtype, and answers with `.reconstruction` `(batch, seq, d_out)`
+            and `.features` `(batch, seq, num_features)`.
+        error (`"drop"` or `"keep"`, *optional*, defaults to `"drop"`):
+            `"drop"` writes the reconstruction. `"keep"` adds what the reconstruction misses as a constant, so that
+            the model computes exactly what it did before while gradients flow through the dictionary.
+        mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
+            Positions to replace; the others keep the true value. Can be changed through the yielded object.
+        features (`bool`, *optional*, defaults to `False`):
+            Keep the features of the last forward in the yielded mapping. They are dense, so they can be big.
+
+    Returns:
+        [`Replacement`]: a mapping from output site to features.
+
+    Raises:
+        [`TranscoderError`]: a site the model does not have, two dictionaries writing to one place, or a dictionary
+            whose widths do not fit the model. Nothing has been attached to the model by then.
+    """
+    if error not in ("drop", "keep"):
+        raise TranscoderError(f"error='{error}' is unknown; use 'drop' or 'keep'.")
+    replacement = Replacement(mask)
+    reads, writes = [], {}
+    for site, dictionary in replacements.items():
+        site, source = Site.parse(site), Site.parse(dictionary.config.input_site)
+        _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
+        _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
+        spliced = _Spliced(replacement, site, source, dictionary, error, features)
+        if locate(model, source) == locate(model, site):
+            writes[site] = spliced.rewrite
+        else:
+            reads.append((source, spliced.read))
+            writes[site] = spliced.write
+    with _edited(model, reads, writes):
+        yield replacement
+
+
+@contextmanager
+def ablate(
+    model: PreTrainedModel,
+    sites: str | Site | Iterable[str | Site],
+    value: float | torch.Tensor | Mapping[str | Site, float | torch.Tensor] = 0.0,
+    mask: torch.Tensor | None = None,
+) -> Iterator[Replacement]:
+    """Hold the activations at some sites constant in every forward of `model` inside the `with` block.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model.
+        sites (`str`, [`Site`] or an iterable of them):
+            Where to write.
+        value (`float`, `torch.Tensor` or a mapping from site to either, *optional*, defaults to 0.0):
+            What to write: zero, a mean activation `(width)`, or anything that broadcasts to `(batch, seq, width)`.
+        mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
+            Positions to ablate; the others keep the true value. Can be changed through the yielded object.
+
+    Returns:
+        [`Replacement`]: an empty mapping that carries `.mask`.
+
+    Raises:
+        [`TranscoderError`]: a site the model does not have, or a value that does not fit it. Nothing has been
+            attached to the model by then.
+    """
+    sites = parse_sites(sites)
+    if isinstance(value, Mapping):
+        values = {Site.parse(site): constant for site, constant in value.items()}
+        if missing := [str(site) for site in sites if site not in values]:
+            raise TranscoderError(f"`value` has no entry for {', '.join(missing)}; give one value per ablated site.")
+    else:
+        values = dict.fromkeys(sites, value)
+    replacement = Replacement(mask)
+    writes = {}
+    for site in sites:
+        constant = torch.as_tensor(values[site])
+        if constant.dim() > 0:
+            _check_width(model, site, constant.shape[-1], f"The value for '{site}' writes")
+        writes[site] = _Constant(replacement, constant).write
+    with _edited(model, [], writes):
+        yield replacement
+
+
+def splice(
+    model: PreTrainedModel,
+    dictionaries: nn.Module | Iterable[nn.Module] | Mapping[str, nn.Module],
+    *,
+    error: Literal["drop", "keep"] = "keep",
+    features: bool = True,
+    mask: torch.Tensor | None = None,
+):
+    """[`replace`] with each dictionary at the output site of its own config; by default only to read the features.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model.
+        dictionaries (`torch.nn.Module`, an iterable of them, or a mapping with them as values):
+            What to splice in.
+        error, features, mask:
+            As in [`replace`].
+
+    Returns:
+        A context manager that yields a [`Replacement`]: a mapping from output site to features.
+
+    Raises:
+        [`TranscoderError`]: as in [`replace`].
+
+    Example:
+
+    ```python
+    >>> with splice(model, transcoder) as features:
+    ...     model(**tokenizer("The capital of France is", return_tensors="pt"))
+    ...     features["layers.8.mlp.out"].shape
+    torch.Size([1, 5, 4608])
+    ```
+    """
+    if isinstance(dictionaries, Mapping):
+        dictionaries = dictionaries.values()
+    elif not isinstance(dictionaries, Iterable):
+        dictionaries = [dictionaries]
+    replacements = {}
+    for dictionary in dictionaries:
+        site = Site.parse(dictionary.config.output_site)
+        if site in replacements:
+            raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
+        replacements[site] = dictionary
+    return replace(model, replacements, error=error, mask=mask, features=features)
+
+
+class _Spliced:
+    """One dictionary at work: what it reads on its way through the forward, and what it writes."""
+
+    def __init__(self, replacement, site, source, dictionary, error, features):
+        self.replacement = replacement
+        self.site = site
+        self.source = source
+        self.dictionary = dictionary
+        self.error = error
+        self.features = features
+        self.inputs = None
+
+    def read(self, inputs):
+        self.inputs = inputs
+
+    def write(self, value):
+        inputs, self.inputs = self.inputs, None
+        if inputs is None:
+            raise TranscoderError(
+                f"A dictionary that writes to '{self.site}' cannot read '{self.source}': the model reaches that later."
+            )
+        return self._reconstruct(inputs, value)
+
+    def rewrite(self, value):
+        return self._reconstruct(value, value)
+
+    def _reconstruct(self, inputs, value):
+        weight = next(self.dictionary.parameters(), inputs)
+        output = self.dictionary(inputs.to(weight.device, weight.dtype), output_features=self.features)
+        if self.features:
+            self.replacement._features[self.site] = output.features
+        new = output.reconstruction.to(value.device)
+        if self.error == "keep":
+            # The same as new + (value - new).detach(), but without its rounding.
+            new = value.detach() + (new - new.detach())
+        return self.replacement._where_masked(new.to(value.dtype), value)
+
+
+class _Constant:
+    def __init__(self, replacement, constant):
+        self.replacement = replacement
+        self.constant = constant
+
+    def write(self, value):
+        new = self.constant.to(value.device, value.dtype).expand_as(value)
+        return self.replacement._where_masked(new, value)
+
+
+@contextmanager
+def _edited(model, reads, writes: Mapping[Site, Callable]):
+    """Attach the readers and writers of one replacement, once it is certain that all of them can be."""
+    targets = {}
+    for site in writes:
+        if site.point == "resid_mid":
+            raise TranscoderError(
+                f"'{site}' can be read but not written: the model has no module that passes it on; write to "
+                f"'layers.{site.layer}.attn.branch' instead."
+            )
+        location = locate(model, site)
+        if location in targets:
+            raise TranscoderError(f"'{targets[location]}' and '{site}' are one place in this model; write to one.")
+        targets[location] = site
+    with ExitStack() as stack:
+        for location, site in targets.items():
+            write_at(stack, location, writes[site])
+        for site, read in reads:
+            read_at(stack, locate(model, site), read)
+        yield
+
+
+def _check_width(model, site, width, who):
+    expected = site_width(model, site)
+    if expected is not None and width != expected:
+        raise TranscoderError(f"{who} {width} values at '{site}', but this model has {expected} there.")

@@ -1,0 +1,114 @@
+"""Names for places in a language model that can be read from or written to."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from ..errors import TranscoderError
+
+
+POINTS = (
+    "resid_pre",
+    "attn.in",
+    "attn.out",
+    "attn.branch",
+    "resid_mid",
+    "mlp.in",
+    "mlp.out",
+    "mlp.branch",
+    "resid_post",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a base model whose activation can be read or replaced.
+
+    Two text forms exist, and `str(site)` gives them back:
+
+    - `layers.8.mlp.in`: a layer (counted from 0) and one of the points of a transformer block.
+    - `module:model.layers.8.mlp.down_proj:in`: the input or output of any module, by its name in `named_modules()`.
+
+    The points of a block, in the order in which a sequential block reaches them:
+
+    | point         | value                                                                               |
+    |---------------|-------------------------------------------------------------------------------------|
+    | `resid_pre`   | residual stream entering the block                                                  |
+    | `attn.in`     | input of the attention module, after its norm                                       |
+    | `attn.out`    | output of the attention module                                                      |
+    | `attn.branch` | what attention adds to the residual stream: `attn.out` after a post-norm, if any    |
+    | `resid_mid`   | residual stream between attention and MLP (not in models with a parallel residual)  |
+    | `mlp.in`      | input of the MLP, after its norm                                                    |
+    | `mlp.out`     | output of the MLP                                                                   |
+    | `mlp.branch`  | what the MLP adds to the residual stream: `mlp.out` after a post-norm, if any       |
+    | `resid_post`  | residual stream leaving the block                                                   |
+
+    Args:
+        point (`str`):
+            One of the points above, or `"in"` / `"out"` of a module.
+        layer (`int`, *optional*):
+            Layer of a block's point.
+        module (`str`, *optional*):
+            Dotted name of a module, for the second form.
+
+    Example:
+
+    ```python
+    >>> site = Site.parse("layers.8.mlp.in")
+    >>> site.layer, site.point, str(site)
+    (8, 'mlp.in', 'layers.8.mlp.in')
+    ```
+    """
+
+    point: str
+    layer: int | None = None
+    module: str | None = None
+
+    def __post_init__(self):
+        if self.module is None:
+            valid = self.point in POINTS and self.layer is not None and self.layer >= 0
+        else:
+            valid = self.point in ("in", "out") and self.layer is None and self.module != ""
+        if not valid:
+            raise TranscoderError(_misspelt(str(self)))
+
+    @classmethod
+    def parse(cls, site: "str | Site") -> "Site":
+        """Read a site from its text; a [`Site`] comes back as it is.
+
+        Raises:
+            [`TranscoderError`]: the text names no site. The message lists the points and suggests the nearest site.
+        """
+        if isinstance(site, Site):
+            return site
+        if in_block := re.fullmatch(r"layers\.(\d+)\.(.+)", site):
+            return cls(point=in_block[2], layer=int(in_block[1]))
+        if in_module := re.fullmatch(r"module:(.+):(in|out)", site):
+            return cls(point=in_module[2], module=in_module[1])
+        raise TranscoderError(_misspelt(site))
+
+    def __str__(self):
+        if self.module is None:
+            return f"layers.{self.layer}.{self.point}"
+        return f"module:{self.module}:{self.point}"
+
+
+def parse_sites(sites) -> list[Site]:
+    """One site or an iterable of sites, as text or as [`Site`], into a list without repeats."""
+    if isinstance(sites, (str, Site)):
+        sites = [sites]
+    parsed = list(dict.fromkeys(Site.parse(site) for site in sites))
+    if not parsed:
+        raise TranscoderError("No site was given; name at least one, for example 'layers.0.mlp.in'.")
+    return parsed
+
+
+def _misspelt(text):
+    number = re.search(r"\d+", text)
+    layer = number[0] if number else "0"
+    nearest = difflib.get_close_matches(text, [f"layers.{layer}.{point}" for point in POINTS], n=1)
+    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return (
+        f"'{text}' is not a site: write 'layers.<number>.<point>' with one of the points {', '.join(POINTS)}, or "
+        f"'module:<dotted name>:in' or ':out' for any other module.{hint}"
+    )

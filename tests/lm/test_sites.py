@@ -1,0 +1,75 @@
+import pytest
+
+from hf_transcoders.errors import TranscoderError
+from hf_transcoders.lm import Site
+from hf_transcoders.lm.sites import POINTS, parse_sites
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_points_of_a_block_round_trip(point):
+    site = Site.parse(f"layers.12.{point}")
+    assert (site.layer, site.point, site.module) == (12, point, None)
+    assert str(site) == f"layers.12.{point}"
+    assert Site.parse(str(site)) == site
+    assert Site.parse(site) is site
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_module_sites_round_trip(side):
+    site = Site.parse(f"module:model.layers.3.mlp.down_proj:{side}")
+    assert (site.layer, site.point, site.module) == (None, side, "model.layers.3.mlp.down_proj")
+    assert str(site) == f"module:model.layers.3.mlp.down_proj:{side}"
+
+
+def test_equal_sites_are_one_key():
+    assert {Site.parse("layers.8.mlp.in"): 1}[Site(layer=8, point="mlp.in")] == 1
+    assert Site.parse("layers.08.mlp.in") == Site.parse("layers.8.mlp.in")
+    assert Site.parse("layers.8.mlp.in") != Site.parse("layers.8.mlp.out")
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("layers.8.mlp.inn", "layers.8.mlp.in"),
+        ("layer.8.resid_mid", "layers.8.resid_mid"),
+        ("layers.8.residpost", "layers.8.resid_post"),
+        ("layers.8.attention.branch", "layers.8.attn.branch"),
+    ],
+)
+def test_misspelt_site_names_the_points_and_the_nearest_site(text, nearest):
+    with pytest.raises(TranscoderError) as error:
+        Site.parse(text)
+    assert f"'{text}' is not a site" in str(error.value)
+    assert all(point in str(error.value) for point in POINTS)
+    assert str(error.value).endswith(f"Did you mean '{nearest}'?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "layers.-1.mlp.in", "layers.x.mlp.in", "module::in", "module:lm_head", "module:lm_head:both"],
+)
+def test_text_that_is_no_site_is_refused(text):
+    with pytest.raises(TranscoderError, match="is not a site"):
+        Site.parse(text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"point": "mlp.in"},
+        {"point": "mlp.in", "layer": -1},
+        {"point": "mlp.in", "module": "lm_head"},
+        {"point": "in", "layer": 1, "module": "lm_head"},
+    ],
+)
+def test_a_site_cannot_be_built_wrong(fields):
+    with pytest.raises(TranscoderError, match="is not a site"):
+        Site(**fields)
+
+
+def test_parse_sites():
+    mlp_in = Site.parse("layers.0.mlp.in")
+    assert parse_sites("layers.0.mlp.in") == parse_sites(mlp_in) == [mlp_in]
+    assert parse_sites(["layers.1.mlp.in", mlp_in, "layers.0.mlp.in"]) == [Site.parse("layers.1.mlp.in"), mlp_in]
+    with pytest.raises(TranscoderError, match="No site was given"):
+        parse_sites([])

@@ -7,6 +7,8 @@ the device; `compute` does, once.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -134,20 +136,26 @@ class ReconstructionStatistics(SumStatistics):
                 f"Targets {tuple(target.shape)} and reconstructions {tuple(reconstruction.shape)} must have the same "
                 f"shape and end in d_out = {self.d_out}."
             )
-        target = target.reshape(-1, self.d_out).float()
-        reconstruction = reconstruction.reshape(-1, self.d_out).float()
-        tokens = torch.tensor(len(target), dtype=self.sums["tokens"].dtype, device=target.device)
-        if mask is not None:
-            keep = mask.reshape(-1, 1)
+        # On a CPU, temporaries of 2 MB stay in the cache and in the allocator's hands: twice as fast as one whole pass.
+        rows = max(1, 2**19 // self.d_out) if target.device.type == "cpu" else max(1, target.numel())
+        masks = mask.reshape(-1, 1).split(rows) if mask is not None else itertools.repeat(None)
+        targets, reconstructions = target.reshape(-1, self.d_out), reconstruction.reshape(-1, self.d_out)
+        for batch in zip(targets.split(rows), reconstructions.split(rows), masks, strict=False):
+            self._update_rows(*batch)
+
+    def _update_rows(self, target: Tensor, reconstruction: Tensor, keep: Tensor | None) -> None:
+        target, reconstruction = target.float(), reconstruction.float()
+        tokens = torch.full((), len(target), dtype=self.sums["tokens"].dtype, device=target.device)
+        if keep is not None:
             tokens = self._sum(keep)
             target = target.where(keep, 0)
             reconstruction = reconstruction.where(keep, 0)
 
         # float32 sums of squares lose the variance under a large mean. So the squares are taken about a vector near
         # the mean (any would do: what follows is exact algebra) and moved back to the origin in float64.
-        centre = target[::16].mean(0) if mask is None else target.sum(0) / tokens.clamp(min=1).float()
+        centre = target[::16].mean(0) if keep is None else target.sum(0) / tokens.clamp(min=1).float()
         deviation = target - centre
-        if mask is not None:
+        if keep is not None:
             deviation = deviation.where(keep, 0)
         shift, centre = deviation.sum(0).to(tokens.dtype), centre.to(tokens.dtype)
         deviation_square = self._norms(deviation).square().sum()

@@ -1,0 +1,11 @@
+"""What is trained, saved and shared: one dictionary, and sets of them."""
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_transcoder import TranscoderConfig
+from .modeling_transcoder import TranscoderModel, TranscoderOutput
+from .transcoder_set import TranscoderSet, TranscoderSetOutput
+
+
+AutoConfig.register("transcoder", TranscoderConfig, exist_ok=True)
+AutoModel.register(TranscoderConfig, TranscoderModel, exist_ok=True)

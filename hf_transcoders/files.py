@@ -1,0 +1,53 @@
+"""Folders that are either whole or absent."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_directory(target: str | os.PathLike) -> Iterator[Path]:
+    """
+    Yields an empty folder; what is written there appears in `target` only when the block ends without an exception.
+
+    A new `target` appears by one rename. Into an existing one the files move one by one, each by a rename, so that every
+    file in it is whole at any moment; files that the block did not write stay.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    partial.chmod(0o777 & ~_umask())
+    try:
+        yield partial
+        if not target.exists():
+            partial.rename(target)
+        else:
+            for path in sorted(partial.rglob("*")):
+                if path.is_file():
+                    destination = target / path.relative_to(partial)
+                    destination.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path in the folder of `target` that is renamed to `target` when the block ends without an exception."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,168 @@
+"""From pre-activations to features: one small class per activation.
+
+A new activation is one class with `encode` (and, where it has them, `parameters`, `penalty`, `threshold_update`), an
+entry in `ACTIVATIONS` and its name in the configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ..ops import batch_topk, jumprelu, sparse_encode, sparse_to_dense, step, topk
+
+
+if TYPE_CHECKING:
+    from .modeling_transcoder import TranscoderModel
+
+
+@dataclass
+class Encoded:
+    """
+    Features of a batch of rows, dense or sparse.
+
+    Args:
+        dense (`torch.Tensor` of shape `(rows, num_features)`, *optional*):
+            The features, where the activation computes all of them.
+        offsets, indices, values (`torch.Tensor`, *optional*):
+            The active ones only, in the layout of `ops.sparse`, where it computes few.
+        pre_activations (`torch.Tensor` of shape `(rows, num_features)`, *optional*):
+            Kept for activations whose penalty needs them.
+    """
+
+    dense: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
+    indices: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    pre_activations: torch.Tensor | None = None
+
+    def to_dense(self, num_features: int) -> torch.Tensor:
+        if self.dense is not None:
+            return self.dense
+        return sparse_to_dense(self.offsets, self.indices, self.values, num_features)
+
+
+class Activation:
+    """What a dictionary does with `x @ W_enc.T + b_enc`. Stateless: its parameters belong to the model."""
+
+    #: Further parameters of shape `(num_features,)` and where they start (a number, or the configuration's field).
+    parameters: dict[str, float | str] = {}
+    #: Those of them that are in units of the pre-activations and follow when these are rescaled.
+    pre_activation_parameters: tuple[str, ...] = ()
+
+    def encode(self, model: TranscoderModel, inputs: torch.Tensor) -> Encoded:
+        """Features of `inputs (rows, d_in)`, already normalised and centred."""
+        raise NotImplementedError
+
+    def penalty(self, model: TranscoderModel, inputs, targets, encoded: Encoded) -> dict[str, torch.Tensor]:
+        """Loss terms besides the reconstruction, per token, each already weighted with its coefficient."""
+        return {}
+
+    def shift_(self, model: TranscoderModel, shift: torch.Tensor) -> None:
+        """Adds `shift (num_features,)` to every pre-activation, as folding an input offset needs it."""
+        model.b_enc.add_(shift)
+
+
+class ReLU(Activation):
+    """Every positive pre-activation; sparse by an L1 penalty (arXiv 2406.11944, Eq. 5)."""
+
+    def encode(self, model, inputs):
+        return Encoded(dense=model.pre_activations(inputs).relu())
+
+    def penalty(self, model, inputs, targets, encoded):
+        return _l1(model, encoded.dense)
+
+
+class TopK(Activation):
+    """The k largest pre-activations of each token, rectified (arXiv 2406.04093, Eq. 2)."""
+
+    def encode(self, model, inputs):
+        k = model.config.k
+
+        def select(scores):
+            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)
+            return offsets, topk(scores, k).reshape(-1)
+
+        return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select))
+
+
+class BatchTopK(Activation):
+    """k features per token on average over a training batch, a fixed threshold afterwards (arXiv 2412.06410)."""
+
+    def encode(self, model, inputs):
+        if not model.training:
+            pre_activations = model.pre_activations(inputs)
+            return Encoded(dense=pre_activations * (pre_activations > model.threshold))
+        total = model.config.k * inputs.shape[0]
+        return Encoded(
+            None,
+            *sparse_encode(inputs, model.encoder_weight, model.b_enc, lambda scores: batch_topk(scores, total)),
+        )
+
+
+class JumpReLU(Activation):
+    """Pre-activations above a learned threshold; sparse by an L0 penalty (arXiv 2407.14435, Eq. 6 and 9)."""
+
+    parameters = {"threshold": "threshold_init"}
+    pre_activation_parameters = ("threshold",)
+
+    def encode(self, model, inputs):
+        pre_activations = model.pre_activations(inputs)
+        features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
+        return Encoded(dense=features, pre_activations=pre_activations)
+
+    def penalty(self, model, inputs, targets, encoded):
+        config = model.config
+        if not config.l0_coefficient:
+            return {}
+        active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
+        if config.target_l0 is not None:
+            # The distance from the target is one of averages; every token carries the same share of it.
+            active = (active.mean() / config.target_l0 - 1).square().expand_as(active)
+        return {"l0_loss": config.l0_coefficient * active}
+
+
+class Gated(Activation):
+    """A gate that decides which features fire and a magnitude that says how much (arXiv 2404.16014, Eq. 6 and 8)."""
+
+    parameters = {"r_mag": 0.0, "b_mag": 0.0}
+    pre_activation_parameters = ("b_mag",)
+
+    def encode(self, model, inputs):
+        gate = model.pre_activations(inputs)
+        magnitude = (gate - model.b_enc) * model.r_mag.exp() + model.b_mag
+        return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
+
+    def penalty(self, model, inputs, targets, encoded):
+        gate = encoded.pre_activations.relu()
+        # The gate learns through a reconstruction of its own, by a decoder that must not learn from it (Eq. 8).
+        frozen_bias = 0.0 if model.b_dec is None else model.b_dec.detach()
+        reconstruction = F.linear(gate, model.decoder_weight.detach().T) + frozen_bias
+        if model.W_skip is not None:
+            reconstruction = reconstruction + F.linear(inputs, model.W_skip.detach())
+        return {"gate_loss": model.reconstruction_error(reconstruction, targets), **_l1(model, gate)}
+
+    def shift_(self, model, shift):
+        super().shift_(model, shift)
+        model.b_mag.add_(model.r_mag.exp() * shift)
+
+
+def _l1(model, features):
+    config = model.config
+    if not config.l1_coefficient:
+        return {}
+    if config.l1_weighting == "decoder_norm":
+        features = features * model.decoder_weight.norm(dim=-1)
+    return {"l1_loss": config.l1_coefficient * features.float().sum(-1)}
+
+
+ACTIVATIONS: dict[str, type[Activation]] = {
+    "relu": ReLU,
+    "topk": TopK,
+    "batchtopk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "gated": Gated,
+}

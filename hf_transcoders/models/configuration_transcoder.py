@@ -1,0 +1,237 @@
+"""The configuration of one dictionary."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from ..errors import TranscoderError
+
+
+# Raised when a file written by this version can no longer be understood by an older one.
+FORMAT_VERSION = 1
+
+Activation = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
+
+
+@strict
+class TranscoderConfig(PreTrainedConfig):
+    r"""
+    The configuration of a [`TranscoderModel`]: one sparse dictionary that reads a language model's activations at
+    `input_site` and predicts those at `output_site`. The same site twice makes it a sparse autoencoder (SAE).
+
+    Args:
+        d_in (`int`, *optional*, defaults to 768):
+            Width of the activations that are read.
+        d_out (`int`, *optional*, defaults to `d_in`):
+            Width of the activations that are predicted.
+        num_features (`int`, *optional*, defaults to 16384):
+            Number of features (n), the rows of encoder and decoder.
+        activation (`str`, *optional*, defaults to `"topk"`):
+            `"relu"` (sparse by an L1 penalty), `"topk"` (k features per token), `"batchtopk"` (k on average over a
+            batch in training, a threshold afterwards; arXiv 2412.06410), `"jumprelu"` (learned threshold per feature;
+            arXiv 2407.14435) or `"gated"` (arXiv 2404.16014).
+        k (`int`, *optional*):
+            Active features per token; for `"topk"` and `"batchtopk"`, where it defaults to 32.
+        skip_connection (`bool`, *optional*, defaults to `False`):
+            Adds a linear map from input to output, `W_skip (d_out, d_in)` (arXiv 2501.18823).
+        tied (`bool`, *optional*, defaults to `False`):
+            Decoder = encoder with rows of unit norm, as in the 2023 sparse autoencoder (arXiv 2309.08600, Eq. 2-3).
+        decoder_bias (`bool`, *optional*, defaults to `True`):
+            Whether the output has a bias `b_dec`. The 2023 sparse autoencoder has none.
+        pre_bias (`bool`, *optional*, defaults to `False`):
+            Whether a learned `b_pre (d_in)` is subtracted from the input.
+        matryoshka_sizes (`list[int]`, *optional*):
+            Prefix lengths, ascending and ending in `num_features`: the reconstruction loss is averaged over the
+            dictionaries made of the first so many features (arXiv 2503.17547).
+        normalization (`str`, *optional*, defaults to `"none"`):
+            How inputs and outputs are brought to a common scale, by buffers measured before training: `"none"`,
+            `"scale"` (one number per site, so that an activation's expected squared norm is its width) or
+            `"standardize"` (mean and standard deviation per dimension). Always foldable into the weights.
+        decoder_init (`str`, *optional*):
+            `"zero"`, `"transpose"` (of the encoder) or `"random"`. Defaults to `"transpose"` for SAEs and `"zero"` for
+            transcoders.
+        decoder_bias_init (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` of the outputs, measured before training, or `"zero"`.
+        center_encoder (`bool`, *optional*):
+            Whether `b_enc` starts at `-W_enc @ mean(inputs)`, so that features begin centred. Defaults to `True`
+            unless a `pre_bias` (which starts at that mean) does the same.
+        decoder_norm (`str`, *optional*, defaults to `"free"`):
+            `"unit"` keeps every decoder row at norm one in training and removes the gradient along it.
+        loss_reduction (`str`, *optional*, defaults to `"normalized"`):
+            How the squared error is scaled; with it, the meaning of every coefficient changes:
+            `"normalized"`: summed over dimensions, divided by the targets' total variance (`target_variance`);
+            `"mean"`: mean over tokens and dimensions (code of arXiv 2309.08600);
+            `"sum"`: summed over dimensions, mean over tokens (Eq. 5 of arXiv 2406.11944, Eq. 4 of arXiv 2309.08600);
+            `"target_norm"`: mean over dimensions of the squared error over the target's norm (code of arXiv 2406.11944).
+        target_variance (`float`, *optional*):
+            Expected squared distance of a target from the mean target, measured before training. Without it, the
+            variance of each batch is used.
+        l1_coefficient (`float`, *optional*, defaults to 0.0):
+            Weight of the L1 penalty (`"relu"`, `"gated"`).
+        l1_weighting (`str`, *optional*, defaults to `"decoder_norm"`):
+            `"decoder_norm"` weighs each activation with the norm of its decoder row, `"none"` does not.
+        l0_coefficient (`float`, *optional*, defaults to 0.0):
+            Weight of the L0 penalty (`"jumprelu"`).
+        target_l0 (`float`, *optional*):
+            With it the penalty is `(L0 / target_l0 - 1)²` instead of L0.
+        jumprelu_bandwidth (`float`, *optional*, defaults to 0.05):
+            Width of the straight-through kernel, in units of the pre-activations.
+        threshold_init (`float`, *optional*, defaults to 0.05):
+            Where JumpReLU thresholds start.
+        auxk_coefficient (`float`, *optional*, defaults to 0.03125):
+            Weight of the AuxK loss, in which dead features predict what the live ones missed (arXiv 2406.04093, A.2).
+        auxk (`int`, *optional*):
+            How many dead features take part per token. Defaults to `d_in // 2`.
+        input_site (`str`, *optional*), output_site (`str`, *optional*):
+            Where the dictionary reads and writes, such as `layers.8.mlp.in` and `layers.8.mlp.branch`.
+        base_model_name_or_path (`str`, *optional*), base_model_revision (`str`, *optional*), base_model_type (`str`, *optional*):
+            The language model it was trained on.
+        training_summary (`dict`, *optional*):
+            What it was trained on and how: data, tokens, context length, precision.
+    """
+
+    model_type = "transcoder"
+
+    d_in: int = 768
+    d_out: int | None = None
+    num_features: int = 16384
+    activation: Activation = "topk"
+    k: int | None = None
+    skip_connection: bool = False
+    tied: bool = False
+    decoder_bias: bool = True
+    pre_bias: bool = False
+    matryoshka_sizes: list[int] | None = None
+    normalization: Literal["none", "scale", "standardize"] = "none"
+    decoder_init: Literal["zero", "transpose", "random"] | None = None
+    decoder_bias_init: Literal["mean", "zero"] = "mean"
+    center_encoder: bool | None = None
+    decoder_norm: Literal["free", "unit"] = "free"
+    loss_reduction: Literal["normalized", "mean", "sum", "target_norm"] = "normalized"
+    target_variance: float | int | None = None
+    l1_coefficient: float | int = 0.0
+    l1_weighting: Literal["decoder_norm", "none"] = "decoder_norm"
+    l0_coefficient: float | int = 0.0
+    target_l0: float | int | None = None
+    jumprelu_bandwidth: float | int = 0.05
+    threshold_init: float | int = 0.05
+    auxk_coefficient: float | int = 0.03125
+    auxk: int | None = None
+    input_site: str | None = None
+    output_site: str | None = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    base_model_type: str | None = None
+    training_summary: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        if self.d_out is None:
+            self.d_out = self.d_in
+        if self.k is None and self.activation in ("topk", "batchtopk"):
+            self.k = 32
+        if self.auxk is None:
+            self.auxk = max(1, self.d_in // 2)
+        if self.decoder_init is None:
+            self.decoder_init = "transpose" if self.is_autoencoder else "zero"
+        if self.center_encoder is None:
+            self.center_encoder = not self.pre_bias and not self.tied
+        super().__post_init__(**kwargs)
+        # Here, so that the error is the sentence itself; `validate_fields` repeats the checks before a save.
+        self.validate_fields()
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether input and output are the same place, so that this is an SAE rather than a transcoder."""
+        return self.tied or (self.input_site is not None and self.input_site == self.output_site)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the number of active features is fixed, so that training can use the sparse kernels."""
+        return self.activation in ("topk", "batchtopk")
+
+    @classmethod
+    def for_model(cls, base_model, input_site, output_site=None, **kwargs) -> "TranscoderConfig":
+        """
+        The configuration of a dictionary for a language model, with widths and names filled in.
+
+        Args:
+            base_model ([`~transformers.PreTrainedModel`] or [`~transformers.PreTrainedConfig`]):
+                The language model, or its configuration.
+            input_site (`str` or [`Site`]):
+                Where the dictionary reads.
+            output_site (`str` or [`Site`], *optional*, defaults to `input_site`):
+                What it predicts. Left out, the dictionary is an SAE.
+            kwargs:
+                Any other argument of [`TranscoderConfig`]. For a `module:` site whose width is not the hidden size, give
+                `d_in` and `d_out`.
+
+        Returns:
+            [`TranscoderConfig`]
+        """
+        base_config = getattr(base_model, "config", base_model)
+        width = base_config.get_text_config().hidden_size
+        kwargs.setdefault("d_in", width)
+        kwargs.setdefault("d_out", width)
+        kwargs.setdefault("base_model_name_or_path", base_config.name_or_path or None)
+        kwargs.setdefault("base_model_revision", getattr(base_config, "_commit_hash", None))
+        kwargs.setdefault("base_model_type", base_config.model_type)
+        return cls(input_site=str(input_site), output_site=str(output_site or input_site), **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        version = config_dict.get("format_version", FORMAT_VERSION)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise TranscoderError(
+                f"This transcoder was written in format {version}, and this version of hf_transcoders reads up to format "
+                f"{FORMAT_VERSION}: upgrade it with `pip install -U hf_transcoders`."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_fields(self):
+        """Checks that the fields fit each other. Run when the configuration is made and before it is saved."""
+        self._check_sizes()
+        self._check_matryoshka()
+        self._check_penalties()
+
+    def _check_sizes(self):
+        for name in ("d_in", "d_out", "num_features", "auxk"):
+            if getattr(self, name) < 1:
+                raise TranscoderError(f"`{name}` is {getattr(self, name)}; give a number of at least 1.")
+        if self.is_sparse and not 1 <= self.k <= self.num_features:
+            raise TranscoderError(
+                f"k is {self.k} but must lie between 1 and the number of features ({self.num_features}): lower `k` or "
+                "raise `num_features`."
+            )
+        if self.k is not None and not self.is_sparse:
+            raise TranscoderError(
+                f"`k` has no meaning for activation '{self.activation}': leave it out, or choose 'topk' or 'batchtopk'."
+            )
+        if self.tied and self.d_in != self.d_out:
+            raise TranscoderError(
+                f"A tied dictionary needs d_in = d_out, not {self.d_in} and {self.d_out}: set `tied=False`."
+            )
+
+    def _check_matryoshka(self):
+        sizes = self.matryoshka_sizes
+        if sizes is not None and (
+            sorted(set(sizes)) != sizes or not sizes or sizes[0] < 1 or sizes[-1] != self.num_features
+        ):
+            raise TranscoderError(
+                f"`matryoshka_sizes` is {sizes}: give ascending prefix lengths that end in num_features "
+                f"({self.num_features})."
+            )
+
+    def _check_penalties(self):
+        if self.l1_coefficient and self.activation not in ("relu", "gated"):
+            raise TranscoderError(
+                f"`l1_coefficient` does nothing for activation '{self.activation}': leave it out, or choose 'relu' or "
+                "'gated'."
+            )
+        if self.l0_coefficient and self.activation != "jumprelu":
+            raise TranscoderError(
+                f"`l0_coefficient` does nothing for activation '{self.activation}': leave it out, or choose 'jumprelu'."
+            )
+        if self.target_l0 is not None and self.target_l0 <= 0:
+            raise TranscoderError(f"`target_l0` is {self.target_l0}; give a positive number of active features.")

@@ -1,0 +1,490 @@
+"""The dictionary: encode, decode, and everything that is trained in one forward."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from ..errors import TranscoderError
+from ..files import atomic_directory
+from ..ops import sparse_decode, topk
+from . import folding
+from .activations import ACTIVATIONS, Encoded
+from .configuration_transcoder import TranscoderConfig
+
+
+@dataclass
+class TranscoderOutput(ModelOutput):
+    """
+    What a [`TranscoderModel`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `targets` are given):
+            Sum of all loss terms.
+        reconstruction (`torch.FloatTensor` of shape `(..., d_out)`):
+            The predicted activations, in the units of the output site.
+        features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, returned unless `output_features=False`):
+            Feature activations.
+        feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
+            The active features and their numbers.
+        feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, BatchTopK in training):
+            Where the part of each row begins in the flat `feature_values`.
+        losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `targets` are given):
+            The terms of the loss by name, each of shape `()` and already weighted.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    feature_values: torch.FloatTensor | None = None
+    feature_indices: torch.LongTensor | None = None
+    feature_offsets: torch.LongTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
+
+
+class TranscoderModel(PreTrainedModel):
+    r"""
+    One sparse dictionary: `features = activation(W_enc x + b_enc)`, `reconstruction = W_decᵀ features + b_dec`.
+
+    Parameters: `W_enc (num_features, d_in)`, `b_enc (num_features,)`, `W_dec (num_features, d_out)`, `b_dec (d_out,)`;
+    where the configuration asks for them `b_pre (d_in,)`, `W_skip (d_out, d_in)`, `threshold (num_features,)`. Row i of
+    `W_enc` and `W_dec` belongs to feature i.
+
+    It behaves as any [`~transformers.PreTrainedModel`]: `from_pretrained`, `save_pretrained`, `push_to_hub`, `AutoModel`.
+
+    Example:
+
+    ```python
+    >>> from hf_transcoders import TranscoderConfig, TranscoderModel
+
+    >>> model = TranscoderModel(TranscoderConfig(d_in=576, num_features=4608, activation="topk", k=64))
+    >>> output = model(activations)
+    >>> output.features.shape, output.reconstruction.shape
+    ```
+    """
+
+    config: TranscoderConfig
+    config_class = TranscoderConfig
+    base_model_prefix = "transcoder"
+    main_input_name = "inputs"
+    # The loss is a mean over the batch; the Trainer divides it under gradient accumulation.
+    accepts_loss_kwargs = False
+    _keep_in_fp32_modules_strict = ["threshold", "input_mean", "input_scale", "output_mean", "output_scale"]
+    _no_split_modules = ["TranscoderModel"]
+    model_tags = ["hf_transcoders", "transcoder", "mechanistic-interpretability"]
+
+    def __init__(self, config: TranscoderConfig):
+        super().__init__(config)
+        n, d_in, d_out = config.num_features, config.d_in, config.d_out
+        self.activation = ACTIVATIONS[config.activation]()
+        self.W_enc = nn.Parameter(torch.empty(n, d_in))
+        self.b_enc = nn.Parameter(torch.empty(n))
+        for name, size, wanted in (
+            ("W_dec", (n, d_out), not config.tied),
+            ("b_dec", (d_out,), config.decoder_bias),
+            ("b_pre", (d_in,), config.pre_bias),
+            ("W_skip", (d_out, d_in), config.skip_connection),
+        ):
+            self.register_parameter(name, nn.Parameter(torch.empty(size)) if wanted else None)
+        for name in self.activation.parameters:
+            self.register_parameter(name, nn.Parameter(torch.empty(n)))
+        if config.activation == "batchtopk":
+            self.register_buffer("threshold", torch.empty(()))
+        if config.normalization != "none":
+            self.register_buffer("input_mean", torch.empty(d_in))
+            self.register_buffer("input_scale", torch.empty(d_in))
+            self.register_buffer("output_mean", torch.empty(d_out))
+            self.register_buffer("output_scale", torch.empty(d_out))
+        self.post_init()
+
+    def _init_weights(self, module):
+        if module is not self:
+            return
+        config = self.config
+        # Rows of unit norm: a pre-activation then has the scale of one coordinate of its input.
+        init.copy_(self.W_enc, F.normalize(torch.randn(self.W_enc.shape, device=self.W_enc.device), dim=-1))
+        init.zeros_(self.b_enc)
+        if self.W_dec is not None:
+            if config.decoder_init == "zero":
+                init.zeros_(self.W_dec)
+            elif config.decoder_init == "transpose" and config.d_in == config.d_out:
+                init.copy_(self.W_dec, self.W_enc)
+            else:
+                rows = torch.randn(self.W_dec.shape, device=self.W_dec.device)
+                init.copy_(self.W_dec, F.normalize(rows, dim=-1))
+        for parameter in (self.b_dec, self.b_pre, self.W_skip):
+            if parameter is not None:
+                init.zeros_(parameter)
+        for name, start in self.activation.parameters.items():
+            init.constant_(getattr(self, name), getattr(config, start) if isinstance(start, str) else start)
+        if config.activation == "batchtopk":
+            init.zeros_(self.threshold)
+        if config.normalization != "none":
+            init.zeros_(self.input_mean)
+            init.zeros_(self.output_mean)
+            init.ones_(self.input_scale)
+            init.ones_(self.output_scale)
+
+    # ------------------------------------------------------------------------------------------------ the function
+
+    @property
+    def encoder_weight(self) -> torch.Tensor:
+        """Encoder rows as used, shape `(num_features, d_in)`: of unit norm in a tied dictionary."""
+        return F.normalize(self.W_enc, dim=-1) if self.config.tied else self.W_enc
+
+    @property
+    def decoder_weight(self) -> torch.Tensor:
+        """Decoder rows as used, shape `(num_features, d_out)`."""
+        return self.encoder_weight if self.config.tied else self.W_dec
+
+    def normalize_input(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs on the scale and centre that `W_enc` expects."""
+        if self.config.normalization != "none":
+            inputs = (inputs.float() - self.input_mean) / self.input_scale
+        inputs = inputs.to(self.W_enc.dtype)
+        return inputs if self.b_pre is None else inputs - self.b_pre
+
+    def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
+        """Targets on the scale in which the loss is computed."""
+        if self.config.normalization != "none":
+            targets = (targets.float() - self.output_mean) / self.output_scale
+        return targets
+
+    def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
+        """A reconstruction back in the units of the output site."""
+        if self.config.normalization != "none":
+            reconstruction = reconstruction * self.output_scale + self.output_mean
+        return reconstruction
+
+    def pre_activations(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs @ W_enc.T + b_enc` for inputs that [`~TranscoderModel.normalize_input`] has seen."""
+        return F.linear(inputs, self.encoder_weight, self.b_enc)
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """
+        Feature activations.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(..., d_in)`): Activations at the input site.
+
+        Returns:
+            `torch.Tensor` of shape `(..., num_features)`.
+        """
+        self._check_width(inputs, self.config.d_in, "inputs")
+        rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
+        features = self.activation.encode(self, rows).to_dense(self.config.num_features)
+        return features.view(*inputs.shape[:-1], -1)
+
+    def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The reconstruction that feature activations stand for.
+
+        Args:
+            features (`torch.Tensor` of shape `(..., num_features)`): Feature activations.
+            inputs (`torch.Tensor` of shape `(..., d_in)`, *optional*):
+                Activations at the input site; needed by a dictionary with a skip connection.
+
+        Returns:
+            `torch.Tensor` of shape `(..., d_out)`.
+        """
+        if self.W_skip is not None and inputs is None:
+            raise TranscoderError(
+                "This dictionary has a skip connection: give `decode` the inputs as well as the features."
+            )
+        centred = None if self.W_skip is None else self.normalize_input(inputs)
+        reconstruction = F.linear(features, self.decoder_weight.T)
+        return self.denormalize_output(self._add_linear_part(reconstruction, centred))
+
+    def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
+        """Normalised reconstruction of `(rows, d_in)` normalised inputs."""
+        if encoded.dense is not None:
+            reconstruction = F.linear(encoded.dense, self.decoder_weight.T)
+        else:
+            reconstruction = sparse_decode(encoded.offsets, encoded.indices, encoded.values, self.decoder_weight)
+        return self._add_linear_part(reconstruction, inputs)
+
+    def _add_linear_part(self, reconstruction, inputs):
+        if self.b_dec is not None:
+            reconstruction = reconstruction + self.b_dec
+        if self.W_skip is not None:
+            reconstruction = reconstruction + F.linear(inputs, self.W_skip)
+        return reconstruction
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        dead_features: torch.LongTensor | None = None,
+        sparsity_scale: float = 1.0,
+        output_features: bool = True,
+    ) -> TranscoderOutput:
+        """
+        Args:
+            inputs (`torch.Tensor` of shape `(..., d_in)`):
+                Activations at the input site.
+            targets (`torch.Tensor` of shape `(..., d_out)`, *optional*):
+                Activations at the output site; with them the loss is computed.
+            mask (`torch.BoolTensor` of shape `(...)`, *optional*):
+                Tokens that count in the loss. All of them by default.
+            dead_features (`torch.LongTensor` of shape `(n_dead,)`, *optional*):
+                Features that have not fired for long; the AuxK loss revives them.
+            sparsity_scale (`float`, *optional*, defaults to 1.0):
+                Factor on L1 and L0 penalties, for their warm-up.
+            output_features (`bool`, *optional*, defaults to `True`):
+                Whether to return all features densely. Training does without where the activation is sparse.
+
+        Returns:
+            [`TranscoderOutput`]
+        """
+        self._check_width(inputs, self.config.d_in, "inputs")
+        lead = inputs.shape[:-1]
+        rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
+        encoded = self.activation.encode(self, rows)
+        normalized = self._decode_rows(encoded, rows)
+
+        loss = losses = None
+        if targets is not None:
+            self._check_width(targets, self.config.d_out, "targets")
+            flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
+            flat_mask = None if mask is None else mask.reshape(-1)
+            losses = self._losses(rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale)
+            loss = sum(losses.values())
+
+        values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
+        if self.config.activation == "topk":
+            values, indices, offsets = values.view(*lead, -1), indices.view(*lead, -1), None
+        features = encoded.to_dense(self.config.num_features).view(*lead, -1) if output_features else None
+        return TranscoderOutput(
+            loss=loss,
+            reconstruction=self.denormalize_output(normalized).view(*lead, -1),
+            features=features,
+            feature_values=values,
+            feature_indices=indices,
+            feature_offsets=offsets,
+            losses=losses,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the loss
+
+    def reconstruction_error(self, reconstruction: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """
+        Scaled squared error of every token, by `config.loss_reduction`.
+
+        Args:
+            reconstruction, targets (`torch.Tensor` of shape `(rows, d_out)`): Both normalised.
+
+        Returns:
+            `torch.Tensor` of shape `(rows,)`, float32; its mean is the reconstruction loss.
+        """
+        squared = (reconstruction.float() - targets).square()
+        reduction = self.config.loss_reduction
+        if reduction == "sum":
+            return squared.sum(-1)
+        if reduction == "mean":
+            return squared.mean(-1)
+        if reduction == "target_norm":
+            return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
+        variance = self.config.target_variance
+        if variance is None:
+            variance = (targets - targets.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
+        return squared.sum(-1) / variance
+
+    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale):
+        config = self.config
+        if config.matryoshka_sizes:
+            per_token = self._matryoshka_error(rows, targets, encoded)
+        else:
+            per_token = self.reconstruction_error(reconstruction, targets)
+        losses = {"reconstruction_loss": _token_mean(per_token, mask)}
+        for name, penalty in self.activation.penalty(self, rows, targets, encoded).items():
+            scale = 1.0 if name == "gate_loss" else sparsity_scale
+            losses[name] = scale * _token_mean(penalty, mask)
+        if config.auxk_coefficient and dead_features is not None and dead_features.numel():
+            losses["auxk_loss"] = _token_mean(self._auxk(rows, targets - reconstruction.float(), dead_features), mask)
+        return losses
+
+    def _matryoshka_error(self, rows, targets, encoded):
+        """Mean over the nested dictionaries; each is the one before plus the features of one more group."""
+        sizes = self.config.matryoshka_sizes
+        reconstruction = self._add_linear_part(torch.zeros_like(targets), rows)
+        error = 0.0
+        decoder = self.decoder_weight
+        for start, end in zip([0, *sizes], sizes, strict=False):
+            if encoded.dense is not None:
+                reconstruction = reconstruction + F.linear(encoded.dense[:, start:end], decoder[start:end].T)
+            else:
+                inside = (encoded.indices >= start) & (encoded.indices < end)
+                group = sparse_decode(encoded.offsets, encoded.indices, encoded.values * inside, decoder)
+                reconstruction = reconstruction + group
+            error = error + self.reconstruction_error(reconstruction, targets)
+        return error / len(sizes)
+
+    def _auxk(self, rows, residual, dead_features):
+        """
+        Squared error of what the top dead features make of the residual, over the residual's own square
+        (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
+        """
+        config = self.config
+        residual = residual.detach()
+        k = min(config.auxk, dead_features.numel())
+        pre_activations = F.linear(rows, self.encoder_weight[dead_features], self.b_enc[dead_features]).float()
+        chosen = topk(pre_activations.detach(), k)
+        features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
+        error = (residual - F.linear(features, self.decoder_weight[dead_features].T).float()).square().sum(-1)
+        energy = residual.square().sum(-1).mean().clamp(min=1e-12)
+        # A handful of dead features cannot explain much: they should not weigh as much as a full set.
+        share = min(1.0, dead_features.numel() / config.auxk)
+        return config.auxk_coefficient * share * error / energy
+
+    def effective_l1_coefficient(self) -> float | None:
+        """
+        The L1 coefficient as it would be against a squared error summed over dimensions, the form in which the papers
+        write their losses. `None` where it depends on data not yet seen.
+        """
+        config = self.config
+        if config.loss_reduction == "sum":
+            return config.l1_coefficient
+        if config.loss_reduction == "mean":
+            return config.l1_coefficient * config.d_out
+        if config.loss_reduction == "normalized" and config.target_variance is not None:
+            return config.l1_coefficient * config.target_variance
+        return None
+
+    # ------------------------------------------------------------------------------------------------ around training
+
+    @torch.no_grad()
+    def initialize_from_activations_(self, inputs: torch.Tensor, targets: torch.Tensor) -> "TranscoderModel":
+        """
+        Sets what should be measured rather than guessed: normalisation, `b_pre`, `b_enc`, `b_dec` and
+        `config.target_variance`. Called once, before training.
+
+        Args:
+            inputs (`torch.Tensor` of shape `(tokens, d_in)`): A sample of activations at the input site.
+            targets (`torch.Tensor` of shape `(tokens, d_out)`): The same tokens at the output site.
+
+        Returns:
+            [`TranscoderModel`]: itself.
+        """
+        config = self.config
+        inputs, targets = inputs.float(), targets.float()
+        for side, values in (("input", inputs), ("output", targets)):
+            if config.normalization == "standardize":
+                getattr(self, f"{side}_mean").copy_(values.mean(0))
+                getattr(self, f"{side}_scale").copy_(values.std(0).clamp(min=1e-6))
+            elif config.normalization == "scale":
+                getattr(self, f"{side}_scale").fill_(values.square().mean().sqrt().clamp(min=1e-6))
+        targets = self.normalize_output(targets)
+        mean_target = targets.mean(0)
+        config.target_variance = (targets - mean_target).square().sum(-1).mean().clamp(min=1e-12).item()
+        if self.b_pre is not None:
+            self.b_pre.zero_()
+            self.b_pre.copy_(self.normalize_input(inputs).mean(0))
+        if config.center_encoder:
+            self.b_enc.copy_(-(self.encoder_weight @ self.normalize_input(inputs).mean(0)))
+        if self.b_dec is not None and config.decoder_bias_init == "mean":
+            self.b_dec.copy_(mean_target)
+        return self
+
+    @torch.no_grad()
+    def project_gradient_(self) -> None:
+        """Before an optimizer step: removes what would only change the norm of decoder rows kept at unit norm."""
+        if self.config.decoder_norm == "unit" and self.W_dec is not None and self.W_dec.grad is not None:
+            direction = F.normalize(self.W_dec, dim=-1)
+            along = (self.W_dec.grad * direction).sum(-1, keepdim=True)
+            self.W_dec.grad.sub_(along * direction)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        """After an optimizer step: decoder rows back to unit norm, JumpReLU thresholds not below zero."""
+        if self.config.decoder_norm == "unit" and self.W_dec is not None:
+            self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8))
+        if self.config.activation == "jumprelu":
+            self.threshold.clamp_(min=0)
+
+    @torch.no_grad()
+    def update_threshold_(self, feature_values: torch.Tensor, decay: float = 0.99) -> None:
+        """
+        After a training step of a BatchTopK dictionary: moves the inference threshold towards the smallest activation
+        that the batch let through.
+
+        Args:
+            feature_values (`torch.Tensor` of shape `(n_pairs,)`): `TranscoderOutput.feature_values` of the step.
+            decay (`float`, *optional*, defaults to 0.99): Of the moving average.
+        """
+        smallest = torch.where(feature_values > 0, feature_values, torch.inf).min().float()
+        smallest = torch.where(smallest.isfinite(), smallest, self.threshold)
+        started = self.threshold > 0
+        self.threshold.copy_(torch.where(started, decay * self.threshold + (1 - decay) * smallest, smallest))
+
+    # ------------------------------------------------------------------------------------------------ same function, other weights
+
+    def fold_normalization_(self) -> "TranscoderModel":
+        """Moves input and output normalisation into the weights. The function stays the same."""
+        return folding.fold_normalization_(self)
+
+    def fold_pre_bias_(self) -> "TranscoderModel":
+        """Moves `b_pre` into `b_enc` (and `b_dec` where there is a skip connection). The function stays the same."""
+        return folding.fold_pre_bias_(self)
+
+    def fold_decoder_norm_(self) -> "TranscoderModel":
+        """Gives every decoder row norm one and scales its feature instead. The function stays the same."""
+        return folding.fold_decoder_norm_(self)
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+        """
+        Saves configuration and weights (safetensors). Nothing half-written is ever found in `save_directory`: the files
+        are made in a temporary folder beside it and then renamed. Arguments as in
+        [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        if push_to_hub:
+            return super().save_pretrained(save_directory, *args, push_to_hub=True, **kwargs)
+        if not kwargs.get("is_main_process", True):
+            return None
+        with atomic_directory(save_directory) as partial:
+            return super().save_pretrained(partial, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
+        refuses files that are damaged or do not fit together.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is damaged or cut "
+                "short, so copy or download it again."
+            ) from error
+        if info["missing_keys"]:
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "
+                "do not belong to its config.json, so save the dictionary again or convert it from its own format."
+            )
+        return (model, info) if wants_info else model
+
+    @staticmethod
+    def _check_width(tensor, width, what):
+        if tensor.shape[-1] != width:
+            raise TranscoderError(
+                f"The {what} are {tensor.shape[-1]} wide and this dictionary expects {width}: check that the site and "
+                "the base model are those of its config."
+            )
+
+
+def _token_mean(per_token: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is None:
+        return per_token.mean()
+    return (per_token * mask).sum() / mask.sum().clamp(min=1)

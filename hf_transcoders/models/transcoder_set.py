@@ -1,0 +1,215 @@
+"""Several dictionaries of one base model, in one repo."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput, cached_file
+
+from ..errors import TranscoderError
+from ..files import atomic_directory
+from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
+from .modeling_transcoder import TranscoderModel, TranscoderOutput
+
+
+INDEX_NAME = "transcoder_set.json"
+
+
+@dataclass
+class TranscoderSetOutput(ModelOutput):
+    """
+    What a [`TranscoderSet`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum over the dictionaries.
+        outputs (`dict[str, TranscoderOutput]`): The output of each dictionary, by its name.
+    """
+
+    loss: torch.FloatTensor | None = None
+    outputs: dict[str, TranscoderOutput] | None = None
+
+
+class TranscoderSet(nn.Module):
+    """
+    Dictionaries of one base model, by name. Saved as one folder or repo: an index file and a sub-folder for each
+    dictionary, which also loads alone with `TranscoderModel.from_pretrained(repo, subfolder=name)`. A set need not cover
+    every layer.
+
+    It reads like a dictionary: `transcoders["layers.8.mlp.transcoder"]`, `len`, `in`, `items()`.
+
+    Args:
+        dictionaries (`Mapping[str, TranscoderModel]` or `Iterable[TranscoderModel]`):
+            The dictionaries. Without names, each is named after its sites.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, dictionaries: Mapping[str, TranscoderModel] | Iterable[TranscoderModel]):
+        super().__init__()
+        if isinstance(dictionaries, Mapping):
+            named = dict(dictionaries.items())
+        else:
+            named = _named(list(dictionaries))
+        if not named:
+            raise TranscoderError("A set needs at least one dictionary.")
+        bases = {d.config.base_model_name_or_path for d in named.values()} - {None}
+        if len(bases) > 1:
+            raise TranscoderError(
+                f"The dictionaries belong to different base models ({', '.join(sorted(bases))}): make one set for each."
+            )
+        for name in named:
+            if not name or name.startswith((".", "/")) or ".." in name or "\\" in name:
+                raise TranscoderError(
+                    f"'{name}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
+                    "digits, '.', '-' and '_'."
+                )
+        # Module names must not contain dots.
+        self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})
+
+    def __getitem__(self, name: str) -> TranscoderModel:
+        if name not in self:
+            raise KeyError(f"{name!r}; this set has {', '.join(self)}")
+        return self.dictionaries[name.replace(".", "/")]
+
+    def __contains__(self, name: str) -> bool:
+        return name.replace(".", "/") in self.dictionaries
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.replace("/", ".") for key in self.dictionaries)
+
+    def __len__(self) -> int:
+        return len(self.dictionaries)
+
+    def keys(self):
+        return list(self)
+
+    def values(self):
+        return list(self.dictionaries.values())
+
+    def items(self):
+        return list(zip(self, self.dictionaries.values(), strict=True))
+
+    @property
+    def base_model_name_or_path(self) -> str | None:
+        return next((d.config.base_model_name_or_path for d in self.values()), None)
+
+    def forward(
+        self,
+        activations: Mapping[str, torch.Tensor],
+        dead_features: Mapping[str, torch.LongTensor] | None = None,
+        sparsity_scale: float = 1.0,
+        output_features: bool = True,
+    ) -> TranscoderSetOutput:
+        """
+        Args:
+            activations (`Mapping[str, torch.Tensor]`):
+                Site -> activations of shape `(..., width)`. A dictionary whose output site is among them gets a loss.
+            dead_features (`Mapping[str, torch.LongTensor]`, *optional*):
+                Dictionary name -> features for its AuxK loss.
+            sparsity_scale (`float`, *optional*, defaults to 1.0): Factor on L1 and L0 penalties.
+            output_features (`bool`, *optional*, defaults to `True`): Whether to return all features densely.
+
+        Returns:
+            [`TranscoderSetOutput`]
+        """
+        outputs = {
+            name: model(
+                activations[model.config.input_site],
+                activations.get(model.config.output_site),
+                dead_features=(dead_features or {}).get(name),
+                sparsity_scale=sparsity_scale,
+                output_features=output_features,
+            )
+            for name, model in self.items()
+        }
+        losses = [output.loss for output in outputs.values() if output.loss is not None]
+        return TranscoderSetOutput(loss=sum(losses) if losses else None, outputs=outputs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Saves index and dictionaries; nothing half-written is ever found in `save_directory`."""
+        with atomic_directory(save_directory) as partial:
+            for name, model in self.items():
+                model.save_pretrained(partial / name, **kwargs)
+            index = {
+                "format_version": FORMAT_VERSION,
+                "base_model_name_or_path": self.base_model_name_or_path,
+                "dictionaries": {name: {"subfolder": name} for name in self},
+            }
+            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        names: Iterable[str] | None = None,
+        subfolder: str = "",
+        **kwargs,
+    ) -> "TranscoderSet":
+        """
+        Loads a set from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of the set.
+            names (`Iterable[str]`, *optional*): Which dictionaries to load. All by default.
+            subfolder (`str`, *optional*, defaults to `""`): Where the set lies inside the repo.
+            kwargs: As for [`~TranscoderModel.from_pretrained`]: `revision`, `dtype`, `device_map`, `token` ...
+
+        Returns:
+            [`TranscoderSet`]
+        """
+        hub_kwargs = {
+            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
+        }
+        try:
+            path = cached_file(pretrained_model_name_or_path, INDEX_NAME, subfolder=subfolder, **hub_kwargs)
+        except OSError as error:
+            raise TranscoderError(
+                f"{pretrained_model_name_or_path} is no set of dictionaries (no {INDEX_NAME} there): give the folder or "
+                "repo of a set, or load a single dictionary with TranscoderModel.from_pretrained."
+            ) from error
+        index = json.loads(Path(path).read_text())
+        if index.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            # Says which version to get.
+            TranscoderConfig.from_dict({"format_version": index["format_version"]})
+        entries = index["dictionaries"]
+        wanted = list(entries) if names is None else list(names)
+        if missing := [name for name in wanted if name not in entries]:
+            raise TranscoderError(f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(entries)}.")
+        return cls(
+            {
+                name: TranscoderModel.from_pretrained(
+                    pretrained_model_name_or_path,
+                    subfolder=os.path.join(subfolder, entries[name]["subfolder"]),
+                    **kwargs,
+                )
+                for name in wanted
+            }
+        )
+
+
+def dictionary_name(config: TranscoderConfig) -> str:
+    """What a dictionary is called after its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
+    if config.output_site is None:
+        return "sae" if config.is_autoencoder else "transcoder"
+    place = config.output_site.replace(":", ".")
+    if config.is_autoencoder:
+        return f"{place}.sae"
+    for ending in (".branch", ".out"):
+        place = place.removesuffix(ending)
+    return f"{place}.{'skip_transcoder' if config.skip_connection else 'transcoder'}"
+
+
+def _named(models: list[TranscoderModel]) -> dict[str, TranscoderModel]:
+    named: dict[str, TranscoderModel] = {}
+    for model in models:
+        name = base = dictionary_name(model.config)
+        number = 2
+        while name in named:
+            name, number = f"{base}.{number}", number + 1
+        named[name] = model
+    return named

@@ -1,0 +1,67 @@
+"""Exact top-k selection of pre-activations."""
+
+import torch
+
+
+# Wide enough that the second stage is small, narrow enough that few losers ride along; measured on 4,608 columns.
+_GROUP = 8
+# Share of a batch that the first guess of the batch threshold looks at.
+_SAMPLE_STRIDE = 61
+
+
+def topk(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """
+    Columns of the `k` largest scores of every row, in no particular order.
+
+    On CPU, `torch.topk` spends most of its time on columns that cannot win. An element of the top k lies in one of the
+    k groups with the largest maxima, so it is enough to rank groups of columns first and then the columns of the
+    winners. The result is exact: the chosen scores are those of `torch.topk` (with ties, any of the tied columns).
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, columns)`): What to rank.
+        k (`int`): How many columns to keep of each row.
+
+    Returns:
+        `torch.LongTensor` of shape `(rows, k)`.
+    """
+    rows, columns = scores.shape
+    groups = columns // _GROUP
+    if scores.device.type != "cpu" or columns % _GROUP or groups < 2 * k:
+        return scores.topk(k, dim=-1, sorted=False).indices
+    grouped = scores.view(rows, groups, _GROUP)
+    winners = grouped.amax(-1).topk(k, dim=-1, sorted=False).indices
+    candidates = grouped.gather(1, winners[..., None].expand(-1, -1, _GROUP)).view(rows, k * _GROUP)
+    chosen = candidates.topk(k, dim=-1, sorted=False).indices
+    return winners.gather(1, chosen // _GROUP) * _GROUP + chosen % _GROUP
+
+
+def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The `total` largest positive scores of a whole batch (BatchTopK, arXiv 2412.06410), row by row.
+
+    A sample of the batch gives a threshold that a little more than `total` scores pass; only these are ranked. When the
+    guess lets too few through, all scores are ranked: the result is exact either way.
+
+    Args:
+        scores (`torch.Tensor` of shape `(rows, columns)`): What to rank; scores that are not positive are never chosen.
+        total (`int`): How many scores to keep over the whole batch.
+
+    Returns:
+        `tuple(torch.LongTensor, torch.LongTensor)`: `offsets` of shape `(rows + 1,)`, where each row's part begins, and
+        `indices` of shape `(chosen,)`, the columns, row by row.
+    """
+    rows, columns = scores.shape
+    flat = scores.reshape(-1)
+    sample = flat[::_SAMPLE_STRIDE]
+    wanted = int(total / _SAMPLE_STRIDE * 1.15) + 16
+    candidates = None
+    if wanted < sample.numel():
+        guess = sample.topk(wanted, sorted=False).values.min().clamp(min=0)
+        candidates = (flat > guess).nonzero().squeeze(-1)
+    if candidates is None or (candidates.numel() < total and bool(guess > 0)):
+        candidates = (flat > 0).nonzero().squeeze(-1)
+    if candidates.numel() > total:
+        candidates = candidates[flat[candidates].topk(total, sorted=False).indices].sort().values
+    offsets = torch.zeros(rows + 1, dtype=torch.long, device=scores.device)
+    torch.cumsum(torch.bincount(candidates // columns, minlength=rows), 0, out=offsets[1:])
+    return offsets, candidates % columns

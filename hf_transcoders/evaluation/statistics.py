@@ -162,6 +162,7 @@ class ReconstructionStatistics(SumStatistics):
 
         target_norm, reconstruction_norm = self._norms(target), self._norms(reconstruction)
         error_square = self._norms(target - reconstruction).square()
+        # y . r from the three norms: no further pass over the data, and as exact unless the two are at right angles.
         product = (target_norm.square() + reconstruction_norm.square() - error_square) / 2
         tiny = torch.finfo(torch.float32).tiny
         self._add(
@@ -223,25 +224,41 @@ class FeatureStatistics(SumStatistics):
         self.num_features = num_features
 
     @torch.no_grad()
-    def update(self, features: Tensor, indices: Tensor | None = None, mask: Tensor | None = None) -> None:
+    def update(
+        self,
+        features: Tensor,
+        indices: Tensor | None = None,
+        mask: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> None:
         """Add a batch, dense or sparse.
 
         Args:
-            features (`torch.Tensor` of shape `(..., num_features)`, or `(..., k)` with `indices`):
+            features (`torch.Tensor` of shape `(..., num_features)`, `(..., k)` with `indices`, `(n,)` with `offsets`):
                 Feature activations.
-            indices (`torch.LongTensor` of shape `(..., k)`, *optional*):
-                Which features the `k` values of a token belong to, each named at most once.
+            indices (`torch.LongTensor`, *optional*, of the shape of `features`):
+                The feature that each value belongs to, each feature named at most once a token.
             mask (`torch.BoolTensor` of shape `(...)`, *optional*):
                 The tokens to count; all by default.
+            offsets (`torch.LongTensor` of shape `(tokens + 1,)`, *optional*):
+                Where the values of each token begin, when tokens have different numbers of them.
         """
-        expected = self.num_features if indices is None else indices.shape[-1]
-        if features.shape[-1] != expected:
-            raise TranscoderError(
-                f"Features of shape {tuple(features.shape)} do not fit: the last dimension must be {expected}."
-            )
-        tokens = features[..., 0].numel() if mask is None else self._sum(mask)
-        if mask is not None:
-            features = features.where(mask[..., None], 0)
+        if offsets is not None:
+            tokens = len(offsets) - 1
+            if mask is not None:
+                mask = mask.reshape(-1)
+                tokens = self._sum(mask)
+                features = features.where(mask.repeat_interleave(offsets.diff(), output_size=len(features)), 0)
+        else:
+            expected = self.num_features if indices is None else indices.shape[-1]
+            if features.shape[-1] != expected:
+                raise TranscoderError(
+                    f"Features of shape {tuple(features.shape)} do not fit: the last dimension must be {expected}."
+                )
+            tokens = features[..., 0].numel()
+            if mask is not None:
+                tokens = self._sum(mask)
+                features = features.where(mask[..., None], 0)
         if indices is None:
             features = features.reshape(-1, self.num_features)
             # Counts in float32 are exact up to 2**24 tokens a batch, and twice as fast as in int64.
@@ -294,7 +311,7 @@ class LossStatistics(SumStatistics):
 
     @torch.no_grad()
     def update(self, ce: Tensor, kl: Tensor, top1_agreement: Tensor) -> None:
-        """Add a batch of per-token values, all of one shape, as [`compare_logits`] returns them."""
+        """Add a batch of per-token values, all of one shape, as [`NextTokenComparison`] returns them."""
         self._add(tokens=ce.numel(), ce=self._sum(ce), kl=self._sum(kl), top1_agreement=self._sum(top1_agreement))
 
     def compute(self) -> dict[str, float]:
@@ -303,29 +320,47 @@ class LossStatistics(SumStatistics):
         return _floats({name: sums[name] / sums["tokens"] for name in ("ce", "kl", "top1_agreement")})
 
 
-@torch.no_grad()
-def compare_logits(logits: Tensor, original_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Cross-entropy, KL divergence to the original and top-1 agreement of next-token predictions.
+class NextTokenComparison:
+    """Compares next-token predictions of changed models with those of the unchanged one.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., vocab_size)`):
-            Logits of the changed model.
         original_logits (`torch.Tensor` of shape `(..., vocab_size)`):
             Logits of the unchanged model.
         labels (`torch.LongTensor` of shape `(...)`):
             The tokens that did come next.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: per token, each of shape `(...)`: the cross-entropy of
-        `logits`, \\(KL(p_{original} \| p)\\), both in nats, and whether the two agree on the most likely token.
     """
-    log_probs = logits.float().log_softmax(-1)
-    original = original_logits.float().log_softmax(-1)
-    ce = -log_probs.gather(-1, labels[..., None]).squeeze(-1)
-    probs = original.exp()
-    # A token the original rules out contributes nothing, not 0 * -inf.
-    kl = (probs * (original - log_probs)).where(probs > 0, 0).sum(-1)
-    return ce, kl, logits.argmax(-1) == original_logits.argmax(-1)
+
+    # Stands for log 0: times a probability of 0 it gives 0, where -inf would give nan.
+    _LOG_ZERO = -1e30
+
+    @torch.no_grad()
+    def __init__(self, original_logits: Tensor, labels: Tensor):
+        self.labels = labels
+        self.top = original_logits.argmax(-1)
+        self.log_probs = original_logits.float().log_softmax(-1)
+        self.probs = self.log_probs.exp()
+        self.log_probs.clamp_(min=self._LOG_ZERO)
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Cross-entropy, KL divergence and top-1 agreement.
+
+        Args:
+            logits (`torch.Tensor` of shape `(..., vocab_size)`):
+                Logits of the changed model.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: per token, each of shape `(...)`: the cross-entropy of
+            `logits`, \\(KL(p_{original} \| p)\\), both in nats, and whether the two agree on the most likely token.
+        """
+        agree = logits.argmax(-1) == self.top
+        log_probs = logits.float().log_softmax(-1)
+        ce = -self._of_labels(log_probs)
+        kl = (self.log_probs - log_probs.clamp_(min=self._LOG_ZERO)).mul_(self.probs).sum(-1)
+        return ce, kl, agree
+
+    def _of_labels(self, log_probs):
+        return log_probs.gather(-1, self.labels[..., None]).squeeze(-1)
 
 
 def ce_recovered(ce_original: float, ce_spliced: float, ce_ablated: float) -> float:
@@ -344,3 +379,28 @@ def ce_recovered(ce_original: float, ce_spliced: float, ce_ablated: float) -> fl
     """
     damage = ce_ablated - ce_original
     return (ce_ablated - ce_spliced) / damage if damage else float("nan")
+
+
+#: Where the bins of a density histogram end, as log10: from one token in a million to every token.
+DENSITY_EDGES = [edge / 2 for edge in range(-12, 1)]
+
+
+def density_histogram(density: Tensor) -> dict[str, list[float] | list[int] | int]:
+    """Count features by how often they fire.
+
+    Args:
+        density (`torch.Tensor` of shape `(num_features,)`):
+            Share of tokens each feature fired on.
+
+    Returns:
+        `dict`: `log10_edges`, the boundaries of the bins; `counts`, the features in each bin (those rarer than the
+        first boundary are in the first bin); and `never_fired`, the features in no bin.
+    """
+    fired = density[density > 0].log10()
+    inner = torch.tensor(DENSITY_EDGES[1:-1], dtype=fired.dtype, device=fired.device)
+    counts = torch.bincount(torch.bucketize(fired, inner, right=True), minlength=len(DENSITY_EDGES) - 1)
+    return {
+        "log10_edges": list(DENSITY_EDGES),
+        "counts": counts.tolist(),
+        "never_fired": int((density == 0).sum()),
+    }

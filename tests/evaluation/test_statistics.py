@@ -5,9 +5,10 @@ from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation.statistics import (
     FeatureStatistics,
     LossStatistics,
+    NextTokenComparison,
     ReconstructionStatistics,
     ce_recovered,
-    compare_logits,
+    density_histogram,
 )
 
 
@@ -137,12 +138,34 @@ def test_feature_metrics_match_definitions(form):
     torch.testing.assert_close(statistics.mean_activation(), expected, rtol=1e-6, atol=0)
 
 
+def test_features_in_offset_form():
+    dense, _, _ = sparse_features()
+    rows, indices = dense.nonzero(as_tuple=True)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(-1).cumsum(0)])
+    mask = torch.rand(TOKENS) > 0.4
+    for keep in (None, mask):
+        expected, statistics = FeatureStatistics(FEATURES), FeatureStatistics(FEATURES)
+        expected.update(dense, mask=keep)
+        statistics.update(dense[rows, indices], indices, mask=keep, offsets=offsets)
+        assert statistics.tokens == expected.tokens
+        assert statistics.compute() == pytest.approx(expected.compute(), rel=1e-6)
+
+
+def test_density_histogram_counts_each_feature_once():
+    density = torch.tensor([0.0, 1e-8, 2e-6, 0.05, 0.099, 0.1, 0.5, 1.0], dtype=torch.float64)
+    histogram = density_histogram(density)
+    assert histogram["log10_edges"][0] == -6 and histogram["log10_edges"][-1] == 0
+    assert histogram["never_fired"] == 1
+    #                              -6 .. -5.5          ...          -1.5 .. -1 .. -0.5 .. 0
+    assert histogram["counts"] == [2, 0, 0, 0, 0, 0, 0, 0, 0, 2, 1, 2]
+
+
 def test_loss_metrics_match_definitions():
     logits, original = torch.randn(2, 7, 11, 50).mul(3).unbind()
     labels = torch.randint(50, (7, 11))
     statistics = LossStatistics()
     for rows in ([0, 1, 2], [3, 4, 5, 6]):
-        statistics.update(*compare_logits(logits[rows], original[rows], labels[rows]))
+        statistics.update(*NextTokenComparison(original[rows], labels[rows])(logits[rows]))
     p, q = original.double().softmax(-1), logits.double().softmax(-1)
     assert statistics.compute() == pytest.approx(
         {
@@ -154,12 +177,13 @@ def test_loss_metrics_match_definitions():
     )
 
 
-def test_kl_survives_a_token_the_original_rules_out():
-    original = torch.tensor([[0.0, float("-inf"), 1.0]])
-    _, kl, _ = compare_logits(torch.tensor([[0.0, 0.0, 1.0]]), original, torch.tensor([0]))
-    p, q = original.softmax(-1), torch.tensor([[0.0, 0.0, 1.0]]).softmax(-1)
-    expected = sum(p[0, i] * (p[0, i] / q[0, i]).log() for i in (0, 2))
-    assert kl.item() == pytest.approx(expected.item(), rel=1e-5)
+def test_kl_survives_tokens_that_are_ruled_out():
+    ruled_out = float("-inf")
+    original = torch.tensor([[0.0, ruled_out, 1.0, ruled_out]])
+    logits = torch.tensor([[0.0, 0.0, 1.0, ruled_out]])
+    _, kl, _ = NextTokenComparison(original, torch.tensor([0]))(logits)
+    p, q = original.softmax(-1)[0], logits.softmax(-1)[0]
+    assert kl.item() == pytest.approx(sum(p[i] * (p[i] / q[i]).log() for i in (0, 2)).item(), rel=1e-5)
 
 
 def test_ce_recovered():

@@ -1,0 +1,171 @@
+"""What an evaluation found, and under which protocol."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_file
+
+
+#: Metric -> the heading it gets in tables. Also their order.
+METRICS = {
+    "l0": "L0",
+    "l1": "L1",
+    "mse": "MSE",
+    "normalized_mse": "normalized MSE",
+    "fvu": "FVU",
+    "explained_variance": "explained variance",
+    "cosine": "cosine",
+    "l2_ratio": "L2 ratio",
+    "relative_reconstruction_bias": "relative reconstruction bias",
+    "ce_original": "CE original",
+    "ce_spliced": "CE spliced",
+    "ce_zero_ablated": "CE zero-ablated",
+    "ce_mean_ablated": "CE mean-ablated",
+    "ce_recovered_zero": "CE recovered (zero)",
+    "ce_recovered_mean": "CE recovered (mean)",
+    "kl": "KL to original",
+    "top1_agreement": "top-1 agreement",
+    "dead_fraction": "dead fraction",
+}
+
+#: The ones shown when many dictionaries are listed below each other.
+HEADLINE_METRICS = (
+    "l0",
+    "fvu",
+    "cosine",
+    "ce_recovered_zero",
+    "ce_recovered_mean",
+    "kl",
+    "top1_agreement",
+    "dead_fraction",
+)
+
+#: Name under which a whole set spliced in at once is listed.
+TOGETHER = "all together"
+
+
+@dataclass
+class EvaluationReport:
+    """The numbers of one evaluation.
+
+    Args:
+        dictionaries (`dict[str, dict]`):
+            For each dictionary its `metrics` (`dict[str, float]`, named as in [`~evaluation_report.METRICS`]), its
+            `density_histogram` and its `config` (sites, size and activation).
+        protocol (`dict`):
+            How they were measured: model and revision, data, tokens, positions left out, ablations, precision,
+            versions.
+        together (`dict[str, float]`, *optional*):
+            Loss metrics with all dictionaries spliced in at once, against all their outputs ablated at once.
+    """
+
+    dictionaries: dict[str, dict[str, Any]]
+    protocol: dict[str, Any]
+    together: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return asdict(self)
+
+    def save_json(self, path: str | os.PathLike) -> Path:
+        """Write [`~EvaluationReport.to_dict`] as JSON, with `null` for numbers that are not finite."""
+        path = Path(path)
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False) + "\n")
+        return path
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":
+        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`."""
+        content = json.loads(Path(path).read_text())
+        report = cls(**content)
+        for metrics in report.columns().values():
+            metrics.update({name: float("nan") for name, value in metrics.items() if value is None})
+        return report
+
+    def columns(self) -> dict[str, dict[str, float]]:
+        """Metrics by dictionary, and under `"all together"` those of the whole set."""
+        columns = {name: entry["metrics"] for name, entry in self.dictionaries.items()}
+        if self.together is not None:
+            columns[TOGETHER] = self.together
+        return columns
+
+    def table(self) -> str:
+        """Numbers and protocol as aligned plain text."""
+        head, *rows = self._cells()
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        rule = ["-" * width for width in widths]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (head, rule, *rows)
+        ]
+        facts = self.protocol_lines()
+        width = max(map(len, facts))
+        return "\n".join([*lines, "", *(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
+
+    def markdown(self) -> str:
+        """The same for a model card."""
+        head, *rows = self._cells()
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+        facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+        return f"{table}\n\n{facts}."
+
+    def protocol_lines(self) -> dict[str, str]:
+        """The protocol as readable facts."""
+        protocol = self.protocol
+        revision = f" @ {protocol['base_model_revision']}" if protocol["base_model_revision"] else ""
+        split = f", {protocol['dataset_split']}" if protocol["dataset_split"] else ""
+        special = protocol["special_token_ids"]
+        left_out = [f"the first {protocol['skip_first']} of each block"] if protocol["skip_first"] else []
+        left_out += [f"token ids {', '.join(map(str, special))}"] if special else []
+        return {
+            "base model": f"{protocol['base_model'] or 'unnamed'}{revision}",
+            "data": f"{protocol['dataset'] or 'unnamed'}{split}",
+            "tokens": f"{protocol['fidelity_tokens']:,} for fidelity and dead features, "
+            f"{protocol['loss_tokens']:,} for losses",
+            "blocks": f"{protocol['sequence_length']} tokens, "
+            + ("each beginning with BOS" if protocol["begins_with_bos"] else "without BOS"),
+            "left out and unreplaced": " and ".join(left_out) or "nothing",
+            "ablations": protocol["ablation"],
+            "precision": f"{protocol['dtype']} on {protocol['device']}",
+            "versions": ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
+        }
+
+    def _cells(self) -> list[list[str]]:
+        columns = self.columns()
+        if len(columns) <= 4:
+            head = ["metric", *columns]
+            rows = [[METRICS[m], *(_number(values.get(m)) for values in columns.values())] for m in METRICS]
+            return [head, *rows]
+        head = ["dictionary", *(METRICS[metric] for metric in HEADLINE_METRICS)]
+        return [
+            head,
+            *([name, *(_number(values.get(m)) for m in HEADLINE_METRICS)] for name, values in columns.items()),
+        ]
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits, and a dash for what was not measured."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000 or abs(value) < 1e-4:
+        return f"{value:.3g}" if abs(value) < 1e-4 else f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

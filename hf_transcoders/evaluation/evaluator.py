@@ -1,0 +1,363 @@
+"""Measuring dictionaries inside the language model they were made for."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .. import __version__
+from ..errors import TranscoderError
+from ..lm import Site, ablate, capture, replace, site_width
+from ..models import TranscoderModel, TranscoderSet
+from .evaluation_report import TOGETHER, EvaluationReport
+from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
+from .statistics import (
+    FeatureStatistics,
+    LossStatistics,
+    NextTokenComparison,
+    ReconstructionStatistics,
+    ce_recovered,
+    density_histogram,
+)
+from .token_blocks import TokenBlocks
+
+
+# Elements of the largest temporaries: features of some tokens, logits of some positions.
+_MAX_ELEMENTS = 2**23
+
+# How many changed models keep their final hidden states before their losses are computed together.
+_MAX_PENDING = 16
+
+_ORIGINAL = ("original", "")
+
+
+class TranscoderEvaluator:
+    """Measures fidelity, sparsity and loss of dictionaries on a dataset of token blocks.
+
+    Nothing is computed twice: one forward of the base model that ends at the last site feeds the fidelity of all
+    dictionaries and the means for the mean-ablation; the losses of the unchanged and the ablated model are shared by
+    dictionaries with the same output; a changed model is run from the first block that the change can reach.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]):
+            The causal language model.
+        dataset (`Iterable[Mapping]`):
+            Rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+        batch_size (`int`, *optional*, defaults to 8):
+            Blocks per forward.
+        max_tokens (`int`, *optional*, defaults to 100,000):
+            Tokens for fidelity, sparsity and dead features.
+        max_loss_tokens (`int`, *optional*, defaults to 20,000):
+            Tokens for losses, which cost a forward for each dictionary and ablation. At most `max_tokens` are used.
+        skip_first (`int`, *optional*, defaults to 1):
+            Positions at the start of every block that are left out of all metrics and keep their true activation.
+            Models use the first token as an attention sink, with activations hundreds of times the usual norm;
+            a dictionary that was not trained on it should not be judged on it.
+        special_token_ids (`Sequence[int]`, *optional*):
+            Tokens that are treated in the same way wherever they stand.
+        dataset_name, dataset_split (`str`, *optional*):
+            How the report names the data. By default what a `datasets.Dataset` knows about itself.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show progress bars.
+
+    Example:
+
+    ```python
+    >>> evaluator = TranscoderEvaluator(base, held_out_blocks)
+    >>> report = evaluator.evaluate(transcoders)
+    >>> print(report.table())
+    ```
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        dataset: Iterable[Mapping],
+        *,
+        batch_size: int = 8,
+        max_tokens: int = 100_000,
+        max_loss_tokens: int = 20_000,
+        skip_first: int = 1,
+        special_token_ids: Sequence[int] | None = None,
+        dataset_name: str | None = None,
+        dataset_split: str | None = None,
+        progress: bool = True,
+    ):
+        if base_model.get_output_embeddings() is None:
+            raise TranscoderError(
+                f"{type(base_model).__name__} has no language-model head, so it has no losses: load the model with "
+                "AutoModelForCausalLM."
+            )
+        self.base_model = base_model
+        self.batch_size = batch_size
+        self.skip_first = skip_first
+        self.special_token_ids = list(special_token_ids or [])
+        self.progress = progress
+        self.blocks = TokenBlocks(
+            dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
+        )
+        self.loss_blocks = self.blocks.first(max_loss_tokens)
+        known_name, known_split = _describe(dataset)
+        self.dataset_name = dataset_name or known_name
+        self.dataset_split = dataset_split or known_split
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        dictionaries: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+        together: bool = False,
+    ) -> EvaluationReport:
+        """Measure dictionaries one by one and, if asked, all spliced in at once.
+
+        Args:
+            dictionaries ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
+                What to measure.
+            together (`bool`, *optional*, defaults to `False`):
+                Also measure the losses with every dictionary in place at once, each reading the stream that those
+                below have changed. No two of them may then write to one site.
+
+        Returns:
+            [`EvaluationReport`]
+
+        Raises:
+            [`TranscoderError`]: a dictionary does not fit the base model, or an activation is not finite.
+        """
+        named = _named(dictionaries)
+        self._check(named, together)
+        with _in_eval_mode(self.base_model, *named.values()):
+            reconstruction, features = self._measure_fidelity(named)
+            means = {_output(d): reconstruction[name].mean_target() for name, d in named.items()}
+            losses = self._measure_losses(self._variants(named, means, together))
+        entries = {}
+        for name, dictionary in named.items():
+            site = str(_output(dictionary))
+            metrics = {
+                **features[name].compute(),
+                **reconstruction[name].compute(),
+                **_loss_metrics(losses, name, site),
+            }
+            entries[name] = {
+                "metrics": metrics,
+                "density_histogram": density_histogram(features[name].density()),
+                "config": {
+                    key: getattr(dictionary.config, key)
+                    for key in ("input_site", "output_site", "num_features", "activation", "k")
+                },
+            }
+        return EvaluationReport(
+            dictionaries=entries,
+            protocol=self._protocol(losses),
+            together=_loss_metrics(losses, TOGETHER, TOGETHER) if together else None,
+        )
+
+    # -------------------------------------------------------------------------------------------------- fidelity
+
+    def _measure_fidelity(self, named):
+        device = self.base_model.device
+        reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
+        features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
+        sites = {site for d in named.values() for site in (_input(d), _output(d))}
+        with capture(self.base_model, sites) as activations:
+            for input_ids, mask in self._progress(self.blocks, "fidelity"):
+                self.base_model(input_ids=input_ids)
+                values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
+                for site, rows in values.items():
+                    if not rows.isfinite().all():
+                        raise TranscoderError(
+                            f"The activations at '{site}' are not all finite on {device}: run the base model in "
+                            "bfloat16 or float32, and check that it was loaded completely."
+                        )
+                for name, dictionary in named.items():
+                    inputs = values[_input(dictionary)].to(dictionary.device)
+                    targets = values[_output(dictionary)].to(dictionary.device)
+                    rows = max(1, _MAX_ELEMENTS // dictionary.config.num_features)
+                    for some_inputs, some_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
+                        sparse = dictionary.config.activation == "topk"
+                        output = dictionary(some_inputs, output_features=not sparse)
+                        reconstruction[name].update(some_targets, output.reconstruction)
+                        if sparse:
+                            features[name].update(output.feature_values, output.feature_indices)
+                        else:
+                            features[name].update(output.features)
+        return reconstruction, features
+
+    # ---------------------------------------------------------------------------------------------------- losses
+
+    def _variants(self, named, means, together):
+        """Every change to the base model whose losses are wanted."""
+        model = self.base_model
+        variants = []
+        for site, mean in means.items():
+            start = block_of(model, site)
+            variants.append(_Variant(("zero", str(site)), start, lambda mask, s=site: ablate(model, s, mask=mask)))
+            variants.append(
+                _Variant(("mean", str(site)), start, lambda mask, s=site, m=mean: ablate(model, s, m, mask=mask))
+            )
+        for name, d in named.items():
+            variants.append(
+                _Variant(
+                    ("spliced", name),
+                    min(block_of(model, _input(d)), block_of(model, _output(d))),
+                    lambda mask, d=d: replace(model, {_output(d): d}, mask=mask),
+                )
+            )
+        if together:
+            start = min(variant.start for variant in variants)
+            by_site = {_output(d): d for d in named.values()}
+            changes = {
+                "zero": lambda mask: ablate(model, list(means), mask=mask),
+                "mean": lambda mask: ablate(model, list(means), means, mask=mask),
+                "spliced": lambda mask: replace(model, by_site, mask=mask),
+            }
+            variants += [_Variant((kind, TOGETHER), start, change) for kind, change in changes.items()]
+        return variants
+
+    def _measure_losses(self, variants):
+        model = self.base_model
+        losses = {key: LossStatistics(model.device) for key in [_ORIGINAL, *(variant.key for variant in variants)]}
+        for input_ids, mask in self._progress(self.loss_blocks, "losses"):
+            # The last position of a block has no next token in it.
+            counted, labels = mask[:, :-1], input_ids[:, 1:][mask[:, :-1]]
+            with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
+                original = final_hidden_states(model, input_ids)[:, :-1][counted]
+            pending = {_ORIGINAL: original}
+            for variant in variants:
+                with ExitStack() as stack:
+                    if variant.start:
+                        stack.enter_context(restart_at(model, variant.start, below[variant.start - 1]))
+                    stack.enter_context(variant.change(mask))
+                    pending[variant.key] = final_hidden_states(model, input_ids)[:, :-1][counted]
+                if len(pending) == _MAX_PENDING:
+                    self._update_losses(losses, original, labels, pending)
+                    pending = {}
+            self._update_losses(losses, original, labels, pending)
+        return losses
+
+    def _update_losses(self, losses, original, labels, pending):
+        """Take in the final hidden states of several models, a few positions at a time."""
+        model = self.base_model
+        positions = max(1, _MAX_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+        for start in range(0, len(labels) if pending else 0, positions):
+            part = slice(start, start + positions)
+            compare = NextTokenComparison(logits_of(model, original[part]), labels[part])
+            for key, rows in pending.items():
+                losses[key].update(*compare(logits_of(model, rows[part])))
+
+    # ----------------------------------------------------------------------------------------------------- around
+
+    def _check(self, named, together):
+        sites = {}
+        for name, dictionary in named.items():
+            config = dictionary.config
+            if config.input_site is None or config.output_site is None:
+                raise TranscoderError(
+                    f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`."
+                )
+            for site, width in ((_input(dictionary), config.d_in), (_output(dictionary), config.d_out)):
+                expected = site_width(self.base_model, site)
+                if expected is not None and expected != width:
+                    raise TranscoderError(
+                        f"'{name}' has width {width} at '{site}', but the base model has {expected} there: evaluate it "
+                        f"on the model it was trained for ({config.base_model_name_or_path})."
+                    )
+            if together and (other := sites.setdefault(_output(dictionary), name)) != name:
+                raise TranscoderError(
+                    f"'{other}' and '{name}' both write to '{config.output_site}', so they cannot be spliced in together: "
+                    "leave one of them out."
+                )
+
+    def _progress(self, blocks, what):
+        batches = blocks.batches(self.batch_size, self.base_model.device)
+        return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
+
+    def _protocol(self, losses) -> dict[str, Any]:
+        config = self.base_model.config
+        bos = config.get_text_config().bos_token_id
+        return {
+            "base_model": config.name_or_path or None,
+            "base_model_revision": getattr(config, "_commit_hash", None),
+            "dataset": self.dataset_name,
+            "dataset_split": self.dataset_split,
+            "fidelity_tokens": self.blocks.tokens,
+            "loss_tokens": losses[_ORIGINAL].tokens,
+            "sequence_length": self.blocks.input_ids.shape[1],
+            "begins_with_bos": bos is not None and bool((self.blocks.input_ids[:, 0] == bos).all()),
+            "skip_first": self.skip_first,
+            "special_token_ids": self.special_token_ids,
+            "ablation": "output set to zero, and to its mean over the fidelity tokens",
+            "dtype": str(self.base_model.dtype).removeprefix("torch."),
+            "device": self.base_model.device.type,
+            "versions": {
+                "hf_transcoders": __version__,
+                "transformers": transformers.__version__,
+                "torch": torch.__version__,
+            },
+        }
+
+
+@dataclass
+class _Variant:
+    """A changed base model: the first block that the change can reach, and how to make it at some positions."""
+
+    key: tuple[str, str]
+    start: int
+    change: Callable[[torch.Tensor], AbstractContextManager]
+
+
+def _loss_metrics(losses, name, site):
+    original = losses[_ORIGINAL].compute()["ce"]
+    spliced = losses[("spliced", name)].compute()
+    zero, mean = (losses[(kind, site)].compute()["ce"] for kind in ("zero", "mean"))
+    return {
+        "ce_original": original,
+        "ce_spliced": spliced["ce"],
+        "ce_zero_ablated": zero,
+        "ce_mean_ablated": mean,
+        "ce_recovered_zero": ce_recovered(original, spliced["ce"], zero),
+        "ce_recovered_mean": ce_recovered(original, spliced["ce"], mean),
+        "kl": spliced["kl"],
+        "top1_agreement": spliced["top1_agreement"],
+    }
+
+
+def _named(dictionaries) -> dict[str, TranscoderModel]:
+    if isinstance(dictionaries, TranscoderModel):
+        dictionaries = [dictionaries]
+    if not isinstance(dictionaries, (Mapping, TranscoderSet)):
+        dictionaries = TranscoderSet(dictionaries)
+    named = dict(dictionaries.items())
+    if not named:
+        raise TranscoderError("There is no dictionary to evaluate; give at least one.")
+    return named
+
+
+def _input(dictionary) -> Site:
+    return Site.parse(dictionary.config.input_site)
+
+
+def _output(dictionary) -> Site:
+    return Site.parse(dictionary.config.output_site)
+
+
+def _describe(dataset) -> tuple[str | None, str | None]:
+    """Name and split that a `datasets.Dataset` or `IterableDataset` knows of itself; nothing for other iterables."""
+    if type(dataset).__module__.partition(".")[0] != "datasets":
+        return None, None
+    return dataset.info.dataset_name, str(dataset.split) if dataset.split else None
+
+
+@contextmanager
+def _in_eval_mode(*models) -> Iterator[None]:
+    was_training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in zip(models, was_training, strict=True):
+            model.train(training)

@@ -19,6 +19,10 @@ from .activations import ACTIVATIONS, Encoded
 from .configuration_transcoder import TranscoderConfig
 
 
+# The names under which weights are saved: one file, or shards and their index.
+WEIGHT_FILES = "model*.safetensors*"
+
+
 @dataclass
 class TranscoderOutput(ModelOutput):
     """
@@ -449,7 +453,8 @@ class TranscoderModel(PreTrainedModel):
             return super().save_pretrained(save_directory, *args, push_to_hub=True, **kwargs)
         if not kwargs.get("is_main_process", True):
             return None
-        with atomic_directory(save_directory) as partial:
+        # A single file left from an earlier save would be loaded instead of the shards of this one.
+        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             return super().save_pretrained(partial, *args, **kwargs)
 
     @classmethod

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput, cached_file
 from ..errors import TranscoderError
 from ..files import atomic_directory
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
-from .modeling_transcoder import TranscoderModel, TranscoderOutput
+from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
 
 
 INDEX_NAME = "transcoder_set.json"
@@ -131,7 +131,7 @@ class TranscoderSet(nn.Module):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves index and dictionaries; nothing half-written is ever found in `save_directory`."""
-        with atomic_directory(save_directory) as partial:
+        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             for name, model in self.items():
                 model.save_pretrained(partial / name, **kwargs)
             index = {

@@ -464,15 +464,35 @@ class TranscoderModel(PreTrainedModel):
         refuses files that are damaged or do not fit together.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        any_size = kwargs.pop("ignore_mismatched_sizes", False)
         try:
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # Refused below, with the sizes in the message.
+                **kwargs,
             )
         except SafetensorError as error:
             raise TranscoderError(
                 f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is damaged or cut "
                 "short, so copy or download it again."
             ) from error
+        if info["mismatched_keys"] and not any_size:
+            sizes = "; ".join(
+                f"{name} is {tuple(found)} in the file and {tuple(wanted)} by the config"
+                for name, found, wanted in sorted(info["mismatched_keys"])
+            )
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} do not fit its config.json ({sizes}): save the "
+                "dictionary again or convert it from its own format."
+            )
+        if info["unexpected_keys"]:
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} hold {', '.join(sorted(info['unexpected_keys']))}, for "
+                "which its config.json has no use: the dictionary would compute something else, so save it again or "
+                "convert it from its own format."
+            )
         if info["missing_keys"]:
             raise TranscoderError(
                 f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "

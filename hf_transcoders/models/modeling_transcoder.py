@@ -15,7 +15,7 @@ from ..errors import TranscoderError
 from ..files import atomic_directory
 from ..ops import sparse_decode, topk
 from . import folding
-from .activations import ACTIVATIONS, Encoded
+from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 
 
@@ -277,12 +277,15 @@ class TranscoderModel(PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------ the loss
 
-    def reconstruction_error(self, reconstruction: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def reconstruction_error(
+        self, reconstruction: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Scaled squared error of every token, by `config.loss_reduction`.
 
         Args:
             reconstruction, targets (`torch.Tensor` of shape `(rows, d_out)`): Both normalised.
+            mask (`torch.BoolTensor` of shape `(rows,)`, *optional*): Tokens whose variance scales the error.
 
         Returns:
             `torch.Tensor` of shape `(rows,)`, float32; its mean is the reconstruction loss.
@@ -297,24 +300,25 @@ class TranscoderModel(PreTrainedModel):
             return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
-            variance = (targets - targets.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
+            variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
         return squared.sum(-1) / variance
 
     def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale):
         config = self.config
         if config.matryoshka_sizes:
-            per_token = self._matryoshka_error(rows, targets, encoded)
+            per_token = self._matryoshka_error(rows, targets, encoded, mask)
         else:
-            per_token = self.reconstruction_error(reconstruction, targets)
-        losses = {"reconstruction_loss": _token_mean(per_token, mask)}
-        for name, penalty in self.activation.penalty(self, rows, targets, encoded).items():
+            per_token = self.reconstruction_error(reconstruction, targets, mask)
+        losses = {"reconstruction_loss": token_mean(per_token, mask)}
+        for name, penalty in self.activation.penalty(self, rows, targets, encoded, mask).items():
             scale = 1.0 if name == "gate_loss" else sparsity_scale
-            losses[name] = scale * _token_mean(penalty, mask)
+            losses[name] = scale * token_mean(penalty, mask)
         if config.auxk_coefficient and dead_features is not None and dead_features.numel():
-            losses["auxk_loss"] = _token_mean(self._auxk(rows, targets - reconstruction.float(), dead_features), mask)
+            residual = targets - reconstruction.float()
+            losses["auxk_loss"] = token_mean(self._auxk(rows, residual, dead_features, mask), mask)
         return losses
 
-    def _matryoshka_error(self, rows, targets, encoded):
+    def _matryoshka_error(self, rows, targets, encoded, mask):
         """Mean over the nested dictionaries; each is the one before plus the features of one more group."""
         sizes = self.config.matryoshka_sizes
         reconstruction = self._add_linear_part(torch.zeros_like(targets), rows)
@@ -327,10 +331,10 @@ class TranscoderModel(PreTrainedModel):
                 inside = (encoded.indices >= start) & (encoded.indices < end)
                 group = sparse_decode(encoded.offsets, encoded.indices, encoded.values * inside, decoder)
                 reconstruction = reconstruction + group
-            error = error + self.reconstruction_error(reconstruction, targets)
+            error = error + self.reconstruction_error(reconstruction, targets, mask)
         return error / len(sizes)
 
-    def _auxk(self, rows, residual, dead_features):
+    def _auxk(self, rows, residual, dead_features, mask):
         """
         Squared error of what the top dead features make of the residual, over the residual's own square
         (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
@@ -342,7 +346,7 @@ class TranscoderModel(PreTrainedModel):
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
         error = (residual - F.linear(features, self.decoder_weight[dead_features].T).float()).square().sum(-1)
-        energy = residual.square().sum(-1).mean().clamp(min=1e-12)
+        energy = token_mean(residual.square().sum(-1), mask).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)
         return config.auxk_coefficient * share * error / energy
@@ -507,9 +511,3 @@ class TranscoderModel(PreTrainedModel):
                 f"The {what} are {tensor.shape[-1]} wide and this dictionary expects {width}: check that the site and "
                 "the base model are those of its config."
             )
-
-
-def _token_mean(per_token: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
-        return per_token.mean()
-    return (per_token * mask).sum() / mask.sum().clamp(min=1)

@@ -135,8 +135,9 @@ class Gated(Activation):
     pre_activation_parameters = ("b_mag",)
 
     def encode(self, model, inputs):
-        gate = model.pre_activations(inputs)
-        magnitude = (gate - model.b_enc) * model.r_mag.exp() + model.b_mag
+        products = F.linear(inputs, model.encoder_weight)
+        gate = products + model.b_enc
+        magnitude = products * model.r_mag.exp() + model.b_mag
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
     def penalty(self, model, inputs, targets, encoded, mask):

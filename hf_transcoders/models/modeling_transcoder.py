@@ -395,7 +395,8 @@ class TranscoderModel(PreTrainedModel):
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
         if config.center_encoder:
-            self.b_enc.copy_(-(self.encoder_weight @ self.normalize_input(inputs).mean(0)))
+            centred = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
+            self.activation.shift_(self, centred - self.b_enc)
         if self.b_dec is not None and config.decoder_bias_init == "mean":
             self.b_dec.copy_(mean_target)
         return self

@@ -183,7 +183,7 @@ class TranscoderModel(PreTrainedModel):
         self._check_width(inputs, self.config.d_in, "inputs")
         rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
         features = self.activation.encode(self, rows).to_dense(self.config.num_features)
-        return features.view(*inputs.shape[:-1], -1)
+        return features.view(*inputs.shape[:-1], self.config.num_features)
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -201,8 +201,12 @@ class TranscoderModel(PreTrainedModel):
             raise TranscoderError(
                 "This dictionary has a skip connection: give `decode` the inputs as well as the features."
             )
+        if features.shape[-1] != self.config.num_features:
+            raise TranscoderError(
+                f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}."
+            )
         centred = None if self.W_skip is None else self.normalize_input(inputs)
-        reconstruction = F.linear(features, self.decoder_weight.T)
+        reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
         return self.denormalize_output(self._add_linear_part(reconstruction, centred))
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
@@ -247,7 +251,8 @@ class TranscoderModel(PreTrainedModel):
         Returns:
             [`TranscoderOutput`]
         """
-        self._check_width(inputs, self.config.d_in, "inputs")
+        config = self.config
+        self._check_width(inputs, config.d_in, "inputs")
         lead = inputs.shape[:-1]
         rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
         encoded = self.activation.encode(self, rows)
@@ -255,19 +260,22 @@ class TranscoderModel(PreTrainedModel):
 
         loss = losses = None
         if targets is not None:
-            self._check_width(targets, self.config.d_out, "targets")
+            self._check_width(targets, config.d_out, "targets")
+            self._check_tokens(targets.shape[:-1], lead, "targets")
+            if mask is not None:
+                self._check_tokens(mask.shape, lead, "mask")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             losses = self._losses(rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale)
             loss = sum(losses.values())
 
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
-        if self.config.activation == "topk":
-            values, indices, offsets = values.view(*lead, -1), indices.view(*lead, -1), None
-        features = encoded.to_dense(self.config.num_features).view(*lead, -1) if output_features else None
+        if config.activation == "topk":
+            values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
+        features = encoded.to_dense(config.num_features).view(*lead, config.num_features) if output_features else None
         return TranscoderOutput(
             loss=loss,
-            reconstruction=self.denormalize_output(normalized).view(*lead, -1),
+            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
             features=features,
             feature_values=values,
             feature_indices=indices,
@@ -427,6 +435,8 @@ class TranscoderModel(PreTrainedModel):
             feature_values (`torch.Tensor` of shape `(n_pairs,)`): `TranscoderOutput.feature_values` of the step.
             decay (`float`, *optional*, defaults to 0.99): Of the moving average.
         """
+        if feature_values.numel() == 0:
+            return
         smallest = torch.where(feature_values > 0, feature_values, torch.inf).min().float()
         smallest = torch.where(smallest.isfinite(), smallest, self.threshold)
         started = self.threshold > 0
@@ -511,4 +521,12 @@ class TranscoderModel(PreTrainedModel):
             raise TranscoderError(
                 f"The {what} are {tensor.shape[-1]} wide and this dictionary expects {width}: check that the site and "
                 "the base model are those of its config."
+            )
+
+    @staticmethod
+    def _check_tokens(found, expected, what):
+        if found != expected:
+            raise TranscoderError(
+                f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
+                "each for every token."
             )

@@ -203,7 +203,8 @@ class TranscoderModel(PreTrainedModel):
             )
         if features.shape[-1] != self.config.num_features:
             raise TranscoderError(
-                f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}."
+                f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}: "
+                "give what its own `encode` returns."
             )
         centred = None if self.W_skip is None else self.normalize_input(inputs)
         reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
@@ -337,7 +338,8 @@ class TranscoderModel(PreTrainedModel):
                 reconstruction = reconstruction + F.linear(encoded.dense[:, start:end], decoder[start:end].T)
             else:
                 inside = (encoded.indices >= start) & (encoded.indices < end)
-                group = sparse_decode(encoded.offsets, encoded.indices, encoded.values * inside, decoder)
+                offsets = F.pad(inside.cumsum(0), (1, 0))[encoded.offsets]
+                group = sparse_decode(offsets, encoded.indices[inside], encoded.values[inside], decoder)
                 reconstruction = reconstruction + group
             error = error + self.reconstruction_error(reconstruction, targets, mask)
         return error / len(sizes)
@@ -350,10 +352,13 @@ class TranscoderModel(PreTrainedModel):
         config = self.config
         residual = residual.detach()
         k = min(config.auxk, dead_features.numel())
-        pre_activations = F.linear(rows, self.encoder_weight[dead_features], self.b_enc[dead_features]).float()
+        # `index_select`, because the backward pass of plain indexing is several times slower on CPU.
+        encoder = self.encoder_weight.index_select(0, dead_features)
+        decoder = self.decoder_weight.index_select(0, dead_features)
+        pre_activations = F.linear(rows, encoder, self.b_enc.index_select(0, dead_features)).float()
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
-        error = (residual - F.linear(features, self.decoder_weight[dead_features].T).float()).square().sum(-1)
+        error = (residual - F.linear(features, decoder.T).float()).square().sum(-1)
         energy = token_mean(residual.square().sum(-1), mask).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)

@@ -66,7 +66,7 @@ def sparse_to_dense(
     """The same features as a dense tensor of shape `(rows, num_features)`; differentiable in `values`."""
     rows = offsets.numel() - 1
     dense = values.new_zeros(rows, num_features)
-    return dense.index_put((_row_numbers(offsets, indices.numel()), indices), values)
+    return dense.index_put_((_row_numbers(offsets, indices.numel()), indices), values)
 
 
 class _SparseEncode(torch.autograd.Function):

@@ -358,7 +358,7 @@ class TranscoderModel(PreTrainedModel):
         pre_activations = F.linear(rows, encoder, self.b_enc.index_select(0, dead_features)).float()
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
-        error = (residual - F.linear(features, decoder.T).float()).square().sum(-1)
+        error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
         energy = token_mean(residual.square().sum(-1), mask).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)

@@ -7,6 +7,7 @@ A dense training step costs 10 B·d·n floating point operations. Here only the 
 everything else touches the active pairs alone.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 # Without MKL there is no sampled product on CPU; rows are then gathered in pieces of this many numbers.
 _GATHER_CHUNK = 1 << 24
+
+# Only the pattern of a CSR tensor is used here, and the message would greet every user of a TopK dictionary.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
 
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 

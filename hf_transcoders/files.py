@@ -9,12 +9,18 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_directory(target: str | os.PathLike) -> Iterator[Path]:
+def atomic_directory(target: str | os.PathLike, replacing: str | None = None) -> Iterator[Path]:
     """
     Yields an empty folder; what is written there appears in `target` only when the block ends without an exception.
 
     A new `target` appears by one rename. Into an existing one the files move one by one, each by a rename, so that every
-    file in it is whole at any moment; files that the block did not write stay.
+    file in it is whole at any moment; files that the block did not write stay, except those named by `replacing`.
+
+    Args:
+        target (`str` or `os.PathLike`): The folder to fill.
+        replacing (`str`, *optional*):
+            Pattern of names, such as `"model*.safetensors*"`. In each folder that receives files, older files of such a
+            name go once the new ones are in place.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +31,15 @@ def atomic_directory(target: str | os.PathLike) -> Iterator[Path]:
         if not target.exists():
             partial.rename(target)
         else:
-            for path in sorted(partial.rglob("*")):
-                if path.is_file():
-                    destination = target / path.relative_to(partial)
-                    destination.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(path, destination)
+            written = {path.relative_to(partial) for path in partial.rglob("*") if path.is_file()}
+            for path in sorted(written):
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial / path, target / path)
+            if replacing is not None:
+                for folder in {path.parent for path in written}:
+                    for stale in (target / folder).glob(replacing):
+                        if stale.relative_to(target) not in written:
+                            stale.unlink()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -57,8 +57,11 @@ class Activation:
         """Features of `inputs (rows, d_in)`, already normalised and centred."""
         raise NotImplementedError
 
-    def penalty(self, model: TranscoderModel, inputs, targets, encoded: Encoded) -> dict[str, torch.Tensor]:
-        """Loss terms besides the reconstruction, per token, each already weighted with its coefficient."""
+    def penalty(self, model: TranscoderModel, inputs, targets, encoded: Encoded, mask) -> dict[str, torch.Tensor]:
+        """
+        Loss terms besides the reconstruction, per token, each already weighted with its coefficient. `mask (rows,)` is
+        `None` or names the tokens that count, for terms that depend on an average over them.
+        """
         return {}
 
     def shift_(self, model: TranscoderModel, shift: torch.Tensor) -> None:
@@ -72,7 +75,7 @@ class ReLU(Activation):
     def encode(self, model, inputs):
         return Encoded(dense=model.pre_activations(inputs).relu())
 
-    def penalty(self, model, inputs, targets, encoded):
+    def penalty(self, model, inputs, targets, encoded, mask):
         return _l1(model, encoded.dense)
 
 
@@ -114,14 +117,14 @@ class JumpReLU(Activation):
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
-    def penalty(self, model, inputs, targets, encoded):
+    def penalty(self, model, inputs, targets, encoded, mask):
         config = model.config
         if not config.l0_coefficient:
             return {}
         active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
         if config.target_l0 is not None:
             # The distance from the target is one of averages; every token carries the same share of it.
-            active = (active.mean() / config.target_l0 - 1).square().expand_as(active)
+            active = (token_mean(active, mask) / config.target_l0 - 1).square().expand_as(active)
         return {"l0_loss": config.l0_coefficient * active}
 
 
@@ -132,22 +135,31 @@ class Gated(Activation):
     pre_activation_parameters = ("b_mag",)
 
     def encode(self, model, inputs):
-        gate = model.pre_activations(inputs)
-        magnitude = (gate - model.b_enc) * model.r_mag.exp() + model.b_mag
+        products = F.linear(inputs, model.encoder_weight)
+        gate = products + model.b_enc
+        magnitude = products * model.r_mag.exp() + model.b_mag
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
-    def penalty(self, model, inputs, targets, encoded):
+    def penalty(self, model, inputs, targets, encoded, mask):
         gate = encoded.pre_activations.relu()
         # The gate learns through a reconstruction of its own, by a decoder that must not learn from it (Eq. 8).
         frozen_bias = 0.0 if model.b_dec is None else model.b_dec.detach()
         reconstruction = F.linear(gate, model.decoder_weight.detach().T) + frozen_bias
         if model.W_skip is not None:
             reconstruction = reconstruction + F.linear(inputs, model.W_skip.detach())
-        return {"gate_loss": model.reconstruction_error(reconstruction, targets), **_l1(model, gate)}
+        return {"gate_loss": model.reconstruction_error(reconstruction, targets, mask), **_l1(model, gate)}
 
     def shift_(self, model, shift):
         super().shift_(model, shift)
         model.b_mag.add_(model.r_mag.exp() * shift)
+
+
+def token_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of `values (rows, ...)` over the rows that `mask (rows,)` lets through; over all of them without a mask."""
+    if mask is None:
+        return values.mean(0)
+    weights = mask.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
+    return (values * weights).sum(0) / weights.sum().clamp(min=1)
 
 
 def _l1(model, features):

@@ -1,5 +1,6 @@
 """The configuration of one dictionary."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -50,7 +51,7 @@ class TranscoderConfig(PreTrainedConfig):
             `"standardize"` (mean and standard deviation per dimension). Always foldable into the weights.
         decoder_init (`str`, *optional*):
             `"zero"`, `"transpose"` (of the encoder) or `"random"`. Defaults to `"transpose"` for SAEs and `"zero"` for
-            transcoders.
+            transcoders; `"random"` for transcoders whose decoder rows are kept at unit norm.
         decoder_bias_init (`str`, *optional*, defaults to `"mean"`):
             `"mean"` of the outputs, measured before training, or `"zero"`.
         center_encoder (`bool`, *optional*):
@@ -74,7 +75,7 @@ class TranscoderConfig(PreTrainedConfig):
         l0_coefficient (`float`, *optional*, defaults to 0.0):
             Weight of the L0 penalty (`"jumprelu"`).
         target_l0 (`float`, *optional*):
-            With it the penalty is `(L0 / target_l0 - 1)²` instead of L0.
+            (`"jumprelu"`) With it the penalty is `(L0 / target_l0 - 1)²` instead of L0.
         jumprelu_bandwidth (`float`, *optional*, defaults to 0.05):
             Width of the straight-through kernel, in units of the pre-activations.
         threshold_init (`float`, *optional*, defaults to 0.05):
@@ -134,7 +135,8 @@ class TranscoderConfig(PreTrainedConfig):
         if self.auxk is None:
             self.auxk = max(1, self.d_in // 2)
         if self.decoder_init is None:
-            self.decoder_init = "transpose" if self.is_autoencoder else "zero"
+            free = "zero" if self.decoder_norm == "free" else "random"
+            self.decoder_init = "transpose" if self.is_autoencoder else free
         if self.center_encoder is None:
             self.center_encoder = not self.pre_bias and not self.tied
         super().__post_init__(**kwargs)
@@ -170,6 +172,11 @@ class TranscoderConfig(PreTrainedConfig):
         Returns:
             [`TranscoderConfig`]
         """
+        # `PreTrainedConfig` takes any name, so that a misspelt one would do nothing.
+        if unknown := sorted(set(kwargs) - {field.name for field in fields(cls)}):
+            raise TranscoderError(
+                f"TranscoderConfig has no argument {', '.join(unknown)}: see its documentation for the names."
+            )
         base_config = getattr(base_model, "config", base_model)
         width = base_config.get_text_config().hidden_size
         kwargs.setdefault("d_in", width)
@@ -192,6 +199,7 @@ class TranscoderConfig(PreTrainedConfig):
     def validate_fields(self):
         """Checks that the fields fit each other. Run when the configuration is made and before it is saved."""
         self._check_sizes()
+        self._check_decoder()
         self._check_matryoshka()
         self._check_penalties()
 
@@ -211,6 +219,13 @@ class TranscoderConfig(PreTrainedConfig):
         if self.tied and self.d_in != self.d_out:
             raise TranscoderError(
                 f"A tied dictionary needs d_in = d_out, not {self.d_in} and {self.d_out}: set `tied=False`."
+            )
+
+    def _check_decoder(self):
+        if self.decoder_norm == "unit" and self.decoder_init == "zero" and not self.tied:
+            raise TranscoderError(
+                "Decoder rows cannot start at zero and be kept at norm one: leave `decoder_init` out, or choose 'random' or "
+                "'transpose'."
             )
 
     def _check_matryoshka(self):
@@ -233,5 +248,12 @@ class TranscoderConfig(PreTrainedConfig):
             raise TranscoderError(
                 f"`l0_coefficient` does nothing for activation '{self.activation}': leave it out, or choose 'jumprelu'."
             )
+        if self.target_l0 is not None and not self.l0_coefficient:
+            raise TranscoderError(
+                "`target_l0` does nothing without an L0 penalty: leave it out, or choose activation 'jumprelu' and give an "
+                "`l0_coefficient`."
+            )
         if self.target_l0 is not None and self.target_l0 <= 0:
             raise TranscoderError(f"`target_l0` is {self.target_l0}; give a positive number of active features.")
+        if self.jumprelu_bandwidth <= 0:
+            raise TranscoderError(f"`jumprelu_bandwidth` is {self.jumprelu_bandwidth}; give a positive width.")

@@ -47,6 +47,8 @@ def fold_normalization_(model: TranscoderModel) -> TranscoderModel:
     for name in ("input_mean", "input_scale", "output_mean", "output_scale"):
         delattr(model, name)
     config.normalization = "none"
+    # The rows now carry the scale of the output; bringing them back to unit norm would change the function.
+    config.decoder_norm = "free"
     if config.target_variance is not None:
         # It was measured on normalised targets; in the site's own units it is not known.
         config.target_variance = None

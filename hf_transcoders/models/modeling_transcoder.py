@@ -15,8 +15,12 @@ from ..errors import TranscoderError
 from ..files import atomic_directory
 from ..ops import sparse_decode, topk
 from . import folding
-from .activations import ACTIVATIONS, Encoded
+from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
+
+
+# The names under which weights are saved: one file, or shards and their index.
+WEIGHT_FILES = "model*.safetensors*"
 
 
 @dataclass
@@ -179,7 +183,7 @@ class TranscoderModel(PreTrainedModel):
         self._check_width(inputs, self.config.d_in, "inputs")
         rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
         features = self.activation.encode(self, rows).to_dense(self.config.num_features)
-        return features.view(*inputs.shape[:-1], -1)
+        return features.view(*inputs.shape[:-1], self.config.num_features)
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -197,8 +201,13 @@ class TranscoderModel(PreTrainedModel):
             raise TranscoderError(
                 "This dictionary has a skip connection: give `decode` the inputs as well as the features."
             )
+        if features.shape[-1] != self.config.num_features:
+            raise TranscoderError(
+                f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}: "
+                "give what its own `encode` returns."
+            )
         centred = None if self.W_skip is None else self.normalize_input(inputs)
-        reconstruction = F.linear(features, self.decoder_weight.T)
+        reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
         return self.denormalize_output(self._add_linear_part(reconstruction, centred))
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
@@ -243,7 +252,8 @@ class TranscoderModel(PreTrainedModel):
         Returns:
             [`TranscoderOutput`]
         """
-        self._check_width(inputs, self.config.d_in, "inputs")
+        config = self.config
+        self._check_width(inputs, config.d_in, "inputs")
         lead = inputs.shape[:-1]
         rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
         encoded = self.activation.encode(self, rows)
@@ -251,19 +261,22 @@ class TranscoderModel(PreTrainedModel):
 
         loss = losses = None
         if targets is not None:
-            self._check_width(targets, self.config.d_out, "targets")
+            self._check_width(targets, config.d_out, "targets")
+            self._check_tokens(targets.shape[:-1], lead, "targets")
+            if mask is not None:
+                self._check_tokens(mask.shape, lead, "mask")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             losses = self._losses(rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale)
             loss = sum(losses.values())
 
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
-        if self.config.activation == "topk":
-            values, indices, offsets = values.view(*lead, -1), indices.view(*lead, -1), None
-        features = encoded.to_dense(self.config.num_features).view(*lead, -1) if output_features else None
+        if config.activation == "topk":
+            values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
+        features = encoded.to_dense(config.num_features).view(*lead, config.num_features) if output_features else None
         return TranscoderOutput(
             loss=loss,
-            reconstruction=self.denormalize_output(normalized).view(*lead, -1),
+            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
             features=features,
             feature_values=values,
             feature_indices=indices,
@@ -273,12 +286,15 @@ class TranscoderModel(PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------ the loss
 
-    def reconstruction_error(self, reconstruction: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def reconstruction_error(
+        self, reconstruction: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Scaled squared error of every token, by `config.loss_reduction`.
 
         Args:
             reconstruction, targets (`torch.Tensor` of shape `(rows, d_out)`): Both normalised.
+            mask (`torch.BoolTensor` of shape `(rows,)`, *optional*): Tokens whose variance scales the error.
 
         Returns:
             `torch.Tensor` of shape `(rows,)`, float32; its mean is the reconstruction loss.
@@ -293,24 +309,25 @@ class TranscoderModel(PreTrainedModel):
             return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
-            variance = (targets - targets.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
+            variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
         return squared.sum(-1) / variance
 
     def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale):
         config = self.config
         if config.matryoshka_sizes:
-            per_token = self._matryoshka_error(rows, targets, encoded)
+            per_token = self._matryoshka_error(rows, targets, encoded, mask)
         else:
-            per_token = self.reconstruction_error(reconstruction, targets)
-        losses = {"reconstruction_loss": _token_mean(per_token, mask)}
-        for name, penalty in self.activation.penalty(self, rows, targets, encoded).items():
+            per_token = self.reconstruction_error(reconstruction, targets, mask)
+        losses = {"reconstruction_loss": token_mean(per_token, mask)}
+        for name, penalty in self.activation.penalty(self, rows, targets, encoded, mask).items():
             scale = 1.0 if name == "gate_loss" else sparsity_scale
-            losses[name] = scale * _token_mean(penalty, mask)
+            losses[name] = scale * token_mean(penalty, mask)
         if config.auxk_coefficient and dead_features is not None and dead_features.numel():
-            losses["auxk_loss"] = _token_mean(self._auxk(rows, targets - reconstruction.float(), dead_features), mask)
+            residual = targets - reconstruction.float()
+            losses["auxk_loss"] = token_mean(self._auxk(rows, residual, dead_features, mask), mask)
         return losses
 
-    def _matryoshka_error(self, rows, targets, encoded):
+    def _matryoshka_error(self, rows, targets, encoded, mask):
         """Mean over the nested dictionaries; each is the one before plus the features of one more group."""
         sizes = self.config.matryoshka_sizes
         reconstruction = self._add_linear_part(torch.zeros_like(targets), rows)
@@ -321,12 +338,13 @@ class TranscoderModel(PreTrainedModel):
                 reconstruction = reconstruction + F.linear(encoded.dense[:, start:end], decoder[start:end].T)
             else:
                 inside = (encoded.indices >= start) & (encoded.indices < end)
-                group = sparse_decode(encoded.offsets, encoded.indices, encoded.values * inside, decoder)
+                offsets = F.pad(inside.cumsum(0), (1, 0))[encoded.offsets]
+                group = sparse_decode(offsets, encoded.indices[inside], encoded.values[inside], decoder)
                 reconstruction = reconstruction + group
-            error = error + self.reconstruction_error(reconstruction, targets)
+            error = error + self.reconstruction_error(reconstruction, targets, mask)
         return error / len(sizes)
 
-    def _auxk(self, rows, residual, dead_features):
+    def _auxk(self, rows, residual, dead_features, mask):
         """
         Squared error of what the top dead features make of the residual, over the residual's own square
         (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
@@ -334,11 +352,14 @@ class TranscoderModel(PreTrainedModel):
         config = self.config
         residual = residual.detach()
         k = min(config.auxk, dead_features.numel())
-        pre_activations = F.linear(rows, self.encoder_weight[dead_features], self.b_enc[dead_features]).float()
+        # `index_select`, because the backward pass of plain indexing is several times slower on CPU.
+        encoder = self.encoder_weight.index_select(0, dead_features)
+        decoder = self.decoder_weight.index_select(0, dead_features)
+        pre_activations = F.linear(rows, encoder, self.b_enc.index_select(0, dead_features)).float()
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
-        error = (residual - F.linear(features, self.decoder_weight[dead_features].T).float()).square().sum(-1)
-        energy = residual.square().sum(-1).mean().clamp(min=1e-12)
+        error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
+        energy = token_mean(residual.square().sum(-1), mask).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)
         return config.auxk_coefficient * share * error / energy
@@ -387,7 +408,8 @@ class TranscoderModel(PreTrainedModel):
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
         if config.center_encoder:
-            self.b_enc.copy_(-(self.encoder_weight @ self.normalize_input(inputs).mean(0)))
+            centred = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
+            self.activation.shift_(self, centred - self.b_enc)
         if self.b_dec is not None and config.decoder_bias_init == "mean":
             self.b_dec.copy_(mean_target)
         return self
@@ -418,6 +440,8 @@ class TranscoderModel(PreTrainedModel):
             feature_values (`torch.Tensor` of shape `(n_pairs,)`): `TranscoderOutput.feature_values` of the step.
             decay (`float`, *optional*, defaults to 0.99): Of the moving average.
         """
+        if feature_values.numel() == 0:
+            return
         smallest = torch.where(feature_values > 0, feature_values, torch.inf).min().float()
         smallest = torch.where(smallest.isfinite(), smallest, self.threshold)
         started = self.threshold > 0
@@ -449,7 +473,8 @@ class TranscoderModel(PreTrainedModel):
             return super().save_pretrained(save_directory, *args, push_to_hub=True, **kwargs)
         if not kwargs.get("is_main_process", True):
             return None
-        with atomic_directory(save_directory) as partial:
+        # A single file left from an earlier save would be loaded instead of the shards of this one.
+        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             return super().save_pretrained(partial, *args, **kwargs)
 
     @classmethod
@@ -459,15 +484,35 @@ class TranscoderModel(PreTrainedModel):
         refuses files that are damaged or do not fit together.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        any_size = kwargs.pop("ignore_mismatched_sizes", False)
         try:
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # Refused below, with the sizes in the message.
+                **kwargs,
             )
         except SafetensorError as error:
             raise TranscoderError(
                 f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is damaged or cut "
                 "short, so copy or download it again."
             ) from error
+        if info["mismatched_keys"] and not any_size:
+            sizes = "; ".join(
+                f"{name} is {tuple(found)} in the file and {tuple(wanted)} by the config"
+                for name, found, wanted in sorted(info["mismatched_keys"])
+            )
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} do not fit its config.json ({sizes}): save the "
+                "dictionary again or convert it from its own format."
+            )
+        if info["unexpected_keys"]:
+            raise TranscoderError(
+                f"The weights in {pretrained_model_name_or_path} hold {', '.join(sorted(info['unexpected_keys']))}, for "
+                "which its config.json has no use: the dictionary would compute something else, so save it again or "
+                "convert it from its own format."
+            )
         if info["missing_keys"]:
             raise TranscoderError(
                 f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "
@@ -483,8 +528,10 @@ class TranscoderModel(PreTrainedModel):
                 "the base model are those of its config."
             )
 
-
-def _token_mean(per_token: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
-        return per_token.mean()
-    return (per_token * mask).sum() / mask.sum().clamp(min=1)
+    @staticmethod
+    def _check_tokens(found, expected, what):
+        if found != expected:
+            raise TranscoderError(
+                f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
+                "each for every token."
+            )

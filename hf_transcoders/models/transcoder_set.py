@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from transformers.utils import ModelOutput, cached_file
 from ..errors import TranscoderError
 from ..files import atomic_directory
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
-from .modeling_transcoder import TranscoderModel, TranscoderOutput
+from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
 
 
 INDEX_NAME = "transcoder_set.json"
+
+# A folder, a key of the state dict and, with "/" for ".", a module name: all three must tell names apart.
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 @dataclass
@@ -62,10 +66,10 @@ class TranscoderSet(nn.Module):
                 f"The dictionaries belong to different base models ({', '.join(sorted(bases))}): make one set for each."
             )
         for name in named:
-            if not name or name.startswith((".", "/")) or ".." in name or "\\" in name:
+            if not _NAME.fullmatch(name):
                 raise TranscoderError(
                     f"'{name}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
-                    "digits, '.', '-' and '_'."
+                    "digits, '-', '_' and single dots between them."
                 )
         # Module names must not contain dots.
         self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})
@@ -95,7 +99,8 @@ class TranscoderSet(nn.Module):
 
     @property
     def base_model_name_or_path(self) -> str | None:
-        return next((d.config.base_model_name_or_path for d in self.values()), None)
+        names = (dictionary.config.base_model_name_or_path for dictionary in self.values())
+        return next((name for name in names if name is not None), None)
 
     def forward(
         self,
@@ -116,6 +121,11 @@ class TranscoderSet(nn.Module):
         Returns:
             [`TranscoderSetOutput`]
         """
+        if missing := {model.config.input_site for model in self.values()} - activations.keys():
+            raise TranscoderError(
+                f"There are no activations of {', '.join(map(str, missing))}, which this set reads: capture them too, or "
+                "load only the dictionaries that you need."
+            )
         outputs = {
             name: model(
                 activations[model.config.input_site],
@@ -131,7 +141,7 @@ class TranscoderSet(nn.Module):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves index and dictionaries; nothing half-written is ever found in `save_directory`."""
-        with atomic_directory(save_directory) as partial:
+        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             for name, model in self.items():
                 model.save_pretrained(partial / name, **kwargs)
             index = {
@@ -172,19 +182,27 @@ class TranscoderSet(nn.Module):
                 f"{pretrained_model_name_or_path} is no set of dictionaries (no {INDEX_NAME} there): give the folder or "
                 "repo of a set, or load a single dictionary with TranscoderModel.from_pretrained."
             ) from error
-        index = json.loads(Path(path).read_text())
-        if index.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-            # Says which version to get.
-            TranscoderConfig.from_dict({"format_version": index["format_version"]})
-        entries = index["dictionaries"]
-        wanted = list(entries) if names is None else list(names)
-        if missing := [name for name in wanted if name not in entries]:
-            raise TranscoderError(f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(entries)}.")
+        try:
+            index = json.loads(Path(path).read_text())
+            version, entries = index["format_version"], index["dictionaries"]
+            subfolders = {name: entry["subfolder"] for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TranscoderError(
+                f"{path} cannot be read ({type(error).__name__}: {error}): the file is damaged or cut short, so copy or "
+                "download it again."
+            ) from error
+        # Says which version to get when this one is too old.
+        TranscoderConfig.from_dict({"format_version": version})
+        wanted = list(subfolders) if names is None else list(names)
+        if missing := [name for name in wanted if name not in subfolders]:
+            raise TranscoderError(
+                f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(subfolders)}."
+            )
         return cls(
             {
                 name: TranscoderModel.from_pretrained(
                     pretrained_model_name_or_path,
-                    subfolder=os.path.join(subfolder, entries[name]["subfolder"]),
+                    subfolder=os.path.join(subfolder, subfolders[name]),
                     **kwargs,
                 )
                 for name in wanted

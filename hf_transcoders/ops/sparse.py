@@ -7,6 +7,7 @@ A dense training step costs 10 B·d·n floating point operations. Here only the 
 everything else touches the active pairs alone.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 # Without MKL there is no sampled product on CPU; rows are then gathered in pieces of this many numbers.
 _GATHER_CHUNK = 1 << 24
+
+# Only the pattern of a CSR tensor is used here, and the message would greet every user of a TopK dictionary.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
 
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -66,7 +70,7 @@ def sparse_to_dense(
     """The same features as a dense tensor of shape `(rows, num_features)`; differentiable in `values`."""
     rows = offsets.numel() - 1
     dense = values.new_zeros(rows, num_features)
-    return dense.index_put((_row_numbers(offsets, indices.numel()), indices), values)
+    return dense.index_put_((_row_numbers(offsets, indices.numel()), indices), values)
 
 
 class _SparseEncode(torch.autograd.Function):

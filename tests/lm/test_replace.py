@@ -175,7 +175,7 @@ def test_only_masked_positions_are_replaced(family):
         replacement.mask = mask[:, :4]
         with pytest.raises(TranscoderError, match=r"mask has shape \(2, 4\).*called with \(2, 12\)"):
             model(ids)
-        # Masked positions come before the rest in a causal model only from the first of them on.
+    # Tokens before the first masked one cannot notice.
     with replace(model, {site: dictionary}, mask=mask):
         logits = model(ids).logits
     plain = model(ids).logits

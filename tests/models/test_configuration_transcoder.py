@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, LlamaConfig
 
 from hf_transcoders.errors import TranscoderError
@@ -59,7 +59,7 @@ def test_wrong_types_are_refused_by_name(kwargs, words):
 def test_a_setting_spoilt_later_is_not_saved(tmp_path):
     config = TranscoderConfig(**SMALL, k=2)
     config.k = 99
-    with pytest.raises(ValueError, match="k is 99"):
+    with pytest.raises(StrictDataclassClassValidationError, match="k is 99"):
         config.save_pretrained(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_defaults_follow_from_what_is_given():
 
 
 def test_for_model_fills_in_what_the_base_model_knows():
-    base = LlamaConfig(hidden_size=48, num_hidden_layers=2, vocab_size=64)
+    base = LlamaConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, vocab_size=64)
     base._name_or_path = "someone/model"
     config = TranscoderConfig.for_model(base, "layers.1.mlp.in", "layers.1.mlp.branch", num_features=96, k=4)
     assert (config.d_in, config.d_out, config.num_features, config.k) == (48, 48, 96, 4)

@@ -25,6 +25,7 @@ _EXPORTS = {
     "EvaluationReport": "evaluator",
     "explain_features": "features",
     "FeatureExplanation": "features",
+    "FeatureContext": "features",
 }
 
 __all__ = list(_EXPORTS)

@@ -129,7 +129,7 @@ class TranscoderEvaluator:
         """
         named = _named(dictionaries)
         self._check(named, together)
-        with _in_eval_mode(self.base_model, *named.values()):
+        with in_eval_mode(self.base_model, *named.values()):
             reconstruction, features = self._measure_fidelity(named)
             means = {_output(d): reconstruction[name].mean_target() for name, d in named.items()}
             losses = self._measure_losses(self._variants(named, means, together))
@@ -352,7 +352,8 @@ def _describe(dataset) -> tuple[str | None, str | None]:
 
 
 @contextmanager
-def _in_eval_mode(*models) -> Iterator[None]:
+def in_eval_mode(*models: torch.nn.Module) -> Iterator[None]:
+    """Models in eval mode, and afterwards as they were."""
     was_training = [model.training for model in models]
     for model in models:
         model.eval()

@@ -1,0 +1,305 @@
+"""What single features respond to, and what they make the model say."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import TranscoderError
+from ..lm import Site, architecture_of, capture, locate
+from ..models import TranscoderModel
+from .evaluator import in_eval_mode
+from .token_blocks import TokenBlocks
+
+
+# Elements of the largest temporary, the features of some blocks.
+_MAX_ELEMENTS = 2**23
+
+
+@dataclass
+class FeatureContext:
+    """A place where a feature fires.
+
+    Args:
+        tokens (`list[str]`): Texts of the tokens around the peak.
+        activations (`list[float]`): The feature's activation on each of them.
+        peak (`int`): Which of them is the peak.
+        row (`int`): Block of the dataset.
+        position (`int`): Position of the peak in the block.
+    """
+
+    tokens: list[str]
+    activations: list[float]
+    peak: int
+    row: int
+    position: int
+
+
+@dataclass
+class FeatureExplanation:
+    """What one feature responds to and promotes.
+
+    Args:
+        index (`int`): Number of the feature.
+        density (`float`): Share of tokens it fires on.
+        max_activation (`float`): Its largest activation.
+        mean_activation (`float`): Its mean activation over the tokens it fires on.
+        contexts (`list[FeatureContext]`): Where it fires most, strongest first, at most one per block.
+        top_tokens, bottom_tokens (`list[tuple[str, float]]`):
+            The tokens whose logits it raises and lowers most per unit of activation, through the final norm's gain and
+            the unembedding (the norm's scale and everything in between are left out). Empty where the dictionary does
+            not write to the residual stream.
+    """
+
+    index: int
+    density: float
+    max_activation: float
+    mean_activation: float
+    contexts: list[FeatureContext]
+    top_tokens: list[tuple[str, float]]
+    bottom_tokens: list[tuple[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return asdict(self)
+
+    def render(self) -> str:
+        """Plain text for a terminal, each peak in `[[ ]]`."""
+        lines = [
+            f"feature {self.index}: fires on {self.density:.3%} of tokens, max {self.max_activation:.3g}, "
+            f"mean {self.mean_activation:.3g}"
+        ]
+        for name, tokens in (("raises", self.top_tokens), ("lowers", self.bottom_tokens)):
+            if tokens:
+                lines.append(f"  {name}: " + ", ".join(f"{token!r} {value:+.2f}" for token, value in tokens))
+        for context in self.contexts:
+            texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
+            lines.append(f"  {context.activations[context.peak]:8.3f}  " + "".join(texts).replace("\n", "⏎"))
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def explain_features(
+    base_model: PreTrainedModel,
+    dictionary: TranscoderModel,
+    dataset: Iterable[Mapping],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    features: Sequence[int] | Literal["active"] | None = None,
+    num_features: int = 10,
+    num_contexts: int = 5,
+    window: int = 10,
+    num_tokens: int = 10,
+    max_tokens: int = 100_000,
+    batch_size: int = 8,
+    skip_first: int = 1,
+    special_token_ids: Sequence[int] | None = None,
+    progress: bool = True,
+) -> list[FeatureExplanation]:
+    """Find the contexts in which features fire most, and the tokens they promote.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]):
+            The causal language model.
+        dictionary ([`TranscoderModel`]):
+            The dictionary.
+        dataset (`Iterable[Mapping]`):
+            Rows with `input_ids` of one length.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Turns tokens back to text.
+        features (`Sequence[int]` or `"active"`, *optional*):
+            Which features: those listed; all that fire; or by default `num_features` of those that fire in enough
+            blocks, evenly spaced from the most to the least frequent.
+        num_features (`int`, *optional*, defaults to 10):
+            How many to choose when `features` is not given.
+        num_contexts (`int`, *optional*, defaults to 5):
+            Contexts per feature.
+        window (`int`, *optional*, defaults to 10):
+            Tokens shown on each side of a peak.
+        num_tokens (`int`, *optional*, defaults to 10):
+            Promoted and suppressed tokens per feature.
+        max_tokens (`int`, *optional*, defaults to 100,000):
+            Tokens to search.
+        batch_size (`int`, *optional*, defaults to 8):
+            Blocks per forward.
+        skip_first (`int`, *optional*, defaults to 1):
+            Positions at the start of every block on which activations do not count.
+        special_token_ids (`Sequence[int]`, *optional*):
+            Tokens on which activations do not count.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[FeatureExplanation]`: in the order of `features`, or from frequent to rare.
+
+    Raises:
+        [`TranscoderError`]: a feature does not exist, or none fires on the dataset.
+    """
+    size = dictionary.config.num_features
+    listed = None if features is None or features == "active" else list(features)
+    if unknown := [index for index in listed or [] if not 0 <= index < size]:
+        raise TranscoderError(
+            f"Feature {unknown[0]} does not exist: this dictionary has the features 0 to {size - 1}."
+        )
+    blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
+    with in_eval_mode(base_model, dictionary):
+        peaks = _Peaks(listed if listed is not None else range(size), num_contexts, dictionary.device)
+        steps = range(0, len(blocks.input_ids), batch_size)
+        for start in tqdm(steps, desc="features", disable=not progress):
+            rows = range(start, min(start + batch_size, len(blocks.input_ids)))
+            for some_rows, activations in _activations(base_model, dictionary, blocks, rows, peaks.features):
+                peaks.update(activations, some_rows)
+        chosen = range(len(listed)) if listed is not None else peaks.choose(None if features else num_features)
+        if not chosen:
+            raise TranscoderError(
+                "No feature fires on this dataset; search more tokens or check the dictionary's sites."
+            )
+        contexts = _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, batch_size)
+        raised, lowered = _promoted_tokens(
+            base_model, dictionary, [peaks.features[i] for i in chosen], tokenizer, num_tokens
+        )
+
+    fired, total, largest = (tensor[chosen].tolist() for tensor in (peaks.fired, peaks.total, peaks.values[0]))
+    return [
+        FeatureExplanation(
+            index=peaks.features[i],
+            density=fired[j] / blocks.tokens,
+            max_activation=largest[j],
+            mean_activation=total[j] / max(fired[j], 1),
+            contexts=contexts[j],
+            top_tokens=raised[j],
+            bottom_tokens=lowered[j],
+        )
+        for j, i in enumerate(chosen)
+    ]
+
+
+class _Peaks:
+    """For each feature, its largest activations so far, at most one per block, and where they are."""
+
+    def __init__(self, features: Iterable[int], k: int, device: torch.device):
+        self.features = list(features)
+        shape = (k, len(self.features))
+        self.values = torch.zeros(shape, device=device)
+        self.rows = torch.zeros(shape, dtype=torch.long, device=device)
+        self.positions = torch.zeros(shape, dtype=torch.long, device=device)
+        self.fired = torch.zeros(shape[1], dtype=torch.long, device=device)
+        self.total = torch.zeros(shape[1], device=device)
+
+    def update(self, activations, rows):
+        """Take in `activations (blocks, seq, features)` of some blocks."""
+        self.fired += activations.count_nonzero((0, 1))
+        self.total += activations.sum((0, 1))
+        values, positions = activations.max(1)
+        rows = rows.to(values.device).unsqueeze(-1).expand_as(positions)
+        self.values, order = torch.cat([self.values, values]).topk(len(self.values), dim=0)
+        self.rows = torch.cat([self.rows, rows]).gather(0, order)
+        self.positions = torch.cat([self.positions, positions]).gather(0, order)
+
+    def choose(self, count: int | None) -> list[int]:
+        """Features that fire, from frequent to rare: all, or some evenly spaced (with full contexts, if possible)."""
+        order = self.fired.argsort(descending=True, stable=True)
+        firing = order[self.fired[order] > 0]
+        if count is None or len(firing) <= count:
+            return firing.tolist()
+        full = firing[self.values[-1, firing] > 0]
+        candidates = full if len(full) >= count else firing
+        return candidates[torch.linspace(0, len(candidates) - 1, count, device=order.device).round().long()].tolist()
+
+
+def _activations(base_model, dictionary, blocks, rows, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Numbers of some blocks and `(blocks, seq, features)` activations there, 0 where tokens do not count."""
+    rows = torch.as_tensor(rows)
+    site = dictionary.config.input_site
+    with capture(base_model, site) as captured:
+        base_model(input_ids=blocks.input_ids[rows].to(base_model.device))
+        inputs = captured[site].to(dictionary.device)
+    some = max(1, _MAX_ELEMENTS // (inputs.shape[1] * dictionary.config.num_features))
+    every = features == list(range(dictionary.config.num_features))
+    for part, part_rows in zip(inputs.split(some), rows.split(some), strict=True):
+        activations = dictionary.encode(part).float()
+        if not every:
+            activations = activations[..., features]
+        yield part_rows, activations.where(blocks.mask[part_rows].to(activations.device).unsqueeze(-1), 0)
+
+
+def _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, batch_size):
+    """Contexts of the chosen features; the few blocks they lie in are run once more."""
+    values, rows, positions = (t[:, chosen].T.tolist() for t in (peaks.values, peaks.rows, peaks.positions))
+    features = [peaks.features[i] for i in chosen]
+    wanted = {}
+    for j, (its_values, its_rows, its_positions) in enumerate(zip(values, rows, positions, strict=True)):
+        for rank, (value, row, position) in enumerate(zip(its_values, its_rows, its_positions, strict=True)):
+            if value > 0:
+                wanted.setdefault(row, []).append((j, rank, position))
+    found = [{} for _ in chosen]
+    for batch in torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size):
+        for some_rows, activations in _activations(base_model, dictionary, blocks, batch, features):
+            activations = activations.cpu()
+            for number, row in enumerate(some_rows.tolist()):
+                for j, rank, position in wanted[row]:
+                    start, end = max(0, position - window), position + window + 1
+                    found[j][rank] = FeatureContext(
+                        tokens=token_texts(tokenizer, blocks.input_ids[row, start:end].tolist()),
+                        activations=activations[number, start:end, j].tolist(),
+                        peak=position - start,
+                        row=row,
+                        position=position,
+                    )
+    return [[by_rank[rank] for rank in sorted(by_rank)] for by_rank in found]
+
+
+def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
+    config = dictionary.config
+    unembedding = base_model.get_output_embeddings().weight
+    rows = dictionary.decoder_weight[features].to(unembedding.device, torch.float32)
+    if config.normalization != "none":
+        rows = rows * dictionary.output_scale.to(rows)
+    hidden_size = base_model.config.get_text_config().hidden_size
+    if rows.shape[-1] != hidden_size or unembedding.shape[-1] != hidden_size:
+        return [[] for _ in features], [[] for _ in features]
+    site = Site.parse(config.output_site)
+    if site.point in ("attn.out", "mlp.out"):
+        post_norm = locate(base_model, Site(site.point.replace("out", "branch"), site.layer)).module
+        if post_norm is not locate(base_model, site).module:
+            rows = _through_norm(post_norm, rows)
+    rows = _through_norm(base_model.base_model.get_submodule(architecture_of(base_model).final_norm), rows)
+    logits = rows @ unembedding.float().T
+    count = min(count, logits.shape[-1])
+    return tuple(
+        [
+            list(zip(token_texts(tokenizer, ids), values, strict=True))
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        for best in (logits.topk(count), logits.topk(count, largest=False))
+    )
+
+
+def _through_norm(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Directions in the stream after a norm whose scale is held fixed, up to that scale.
+
+    The norm is probed rather than read, so that `1 + w` and other parametrisations need no special case.
+    """
+    ones = torch.ones(rows.shape[-1], device=rows.device, dtype=next(norm.parameters(), rows).dtype)
+    # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
+    signs = ones.clone()
+    signs[1::2] = -1
+    gain = signs * (norm(signs) - norm(-signs)) / 2
+    subtracts_mean = (norm(ones) - norm(-ones)).abs().max() < 1e-3 * gain.abs().max()
+    if subtracts_mean:
+        rows = rows - rows.mean(-1, keepdim=True)
+    return rows * gain.float()
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token on its own, with the leading space that SentencePiece decoders drop."""
+    texts = tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    return [
+        " " + text if str(piece).startswith("▁") and not text.startswith(" ") else text
+        for piece, text in zip(pieces, texts, strict=True)
+    ]

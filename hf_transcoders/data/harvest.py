@@ -197,7 +197,9 @@ class ActivationHarvester:
         parameters = list(self.base_model.parameters())
         sampled = [p.detach().flatten()[:: max(1, p.numel() // _FINGERPRINT_VALUES)] for p in parameters]
         weights = torch.stack([torch.stack([s.double().sum(), s.double().abs().sum()]) for s in sampled])
-        ends = [list(map(int, self.dataset[i]["input_ids"])) for i in (0, len(self.dataset) // 2, len(self.dataset) - 1)]
+        ends = [
+            list(map(int, self.dataset[i]["input_ids"])) for i in (0, len(self.dataset) // 2, len(self.dataset) - 1)
+        ]
         facts = {
             "weights": weights.cpu().numpy().tobytes().hex(),
             "base_dtype": str(self.base_model.dtype),
@@ -223,7 +225,9 @@ def _pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask `(rows, longest)`, padded on the right."""
     ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
     masks = [
-        torch.as_tensor(row["attention_mask"], dtype=torch.bool) if "attention_mask" in row else torch.ones(len(i)).bool()
+        torch.as_tensor(row["attention_mask"], dtype=torch.bool)
+        if "attention_mask" in row
+        else torch.ones(len(i)).bool()
         for row, i in zip(rows, ids, strict=True)
     ]
     pad = torch.nn.utils.rnn.pad_sequence

@@ -31,17 +31,17 @@ class Site:
 
     The points of a block, in the order in which a sequential block reaches them:
 
-    | point         | value                                                                               |
-    |---------------|-------------------------------------------------------------------------------------|
-    | `resid_pre`   | residual stream entering the block                                                  |
-    | `attn.in`     | input of the attention module, after its norm                                       |
-    | `attn.out`    | output of the attention module                                                      |
-    | `attn.branch` | what attention adds to the residual stream: `attn.out` after a post-norm, if any    |
-    | `resid_mid`   | residual stream between attention and MLP (not in models with a parallel residual)  |
-    | `mlp.in`      | input of the MLP, after its norm                                                    |
-    | `mlp.out`     | output of the MLP                                                                   |
-    | `mlp.branch`  | what the MLP adds to the residual stream: `mlp.out` after a post-norm, if any       |
-    | `resid_post`  | residual stream leaving the block                                                   |
+    | point         | value                                                                                |
+    |---------------|--------------------------------------------------------------------------------------|
+    | `resid_pre`   | residual stream entering the block                                                   |
+    | `attn.in`     | input of the attention module, after its norm                                        |
+    | `attn.out`    | output of the attention module                                                       |
+    | `attn.branch` | what attention adds to the residual stream: `attn.out` after a post-norm, if any     |
+    | `resid_mid`   | residual stream between attention and MLP; read only; absent if they run in parallel |
+    | `mlp.in`      | input of the MLP, after its norm                                                     |
+    | `mlp.out`     | output of the MLP                                                                    |
+    | `mlp.branch`  | what the MLP adds to the residual stream: `mlp.out` after a post-norm, if any        |
+    | `resid_post`  | residual stream leaving the block                                                    |
 
     Args:
         point (`str`):

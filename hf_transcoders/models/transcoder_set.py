@@ -210,6 +210,10 @@ class TranscoderSet(nn.Module):
         )
 
 
+# It has the methods of one; a second base class would only get in the way of nn.Module's own.
+Mapping.register(TranscoderSet)
+
+
 def dictionary_name(config: TranscoderConfig) -> str:
     """What a dictionary is called after its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
     if config.output_site is None:

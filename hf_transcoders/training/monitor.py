@@ -43,9 +43,11 @@ class DictionaryMonitor:
         else:
             self.features.update(output.feature_values, output.feature_indices, offsets=output.feature_offsets)
             active = (output.feature_values > 0).to(torch.int8).reshape(-1)
-            self.fired |= torch.zeros_like(self.fired, dtype=torch.int8).index_add_(
-                0, output.feature_indices.reshape(-1), active
-            ).bool()
+            self.fired |= (
+                torch.zeros_like(self.fired, dtype=torch.int8)
+                .index_add_(0, output.feature_indices.reshape(-1), active)
+                .bool()
+            )
         for name, value in output.losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value.detach()
         self.batches += 1

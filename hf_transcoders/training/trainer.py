@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..data.activations import ActivationStream
 from ..data.harvest import ActivationHarvester
 from ..errors import TranscoderError
+from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import atomic_file
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
@@ -297,9 +298,35 @@ class TranscoderTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
+    def evaluation_report(self, eval_dataset=None) -> EvaluationReport:
+        """
+        Every metric of every dictionary on held-out text, with the protocol.
+
+        Args:
+            eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
+
+        Returns:
+            [`EvaluationReport`]
+        """
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise TranscoderError("There is nothing to evaluate on: give `eval_dataset`.")
+        args = self.args
+        evaluator = TranscoderEvaluator(
+            self.base_model,
+            _token_rows(dataset, self.processing_class, args.sequence_length),
+            batch_size=args.harvest_batch_size,
+            max_tokens=args.eval_tokens,
+            max_loss_tokens=args.eval_loss_tokens,
+            skip_first=args.skip_first,
+            special_token_ids=self._special_token_ids(),
+            progress=not args.disable_tqdm,
+        )
+        return evaluator.evaluate(self.dictionaries)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
-        Evaluates every dictionary on held-out text.
+        Evaluates every dictionary on held-out text and logs the metrics.
 
         Args:
             eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
@@ -308,35 +335,15 @@ class TranscoderTrainer(Trainer):
         Returns:
             `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU.
         """
-        from ..evaluation import TranscoderEvaluator
-
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if dataset is None:
-            raise TranscoderError("There is nothing to evaluate on: give `eval_dataset`.")
-        dataset = _token_rows(dataset, self.processing_class, self.args.sequence_length)
         start = time.time()
-        was_training = self.model.training
-        self.model.eval()
-        evaluator = TranscoderEvaluator(
-            self.base_model,
-            dataset,
-            batch_size=self.args.harvest_batch_size,
-            max_tokens=self.args.eval_tokens,
-            max_loss_tokens=self.args.eval_loss_tokens,
-            skip_first=self.args.skip_first,
-            special_token_ids=self._special_token_ids(),
-            progress=False,
-        )
-        report = evaluator.evaluate(self.dictionaries)
-        self.model.train(was_training)
+        report = self.evaluation_report(eval_dataset)
+        columns = report.columns()
         metrics = {
-            f"{metric_key_prefix}_{name}/{key}": value
-            for name, values in report.metrics.items()
-            for key, value in values.items()
-            if isinstance(value, float | int)
+            f"{metric_key_prefix}_{name}/{metric}": value
+            for name, values in columns.items()
+            for metric, value in values.items()
         }
-        fvus = [values["fvu"] for values in report.metrics.values()]
-        metrics[f"{metric_key_prefix}_loss"] = sum(fvus) / len(fvus)
+        metrics[f"{metric_key_prefix}_loss"] = sum(values["fvu"] for values in columns.values()) / len(columns)
         metrics[f"{metric_key_prefix}_runtime"] = time.time() - start
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

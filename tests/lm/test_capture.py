@@ -214,19 +214,16 @@ def test_the_order_of_the_sites_does_not_matter(family, points):
 
 @torch.no_grad()
 def test_each_call_replaces_the_activations_without_new_hooks():
-    model = tiny_model("llama")
-    with capture(model, "layers.1.mlp.in") as activations:
+    model, sites = tiny_model("llama"), ["layers.1.mlp.in", "layers.0.resid_mid"]
+    calls = [tiny_tokens(seed=seed, length=5 + seed) for seed in range(3)]
+    expected = [hand_captured(model, "llama", ids)[0] for ids in calls]
+    with capture(model, sites) as activations:
         placed = hook_state(model)
         assert len(activations) == 0
-        for seed in range(3):
-            ids = tiny_tokens(seed=seed, length=5 + seed)
-            model(ids)
-            assert torch.equal(activations["layers.1.mlp.in"], hand_captured_alone(ids))
+        for ids, values in zip(calls, expected, strict=True):
+            assert model(ids) is None
+            assert all(torch.equal(activations[site], values[site]) for site in sites)
             assert hook_state(model) == placed
-
-
-def hand_captured_alone(ids):
-    return hand_captured(tiny_model("llama"), "llama", ids)[0]["layers.1.mlp.in"]
 
 
 def test_activations_carry_gradients():

@@ -1,0 +1,66 @@
+"""`hf-transcoders evaluate`: every metric of trained dictionaries, with its protocol."""
+
+import argparse
+
+from .common import (
+    HelpFormatter,
+    add_model_arguments,
+    add_text_arguments,
+    base_of,
+    load_base_model,
+    load_dictionaries,
+    print_json,
+)
+
+
+def parse(argv, prog):
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Measures dictionaries on text: sparsity, fidelity, and what the language model loses with them in "
+        "place of its own activations.",
+        epilog="example:\n  hf-transcoders evaluate runs/l8 --data wikitext.txt --max-tokens 100000 --output l8.json",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", help="folder or Hub id of a dictionary or set")
+    add_model_arguments(parser)
+    add_text_arguments(parser, default_tokens=50_000)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--loss-tokens", type=int, default=10_000, help="tokens that measure the language model's loss")
+    group.add_argument("--batch-size", type=int, default=8, help="rows of one forward")
+    group.add_argument("--skip-first", type=int, default=1, help="positions left out at the start of each row")
+    group.add_argument("--together", action="store_true", help="also splice all dictionaries of a set in at once")
+    group.add_argument("--output", metavar="FILE.json", help="write the report there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    from ..data import load_texts, pack_tokens
+    from ..evaluation import TranscoderEvaluator
+
+    dictionaries = load_dictionaries(args.path)
+    name = base_of(dictionaries, args.model)
+    base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    dictionaries.to(base.device)
+    texts = load_texts(args.data, split=args.split, text_column=args.text_column)
+    evaluator = TranscoderEvaluator(
+        base,
+        pack_tokens(texts, tokenizer, args.sequence_length),
+        batch_size=args.batch_size,
+        max_tokens=args.max_tokens,
+        max_loss_tokens=args.loss_tokens,
+        skip_first=args.skip_first,
+        special_token_ids=tokenizer.all_special_ids,
+        dataset_name=args.data,
+        dataset_split=args.split,
+        progress=not args.json,
+    )
+    report = evaluator.evaluate(dictionaries, together=args.together)
+    if args.output:
+        report.save_json(args.output)
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        print(report.table())

@@ -1,0 +1,66 @@
+"""`hf-transcoders features`: what features fire on and what they write."""
+
+import argparse
+
+from ..errors import TranscoderError
+from .common import (
+    HelpFormatter,
+    add_model_arguments,
+    add_text_arguments,
+    base_of,
+    load_base_model,
+    load_dictionaries,
+    print_json,
+)
+
+
+def parse(argv, prog):
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Shows what features do: the contexts in which they fire most, and the output tokens that they make "
+        "more and less likely.",
+        epilog="example:\n  hf-transcoders features runs/l8 --features 3 17 --data wikitext.txt",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", help="folder or Hub id of a dictionary or set")
+    parser.add_argument("--dictionary", help="which dictionary of a set")
+    parser.add_argument("--features", type=int, nargs="+", help="their numbers; left out, some that fire")
+    parser.add_argument("--num-features", type=int, default=10, help="how many, where no numbers are given")
+    parser.add_argument("--contexts", type=int, default=5, help="contexts of each feature")
+    add_model_arguments(parser)
+    add_text_arguments(parser, default_tokens=50_000)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    from ..data import load_texts, pack_tokens
+    from ..evaluation import explain_features
+
+    dictionaries = load_dictionaries(args.path)
+    if args.dictionary and args.dictionary not in dictionaries:
+        raise TranscoderError(f"There is no dictionary '{args.dictionary}': choose from {', '.join(dictionaries)}.")
+    if args.dictionary is None and len(dictionaries) > 1:
+        raise TranscoderError(
+            f"The set has several dictionaries: choose one with --dictionary ({', '.join(dictionaries)})."
+        )
+    dictionary = dictionaries[args.dictionary or next(iter(dictionaries))]
+    name = base_of(dictionaries, args.model)
+    base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    texts = load_texts(args.data, split=args.split, text_column=args.text_column)
+    explanations = explain_features(
+        base,
+        dictionary.to(base.device),
+        pack_tokens(texts, tokenizer, args.sequence_length),
+        tokenizer,
+        features=args.features,
+        num_features=args.num_features,
+        num_contexts=args.contexts,
+        max_tokens=args.max_tokens,
+    )
+    if args.json:
+        print_json([explanation.to_dict() for explanation in explanations])
+    else:
+        print("\n\n".join(explanation.render() for explanation in explanations))

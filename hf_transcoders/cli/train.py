@@ -1,0 +1,291 @@
+"""`hf-transcoders train`: flags and YAML into one run of the trainer."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import TranscoderError
+from .common import OFFLINE_MODELS, HelpFormatter, load_base_model, print_json
+
+
+@dataclass
+class RunOptions:
+    """Model, text and dictionaries of a run."""
+
+    model: str = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        metadata={
+            "help": "Hub id or folder of the language model, or one that comes as a package: "
+            + ", ".join(OFFLINE_MODELS)
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the model."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision of the base model; auto: the checkpoint's on a GPU, the faster one on a CPU.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
+    data: str = field(
+        default="docstrings",
+        metadata={
+            "help": "Text: a Hub dataset id, a file or folder, or `docstrings` (of the installed packages, no download)."
+        },
+    )
+    data_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text, if there are several."})
+    streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset as it is needed (set --max_tokens)."})
+    documents: int | None = field(default=None, metadata={"help": "Read only so many documents."})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "Held-out text; left out, one document in twenty of --data."}
+    )
+    layers: list[int] = field(default_factory=lambda: [], metadata={"help": "Layers whose MLP to learn, one or more."})
+    kind: list[str] = field(
+        default_factory=lambda: ["transcoder"],
+        metadata={
+            "help": "What to train for each layer, one or more: transcoder (MLP input to output), sae (MLP output to itself).",
+            "choices": ["transcoder", "sae"],
+        },
+    )
+    input_site: str | None = field(
+        default=None, metadata={"help": "Instead of --layers: where to read, such as layers.8.mlp.in"}
+    )
+    output_site: str | None = field(
+        default=None, metadata={"help": "What to predict, such as layers.8.mlp.branch; left out, the input (an SAE)."}
+    )
+    num_features: int = field(default=4096, metadata={"help": "Features of each dictionary."})
+    activation: str = field(
+        default="topk",
+        metadata={
+            "help": "How features become sparse.",
+            "choices": ["topk", "batchtopk", "relu", "jumprelu", "gated"],
+        },
+    )
+    k: int | None = field(default=None, metadata={"help": "Active features per token, for topk and batchtopk (32)."})
+    l1_coefficient: float = field(default=0.0, metadata={"help": "L1 penalty, for relu and gated."})
+    l0_coefficient: float = field(default=0.0, metadata={"help": "L0 penalty, for jumprelu."})
+    target_l0: float | None = field(default=None, metadata={"help": "L0 that the penalty of jumprelu aims at."})
+    skip_connection: bool = field(default=False, metadata={"help": "Add a linear map from input to output."})
+    normalization: str = field(
+        default="none",
+        metadata={"help": "Scaling of inputs and outputs.", "choices": ["none", "scale", "standardize"]},
+    )
+    loss_reduction: str = field(
+        default="normalized",
+        metadata={"help": "Scale of the squared error.", "choices": ["normalized", "mean", "sum", "target_norm"]},
+    )
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "help": "Continue from a checkpoint folder; without a value, from the last one.",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+
+
+# Options of the Trainer that a first run may want; the others are listed by --help-all.
+_SHOWN = {
+    "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
+    "use_cpu", "report_to", "save_steps", "save_strategy", "eval_strategy", "eval_steps", "logging_steps", "sequence_length",
+    "activation_cache_dir",
+}  # fmt: skip
+
+_EXAMPLES = """examples:
+  hf-transcoders train --model smollm2-135m-instruct --layers 8 --num_features 4608 --k 64 --output_dir runs/l8
+  hf-transcoders train --layers 8 --kind transcoder sae --data wikitext.txt --max_tokens 1000000
+  hf-transcoders train --config run.yaml --learning_rate 5e-4
+
+A YAML file holds the same names, one a line (`num_features: 4608`); the command line wins over it.
+Every argument of transformers.TrainingArguments is understood: --help-all lists them.
+"""
+
+
+def parse(argv, prog):
+    from transformers import HfArgumentParser
+
+    from ..training import TranscoderTrainingArguments
+
+    parser = HfArgumentParser(
+        [RunOptions, TranscoderTrainingArguments],
+        prog=prog,
+        description="Trains transcoders (or SAEs) of a language model's MLPs; several at once share each forward.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(output_dir="transcoder_output", save_strategy="no", disable_tqdm=None)
+    parser.add_argument("--config", metavar="FILE.yaml", help="read options from a YAML file")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--help-all", action="store_true", help="list every option and exit")
+    if "--help-all" in argv:
+        parser.print_help()
+        sys.exit(0)
+    _shorten_help(parser)
+    if config := _config_file(argv):
+        _read_defaults(parser, config)
+    # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
+    options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
+    return argparse.Namespace(options=options, training=training, json=namespace.json)
+
+
+def _shorten_help(parser) -> None:
+    own = {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN | {"config", "json", "debug", "help", "help_all"}
+    for action in parser._actions:
+        if action.dest not in own:
+            action.help = argparse.SUPPRESS
+        elif len(action.option_strings) > 1 and action.dest != "help":
+            # `--max-tokens` works as well as `--max_tokens`; showing one is enough.
+            action.option_strings = sorted(action.option_strings, key=lambda s: "-" in s[2:])
+
+
+def _config_file(argv) -> str | None:
+    for position, word in enumerate(argv):
+        if word == "--config":
+            if position + 1 == len(argv):
+                raise TranscoderError("--config needs the name of a YAML file.")
+            return argv[position + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
+
+
+def _read_defaults(parser, path: str) -> None:
+    """Makes the values of a YAML file the defaults. Strings go through the options' own types: `1e-3` is a number."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise TranscoderError(
+            f"The file {path} cannot be read ({error.strerror}): give the path of a YAML file."
+        ) from error
+    except yaml.YAMLError as error:
+        raise TranscoderError(f"{path} is no valid YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise TranscoderError(f"{path} must hold `name: value` lines, as in `num_features: 4608`.")
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in content.items():
+        action = actions.get(str(name).replace("-", "_"))
+        if action is None:
+            raise TranscoderError(
+                f"{path} has an option '{name}' that does not exist: `--help-all` lists all of them."
+            )
+        values = value if isinstance(value, list) else [value]
+        if action.type is not None:
+            try:
+                values = [action.type(v) if isinstance(v, str) else v for v in values]
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise TranscoderError(
+                    f"{path} gives '{name}' the value {value!r}, which does not fit: {error}."
+                ) from error
+        if action.choices is not None and (wrong := [v for v in values if v not in action.choices]):
+            raise TranscoderError(
+                f"{path} gives '{name}' the value {wrong[0]!r}: choose from {', '.join(map(str, action.choices))}."
+            )
+        action.required = False
+        parser.set_defaults(**{action.dest: values if action.nargs in ("+", "*") else values[0]})
+
+
+def run(args):
+    from ..training import TranscoderTrainer
+
+    options, training = args.options, args.training
+    if args.json:
+        training.disable_tqdm = True
+    device = "cpu" if training.use_cpu else None
+    base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
+    models = make_dictionaries(options, base)
+    train, held_out = load_rows(options, training, tokenizer)
+    trainer = TranscoderTrainer(
+        model=models[0] if len(models) == 1 else models,
+        base_model=base,
+        args=training,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
+    trainer.save_model()
+    report = trainer.evaluation_report()
+    report.save_json(Path(training.output_dir) / "evaluation.json")
+    trainer.save_state()
+    if args.json:
+        print_json({"output_dir": training.output_dir, **report.to_dict()})
+    else:
+        print(report.table())
+        print(f"\nSaved in {training.output_dir}")
+
+
+def make_dictionaries(options: RunOptions, base):
+    """The dictionaries that the options ask for."""
+    from ..lm import num_layers
+    from ..models import TranscoderConfig, TranscoderModel
+
+    if options.input_site:
+        if options.layers:
+            raise TranscoderError("Give either --layers or --input_site, not both.")
+        sites = [(options.input_site, options.output_site or options.input_site)]
+    else:
+        if options.output_site:
+            raise TranscoderError("--output_site needs --input_site: say where the dictionary reads.")
+        layers = options.layers or [num_layers(base) // 3]
+        branch, read = "layers.{}.mlp.branch", "layers.{}.mlp.in"
+        inputs = {"transcoder": read, "sae": branch}
+        sites = [(inputs[kind].format(layer), branch.format(layer)) for layer in layers for kind in options.kind]
+    shared = {
+        name: getattr(options, name)
+        for name in (
+            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
+            "loss_reduction",
+        )
+    }  # fmt: skip
+    models = []
+    for read, write in sites:
+        width = _widths(base, read, write)
+        skip = options.skip_connection and read != write
+        models.append(
+            TranscoderModel(TranscoderConfig.for_model(base, read, write, skip_connection=skip, **width, **shared))
+        )
+    return models
+
+
+def _widths(base, read, write) -> dict[str, int]:
+    from ..lm import site_width
+
+    widths = {"d_in": site_width(base, read), "d_out": site_width(base, write)}
+    return {name: width for name, width in widths.items() if width is not None}
+
+
+def load_rows(options: RunOptions, training, tokenizer):
+    """Token rows to train on, and held-out ones."""
+    from ..data import load_texts, pack_tokens
+
+    texts = load_texts(
+        options.data,
+        split=options.data_split,
+        text_column=options.text_column,
+        streaming=options.streaming,
+        limit=options.documents,
+    )
+    if options.eval_data:
+        held_out = load_texts(options.eval_data, text_column=options.text_column)
+    elif options.streaming:
+        held_out, texts = texts.take(200), texts.skip(200)
+    else:
+        # By documents, so that no text is in both.
+        share = max(1, len(texts) // 20)
+        if len(texts) < 2:
+            raise TranscoderError(
+                "The text is one document, so that none can be held out: give another with --eval_data."
+            )
+        parts = texts.train_test_split(test_size=share, seed=training.seed)
+        texts, held_out = parts["train"], parts["test"]
+    length = training.sequence_length
+    return pack_tokens(texts, tokenizer, length), pack_tokens(held_out, tokenizer, length)

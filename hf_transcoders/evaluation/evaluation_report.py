@@ -67,6 +67,11 @@ class EvaluationReport:
     protocol: dict[str, Any]
     together: dict[str, float] | None = None
 
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by dictionary."""
+        return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""
         return asdict(self)
@@ -89,7 +94,7 @@ class EvaluationReport:
 
     def columns(self) -> dict[str, dict[str, float]]:
         """Metrics by dictionary, and under `"all together"` those of the whole set."""
-        columns = {name: entry["metrics"] for name, entry in self.dictionaries.items()}
+        columns = self.metrics
         if self.together is not None:
             columns[TOGETHER] = self.together
         return columns
@@ -143,16 +148,16 @@ class EvaluationReport:
         columns = self.columns()
         if len(columns) <= 4:
             head = ["metric", *columns]
-            rows = [[METRICS[m], *(_number(values.get(m)) for values in columns.values())] for m in METRICS]
+            rows = [[METRICS[m], *(format_number(values.get(m)) for values in columns.values())] for m in METRICS]
             return [head, *rows]
         head = ["dictionary", *(METRICS[metric] for metric in HEADLINE_METRICS)]
         return [
             head,
-            *([name, *(_number(values.get(m)) for m in HEADLINE_METRICS)] for name, values in columns.items()),
+            *([name, *(format_number(values.get(m)) for m in HEADLINE_METRICS)] for name, values in columns.items()),
         ]
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four significant digits, and a dash for what was not measured."""
     if value is None:
         return "-"

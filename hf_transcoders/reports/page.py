@@ -1,0 +1,169 @@
+"""The report of a run as one HTML file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.evaluation_report import METRICS, TOGETHER, EvaluationReport, format_number
+from ..evaluation.features import FeatureExplanation
+from ..files import atomic_file
+from . import plots
+
+
+#: What each metric says, for readers of the page.
+MEANINGS = {
+    "l0": "Features active per token, on average.",
+    "l1": "Sum of a token's feature activations, on average.",
+    "mse": "Squared error, mean over all elements.",
+    "normalized_mse": "Squared error over the squared norm of the targets.",
+    "fvu": "Fraction of variance unexplained: squared error over the variance of the targets. 0 is perfect, 1 is no "
+    "better than the mean.",
+    "explained_variance": "One minus FVU.",
+    "cosine": "Cosine between target and reconstruction, mean over tokens.",
+    "l2_ratio": "Norm of the reconstruction over that of the target, mean over tokens. Below 1: shrinkage.",
+    "relative_reconstruction_bias": "Squared norm of the reconstructions over their product with the targets. 1 is "
+    "unbiased.",
+    "ce_original": "Cross-entropy of the unchanged model, in nats per token.",
+    "ce_spliced": "Cross-entropy with the reconstruction in place of the true output.",
+    "ce_zero_ablated": "Cross-entropy with the output set to zero.",
+    "ce_mean_ablated": "Cross-entropy with the output held at its mean.",
+    "ce_recovered_zero": "Share of the zero-ablation's damage that the dictionary avoids. 1 is perfect.",
+    "ce_recovered_mean": "Share of the mean-ablation's damage that the dictionary avoids. The stricter of the two.",
+    "kl": "KL divergence from the unchanged model's predictions, in nats per token.",
+    "top1_agreement": "Share of tokens after which the most likely next token stays the same.",
+    "dead_fraction": "Share of features that never fired on the tokens seen; it falls as more tokens are seen.",
+}
+
+_CURVES = (
+    ("fvu", "Reconstruction in training", "FVU"),
+    ("loss", "Loss in training", "loss"),
+    ("l0", "Sparsity in training", "L0"),
+    ("dead_fraction", "Dead features in training", "dead fraction"),
+)
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    history: Sequence[Mapping[str, float]] | None = None,
+    report: EvaluationReport | None = None,
+    features: Mapping[str, Sequence[FeatureExplanation]] | Sequence[FeatureExplanation] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a run's report as one self-contained HTML file: no script, no request to anywhere.
+
+    Every part may be missing; the page then leaves out its section.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to write.
+        title (`str`):
+            Heading of the page.
+        history (`Sequence[Mapping[str, float]]`, *optional*):
+            `trainer.state.log_history`.
+        report ([`EvaluationReport`], *optional*):
+            Held-out numbers.
+        features (`Sequence[FeatureExplanation]` or a mapping from dictionary name to them, *optional*):
+            Features to show.
+        info (`Mapping[str, Any]`, *optional*):
+            Further facts for the top of the page, such as the training time.
+
+    Returns:
+        `Path`: the file.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    history = history or []
+    names = list(report.dictionaries) if report else []
+    if features and not isinstance(features, Mapping):
+        features = {names[0] if len(names) == 1 else "": features}
+    # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
+    environment = Environment(
+        loader=PackageLoader("hf_transcoders.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["token"] = _visible
+    environment.filters["number"] = format_number
+    html = environment.get_template("report.html").render(
+        title=title,
+        info=info or {},
+        report=report,
+        cards=_cards(report) if report else [],
+        fidelity_plots=_fidelity_plots(report) if report else [],
+        training_plots=_present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
+        metrics=METRICS,
+        meanings=MEANINGS,
+        features=features or {},
+    )
+    path = Path(path)
+    with atomic_file(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return path
+
+
+def _cards(report):
+    cards = []
+    for name, entry in report.dictionaries.items():
+        metrics, config = entry["metrics"], entry["config"]
+        cards.append(
+            {
+                "name": name,
+                "sites": f"{config['input_site']} → {config['output_site']}",
+                "facts": [
+                    ("variance explained", _percent(metrics["explained_variance"])),
+                    ("loss recovered", _percent(metrics["ce_recovered_zero"])),
+                    (f"of {config['num_features']:,} features active", f"{metrics['l0']:.4g}"),
+                    ("of features dead", _percent(metrics["dead_fraction"])),
+                ],
+            }
+        )
+    if report.together is not None:
+        cards.append(
+            {
+                "name": TOGETHER,
+                "sites": f"{len(report.dictionaries)} dictionaries spliced in at once",
+                "facts": [
+                    ("loss recovered", _percent(report.together["ce_recovered_zero"])),
+                    ("same top prediction", _percent(report.together["top1_agreement"])),
+                    ("KL to the original", format_number(report.together["kl"])),
+                    ("more loss than the original", f"{_loss_increase(report.together):+.3f}"),
+                ],
+            }
+        )
+    return cards
+
+
+def _loss_increase(metrics):
+    return metrics["ce_spliced"] - metrics["ce_original"]
+
+
+def _fidelity_plots(report):
+    return _present(
+        [
+            plots.sparsity_fidelity(report, "fvu", "Sparsity and reconstruction (lower is better)", "FVU"),
+            plots.sparsity_fidelity(
+                report, "ce_recovered_zero", "Sparsity and loss recovered (higher is better)", "CE recovered (zero)"
+            ),
+            plots.density_histogram(report),
+        ]
+    )
+
+
+def _present(svgs):
+    from markupsafe import Markup
+
+    return [Markup(svg) for svg in svgs if svg is not None]
+
+
+def _percent(value):
+    return f"{value:.1%}" if value == value else "-"
+
+
+def _visible(token):
+    """A token's text with its line breaks and tabs to be seen."""
+    return token.replace("\n", "⏎").replace("\t", "⇥") or "∅"

@@ -1,0 +1,225 @@
+"""Small charts as SVG text: no dependency, no script, readable on a light and on a dark page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from ..evaluation.evaluation_report import EvaluationReport
+
+
+# Mid-tones: at least 3:1 against white and against near-black. Then the same again, dashed.
+COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
+DASHES = ("", "6 3", "2 3")
+
+_WIDTH, _HEIGHT = 480, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 44
+_LEGEND_ROW = 19
+
+
+def loss_curves(
+    history: Sequence[Mapping[str, float]], metric: str, title: str, y_label: str, names: Sequence[str] | None = None
+) -> str | None:
+    """How a metric of each dictionary moved in training.
+
+    Args:
+        history (`Sequence[Mapping[str, float]]`):
+            `trainer.state.log_history`: entries with keys such as `tokens` and `<dictionary>/fvu`.
+        metric (`str`):
+            What comes after the dictionary's name in a key.
+        title, y_label (`str`):
+            Texts of the chart.
+        names (`Sequence[str]`, *optional*):
+            Order, and with it colours, of the dictionaries.
+
+    Returns:
+        `str`: an `<svg>` element, or `None` where fewer than two points were logged.
+    """
+    x_key = "tokens" if any("tokens" in entry for entry in history) else "step"
+    curves = {name: [] for name in names or ()}
+    for entry in history:
+        for key, value in entry.items():
+            name, slash, its_metric = key.rpartition("/")
+            if slash and its_metric == metric and x_key in entry and _is_finite(value):
+                curves.setdefault(name, []).append((entry[x_key], value))
+    if max((len(points) for points in curves.values()), default=0) < 2:
+        return None
+    chart = _Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
+    chart.scale([x for points in curves.values() for x, _ in points], [y for p in curves.values() for _, y in p])
+    for name, points in curves.items():
+        path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in points)
+        chart.add(f'<polyline points="{path}" fill="none" stroke-width="1.8" {chart.stroke(name)}/>')
+    return chart.svg()
+
+
+def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label: str) -> str | None:
+    """Where dictionaries stand between few active features and good reconstruction.
+
+    Args:
+        report ([`EvaluationReport`]):
+            The numbers.
+        metric (`str`):
+            What to show over L0: `"fvu"` or `"ce_recovered_zero"`.
+        title, y_label (`str`):
+            Texts of the chart.
+
+    Returns:
+        `str`: an `<svg>` element, or `None` where no dictionary has both numbers.
+    """
+    points = {
+        name: (entry["metrics"]["l0"], entry["metrics"][metric])
+        for name, entry in report.dictionaries.items()
+        if _is_finite(entry["metrics"].get("l0")) and _is_finite(entry["metrics"].get(metric))
+    }
+    if not points:
+        return None
+    chart = _Chart(title, "L0: active features per token", y_label, list(report.dictionaries))
+    chart.scale([x for x, _ in points.values()], [0.0, 1.0, *(y for _, y in points.values())])
+    for name, (x, y) in points.items():
+        chart.add(
+            f'<circle cx="{chart.x(x):.1f}" cy="{chart.y(y):.1f}" r="6" fill="{chart.colour(name)}" '
+            f'fill-opacity="0.85" stroke="currentColor" stroke-opacity="0.5">'
+            f"<title>{escape(name)}: {x:.4g}, {y:.4g}</title></circle>"
+        )
+    return chart.svg()
+
+
+def density_histogram(report: EvaluationReport) -> str | None:
+    """How many features fire how often, for each dictionary, over log10 of the share of tokens.
+
+    Returns:
+        `str`: an `<svg>` element, or `None` without dictionaries.
+    """
+    histograms = {name: entry["density_histogram"] for name, entry in report.dictionaries.items()}
+    if not histograms:
+        return None
+    chart = _Chart("How often features fire", "share of tokens a feature fires on", "features", list(histograms))
+    edges = next(iter(histograms.values()))["log10_edges"]
+    chart.scale(edges, [0, *(count for h in histograms.values() for count in h["counts"])], log10_x=True)
+    for name, histogram in histograms.items():
+        steps = [(edges[0], 0)]
+        for start, end, count in zip(edges[:-1], edges[1:], histogram["counts"], strict=True):
+            steps += [(start, count), (end, count)]
+        path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in [*steps, (edges[-1], 0)])
+        chart.add(
+            f'<polygon points="{path}" fill="{chart.colour(name)}" fill-opacity="0.16" stroke-width="1.6" '
+            f"{chart.stroke(name)}><title>{escape(name)}: {histogram['never_fired']} features never fired</title>"
+            "</polygon>"
+        )
+    return chart.svg()
+
+
+def short_number(value: float) -> str:
+    """`12`, `3.5k`, `1.2M`: for axes."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+class _Chart:
+    """Axes, grid and legend; shapes are added in between."""
+
+    def __init__(self, title: str, x_label: str, y_label: str, names: list[str]):
+        self.title, self.x_label, self.y_label, self.names = title, x_label, y_label, names
+        self.shapes: list[str] = []
+
+    def scale(self, xs, ys, log10_x=False):
+        self.log10_x = log10_x
+        self.x_ticks = (
+            [float(i) for i in range(math.ceil(min(xs)), math.floor(max(xs)) + 1)] if log10_x else _ticks(xs)
+        )
+        self.y_ticks = _ticks([0.0, *ys] if min(ys) > 0 and min(ys) < max(ys) / 2 else ys)
+        self.x_range = (min(xs), max(xs)) if log10_x else (self.x_ticks[0], self.x_ticks[-1])
+        self.y_range = (self.y_ticks[0], self.y_ticks[-1])
+
+    def x(self, value):
+        low, high = self.x_range
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value):
+        low, high = self.y_range
+        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def colour(self, name):
+        return COLOURS[self.names.index(name) % len(COLOURS)]
+
+    def stroke(self, name):
+        dash = DASHES[self.names.index(name) // len(COLOURS) % len(DASHES)]
+        return f'stroke="{self.colour(name)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+
+    def add(self, shape):
+        self.shapes.append(shape)
+
+    def svg(self):
+        legend = self._legend() if len(self.names) > 1 else []
+        rows = math.ceil(len(self.names) / self._legend_columns()) if legend else 0
+        height = _HEIGHT + rows * _LEGEND_ROW + (6 if rows else 0)
+        label = escape(f"{self.title}: {self.y_label} over {self.x_label}")
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
+                f'aria-label="{label}" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">',
+                f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600">{escape(self.title)}</text>',
+                *self._axes(),
+                *self.shapes,
+                *legend,
+                "</svg>",
+            ]
+        )
+
+    def _axes(self):
+        left, right, bottom = _LEFT, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+        middle = (_TOP + bottom) / 2
+        for tick in self.y_ticks:
+            y = self.y(tick)
+            yield (
+                f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity="0.15"/>'
+            )
+            yield f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>'
+        for tick in self.x_ticks:
+            x = self.x(tick)
+            text = _power(tick) if self.log10_x else short_number(tick)
+            yield (
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" '
+                f'stroke="currentColor" stroke-opacity="0.6"/><text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>'
+            )
+        yield f'<line x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="currentColor" stroke-opacity="0.6"/>'
+        yield f'<text x="{(left + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self.x_label)}</text>'
+        yield (
+            f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
+            f"{escape(self.y_label)}</text>"
+        )
+
+    def _legend_columns(self):
+        return 2 if max(map(len, self.names)) <= 28 else 1
+
+    def _legend(self):
+        columns = self._legend_columns()
+        for i, name in enumerate(self.names):
+            x = 14 + (i % columns) * (_WIDTH - 14) / columns
+            y = _HEIGHT + 12 + (i // columns) * _LEGEND_ROW
+            yield (
+                f'<line x1="{x:.0f}" x2="{x + 20:.0f}" y1="{y - 4}" y2="{y - 4}" stroke-width="4" {self.stroke(name)}/>'
+                f'<text x="{x + 27:.0f}" y="{y}">{escape(name)}</text>'
+            )
+
+
+def _ticks(values, count=5):
+    """Round numbers that enclose the values."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = (low * 0.5, high * 1.5) if low > 0 else (low - 1, high + 1)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _power(exponent):
+    superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return "1" if exponent == 0 else f"10{superscript}"
+
+
+def _is_finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)

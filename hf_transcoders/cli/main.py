@@ -44,6 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     rest = [word for word in argv[1:] if word != "--debug"]
     try:
+        # Bars for files that load in a blink; those for work that takes time are our own.
+        import transformers
+
+        transformers.logging.disable_progress_bar()
         command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
         return EXIT_OK
     except KeyboardInterrupt:

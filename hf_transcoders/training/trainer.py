@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
@@ -25,6 +25,7 @@ from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
+from .progress import TrainingProgressCallback
 
 
 logger = logging.get_logger(__name__)
@@ -120,8 +121,10 @@ class TranscoderTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        # Both keep the weights where they must be and see each optimizer step before any other callback does.
+        # First, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TrainingProgressCallback())
 
     # ------------------------------------------------------------------------------------------------ data
 

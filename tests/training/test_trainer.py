@@ -152,23 +152,35 @@ def test_resume_is_bit_exact(base, tmp_path, kind, stop):
         return make_model(base, activation=kind, **changes)
 
     # A window so short that AuxK takes part, and checkpoints in the middle of a block of four batches.
-    settings = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 3, "dead_after_tokens": 64, "max_steps": 40}
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "logging_steps": 3,
+        "dead_after_tokens": 64,
+        "max_steps": 40,
+    }
     straight = make_trainer(base, tmp_path / "straight", make(), **settings)
     straight.train()
     resumed = make_trainer(base, tmp_path / "resumed", make(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / f"checkpoint-{16 + stop}"))
     assert same_weights(weights(straight.model), weights(resumed.model))
-    final = [torch.load(tmp_path / run / "checkpoint-40" / "optimizer.pt", weights_only=True) for run in ("straight", "resumed")]
+    final = [
+        torch.load(tmp_path / run / "checkpoint-40" / "optimizer.pt", weights_only=True)
+        for run in ("straight", "resumed")
+    ]
     assert str(final[0]["param_groups"]) == str(final[1]["param_groups"])
     for key, state in final[0]["state"].items():
         for name, value in state.items():
             assert torch.equal(value, final[1]["state"][key][name])
     timed = {"tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
     logs = [
-        [{k: v for k, v in log.items() if k not in timed} for log in t.state.log_history[:-1]] for t in (straight, resumed)
+        [{k: v for k, v in log.items() if k not in timed} for log in t.state.log_history[:-1]]
+        for t in (straight, resumed)
     ]
     assert logs[0] == logs[1]
-    monitors = [load_file(tmp_path / run / "checkpoint-40" / "monitors_0.safetensors") for run in ("straight", "resumed")]
+    monitors = [
+        load_file(tmp_path / run / "checkpoint-40" / "monitors_0.safetensors") for run in ("straight", "resumed")
+    ]
     for name, value in monitors[0].items():
         assert torch.equal(value, monitors[1][name]), name
 
@@ -181,7 +193,9 @@ def test_dead_features_are_revived(base, tmp_path):
         trainer = make_trainer(base, tmp_path, model, max_steps=400, dead_after_tokens=320, learning_rate=1e-2)
         trainer.train()
         (name,) = trainer.dictionaries
-        return [log[f"{name}/dead_fraction"] for log in trainer.state.log_history if f"{name}/dead_fraction" in log][-1]
+        return [log[f"{name}/dead_fraction"] for log in trainer.state.log_history if f"{name}/dead_fraction" in log][
+            -1
+        ]
 
     without, revived = dead_share(0.0), dead_share(1.0)
     assert without > 0.3
@@ -224,7 +238,9 @@ def test_unit_norm_decoder_stays_at_unit_norm(base, tmp_path):
 
 def test_sparsity_penalty_warms_up(base, tmp_path):
     model = make_model(base, k=None, activation="relu", l1_coefficient=1.0)
-    trainer = make_trainer(base, tmp_path, model, max_steps=10, sparsity_warmup=0.5, learning_rate=0.0, logging_steps=1)
+    trainer = make_trainer(
+        base, tmp_path, model, max_steps=10, sparsity_warmup=0.5, learning_rate=0.0, logging_steps=1
+    )
     trainer.train()
     (name,) = trainer.dictionaries
     share = [

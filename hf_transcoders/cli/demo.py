@@ -1,0 +1,131 @@
+"""`hf-transcoders demo`: the whole job on a real model, each step a call of the public API."""
+
+import argparse
+import time
+from pathlib import Path
+
+from .common import HelpFormatter, fastest_cpu_dtype
+
+
+def parse(argv, prog):
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Trains a transcoder of one MLP of SmolLM2-135M-Instruct, and the SAE of the same size and sparsity on "
+        "the same forwards; compares them on held-out text; saves, loads and reads the result; writes a report. The model "
+        "comes as a package and the text is the docstrings of the installed packages: nothing is fetched from the Hub.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output-dir", default="transcoder_demo", help="where results go")
+    parser.add_argument("--layer", type=int, default=8, help="whose MLP")
+    parser.add_argument("--num-features", type=int, default=4608, help="features of each dictionary")
+    parser.add_argument("--k", type=int, default=32, help="active features per token")
+    parser.add_argument("--max-tokens", type=int, default=600_000, help="training tokens")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    started = time.time()
+    output = Path(args.output_dir)
+
+    _say(1, "SmolLM2-135M-Instruct, from a package")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_transcoders import (
+        TranscoderConfig,
+        TranscoderModel,
+        TranscoderSet,
+        TranscoderTrainer,
+        TranscoderTrainingArguments,
+        explain_features,
+        load_texts,
+        offline_model,
+        pack_tokens,
+        write_report,
+    )
+
+    path = offline_model("smollm2-135m-instruct")
+    cuda = torch.cuda.is_available()
+    dtype = torch.bfloat16 if cuda else fastest_cpu_dtype()
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    _say(2, "Text: English docstrings of the installed packages, split by document")
+    texts = load_texts("docstrings", limit=2200).train_test_split(test_size=200, seed=0)
+    train, held_out = (pack_tokens(texts[part], tokenizer, 128) for part in ("train", "test"))
+    print(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
+
+    _say(3, f"Training a transcoder and an SAE at layer {args.layer}, together")
+    read, write = f"layers.{args.layer}.mlp.in", f"layers.{args.layer}.mlp.branch"
+    shared = {"num_features": args.num_features, "activation": "topk", "k": args.k}
+    torch.manual_seed(0)
+    models = TranscoderSet(
+        {
+            "transcoder": TranscoderModel(TranscoderConfig.for_model(base, read, write, **shared)),
+            "sae": TranscoderModel(TranscoderConfig.for_model(base, write, **shared)),
+        }
+    )
+    trainer = TranscoderTrainer(
+        model=models,
+        base_model=base,
+        args=TranscoderTrainingArguments(
+            output_dir=str(output / "dictionaries"),
+            max_tokens=args.max_tokens,
+            logging_steps=0.05,
+            save_strategy="no",
+            report_to="none",
+            eval_tokens=16_000,
+            eval_loss_tokens=4_000,
+        ),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+
+    _say(4, "Evaluating both on the held-out text")
+    report = trainer.evaluation_report()
+    report.save_json(output / "evaluation.json")
+    print(report.table())
+
+    _say(5, "Saving, and loading it back")
+    trainer.save_model()
+    loaded = TranscoderSet.from_pretrained(output / "dictionaries").to(base.device)
+    print(f"   {', '.join(loaded)}: loaded from {output / 'dictionaries'}")
+
+    _say(6, "What some features of the transcoder do")
+    explanations = explain_features(
+        base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=16_000
+    )
+    for explanation in explanations[:4]:
+        print(explanation.render(), end="\n\n")
+
+    _say(7, "Report")
+    page = write_report(
+        output / "report.html",
+        title=f"Layer {args.layer} of SmolLM2-135M-Instruct",
+        history=trainer.state.log_history,
+        report=report,
+        features={"transcoder": explanations},
+        info={
+            "base model": base.config.name_or_path,
+            "reads": read,
+            "writes": write,
+            "features": args.num_features,
+            "active per token": args.k,
+            "training tokens": trainer.state.global_step * trainer.args.tokens_per_step,
+            "text": "docstrings of installed packages",
+            "took": f"{time.time() - started:.0f} s",
+        },
+    )
+    print(f"   report        {page.resolve()}")
+    print(f"   numbers       {(output / 'evaluation.json').resolve()}")
+    print(f"   dictionaries  {(output / 'dictionaries').resolve()}")
+    print(f"\nDone in {time.time() - started:.0f} s. Look further with")
+    print(f"   hf-transcoders features {output / 'dictionaries'} --dictionary transcoder")
+
+
+def _say(step: int, text: str) -> None:
+    print(f"\n[{step}/7] {text}", flush=True)

@@ -1,0 +1,41 @@
+"""One readable line for each log, above the progress bar."""
+
+from transformers import ProgressCallback
+
+
+class TrainingProgressCallback(ProgressCallback):
+    """The Trainer's bar, with logs as `tokens · tokens/s · dictionary: FVU, L0, dead` instead of a printed `dict`."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if line := format_log(logs or {}):
+            self.training_bar.write(line)
+
+
+def format_log(logs: dict[str, float]) -> str:
+    """
+    A log of [`TranscoderTrainer`] as one line.
+
+    Args:
+        logs (`dict[str, float]`): As given to callbacks.
+
+    Returns:
+        `str`: Empty for a log without metrics of dictionaries.
+    """
+    names = [key.removesuffix("/fvu") for key in logs if key.endswith("/fvu")]
+    if not names:
+        return ""
+    parts = []
+    if "tokens" in logs:
+        parts.append(f"{logs['tokens']:>11,} tokens")
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:>8,.0f}/s")
+    for name in names:
+        text = f"{name.removeprefix('eval_')}: FVU {logs[f'{name}/fvu']:.3f}, L0 {logs[f'{name}/l0']:.1f}"
+        if (dead := logs.get(f"{name}/dead_fraction")) is not None:
+            text += f", dead {dead:.1%}"
+        if (recovered := logs.get(f"{name}/ce_recovered_mean")) is not None:
+            text += f", CE recovered {recovered:.3f}"
+        parts.append(text)
+    return "  ".join(parts)

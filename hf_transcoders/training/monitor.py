@@ -68,9 +68,10 @@ class DictionaryMonitor:
         self.tokens = 0
 
     def pop(self) -> dict[str, float]:
-        """Metrics since the last call."""
+        """Metrics since the last call, over all processes."""
         if self.batches == 0:
             return {}
+        self._sum_over_processes()
         sums = {name: value / self.batches for name, value in self.losses.items()}
         sums["loss"] = sum(sums.values())
         sums["grad_norm"] = self.grad_norm / max(self.steps, 1)
@@ -87,6 +88,16 @@ class DictionaryMonitor:
         self.losses, self.batches, self.steps = {}, 0, 0
         self.grad_norm.zero_()
         return metrics
+
+    def _sum_over_processes(self) -> None:
+        if not (dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        for total in (*self.reconstruction.sums.values(), *self.features.sums.values()):
+            dist.all_reduce(total)
+        # Every process has the same number of batches, so that means of means are means.
+        for value in self.losses.values():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps, as tensors: running sums too, so that the next log is that of an unbroken run."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
 from ..data.activations import ActivationStream
@@ -200,6 +200,14 @@ class TranscoderTrainer(Trainer):
         if not self._resume_from:
             self._initialize_dictionaries()
         self._tokens_logged, self._time_logged = None, None
+        if self._resume_from:
+            state = TrainerState.load_from_json(os.path.join(self._resume_from, "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                # The Trainer would take one step more before it notices.
+                logger.warning(f"The run in {self._resume_from} is complete: nothing is left to train.")
+                self._load_from_checkpoint(self._resume_from)
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _initialize_dictionaries(self) -> None:
@@ -290,8 +298,12 @@ class TranscoderTrainer(Trainer):
             if self._time_logged is not None and now > self._time_logged:
                 logs["tokens_per_second"] = (tokens - self._tokens_logged) / (now - self._time_logged)
             self._tokens_logged, self._time_logged = tokens, now
-            for name, monitor in self.monitors.items():
-                logs |= {f"{name}/{key}": value for key, value in monitor.pop().items()}
+            popped = {name: monitor.pop() for name, monitor in self.monitors.items()}
+            for name, metrics in popped.items():
+                logs |= {f"{name}/{key}": value for key, value in metrics.items()}
+            if all(popped.values()):
+                # The Trainer's own mean forgets, on resuming, the steps before the checkpoint.
+                logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
         if self.stream is not None and self.state.epoch is not None:
             self.state.epoch = self.stream.epoch
         super().log(logs, start_time)

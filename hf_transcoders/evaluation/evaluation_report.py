@@ -73,14 +73,14 @@ class EvaluationReport:
         return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return asdict(self)
+        """Everything as plain values, with `None` for numbers that are not finite."""
+        return _finite(asdict(self))
 
     def save_json(self, path: str | os.PathLike) -> Path:
-        """Write [`~EvaluationReport.to_dict`] as JSON, with `null` for numbers that are not finite."""
+        """Write [`~EvaluationReport.to_dict`] as JSON."""
         path = Path(path)
         with atomic_file(path) as partial:
-            partial.write_text(json.dumps(_finite(self.to_dict()), indent=2, allow_nan=False) + "\n")
+            partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
         return path
 
     @classmethod
@@ -130,7 +130,9 @@ class EvaluationReport:
         split = f", {protocol['dataset_split']}" if protocol["dataset_split"] else ""
         special = protocol["special_token_ids"]
         left_out = [f"the first {protocol['skip_first']} of each block"] if protocol["skip_first"] else []
-        left_out += [f"token ids {', '.join(map(str, special))}"] if special else []
+        if special:
+            ids = ", ".join(map(str, special[:5]))
+            left_out.append(f"token ids {ids}" + (f" and {len(special) - 5} more" if len(special) > 5 else ""))
         return {
             "base model": f"{protocol['base_model'] or 'unnamed'}{revision}",
             "data": f"{protocol['dataset'] or 'unnamed'}{split}",
@@ -163,9 +165,10 @@ def format_number(value: float | None) -> str:
         return "-"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    if abs(value) >= 1000 or abs(value) < 1e-4:
-        return f"{value:.3g}" if abs(value) < 1e-4 else f"{value:,.0f}"
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
+    if abs(value) < 1e-3:
+        return f"{value:.2e}"
+    whole_digits = max(0, math.floor(math.log10(abs(value))) + 1)
+    return f"{value:,.{max(0, 4 - whole_digits)}f}"
 
 
 def _finite(value):

@@ -36,10 +36,10 @@ MEANINGS = {
 }
 
 _CURVES = (
-    ("fvu", "Reconstruction in training", "FVU"),
-    ("loss", "Loss in training", "loss"),
-    ("l0", "Sparsity in training", "L0"),
-    ("dead_fraction", "Dead features in training", "dead fraction"),
+    ("fvu", "Reconstruction error", "FVU"),
+    ("loss", "Loss", "loss"),
+    ("l0", "Active features per token", "L0"),
+    ("dead_fraction", "Dead features", "dead fraction"),
 )
 
 
@@ -145,9 +145,9 @@ def _loss_increase(metrics):
 def _fidelity_plots(report):
     return _present(
         [
-            plots.sparsity_fidelity(report, "fvu", "Sparsity and reconstruction (lower is better)", "FVU"),
+            plots.sparsity_fidelity(report, "fvu", "Reconstruction error (lower is better)", "FVU"),
             plots.sparsity_fidelity(
-                report, "ce_recovered_zero", "Sparsity and loss recovered (higher is better)", "CE recovered (zero)"
+                report, "ce_recovered_zero", "Loss recovered (higher is better)", "CE recovered (zero)"
             ),
             plots.density_histogram(report),
         ]

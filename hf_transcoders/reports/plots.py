@@ -11,8 +11,8 @@ from ..evaluation.evaluation_report import EvaluationReport
 COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
 DASHES = ("", "6 3", "2 3")
 
-_WIDTH, _HEIGHT = 480, 290
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 44
+_WIDTH, _HEIGHT = 400, 262
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 34, 44
 _LEGEND_ROW = 19
 
 
@@ -32,7 +32,7 @@ def loss_curves(
             Order, and with it colours, of the dictionaries.
 
     Returns:
-        `str`: an `<svg>` element, or `None` where fewer than two points were logged.
+        `str`: an `<svg>` element, or `None` where nothing moved: fewer than two points, or the same value all along.
     """
     x_key = "tokens" if any("tokens" in entry for entry in history) else "step"
     curves = {name: [] for name in names or ()}
@@ -41,10 +41,13 @@ def loss_curves(
             name, slash, its_metric = key.rpartition("/")
             if slash and its_metric == metric and x_key in entry and _is_finite(value):
                 curves.setdefault(name, []).append((entry[x_key], value))
-    if max((len(points) for points in curves.values()), default=0) < 2:
+    values = {y for points in curves.values() for _, y in points}
+    if max((len(points) for points in curves.values()), default=0) < 2 or len(values) == 1:
         return None
     chart = _Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
-    chart.scale([x for points in curves.values() for x, _ in points], [y for p in curves.values() for _, y in p])
+    xs = [x for points in curves.values() for x, _ in points]
+    chart.scale(xs, values)
+    chart.end_at(max(xs))
     for name, points in curves.items():
         path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in points)
         chart.add(f'<polyline points="{path}" fill="none" stroke-width="1.8" {chart.stroke(name)}/>')
@@ -132,6 +135,11 @@ class _Chart:
         self.x_range = (min(xs), max(xs)) if log10_x else (self.x_ticks[0], self.x_ticks[-1])
         self.y_range = (self.y_ticks[0], self.y_ticks[-1])
 
+    def end_at(self, x):
+        """Close the x axis where the data ends."""
+        self.x_ticks = [tick for tick in self.x_ticks if tick <= x]
+        self.x_range = (self.x_range[0], x)
+
     def x(self, value):
         low, high = self.x_range
         return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
@@ -159,7 +167,7 @@ class _Chart:
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
                 f'aria-label="{label}" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">',
-                f'<text x="{_LEFT}" y="18" font-size="14" font-weight="600">{escape(self.title)}</text>',
+                f'<text x="14" y="18" font-size="13.5" font-weight="600">{escape(self.title)}</text>',
                 *self._axes(),
                 *self.shapes,
                 *legend,
@@ -191,7 +199,7 @@ class _Chart:
         )
 
     def _legend_columns(self):
-        return 2 if max(map(len, self.names)) <= 28 else 1
+        return 2 if max(map(len, self.names)) <= 24 else 1
 
     def _legend(self):
         columns = self._legend_columns()

@@ -89,7 +89,7 @@ class TopK(Activation):
             offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)
             return offsets, topk(scores, k).reshape(-1)
 
-        return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select))
+        return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select, rowwise=True))
 
 
 class BatchTopK(Activation):

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 # Without MKL there is no sampled product on CPU; rows are then gathered in pieces of this many numbers.
 _GATHER_CHUNK = 1 << 24
+# Scores that are made at a time when rows can be ranked one by one. On a CPU few enough to stay in its cache.
+_CPU_SCORES, _SCORES = 1 << 21, 1 << 28
 
 # Only the pattern of a CSR tensor is used here, and the message would greet every user of a TopK dictionary.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
@@ -25,7 +27,7 @@ Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def sparse_encode(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, select: Select
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, select: Select, rowwise: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Pre-activations `inputs @ weight.T + bias` of selected features only, rectified.
@@ -39,11 +41,14 @@ def sparse_encode(
         weight (`torch.Tensor` of shape `(num_features, d_in)`): Encoder rows.
         bias (`torch.Tensor` of shape `(num_features,)`): Encoder bias.
         select (`Callable`): Maps pre-activations `(rows, num_features)` to `(offsets, indices)` of the chosen ones.
+        rowwise (`bool`, *optional*, defaults to `False`):
+            Whether `select` looks at each row by itself. Pre-activations are then made a few rows at a time in one small
+            buffer, and all of them together never exist.
 
     Returns:
         `tuple(torch.Tensor, torch.Tensor, torch.Tensor)`: `offsets`, `indices` and `values`, see the module's head.
     """
-    return _SparseEncode.apply(inputs, weight, bias, select)
+    return _SparseEncode.apply(inputs, weight, bias, select, rowwise)
 
 
 def sparse_decode(
@@ -75,12 +80,9 @@ def sparse_to_dense(
 
 class _SparseEncode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inputs, weight, bias, select):
-        scores = F.linear(inputs, weight, bias)
-        offsets, indices = select(scores)
-        if scores.dtype == weight.dtype:
-            values = scores[_row_numbers(offsets, indices.numel()), indices]
-        else:
+    def forward(ctx, inputs, weight, bias, select, rowwise):
+        offsets, indices, values = _choose(inputs, weight, bias, select, rowwise)
+        if values.dtype != weight.dtype:
             values = _paired_dots(offsets, indices, inputs.to(weight.dtype), weight) + bias[indices]
         values = values.relu()
         ctx.save_for_backward(inputs, weight if inputs.requires_grad else None, offsets, indices, values > 0)
@@ -100,7 +102,7 @@ class _SparseEncode(torch.autograd.Function):
             grad_weight = _scatter_rows(offsets, indices, grad_values, inputs.to(grad_values.dtype), ctx.shape[0])
         if ctx.needs_input_grad[2]:
             grad_bias = grad_values.new_zeros(ctx.shape[0]).index_add_(0, indices, grad_values)
-        return grad_inputs, grad_weight, grad_bias, None
+        return grad_inputs, grad_weight, grad_bias, None, None
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -119,6 +121,26 @@ class _SparseDecode(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             grad_weight = _scatter_rows(offsets, indices, values, grad_output, weight.shape[0])
         return None, None, grad_values, grad_weight
+
+
+def _choose(inputs, weight, bias, select, rowwise):
+    """`offsets`, `indices` and scores of the features that `select` chooses."""
+    device = inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    inputs, weight, bias = inputs.to(dtype), weight.to(dtype), bias.to(dtype)
+    rows, features = inputs.shape[0], weight.shape[0]
+    step = max(1, (_CPU_SCORES if device == "cpu" else _SCORES) // features) if rowwise else max(rows, 1)
+    # One buffer for all pieces: a fresh one each time would cost a page fault for every few of its numbers.
+    buffer = inputs.new_empty(min(step, rows), features)
+    offsets, indices, values = [inputs.new_zeros(1, dtype=torch.long)], [], []
+    with torch.autocast(device, enabled=False):
+        for piece in inputs.split(step):
+            scores = torch.addmm(bias, piece, weight.T, out=buffer[: piece.shape[0]])
+            begins, chosen = select(scores)
+            indices.append(chosen)
+            values.append(scores[_row_numbers(begins, chosen.numel()), chosen])
+            offsets.append(begins[1:] + offsets[-1][-1])
+    return torch.cat(offsets), torch.cat(indices), torch.cat(values)
 
 
 def _row_numbers(offsets: torch.Tensor, n_pairs: int) -> torch.Tensor:
@@ -152,7 +174,9 @@ def _paired_dots(offsets, indices, rows, table):
 def _scatter_rows(offsets, indices, values, rows, num_features):
     """`out[i] = sum of values * rows[b]` over the pairs (b, i), shape `(num_features, width)`."""
     # Sorting the pairs by feature makes each output row one sum: no atomics, and the same bits every time.
-    order = indices.argsort(stable=True)
+    # Narrow keys sort several times faster.
+    narrow = torch.int16 if num_features <= torch.iinfo(torch.int16).max else torch.int32
+    order = indices.to(narrow).argsort(stable=True)
     starts = torch.zeros(num_features + 1, dtype=torch.long, device=indices.device)
     torch.cumsum(torch.bincount(indices, minlength=num_features), 0, out=starts[1:])
     row_numbers = _row_numbers(offsets, indices.numel())[order]

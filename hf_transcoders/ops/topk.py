@@ -28,11 +28,11 @@ def topk(scores: torch.Tensor, k: int) -> torch.Tensor:
     groups = columns // _GROUP
     if scores.device.type != "cpu" or columns % _GROUP or groups < 2 * k:
         return scores.topk(k, dim=-1, sorted=False).indices
-    grouped = scores.view(rows, groups, _GROUP)
-    winners = grouped.amax(-1).topk(k, dim=-1, sorted=False).indices
-    candidates = grouped.gather(1, winners[..., None].expand(-1, -1, _GROUP)).view(rows, k * _GROUP)
-    chosen = candidates.topk(k, dim=-1, sorted=False).indices
-    return winners.gather(1, chosen // _GROUP) * _GROUP + chosen % _GROUP
+    # A group is every `groups`-th column: maxima over the middle axis are taken whole rows at a time.
+    winners = scores.view(rows, _GROUP, groups).amax(1).topk(k, dim=-1, sorted=False).indices
+    starts = torch.arange(0, columns, groups, device=scores.device)
+    candidates = (winners[:, None, :] + starts[:, None]).view(rows, _GROUP * k)
+    return candidates.gather(1, scores.gather(1, candidates).topk(k, dim=-1, sorted=False).indices)
 
 
 def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:

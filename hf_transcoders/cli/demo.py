@@ -21,7 +21,6 @@ def parse(argv, prog):
     parser.add_argument("--num-features", type=int, default=4608, help="features of each dictionary")
     parser.add_argument("--k", type=int, default=32, help="active features per token")
     parser.add_argument("--max-tokens", type=int, default=600_000, help="training tokens")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 

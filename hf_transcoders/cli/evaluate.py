@@ -32,7 +32,6 @@ def parse(argv, prog):
     group.add_argument("--together", action="store_true", help="also splice all dictionaries of a set in at once")
     group.add_argument("--output", metavar="FILE.json", help="write the report there")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 

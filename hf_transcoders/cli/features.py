@@ -31,7 +31,6 @@ def parse(argv, prog):
     add_model_arguments(parser)
     add_text_arguments(parser, default_tokens=50_000)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,6 @@ def parse(argv, prog):
     parser.add_argument("path", nargs="?", help="folder or Hub id of a dictionary or set")
     parser.add_argument("--revision", help="commit, tag or branch on the Hub")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 

@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.print_help()
             return EXIT_MISUSED
     command = importlib.import_module(f".{name}", __package__)
-    debug = "--debug" in argv
-    rest = [word for word in argv[1:] if word != "--debug"]
+    debug, rest = _take_debug(argv[1:])
     try:
         # Bars for files that load in a blink; those for work that takes time are our own.
         import transformers
@@ -65,6 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
+def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
+    """Takes our `--debug` out; with a value it is the Trainer's own and stays."""
+    for position, word in enumerate(words):
+        if word == "--debug" and (position + 1 == len(words) or words[position + 1].startswith("-")):
+            return True, words[:position] + words[position + 1 :]
+    return False, words
+
+
 def _make_parser() -> argparse.ArgumentParser:
     width = max(map(len, _COMMANDS)) + 2
     commands = "\n".join(f"  {name:<{width}}{text}" for name, text in _COMMANDS.items())
@@ -74,6 +81,7 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{commands}\n\nStart with `hf-transcoders demo`; each command explains itself with --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--debug", action="store_true", help="after a command: show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"hf_transcoders {__version__}")
     parser.add_argument("command", nargs="?", choices=list(_COMMANDS), metavar="command", help="one of those below")
     return parser

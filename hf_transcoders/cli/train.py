@@ -120,7 +120,6 @@ def parse(argv, prog):
     parser.set_defaults(output_dir="transcoder_output", save_strategy="no", disable_tqdm=None)
     parser.add_argument("--config", metavar="FILE.yaml", help="read options from a YAML file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--help-all", action="store_true", help="list every option and exit")
     if "--help-all" in argv:
         parser.print_help()
@@ -136,7 +135,7 @@ def parse(argv, prog):
 
 
 def _shorten_help(parser) -> None:
-    own = {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN | {"config", "json", "debug", "help", "help_all"}
+    own = {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN | {"config", "json", "help", "help_all"}
     for action in parser._actions:
         if action.dest not in own:
             action.help = argparse.SUPPRESS

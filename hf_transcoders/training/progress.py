@@ -1,6 +1,8 @@
 """One readable line for each log, above the progress bar."""
 
-from transformers import ProgressCallback
+import sys
+
+from transformers import PrinterCallback, ProgressCallback
 
 
 class TrainingProgressCallback(ProgressCallback):
@@ -11,6 +13,14 @@ class TrainingProgressCallback(ProgressCallback):
             return
         if line := format_log(logs or {}):
             self.training_bar.write(line)
+
+
+class TrainingPrinterCallback(PrinterCallback):
+    """The same lines where there is no bar. On stderr, as the bar is: stdout belongs to results."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_local_process_zero and (line := format_log(logs or {})):
+            print(line, file=sys.stderr, flush=True)
 
 
 def format_log(logs: dict[str, float]) -> str:

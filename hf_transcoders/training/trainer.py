@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
@@ -25,7 +25,7 @@ from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
-from .progress import TrainingProgressCallback
+from .progress import TrainingPrinterCallback, TrainingProgressCallback
 
 
 logger = logging.get_logger(__name__)
@@ -123,8 +123,12 @@ class TranscoderTrainer(Trainer):
         )
         # First, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(TrainingProgressCallback())
+        for plain, readable in (
+            (ProgressCallback, TrainingProgressCallback),
+            (PrinterCallback, TrainingPrinterCallback),
+        ):
+            if self.pop_callback(plain) is not None:
+                self.add_callback(readable())
 
     # ------------------------------------------------------------------------------------------------ data
 

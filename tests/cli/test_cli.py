@@ -1,0 +1,252 @@
+"""The command line: what it prints, what it writes, how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_transcoders import TranscoderModel, TranscoderSet
+from hf_transcoders.cli import main
+from hf_transcoders.cli.train import parse as parse_train
+from tests.tiny_models import VOCAB_SIZE, tiny_model
+
+
+WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "house", "and", "then", "slept"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny language model and two texts."""
+    folder = tmp_path_factory.mktemp("cli")
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {word: i + 4 for i, word in enumerate(WORDS)}
+    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder / "model")
+    tiny_model("llama").save_pretrained(folder / "model")
+    generator = torch.Generator().manual_seed(0)
+    for name, documents in (("train", 60), ("test", 20)):
+        texts = [
+            " ".join(WORDS[i] for i in torch.randint(len(WORDS), (40,), generator=generator)) for _ in range(documents)
+        ]
+        (folder / f"{name}.txt").write_text("\n\n".join(texts))
+    return folder
+
+
+def train_arguments(workplace, output, *more):
+    return [
+        "train", "--model", str(workplace / "model"), "--data", str(workplace / "train.txt"), "--layers", "1",
+        "--num_features", "64", "--k", "4", "--output_dir", str(output), "--max_tokens", "640",
+        "--per_device_train_batch_size", "32", "--sequence_length", "16", "--use_cpu", "--dtype", "float32",
+        "--eval_tokens", "200", "--eval_loss_tokens", "100", "--report_to", "none", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(workplace):
+    output = workplace / "run"
+    assert main(train_arguments(workplace, output, "--kind", "transcoder", "sae", "--disable_tqdm", "True")) == 0
+    return output
+
+
+def test_train_writes_a_set_that_loads_and_a_report(trained):
+    loaded = TranscoderSet.from_pretrained(trained)
+    assert list(loaded) == ["layers.1.mlp.transcoder", "layers.1.mlp.branch.sae"]
+    assert loaded["layers.1.mlp.transcoder"].config.training_summary["tokens"] == 640
+    report = json.loads((trained / "evaluation.json").read_text())
+    assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["l0"] == 4
+    assert not list(trained.glob(".*"))
+
+
+def test_train_a_single_dictionary_and_print_json(workplace, tmp_path, capsys):
+    assert main(train_arguments(workplace, tmp_path, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["fvu"] > 0
+    assert TranscoderModel.from_pretrained(tmp_path).config.k == 4
+
+
+def test_evaluate(workplace, trained, capsys, tmp_path):
+    command = [
+        "evaluate", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
+        "--sequence-length", "16", "--max-tokens", "150", "--loss-tokens", "100", "--dtype", "float32", "--device", "cpu",
+    ]  # fmt: skip
+    assert main([*command, "--json", "--output", str(tmp_path / "report.json")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "report.json").read_text())
+    metrics = printed["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]
+    assert metrics["l0"] == 4 and 0 <= metrics["top1_agreement"] <= 1
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert "CE recovered (mean)" in table and "150" in table or "tokens" in table
+
+
+def test_features(workplace, trained, capsys):
+    command = [
+        "features", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
+        "--sequence-length", "16", "--max-tokens", "150", "--dtype", "float32", "--device", "cpu",
+    ]  # fmt: skip
+    assert main([*command, "--dictionary", "layers.1.mlp.transcoder", "--num-features", "3", "--json"]) == 0
+    features = json.loads(capsys.readouterr().out)
+    assert len(features) == 3
+    assert all(context["activations"][context["peak"]] > 0 for f in features for context in f["contexts"])
+    assert main(command) == 2
+    assert "choose one with --dictionary" in capsys.readouterr().err
+
+
+def test_info(trained, capsys):
+    assert main(["info", str(trained), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["layers.1.mlp.transcoder"]["reads"] == "layers.1.mlp.in"
+    assert facts["layers.1.mlp.branch.sae"]["kind"] == "sparse autoencoder"
+    assert main(["info", str(trained / "layers.1.mlp.transcoder")]) == 0
+    assert "top 4 of each token" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert torch.__version__.split("+")[0] in capsys.readouterr().out
+
+
+def test_yaml_numbers_and_override(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model: some/model\nlearning_rate: 1e-3\nlayers: [3, 4]\nkind: sae\nnum-features: 128\nbf16: false\n"
+        "l1_coefficient: 5e-4\nactivation: relu\nuse_cpu: true\n"
+    )
+    options = parse_train(["--config", str(config), "--num_features", "256", "--output_dir", str(tmp_path)], "t")
+    assert options.training.learning_rate == 1e-3 and isinstance(options.training.learning_rate, float)
+    assert options.options.l1_coefficient == 5e-4
+    assert options.options.layers == [3, 4] and options.options.kind == ["sae"]
+    assert options.options.num_features == 256  # The command line wins.
+    assert options.options.model == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no_such_option: 1\n", "'no_such_option' that does not exist"),
+        ("learning_rate: fast\n", "'learning_rate' the value 'fast'"),
+        ("activation: softmax\n", "choose from topk"),
+        ("[1, 2]\n", "`name: value` lines"),
+        ("a: [1\n", "no valid YAML"),
+    ],
+)
+def test_bad_yaml(tmp_path, capsys, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main(["train", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--layers", "9"], r"layer"),
+        (["--k", "65"], r"k is 65"),
+        (["--model", "/no/such/model"], r"could not be loaded"),
+        (["--data", "/no/such/file.txt"], r"no/such/file"),
+        (["--resume"], r"no checkpoint to resume from"),
+        (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),
+        (["--max_tokens", "10"], r"less than one step"),
+        (["--sequence_length", "0"], r"sequence_length"),
+        (["--activation", "relu"], r"`k` has no meaning"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(workplace, tmp_path, capsys, changes, message):
+    output = tmp_path / "out"
+    arguments = train_arguments(workplace, output, *changes)
+    if "--input_site" in changes:
+        at = arguments.index("--layers")
+        del arguments[at : at + 2]
+        arguments.remove("--layers")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-transcoders train: ") and re.search(message, error)
+    assert "Traceback" not in error
+    assert not list(output.rglob("*.safetensors"))
+
+
+def test_damaged_and_foreign_folders(workplace, trained, tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 2
+    assert "neither a dictionary" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "nothing")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    TranscoderModel.from_pretrained(trained, subfolder="layers.1.mlp.transcoder").save_pretrained(broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(["info", str(broken)]) == 2
+    assert "damaged or cut short" in capsys.readouterr().err
+    config = broken / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 99}))
+    assert main(["info", str(broken)]) == 2
+    assert "upgrade" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from hf_transcoders import TranscoderError
+
+    with pytest.raises(TranscoderError):
+        main(["info", str(tmp_path / "nothing"), "--debug"])
+
+
+def test_help_is_short_and_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("demo", "train", "evaluate", "features", "info"))
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "--num_features" in shown and "--learning_rate" in shown and "--help-all" in shown
+    assert "deepspeed" not in shown
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    assert "--deepspeed" in capsys.readouterr().out
+
+
+def run_python(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_is_light():
+    """Under a second beyond torch and transformers, and nothing that is not needed."""
+    took, modules = run_python(
+        "import time, sys, torch; from transformers import AutoConfig, AutoModel, PreTrainedModel;"
+        "start = time.perf_counter(); import hf_transcoders; took = time.perf_counter() - start;"
+        "print(took, [m for m in ('datasets', 'evaluate', 'trackio') if m in sys.modules])"
+    ).split(" ", 1)
+    assert float(took) < 1.0
+    assert modules == "[]"
+
+
+def test_training_and_loading_run_without_datasets_and_evaluate(tmp_path):
+    run_python(
+        f"""
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] in ("datasets", "evaluate") else find_spec(name, *a)
+sys.modules["datasets"] = sys.modules["evaluate"] = None  # Importing them raises ImportError.
+from hf_transcoders import TranscoderConfig, TranscoderEvaluator, TranscoderModel, TranscoderTrainer
+from hf_transcoders import TranscoderTrainingArguments
+from tests.data.test_harvest import token_rows
+from tests.tiny_models import tiny_model
+base = tiny_model("llama")
+model = TranscoderModel(TranscoderConfig.for_model(base, "layers.1.mlp.in", "layers.1.mlp.branch", num_features=64, k=4))
+args = TranscoderTrainingArguments({str(tmp_path)!r}, max_steps=3, per_device_train_batch_size=32, use_cpu=True,
+                                   save_strategy="no", report_to="none", disable_tqdm=True)
+trainer = TranscoderTrainer(model, base, args, token_rows(32))
+trainer.train()
+trainer.save_model()
+loaded = TranscoderModel.from_pretrained({str(tmp_path)!r})
+TranscoderEvaluator(base, token_rows(8), progress=False).evaluate(loaded)
+"""
+    )

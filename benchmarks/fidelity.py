@@ -39,9 +39,15 @@ def main():
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--batch-size", type=int, default=2048)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--eval-tokens", type=int, default=16_000)
     parser.add_argument("--loss-tokens", type=int, default=4_000)
+    parser.add_argument(
+        "--skip-first",
+        type=int,
+        default=0,
+        help="positions left out at the start of each row, in training and evaluation (the library's default is 1)",
+    )
     parser.add_argument("--sae", action="store_true", help="also the SAE of the MLP's output")
     parser.add_argument("--output-dir", default="runs/fidelity")
     args = parser.parse_args()
@@ -71,6 +77,7 @@ def main():
             num_train_epochs=args.epochs,
             per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
+            skip_first=args.skip_first,
             save_strategy="no",
             report_to="none",
         ),
@@ -83,7 +90,8 @@ def main():
     evaluator = TranscoderEvaluator(
         base,
         test,
-        batch_size=16,
+        batch_size=8,
+        skip_first=args.skip_first,
         max_tokens=args.eval_tokens,
         max_loss_tokens=args.loss_tokens,
         special_token_ids=tokenizer.all_special_ids,

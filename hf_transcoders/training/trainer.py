@@ -103,6 +103,9 @@ class TranscoderTrainer(Trainer):
         for name, dictionary in self.dictionaries.items():
             _check_fits(name, dictionary, base_model)
         self.base_model = base_model.to(args.device)
+        # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
+        # text's special tokens into the dictionary's configuration.
+        self.tokenizer = processing_class
         self.stream: ActivationStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._resume_from: str | None = None
@@ -117,7 +120,6 @@ class TranscoderTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -154,9 +156,9 @@ class TranscoderTrainer(Trainer):
         )
 
     def _special_token_ids(self) -> list[int]:
-        if not self.args.skip_special_tokens or self.processing_class is None:
+        if not self.args.skip_special_tokens or self.tokenizer is None:
             return []
-        return list(self.processing_class.all_special_ids)
+        return list(self.tokenizer.all_special_ids)
 
     def get_train_dataloader(self) -> ActivationStream:
         """The stream of activation batches, at the place where the run is."""
@@ -333,7 +335,7 @@ class TranscoderTrainer(Trainer):
         args = self.args
         evaluator = TranscoderEvaluator(
             self.base_model,
-            _token_rows(dataset, self.processing_class, args.sequence_length),
+            _token_rows(dataset, self.tokenizer, args.sequence_length),
             batch_size=args.harvest_batch_size,
             max_tokens=args.eval_tokens,
             max_loss_tokens=args.eval_loss_tokens,

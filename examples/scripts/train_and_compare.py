@@ -1,0 +1,73 @@
+# /// script
+# dependencies = ["hf_transcoders[gguf]"]
+# ///
+"""
+Train transcoders and an SAE of one layer on the same forward passes, compare them, and look at a feature.
+
+    python examples/scripts/train_and_compare.py                                    # SmolLM2, from a package
+    python examples/scripts/train_and_compare.py --model openai-community/gpt2 --layer 8 --data my_text.txt
+"""
+
+import argparse
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_transcoders import (
+    TranscoderConfig,
+    TranscoderModel,
+    TranscoderSet,
+    TranscoderTrainer,
+    TranscoderTrainingArguments,
+    explain_features,
+    load_texts,
+    offline_model,
+    pack_tokens,
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--layer", type=int, default=8)
+    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--documents", type=int, default=1500)
+    parser.add_argument("--max-tokens", type=int, default=300_000)
+    parser.add_argument("--output-dir", default="runs/compare")
+    args = parser.parse_args()
+
+    path = args.model or offline_model()
+    base = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
+    train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
+
+    read, write = f"layers.{args.layer}.mlp.in", f"layers.{args.layer}.mlp.branch"
+    size = {"num_features": 4 * base.config.hidden_size, "k": 32}
+    torch.manual_seed(0)
+    models = TranscoderSet(
+        {
+            "transcoder": TranscoderModel(TranscoderConfig.for_model(base, read, write, **size)),
+            "skip": TranscoderModel(TranscoderConfig.for_model(base, read, write, skip_connection=True, **size)),
+            "sae": TranscoderModel(TranscoderConfig.for_model(base, write, **size)),
+        }
+    )
+    trainer = TranscoderTrainer(
+        models,
+        base,
+        TranscoderTrainingArguments(args.output_dir, max_tokens=args.max_tokens, save_strategy="no"),
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    print(trainer.evaluation_report().table())
+    for explanation in explain_features(
+        base, models["transcoder"], test, tokenizer, num_features=3, max_tokens=10_000
+    ):
+        print(explanation.render(), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--sequence-length", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--eval-tokens", type=int, default=16_000)
     parser.add_argument("--loss-tokens", type=int, default=4_000)
@@ -46,7 +47,8 @@ def main():
         "--skip-first",
         type=int,
         default=0,
-        help="positions left out at the start of each row, in training and evaluation (the library's default is 1)",
+        help="positions left out and left alone at the start of each row, in training and evaluation (the library's "
+        "default is 1)",
     )
     parser.add_argument("--sae", action="store_true", help="also the SAE of the MLP's output")
     parser.add_argument("--output-dir", default="runs/fidelity")
@@ -60,7 +62,7 @@ def main():
         clock = time.perf_counter()
 
     base, tokenizer = load_base_model(args.model, dtype=args.dtype)
-    train, test = (pack_tokens(load_texts(path), tokenizer, 128) for path in (args.train, args.test))
+    train, test = (pack_tokens(load_texts(path), tokenizer, args.sequence_length) for path in (args.train, args.test))
     mark("load and pack")
 
     read, write = f"layers.{args.layer}.mlp.in", f"layers.{args.layer}.mlp.branch"
@@ -78,6 +80,8 @@ def main():
             per_device_train_batch_size=args.batch_size,
             learning_rate=args.learning_rate,
             skip_first=args.skip_first,
+            # Rows are half as long as the library's usual ones: twice as many make a forward of the same size.
+            harvest_batch_size=16,
             save_strategy="no",
             report_to="none",
         ),
@@ -90,7 +94,7 @@ def main():
     evaluator = TranscoderEvaluator(
         base,
         test,
-        batch_size=8,
+        batch_size=16,
         skip_first=args.skip_first,
         max_tokens=args.eval_tokens,
         max_loss_tokens=args.loss_tokens,

@@ -11,11 +11,11 @@ Peak memory is that of a process of its own for each row, above what importing t
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -136,10 +136,18 @@ def peak_memory(args, device, name) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def resident_memory(field) -> float:
+    """GiB of this process now (`VmRSS`) or at its peak (`VmHWM`); Linux keeps both apart from the parent's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 2**20
+    raise SystemExit("this system does not tell a process's peak memory")
+
+
 def run_row(args, device):
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(args.batch, args.width, generator=generator).to(device) for _ in range(2))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = resident_memory("VmRSS")
     forward = make_forward(args, device) if "LM" in args.row else None
     if "dense" in args.row:
         step = make_dense_step(args, device)
@@ -154,7 +162,7 @@ def run_row(args, device):
     if device == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before)
+        print(resident_memory("VmHWM") - before)
 
 
 def main():

@@ -20,7 +20,7 @@ def parse(argv, prog):
     parser.add_argument("--layer", type=int, default=8, help="whose MLP")
     parser.add_argument("--num-features", type=int, default=4608, help="features of each dictionary")
     parser.add_argument("--k", type=int, default=32, help="active features per token")
-    parser.add_argument("--max-tokens", type=int, default=600_000, help="training tokens")
+    parser.add_argument("--max-tokens", type=int, default=400_000, help="training tokens, over several passes")
     return parser.parse_args(argv)
 
 
@@ -52,7 +52,7 @@ def run(args):
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     _say(2, "Text: English docstrings of the installed packages, split by document")
-    texts = load_texts("docstrings", limit=2200).train_test_split(test_size=200, seed=0)
+    texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)
     train, held_out = (pack_tokens(texts[part], tokenizer, 128) for part in ("train", "test"))
     print(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
 
@@ -72,11 +72,12 @@ def run(args):
         args=TranscoderTrainingArguments(
             output_dir=str(output / "dictionaries"),
             max_tokens=args.max_tokens,
+            learning_rate=4e-3,
             logging_steps=0.05,
             save_strategy="no",
             report_to="none",
-            eval_tokens=16_000,
-            eval_loss_tokens=4_000,
+            eval_tokens=10_000,
+            eval_loss_tokens=2_500,
         ),
         train_dataset=train,
         eval_dataset=held_out,
@@ -96,7 +97,7 @@ def run(args):
 
     _say(6, "What some features of the transcoder do")
     explanations = explain_features(
-        base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=16_000
+        base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=10_000
     )
     for explanation in explanations[:4]:
         print(explanation.render(), end="\n\n")

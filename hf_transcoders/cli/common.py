@@ -8,8 +8,11 @@ from pathlib import Path
 from ..errors import TranscoderError
 
 
-# Language models that come as packages: usable where the Hub is out of reach.
-OFFLINE_MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
+# Language models that come as packages, usable where the Hub is out of reach -> what they are called on the Hub.
+OFFLINE_MODELS = {
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "gemma-3-270m": "google/gemma-3-270m",
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -80,6 +83,9 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
             f"The language model '{name}' could not be loaded: give a Hub id that exists and can be reached, a folder that "
             f"holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
         ) from error
+    if name in OFFLINE_MODELS:
+        # The folder it was unpacked to is this machine's alone; what is trained on it goes elsewhere.
+        model.config.name_or_path = OFFLINE_MODELS[name]
     return model.to(device).eval(), tokenizer
 
 
@@ -111,9 +117,8 @@ def base_of(dictionaries, given: str | None) -> str:
     name = given or dictionaries.base_model_name_or_path
     if name is None:
         raise TranscoderError("The dictionary does not say which language model it belongs to: give --model.")
-    packaged = {model.lower(): model for model in OFFLINE_MODELS}
-    # The models that come as packages go by their Hub id in the configuration.
-    return name if given else packaged.get(name.split("/")[-1].lower(), name)
+    packages = {hub_id: package for package, hub_id in OFFLINE_MODELS.items()}
+    return name if given else packages.get(name, name)
 
 
 def best_device() -> str:

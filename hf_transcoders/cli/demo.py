@@ -49,6 +49,7 @@ def run(args):
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda else fastest_cpu_dtype()
     base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Rather than the folder it was unpacked to.
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     _say(2, "Text: English docstrings of the installed packages, split by document")
@@ -113,9 +114,9 @@ def run(args):
             "base model": base.config.name_or_path,
             "reads": read,
             "writes": write,
-            "features": args.num_features,
+            "features": f"{args.num_features:,}",
             "active per token": args.k,
-            "training tokens": trainer.state.global_step * trainer.args.tokens_per_step,
+            "training tokens": f"{trainer.state.global_step * trainer.args.tokens_per_step:,}",
             "text": "docstrings of installed packages",
             "took": f"{time.time() - started:.0f} s",
         },

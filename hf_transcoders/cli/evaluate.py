@@ -52,8 +52,6 @@ def run(args):
         max_loss_tokens=args.loss_tokens,
         skip_first=args.skip_first,
         special_token_ids=tokenizer.all_special_ids,
-        dataset_name=args.data,
-        dataset_split=args.split,
         progress=not args.json,
     )
     report = evaluator.evaluate(dictionaries, together=args.together)

@@ -57,6 +57,7 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
         if split != "train":
             raise TranscoderError(f"The source 'docstrings' has no split {split!r}: use 'train' and split that.")
         dataset = docstring_texts(limit=limit)
+        dataset.info.dataset_name = "docstrings of installed packages"
         return dataset.to_iterable_dataset() if streaming else dataset
 
     arguments, is_plain_text = _load_arguments(source)
@@ -71,6 +72,9 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
         _first_row(source, dataset)
     else:
         dataset = _select_text(source, dataset, first, text_column)
+    if arguments["path"] != source:
+        # What reports and configurations call it: the file, not the reader's name ("text") and not its folder.
+        dataset.info.dataset_name = os.path.basename(os.path.normpath(source))
     if limit is None:
         return dataset
     return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))

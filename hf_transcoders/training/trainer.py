@@ -392,7 +392,7 @@ class TranscoderTrainer(Trainer):
             "steps": self.state.global_step,
             "batch_tokens": args.tokens_per_step,
             "context_length": len(rows[0]["input_ids"]) if sized else args.sequence_length,
-            "dataset": getattr(getattr(rows, "info", None), "description", None) or None,
+            "dataset": getattr(getattr(rows, "info", None), "dataset_name", None),
             "dataset_rows": len(rows) if sized else None,
             "learning_rate": args.learning_rate,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",

@@ -59,7 +59,8 @@ def trained(workplace):
 def test_train_writes_a_set_that_loads_and_a_report(trained):
     loaded = TranscoderSet.from_pretrained(trained)
     assert list(loaded) == ["layers.1.mlp.transcoder", "layers.1.mlp.branch.sae"]
-    assert loaded["layers.1.mlp.transcoder"].config.training_summary["tokens"] == 640
+    summary = loaded["layers.1.mlp.transcoder"].config.training_summary
+    assert summary["tokens"] == 640 and summary["dataset"] == "train.txt"
     report = json.loads((trained / "evaluation.json").read_text())
     assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["l0"] == 4
     assert not list(trained.glob(".*"))
@@ -84,7 +85,7 @@ def test_evaluate(workplace, trained, capsys, tmp_path):
     assert metrics["l0"] == 4 and 0 <= metrics["top1_agreement"] <= 1
     assert main(command) == 0
     table = capsys.readouterr().out
-    assert "CE recovered (mean)" in table and "150" in table or "tokens" in table
+    assert "CE recovered (mean)" in table and re.search(r"test\.txt.*\n.*1[5-6]\d for fidelity", table)
 
 
 def test_features(workplace, trained, capsys):
@@ -186,6 +187,19 @@ def test_damaged_and_foreign_folders(workplace, trained, tmp_path, capsys):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 99}))
     assert main(["info", str(broken)]) == 2
     assert "upgrade" in capsys.readouterr().err
+
+
+def test_packaged_models_go_by_their_hub_names():
+    from hf_transcoders.cli.common import OFFLINE_MODELS, base_of
+    from hf_transcoders.lm.offline_models import _MODELS
+
+    assert OFFLINE_MODELS == {name: model.hub_id for name, model in _MODELS.items()}
+
+    class Dictionaries:
+        base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    assert base_of(Dictionaries(), None) == "smollm2-135m-instruct"
+    assert base_of(Dictionaries(), "other/model") == "other/model"
 
 
 def test_debug_shows_the_traceback(tmp_path):

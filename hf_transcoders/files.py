@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where converted models and collected texts are kept: `$HF_TRANSCODERS_CACHE`, else `hf_transcoders` in `$HF_HOME`."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("HF_TRANSCODERS_CACHE") or Path(HF_HOME, "hf_transcoders")).expanduser()
+
+
 @contextmanager
 def atomic_directory(target: str | os.PathLike, replacing: str | None = None) -> Iterator[Path]:
     """

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..files import cache_folder
 
 
 # Packages that hold enough prose to be worth parsing; those that are not installed are left out.
@@ -72,14 +73,13 @@ def docstring_texts(*, min_chars=200, limit=None, packages=None):
         [`TranscoderError`]: No docstring was found.
     """
     from datasets import Dataset, Features, Value
-    from huggingface_hub.constants import HF_HOME
 
     packages = DOCSTRING_PACKAGES if packages is None else tuple(packages)
     files = _source_files(packages)
     key = hashlib.sha256(repr((_VERSION, min_chars, limit)).encode())
     for name, path in files:
         key.update(f"{name} {path.stat().st_size}\n".encode())
-    cache = os.environ.get("HF_TRANSCODERS_CACHE") or os.path.join(HF_HOME, "hf_transcoders")
+    cache = str(cache_folder())
 
     # An empty cache would be a different, unclear error, now and every time after.
     if next(_docstring_rows(files, min_chars, limit=1), None) is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathL
     """
     if name not in _MODELS:
         raise TranscoderError(f"'{name}' is not an offline model; the names are {', '.join(_MODELS)}.")
-    directory = _cache_folder(cache_dir) / name
+    directory = (Path(cache_dir).expanduser() if cache_dir else cache_folder()) / name
     if directory.is_dir():
         return directory
     missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
@@ -79,12 +80,6 @@ def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathL
             if not directory.is_dir():
                 raise
     return directory
-
-
-def _cache_folder(cache_dir):
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(cache_dir or os.environ.get("HF_TRANSCODERS_CACHE") or Path(HF_HOME, "hf_transcoders")).expanduser()
 
 
 def _fetch(name, workplace):

@@ -50,9 +50,9 @@ class TranscoderTrainingArguments(TrainingArguments):
         initialization_tokens (`int`, *optional*, defaults to 16384):
             Activations that biases, normalisation and the targets' variance are measured on before training.
         eval_tokens (`int`, *optional*, defaults to 16384):
-            Tokens of an evaluation during training that measure fidelity.
+            Tokens of an evaluation that measure fidelity.
         eval_loss_tokens (`int`, *optional*, defaults to 4096):
-            Tokens of an evaluation during training that measure the language model's loss. 0 leaves it out.
+            Tokens of an evaluation that measure the language model's loss.
     """
 
     per_device_train_batch_size: int = field(
@@ -103,7 +103,7 @@ class TranscoderTrainingArguments(TrainingArguments):
     )
     eval_tokens: int = field(default=16384, metadata={"help": "Tokens that measure fidelity in an evaluation."})
     eval_loss_tokens: int = field(
-        default=4096, metadata={"help": "Tokens that measure the language model's loss in an evaluation; 0: none."}
+        default=4096, metadata={"help": "Tokens that measure the language model's loss in an evaluation."}
     )
 
     def __post_init__(self):
@@ -116,6 +116,8 @@ class TranscoderTrainingArguments(TrainingArguments):
             "harvest_batch_size",
             "buffer_tokens",
             "initialization_tokens",
+            "eval_tokens",
+            "eval_loss_tokens",
         ):
             if getattr(self, name) < 1:
                 raise TranscoderError(f"`{name}` is {getattr(self, name)}; give a number of at least 1.")

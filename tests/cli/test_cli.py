@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -71,6 +72,24 @@ def test_train_a_single_dictionary_and_print_json(workplace, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["fvu"] > 0
     assert TranscoderModel.from_pretrained(tmp_path).config.k == 4
+
+
+def test_train_on_a_stream(workplace, tmp_path):
+    more = ("--streaming", "--eval_data", str(workplace / "test.txt"), "--disable_tqdm", "True")
+    assert main(train_arguments(workplace, tmp_path, *more)) == 0
+    summary = TranscoderModel.from_pretrained(tmp_path).config.training_summary
+    assert summary["tokens"] == 640 and summary["dataset_rows"] is None
+
+
+def test_train_resumes_to_the_same_weights(workplace, tmp_path, capsys):
+    saving = ("--save_strategy", "steps", "--save_steps", "5", "--disable_tqdm", "True")
+    assert main(train_arguments(workplace, tmp_path / "run", *saving)) == 0
+    straight = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
+    for checkpoint in ("checkpoint-15", "checkpoint-20"):
+        shutil.rmtree(tmp_path / "run" / checkpoint)
+    assert main(train_arguments(workplace, tmp_path / "run", *saving, "--resume")) == 0
+    resumed = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_evaluate(workplace, trained, capsys, tmp_path):

@@ -38,6 +38,9 @@ def main():
 
     path = args.model or offline_model()
     base = AutoModelForCausalLM.from_pretrained(path)
+    if args.model is None:
+        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
+        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(path)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)

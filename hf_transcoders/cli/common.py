@@ -121,6 +121,21 @@ def base_of(dictionaries, given: str | None) -> str:
     return name if given else packages.get(name, name)
 
 
+def load_base_and_rows(args, dictionaries):
+    """
+    What dictionaries are measured on, as [`add_model_arguments`] and [`add_text_arguments`] have it.
+
+    Returns:
+        `tuple`: the language model, its tokenizer and the text as rows of tokens.
+    """
+    from ..data import load_texts, pack_tokens
+
+    name = base_of(dictionaries, args.model)
+    base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    texts = load_texts(args.data, split=args.split, text_column=args.text_column)
+    return base, tokenizer, pack_tokens(texts, tokenizer, args.sequence_length)
+
+
 def best_device() -> str:
     import torch
 

@@ -6,8 +6,7 @@ from .common import (
     HelpFormatter,
     add_model_arguments,
     add_text_arguments,
-    base_of,
-    load_base_model,
+    load_base_and_rows,
     load_dictionaries,
     print_json,
 )
@@ -36,17 +35,14 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..data import load_texts, pack_tokens
     from ..evaluation import TranscoderEvaluator
 
     dictionaries = load_dictionaries(args.path)
-    name = base_of(dictionaries, args.model)
-    base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     dictionaries.to(base.device)
-    texts = load_texts(args.data, split=args.split, text_column=args.text_column)
     evaluator = TranscoderEvaluator(
         base,
-        pack_tokens(texts, tokenizer, args.sequence_length),
+        rows,
         batch_size=args.batch_size,
         max_tokens=args.max_tokens,
         max_loss_tokens=args.loss_tokens,

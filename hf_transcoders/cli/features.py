@@ -7,8 +7,7 @@ from .common import (
     HelpFormatter,
     add_model_arguments,
     add_text_arguments,
-    base_of,
-    load_base_model,
+    load_base_and_rows,
     load_dictionaries,
     print_json,
 )
@@ -35,7 +34,6 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..data import load_texts, pack_tokens
     from ..evaluation import explain_features
 
     dictionaries = load_dictionaries(args.path)
@@ -46,13 +44,11 @@ def run(args):
             f"The set has several dictionaries: choose one with --dictionary ({', '.join(dictionaries)})."
         )
     dictionary = dictionaries[args.dictionary or next(iter(dictionaries))]
-    name = base_of(dictionaries, args.model)
-    base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
-    texts = load_texts(args.data, split=args.split, text_column=args.text_column)
+    base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     explanations = explain_features(
         base,
         dictionary.to(base.device),
-        pack_tokens(texts, tokenizer, args.sequence_length),
+        rows,
         tokenizer,
         features=args.features,
         num_features=args.num_features,

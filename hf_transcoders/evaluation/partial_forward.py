@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..lm import Site, locate, num_layers
+from ..lm.hooks import hide_forward
 
 
 def block_of(model: PreTrainedModel, site: Site | str) -> int:
@@ -80,14 +81,4 @@ def _block(model, layer) -> nn.Module:
 
 def _answer(stack, module, output):
     """Let `module` return `output` instead of running, until `stack` closes."""
-    # An instance attribute hides the class's `forward`; there may already be one (accelerate's hooks set it).
-    earlier = module.__dict__.get("forward")
-
-    def restore():
-        if earlier is None:
-            del module.forward
-        else:
-            module.forward = earlier
-
-    module.forward = lambda *args, **kwargs: output
-    stack.callback(restore)
+    hide_forward(stack, module, lambda *args, **kwargs: output)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .architectures import locate
-from .hooks import read_at
+from .hooks import hide_forward, read_at
 from .sites import Site, parse_sites
 
 
@@ -126,14 +126,4 @@ def _wrap_forward(stack, model, activations):
         finally:
             _running.captures.pop()
 
-    # An instance attribute hides the class's `forward`; a model may already have one (accelerate's hooks do this).
-    earlier = model.__dict__.get("forward")
-
-    def restore():
-        if earlier is None:
-            del model.forward
-        else:
-            model.forward = earlier
-
-    stack.callback(restore)
-    model.forward = forward_until_captured
+    hide_forward(stack, model, forward_until_captured)

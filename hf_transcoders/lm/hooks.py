@@ -65,6 +65,21 @@ def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Ten
     _attach(stack, location, function, writes=True)
 
 
+def hide_forward(stack: ExitStack, module: torch.nn.Module, forward: Callable):
+    """Let calls of `module` run `forward` instead of its own, until `stack` closes."""
+    # An instance attribute hides the class's `forward`; a module may already have one (accelerate's hooks set it).
+    earlier = module.__dict__.get("forward")
+
+    def restore():
+        if earlier is None:
+            del module.forward
+        else:
+            module.forward = earlier
+
+    stack.callback(restore)
+    module.forward = forward
+
+
 def _attach(stack, location, function, writes):
     if location.side == "in":
         hook = _InputHook(location, function, writes)

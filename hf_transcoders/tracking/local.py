@@ -1,0 +1,131 @@
+"""The records of a run as files in its own folder, whatever other tracker there is."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_file
+from .tracker import Alert, Tracker
+
+
+#: Folder of the records in a run's `output_dir`.
+FOLDER = "tracking"
+RUN_FILE = "run.json"
+SCALARS, HISTOGRAMS, ALERTS = "scalars.jsonl", "histograms.jsonl", "alerts.jsonl"
+TABLES, IMAGES, PAGES = "tables", "images", "pages"
+
+
+class LocalTracker(Tracker):
+    """
+    Writes a run's records below `output_dir/tracking`:
+
+    ```
+    run.json            what the run is: name, status, base model, dictionaries, arguments, versions
+    scalars.jsonl       {"step": 20, "time": "...", "train/<dictionary>/fvu": 0.31, ...}
+    histograms.jsonl    {"step": 20, "name": "...", "edges": [...], "counts": [...]}
+    alerts.jsonl        {"step": 20, "level": "warn", "title": "...", "text": "..."}
+    tables/<name>.jsonl {"step": 20, <column>: <value>, ...}
+    images/<name>.png   pages/<name>.html       the newest of each name
+    ```
+
+    A line is written whole or not at all as far as readers see: they skip a last line without its end.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The run's folder.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike):
+        self.folder = Path(output_dir) / FOLDER
+        self._facts: dict[str, Any] = {}
+
+    def start(self, facts: Mapping[str, Any], resume_step: int | None = None) -> None:
+        """
+        Begins the records, or continues them from a checkpoint.
+
+        Args:
+            facts (`Mapping[str, Any]`): What the run is, as JSON values.
+            resume_step (`int`, *optional*):
+                Continue at this step: what was recorded later is dropped, since the run will come by there again.
+                Without it all earlier records of the folder are dropped.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        if resume_step is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            started = now
+        else:
+            started = self._read_facts().get("started", now)
+            for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(f"{TABLES}/*.jsonl")):
+                kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+                with atomic_file(path) as partial:
+                    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._facts = {"format_version": 1, **facts, "started": started, "status": "running"}
+        if resume_step is not None:
+            self._facts["resumed"] = {"step": resume_step, "time": now}
+        self._write_facts()
+
+    def update(self, **facts) -> None:
+        """Adds to what `run.json` says, or changes it."""
+        self._facts |= facts
+        self._write_facts()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._append(SCALARS, {"step": step, "time": datetime.now(UTC).isoformat(), **values})
+
+    def histogram(self, step, name, edges, counts) -> None:
+        self._append(HISTOGRAMS, {"step": step, "name": name, "edges": list(edges), "counts": list(counts)})
+
+    def table(self, step, name, rows) -> None:
+        for row in rows:
+            self._append(f"{TABLES}/{file_name(name)}.jsonl", {"step": step, **row})
+
+    def image(self, step, name, path) -> None:
+        target = self.folder / IMAGES / f"{file_name(name)}.png"
+        with atomic_file(target) as partial:
+            shutil.copyfile(path, partial)
+
+    def page(self, step, name, html) -> None:
+        with atomic_file(self.folder / PAGES / f"{file_name(name)}.html") as partial:
+            partial.write_text(html, encoding="utf-8")
+
+    def alert(self, step: int, alert: Alert) -> None:
+        self._append(ALERTS, {"step": step, "level": alert.level, "title": alert.title, "text": alert.text})
+
+    def finish(self, status: str) -> None:
+        self.update(status=status, ended=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
+
+    def _read_facts(self) -> dict[str, Any]:
+        path = self.folder / RUN_FILE
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write_facts(self) -> None:
+        with atomic_file(self.folder / RUN_FILE) as partial:
+            partial.write_text(json.dumps(self._facts, indent=2, default=str) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record; one that was cut off by the death of its process is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def file_name(name: str) -> str:
+    """A record's name as that of a file."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+
+
+def _plain(value):
+    """As JSON has it: no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,66 @@
+"""Records of a run as files: read back as written, continued from a checkpoint, readable after a kill."""
+
+import math
+
+import pytest
+
+from hf_transcoders import TranscoderError
+from hf_transcoders.tracking import Alert, LocalTracker, Run, find_runs
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    tracker = LocalTracker(tmp_path / "a")
+    tracker.start({"name": "first", "base_model": "tiny"})
+    for step, fvu in ((1, 0.5), (2, math.nan), (3, 0.25)):
+        tracker.scalars(step, {"train/x/fvu": fvu})
+        tracker.histogram(step, "train/x/density", [0.0, 0.5, 1.0], [step, 2])
+        tracker.table(step, "features/x", [{"feature": 7, "text": "<b>\n"}])
+        tracker.alert(step, Alert("warn", "dead features", "Many."))
+    return tmp_path / "a"
+
+
+def test_records_read_back_as_written(run_dir):
+    run = Run.load(run_dir)
+    assert run.name == "first" and run.facts["base_model"] == "tiny" and run.facts["status"] == "running"
+    assert run.history("train/x/fvu") == [(1, 0.5), (3, 0.25)]
+    assert run.latest() == {"train/x/fvu": 0.25}
+    assert run.histograms[1] == {"step": 2, "name": "train/x/density", "edges": [0.0, 0.5, 1.0], "counts": [2, 2]}
+    assert run.table("features/x") == [{"step": step, "feature": 7, "text": "<b>\n"} for step in (1, 2, 3)]
+    assert [alert["level"] for alert in run.alerts] == ["warn"] * 3
+    assert [found.name for found in find_runs(run_dir.parent)] == ["first"]
+
+
+def test_resuming_drops_what_lies_after_the_checkpoint(run_dir):
+    started = Run.load(run_dir).facts["started"]
+    tracker = LocalTracker(run_dir)
+    tracker.start({"name": "first"}, resume_step=2)
+    tracker.scalars(3, {"train/x/fvu": 0.125})
+    tracker.finish("finished")
+    run = Run.load(run_dir)
+    assert run.history("train/x/fvu") == [(1, 0.5), (3, 0.125)]
+    assert [len(run.histograms), len(run.alerts), len(run.table("features/x"))] == [2, 2, 2]
+    assert run.facts["started"] == started and run.facts["status"] == "finished"
+    assert run.facts["resumed"]["step"] == 2
+
+
+def test_a_new_run_replaces_the_records_of_an_old_one(run_dir):
+    LocalTracker(run_dir).start({"name": "second"})
+    run = Run.load(run_dir)
+    assert (run.name, run.scalars, run.table("features/x")) == ("second", [], [])
+
+
+def test_a_line_cut_off_by_a_kill_is_passed_over(run_dir):
+    path = run_dir / "tracking" / "scalars.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [line["step"] for line in Run.load(run_dir).scalars] == [1, 2]
+    # The next line must not be glued to the rest of the broken one.
+    tracker = LocalTracker(run_dir)
+    tracker.start({"name": "first"}, resume_step=2)
+    tracker.scalars(3, {"train/x/fvu": 0.25})
+    assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.25)]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(TranscoderError, match="holds no run"):
+        Run.load(tmp_path)

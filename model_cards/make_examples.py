@@ -76,7 +76,12 @@ def record(name: str) -> None:
             models[0] if len(models) == 1 else models,
             base,
             TranscoderTrainingArguments(
-                output_dir, max_tokens=MAX_TOKENS, logging_steps=5, save_strategy="no", report_to="none", disable_tqdm=True
+                output_dir,
+                max_tokens=MAX_TOKENS,
+                logging_steps=5,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
             ),
             train_dataset=train,
             processing_class=tokenizer,

@@ -517,7 +517,7 @@ class _Card:
             f"strongest = features[{_literal(site)}][0, -1].topk(5)  # of the last token",
             "print(strongest.indices.tolist(), strongest.values.tolist())",
             "",
-            f"with splice(base, {used}):  # the reconstruction in place of the true activations",
+            f'with splice(base, {used}, error="drop"):  # the reconstruction in place of the true activations',
             "    logits = base(**inputs).logits",
         ]
         return Markdown("\n".join(lines))

@@ -27,7 +27,7 @@ from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import atomic_file
 from ..hub import make_card
 from ..lm import site_width
-from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
+from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from ..tracking import Run
 from .arguments import TranscoderTrainingArguments
@@ -466,14 +466,6 @@ class TranscoderTrainer(Trainer):
         )
         card.save(output_dir or self.args.output_dir)
 
-    def _load_best_model(self) -> None:
-        """The numbers of the best checkpoint come with its weights."""
-        super()._load_best_model()
-        best = self.state.best_model_checkpoint
-        for name, dictionary in self.dictionaries.items():
-            subfolder = name if isinstance(self.model, TranscoderSet) else ""
-            dictionary.config.evaluation = TranscoderConfig.from_pretrained(best, subfolder=subfolder).evaluation
-
     def _get_output_dir(self, trial) -> str:
         # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
         directory = super()._get_output_dir(trial)
@@ -537,6 +529,7 @@ class TranscoderTrainer(Trainer):
                     "configuration."
                 ) from error
             dictionary.config.target_variance = saved[name].config.target_variance
+            dictionary.config.evaluation = saved[name].config.evaluation
         if not self.monitors:
             return  # The best model is loaded after training; there is nothing to continue.
         rank = self.args.process_index

@@ -471,7 +471,7 @@ class _Card:
 
     def _usage(self) -> Markdown:
         source = _literal(self.repo_id or ".")
-        where = "" if self.repo_id else "  # this folder; or the id of its repo on the Hub"
+        where = "" if self.repo_id else "  # this folder, or a repo's id"
         shown = self._shown()
         base = _literal(self.base or "the base model's id")
         revision = f", revision={_literal(self.revision)}" if self.revision and _is_hub_id(self.base) else ""
@@ -512,12 +512,15 @@ class _Card:
             *loading,
             "",
             'inputs = tokenizer("The capital of France is", return_tensors="pt")',
-            f'with splice(base, {used}, error="keep") as features:  # reads along; the model answers as before',
+            "",
+            "# Read features along the way: the model answers as before.",
+            f'with splice(base, {used}, error="keep") as features:',
             "    base(**inputs)",
             f"strongest = features[{_literal(site)}][0, -1].topk(5)  # of the last token",
             "print(strongest.indices.tolist(), strongest.values.tolist())",
             "",
-            f'with splice(base, {used}, error="drop"):  # the reconstruction in place of the true activations',
+            "# Put the reconstruction in place of the true activations.",
+            f'with splice(base, {used}, error="drop"):',
             "    logits = base(**inputs).logits",
         ]
         return Markdown("\n".join(lines))
@@ -540,8 +543,8 @@ class _Card:
         rows = [
             (
                 code(name),
-                code(c.input_site) if c.input_site else "-",
-                code(c.output_site) if c.output_site else "-",
+                _place_and_name(c.input_site),
+                _place_and_name(c.output_site),
                 f"{c.d_in} → {c.d_out}",
                 c.normalization,
                 "yes" if c.skip_connection else "no",
@@ -565,7 +568,7 @@ class _Card:
     def _architecture(self) -> Markdown:
         columns = {name: _architecture_facts(self.dictionaries[name]) for name in self.configs}
         if self.only:
-            return table(("", ""), list(columns[self.only].items()), numbers=False)
+            return table(("property", "value"), list(columns[self.only].items()), numbers=False)
         heads = list(next(iter(columns.values())))
         # Facts that are the same everywhere take one line; the others a column.
         varied = [head for head in heads if len({facts[head] for facts in columns.values()}) > 1]
@@ -587,10 +590,16 @@ class _Card:
                 {
                     "names": None if every else Markdown(_listed(map(code, names))),
                     "sentence": _training_sentence(summary, len(names)),
-                    "table": table(("", ""), _training_facts(summary), numbers=False),
+                    "table": table(("setting", "value"), self._training_facts(names[0]), numbers=False),
                 }
             )
         return groups
+
+    def _training_facts(self, name: str) -> list[tuple[str, str]]:
+        config, summary = self.configs[name], dict(self.summaries[name])
+        if not config.l1_coefficient and not config.l0_coefficient:
+            summary.pop("sparsity_warmup", None)
+        return [(head, _value(summary[key])) for key, head in _TRAINING_FACTS.items() if summary.get(key) is not None]
 
     def _train_log(self) -> list[dict[str, float]]:
         """Entries of the training log under their plain names: `step`, `tokens`, `<dictionary>/fvu`."""
@@ -626,7 +635,7 @@ class _Card:
         if not entries:
             return None
         runtime = self.run.latest().get("train/train_runtime")
-        took = f" The run took {runtime / 60:,.1f} minutes." if runtime else ""
+        took = f" The run took {_duration(runtime)}." if runtime else ""
         status = self.run.facts.get("status")
         ended = f" It ended as '{status}'." if status in ("failed", "interrupted") else ""
         shown = len(_thinned(entries))
@@ -674,10 +683,8 @@ class _Card:
             f"Trained on {_listed(map(escape, data))}" if data else "What text it was trained on was not recorded"
         )
         length = self._common("context_length")
-        limits.append(
-            f"{trained}{f', in blocks of {length} tokens' if length else ''}. Other kinds of text"
-            f"{', other languages and longer contexts' if length else ' and other languages'} were not measured."
-        )
+        contexts = f" and contexts of more than {length} tokens" if length else ""
+        limits.append(f"{trained}. Other kinds of text, other languages{contexts} were not measured.")
         limits += self._unmeasured_limits()
         return [Markdown(limit) for limit in limits]
 
@@ -782,6 +789,10 @@ def _place(site: str | None) -> Markdown:
     if site.module is not None:
         return Markdown(f"the {'input' if site.point == 'in' else 'output'} of the module {code(site.module)}")
     return Markdown(_PLACES[site.point].format(site.layer))
+
+
+def _place_and_name(site: str | None) -> Markdown:
+    return Markdown(f"{_place(site)} ({code(site)})") if site else _place(site)
 
 
 def _site(site: str | None, width: int) -> Markdown:
@@ -892,15 +903,6 @@ _TRAINING_FACTS = {
 }
 
 
-def _training_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def shown(value):
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f"{value:,}"
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return [(name, shown(summary[key])) for key, name in _TRAINING_FACTS.items() if summary.get(key) is not None]
-
-
 def _versions(versions: Mapping[str, str]) -> str:
     order = ("hf_transcoders", "transformers", "torch")
     known = sorted(versions, key=lambda name: (order.index(name) if name in order else len(order), name))
@@ -915,6 +917,16 @@ def _listed(words: Iterable[str]) -> str:
         if first and all(isinstance(w, Markdown) for w in first) or isinstance(last, Markdown)
         else joined
     )
+
+
+def _value(value) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
 
 
 def _literal(text: str) -> str:
@@ -970,14 +982,11 @@ def _thinned(entries: Sequence, rows: int = _LOG_ROWS) -> list:
 
 
 def _standalone(svg: str) -> str:
-    """A chart as a file: dark on white, whatever page shows it."""
+    """A chart as a file: of its own size, dark on white, whatever page shows it."""
     opening, body = svg.split("\n", 1)
-    return (
-        opening.replace("<svg ", '<svg color="#1f2328" ', 1)
-        + '\n<rect width="100%" height="100%" fill="#fff"/>\n'
-        + body
-        + "\n"
-    )
+    _, _, width, height = re.search(r'viewBox="([^"]*)"', opening)[1].split()
+    opening = opening.replace("<svg ", f'<svg width="{width}" height="{height}" color="#1f2328" ', 1)
+    return f'{opening}\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n'
 
 
 def _write(path: Path, text: str) -> Path:

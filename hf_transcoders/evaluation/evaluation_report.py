@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
+from ..markdown import escape, table
 
 
 #: Metric -> the heading it gets in tables. Also their order.
@@ -67,6 +68,25 @@ class EvaluationReport:
     protocol: dict[str, Any]
     together: dict[str, float] | None = None
 
+    def of(self, name: str) -> dict[str, Any]:
+        """
+        What `config.evaluation` of one dictionary keeps, so that its numbers travel with its weights.
+
+        Args:
+            name (`str`): The dictionary's name in the report.
+
+        Returns:
+            `dict`: `metrics`, `density_histogram` and `protocol`, with `None` for numbers that are not finite.
+        """
+        entry = self.dictionaries[name]
+        return _finite(
+            {
+                "metrics": entry["metrics"],
+                "density_histogram": entry["density_histogram"],
+                "protocol": self.protocol,
+            }
+        )
+
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by dictionary."""
@@ -118,10 +138,8 @@ class EvaluationReport:
     def markdown(self) -> str:
         """The same for a model card."""
         head, *rows = self._cells()
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
         facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-        return f"{table}\n\n{facts}."
+        return f"{table(head, rows)}\n\n**Protocol.** {escape(facts)}."
 
     def protocol_lines(self) -> dict[str, str]:
         """The protocol as readable facts."""

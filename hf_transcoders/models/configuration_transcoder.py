@@ -90,6 +90,9 @@ class TranscoderConfig(PreTrainedConfig):
             The language model it was trained on.
         training_summary (`dict`, *optional*):
             What it was trained on and how: data, tokens, context length, precision.
+        evaluation (`dict`, *optional*):
+            How good it was found to be: `metrics`, `density_histogram` and `protocol`, as [`EvaluationReport.of`] gives
+            them; the model card is written from it. Training on makes it `None`.
     """
 
     model_type = "transcoder"
@@ -125,6 +128,7 @@ class TranscoderConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     base_model_type: str | None = None
     training_summary: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):

@@ -1,0 +1,922 @@
+"""The model card: everything known about dictionaries, written down for those who find them."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport, format_number
+from ..files import atomic_file
+from ..lm import Site
+from ..markdown import Markdown, code, escape, one_line, table
+from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
+from ..models.transcoder_set import dictionary_name
+from ..reports import plots
+from ..reports.page import MEANINGS
+from ..tracking import Run
+
+
+#: Folder of the card's pictures, beside it.
+ASSETS = "assets"
+
+# Rows of the training log, and dictionaries that it can show beside each other.
+_LOG_ROWS, _LOG_COLUMNS = 12, 6
+
+_PLACES = {
+    "resid_pre": "the residual stream entering layer {}",
+    "attn.in": "the input of layer {}'s attention, after its norm",
+    "attn.out": "the output of layer {}'s attention module",
+    "attn.branch": "what layer {}'s attention adds to the residual stream",
+    "resid_mid": "the residual stream of layer {} between attention and MLP",
+    "mlp.in": "the input of layer {}'s MLP, after its norm",
+    "mlp.out": "the output of layer {}'s MLP module",
+    "mlp.branch": "what layer {}'s MLP adds to the residual stream",
+    "resid_post": "the residual stream leaving layer {}",
+}
+_NORMALIZATIONS = {
+    "none": "none",
+    "scale": "one factor for each site, measured before training and kept with the weights",
+    "standardize": "mean and standard deviation of each dimension, measured before training and kept with the weights",
+}
+_LOSSES = {
+    "normalized": "squared error, summed over dimensions, over the targets' variance",
+    "mean": "squared error, mean over tokens and dimensions",
+    "sum": "squared error, summed over dimensions, mean over tokens",
+    "target_norm": "squared error, mean over dimensions, over the target's norm",
+}
+#: What a dictionary is made of -> the paper to cite for it.
+_PAPERS = {
+    "transcoder": "transcoders: [arXiv 2406.11944](https://arxiv.org/abs/2406.11944)",
+    "skip": "skip transcoders: [arXiv 2501.18823](https://arxiv.org/abs/2501.18823)",
+    "sae": "sparse autoencoders: [arXiv 2309.08600](https://arxiv.org/abs/2309.08600)",
+    "topk": "TopK and AuxK: [arXiv 2406.04093](https://arxiv.org/abs/2406.04093)",
+    "batchtopk": "BatchTopK: [arXiv 2412.06410](https://arxiv.org/abs/2412.06410)",
+    "jumprelu": "JumpReLU: [arXiv 2407.14435](https://arxiv.org/abs/2407.14435)",
+    "gated": "gated dictionaries: [arXiv 2404.16014](https://arxiv.org/abs/2404.16014)",
+    "matryoshka": "Matryoshka dictionaries: [arXiv 2503.17547](https://arxiv.org/abs/2503.17547)",
+}
+
+
+@dataclass
+class TranscoderCard:
+    """
+    A model card and its pictures.
+
+    Args:
+        text (`str`): README.md as a whole, with its metadata.
+        files (`dict[str, str]`): Path beside README.md -> content, of the pictures that the text shows.
+    """
+
+    text: str
+    files: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """
+        Writes the card and its pictures into a folder.
+
+        Returns:
+            `Path`: README.md.
+        """
+        for name, content in self.files.items():
+            _write(Path(folder, name), content)
+        return _write(Path(folder, "README.md"), self.text)
+
+
+def render_card(
+    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    run: Run | None = None,
+    license: str | None = None,
+) -> str:
+    """
+    The model card as text alone, without pictures. [`make_card`] also has these.
+
+    Args:
+        dictionaries, repo_id, report, run, license: As for [`make_card`].
+
+    Returns:
+        `str`: README.md as a whole, with its metadata.
+    """
+    return _Card(dictionaries, repo_id, report, run, license).render(pictures=False).text
+
+
+def make_card(
+    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    run: Run | None = None,
+    license: str | None = None,
+) -> TranscoderCard:
+    """
+    The model card of a dictionary or a set, from what is known about it. What was not measured or recorded is left out,
+    and the card says so. The same arguments give the same card.
+
+    Args:
+        dictionaries ([`TranscoderModel`], [`TranscoderSet`] or `Mapping[str, TranscoderModel]`):
+            What the card is about. Their configurations hold base model, sites, training and evaluation.
+        repo_id (`str`, *optional*):
+            Where they will be on the Hub; the usage example loads them from there, and without it from the folder that it
+            is run in.
+        report ([`EvaluationReport`], *optional*):
+            How good they are. Defaults to what the configurations hold in `evaluation`.
+        run ([`Run`], *optional*):
+            The run that trained them, for the training log and its curves.
+        license (`str`, *optional*):
+            The licence of the weights, by its identifier on the Hub. It is left out unless given.
+
+    Returns:
+        [`TranscoderCard`]
+    """
+    return _Card(dictionaries, repo_id, report, run, license).render(pictures=True)
+
+
+class _Card:
+    """The facts of a card, each put into words where it is known."""
+
+    def __init__(self, dictionaries, repo_id, report, run, license):
+        if isinstance(dictionaries, TranscoderModel):
+            self.is_set = False
+            dictionaries = {dictionary_name(dictionaries.config): dictionaries}
+        else:
+            self.is_set = True
+            dictionaries = dict(dictionaries.items())
+        self.dictionaries: dict[str, TranscoderModel] = dictionaries
+        self.configs: dict[str, TranscoderConfig] = {name: d.config for name, d in dictionaries.items()}
+        self.repo_id, self.run, self.license = repo_id, run, license
+        self.together = None
+        self.reports = self._reports(report)
+        self.metrics = {
+            name: {key: value for key, value in entry["metrics"].items() if value is not None}
+            for report in self.reports
+            for name, entry in report.dictionaries.items()
+        }
+        self.summaries = {
+            name: config.training_summary for name, config in self.configs.items() if config.training_summary
+        }
+        first = next(iter(self.configs.values()))
+        self.base = next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
+        self.revision = first.base_model_revision
+
+    @property
+    def only(self) -> str | None:
+        """The name of the dictionary where there is a single one."""
+        return next(iter(self.configs)) if len(self.configs) == 1 else None
+
+    def _reports(self, report) -> list[EvaluationReport]:
+        """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
+        evaluations = {name: c.evaluation for name, c in self.configs.items() if c.evaluation}
+        if report is not None:
+            names = list(report.dictionaries)
+            # A single dictionary has no name of its own: the report may know it under another.
+            own = dict(zip(self.configs, names, strict=True)) if len(names) == len(self.configs) == 1 else {}
+            for name in self.configs:
+                if own.get(name, name) in report.dictionaries:
+                    evaluations[name] = report.of(own.get(name, name))
+            if set(names) == set(self.configs):
+                self.together = report.to_dict()["together"]
+        reports = []
+        for names in _grouped({name: e["protocol"] for name, e in evaluations.items()}):
+            entries = {
+                name: {
+                    "metrics": _sorted(evaluations[name]["metrics"]),
+                    "density_histogram": evaluations[name]["density_histogram"],
+                    "config": {},
+                }
+                for name in self.configs
+                if name in names
+            }
+            reports.append(EvaluationReport(entries, _sorted(evaluations[names[0]]["protocol"])))
+        if len(reports) == 1:
+            reports[0].together = self.together
+        return reports
+
+    # ------------------------------------------------------------------------------------------------ the whole
+
+    def render(self, pictures: bool) -> TranscoderCard:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        # Markdown has no autoescape of its own: every value that is not marked as Markdown goes through `escape`.
+        environment = Environment(
+            loader=PackageLoader("hf_transcoders.hub"),
+            undefined=StrictUndefined,
+            finalize=escape,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        files, result_figures, training_figures = {}, [], []
+        if pictures:
+            for figures, drawn in (
+                (result_figures, self._result_plots()),
+                (training_figures, self._training_plots()),
+            ):
+                for name, title, svg in drawn:
+                    files[f"{ASSETS}/{name}.svg"] = _standalone(svg)
+                    figures.append(Markdown(f"![{escape(title)}]({ASSETS}/{name}.svg)"))
+        text = environment.get_template("model_card.md").render(
+            metadata=Markdown(self._metadata().to_yaml(line_break="\n")),
+            title=self._title(),
+            single=self.only is not None,
+            only=self._describe(self.only) if self.only else None,
+            dictionaries=self.configs,
+            kinds=self._kinds(),
+            base=self._base_link(),
+            base_name=code(self.base) if self.base else "its base model",
+            summary=self._summary(),
+            usage=self._usage(),
+            usage_note=self._usage_note(),
+            results=[{"markdown": Markdown(report.markdown())} for report in self.reports],
+            unmeasured=_listed(code(name) for name in self.configs if name not in self.metrics),
+            meanings=[(METRICS[metric], MEANINGS[metric]) for metric in HEADLINE_METRICS],
+            result_figures=result_figures,
+            sites_table=self._sites_table(),
+            dtypes=_listed(code(dtype) for dtype in dict.fromkeys(map(_dtype, self.dictionaries.values()))),
+            base_dtype=self._base_dtype(),
+            formulas=self._formulas(),
+            architecture=self._architecture(),
+            training=self._training(),
+            log=self._log(),
+            log_note=self._log_note(),
+            alerts=self._alerts(),
+            training_figures=training_figures,
+            limits=self._limits(),
+            environment=self._environment(),
+            citation_note=self._citation(),
+        )
+        return TranscoderCard(text, files)
+
+    def _metadata(self) -> ModelCardData:
+        datasets = dict.fromkeys(s.get("dataset_id") for s in self.summaries.values() if s.get("dataset_id"))
+        base = {"base_model": self.base, "base_model_relation": "adapter"} if _is_hub_id(self.base) else {}
+        results = self._eval_results()
+        name = one_line(self.repo_id.split("/")[-1] if self.repo_id else self._title())
+        return ModelCardData(
+            library_name="hf_transcoders",
+            license=self.license,
+            datasets=[name for name in datasets if _is_hub_id(name)] or None,
+            tags=self._tags(),
+            model_name=name if results else None,
+            eval_results=results or None,
+            **base,
+        )
+
+    def _tags(self) -> list[str]:
+        tags = ["hf_transcoders"]
+        if not all(config.is_autoencoder for config in self.configs.values()):
+            tags.append("transcoder")
+        if any(config.is_autoencoder for config in self.configs.values()):
+            tags.append("sparse-autoencoder")
+        tags.append("mechanistic-interpretability")
+        # What users and trackers have added: the Hub's tab "Training metrics" lives on such a tag.
+        for dictionary in self.dictionaries.values():
+            tags += [tag for tag in dictionary.model_tags if tag not in TranscoderModel.model_tags]
+        return list(dict.fromkeys(map(one_line, tags)))
+
+    def _eval_results(self) -> list[EvalResult]:
+        results = []
+        for report in self.reports:
+            protocol = report.protocol
+            dataset = one_line(protocol["dataset"] or "unnamed")
+            hub_id = protocol.get("dataset_id")
+            columns = {name: self.metrics[name] for name in report.dictionaries}
+            if report.together is not None:
+                columns["all together"] = report.together
+            for name, metrics in columns.items():
+                for metric in HEADLINE_METRICS:
+                    if metrics.get(metric) is None:
+                        continue
+                    which = "" if self.only else f" ({name})"
+                    results.append(
+                        EvalResult(
+                            task_type="feature-extraction",
+                            task_name="Reconstruction of activations",
+                            dataset_type=hub_id if _is_hub_id(hub_id) else _slug(dataset),
+                            dataset_name=dataset,
+                            dataset_split=one_line(protocol["dataset_split"]) if protocol["dataset_split"] else None,
+                            metric_type=metric,
+                            metric_name=METRICS[metric] + which,
+                            metric_value=metrics[metric],
+                        )
+                    )
+        return results
+
+    # ------------------------------------------------------------------------------------------------ what it is
+
+    def _title(self) -> str:
+        base = one_line(self.base.rstrip("/").split("/")[-1]) if self.base else "an unnamed model"
+        if self.only is None:
+            kinds = {self._kind(config) for config in self.configs.values()}
+            what = (
+                {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
+            )
+            return f"{what} of {base}"
+        config = self.configs[self.only]
+        what = {"SAE": "Sparse autoencoder"}.get(self._kind(config), self._kind(config).capitalize())
+        return f"{what} of {base}" + (f", {config.output_site}" if config.output_site else "")
+
+    @staticmethod
+    def _kind(config) -> str:
+        if config.is_autoencoder:
+            return "SAE"
+        return "skip transcoder" if config.skip_connection else "transcoder"
+
+    def _kinds(self) -> str:
+        kinds = [self._kind(config) for config in self.configs.values()]
+        return _listed(f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds))
+
+    def _base_link(self) -> Markdown:
+        if self.base is None:
+            return Markdown("a language model that was not recorded")
+        if _is_hub_id(self.base):
+            return Markdown(f"[{escape(self.base)}](https://huggingface.co/{self.base})")
+        return code(self.base)
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        config = self.configs[name]
+        return {
+            "config": config,
+            "features": f"{config.num_features:,}",
+            "kind": {"SAE": "sparse autoencoder (SAE)"}.get(self._kind(config), self._kind(config)),
+            "reads": _place(config.input_site),
+            "writes": _place(config.output_site),
+            "reads_site": _site(config.input_site, config.d_in),
+            "writes_site": _site(config.output_site, config.d_out),
+            "normalization": _NORMALIZATIONS[config.normalization],
+            "dtype": code(_dtype(self.dictionaries[name])),
+        }
+
+    def _summary(self) -> Markdown | None:
+        if not self.metrics:
+            return None
+        protocol = self.reports[0].protocol
+        sentences = []
+        where = ""
+        if len(self.reports) == 1:
+            where = (
+                f"On {escape(protocol['dataset'] or 'unnamed text')} ({protocol['fidelity_tokens']:,} tokens), "
+                if protocol["dataset"]
+                else f"On {protocol['fidelity_tokens']:,} tokens of unnamed text, "
+            )
+        l0, variance, fvu = (
+            self._range("l0", "{:.1f}"),
+            self._range("explained_variance", "{:.1%}"),
+            self._range("fvu", "{:.3f}"),
+        )
+        if l0 and variance:
+            sentences.append(
+                f"{where}**{l0} features** are active on a token and explain **{variance} of the variance** "
+                f"(FVU {fvu})."
+            )
+        zero, mean = self._range("ce_recovered_zero", "{:.1%}"), self._range("ce_recovered_mean", "{:.1%}")
+        if zero:
+            against = f" ({mean} of what its mean costs)" if mean else ""
+            sentences.append(
+                f"Put in place of the true activations, {'they recover' if self.only is None else 'it recovers'} "
+                f"**{zero} of the loss** that setting them to zero costs{against}"
+                + (f", on {protocol['loss_tokens']:,} tokens." if len(self.reports) == 1 else ".")
+            )
+        dead = self._range("dead_fraction", "{:.1%}")
+        if dead:
+            sentences.append(f"{dead} of the features never fired on this text.")
+        return Markdown(" ".join(sentences))
+
+    def _range(self, metric: str, form: str) -> str:
+        """A metric of all dictionaries: `0.25`, or `0.25 to 0.5`; nothing where one of them lacks it."""
+        values = [metrics.get(metric) for metrics in self.metrics.values()]
+        if not values or None in values:
+            return ""
+        low, high = form.format(min(values)), form.format(max(values))
+        return low if low == high else f"{low} to {high}"
+
+    # ------------------------------------------------------------------------------------------------ how to use it
+
+    def _shown(self) -> dict[str, TranscoderConfig]:
+        """The dictionaries that the usage example puts into the model: one for each place that can be written to."""
+        shown, taken = {}, set()
+        for name, config in self.configs.items():
+            writable = config.input_site and config.output_site and Site.parse(config.output_site).point != "resid_mid"
+            if writable and config.output_site not in taken:
+                taken.add(config.output_site)
+                shown[name] = config
+        return shown
+
+    def _usage(self) -> Markdown:
+        source = _literal(self.repo_id or ".")
+        where = "" if self.repo_id else "  # this folder; or the id of its repo on the Hub"
+        shown = self._shown()
+        base = _literal(self.base or "the base model's id")
+        revision = f", revision={_literal(self.revision)}" if self.revision and _is_hub_id(self.base) else ""
+        splices = bool(shown) and self.base is not None
+        imports = [*(["TranscoderSet"] if self.is_set else ["TranscoderModel"]), *(["splice"] if splices else [])]
+        lines = [
+            *(
+                ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+                if splices
+                else ["import torch", ""]
+            ),
+            f"from hf_transcoders import {', '.join(imports)}",
+            "",
+        ]
+        if self.is_set:
+            loading = [f"transcoders = TranscoderSet.from_pretrained({source}){where}"]
+        else:
+            loading = [f"transcoder = TranscoderModel.from_pretrained({source}){where}"]
+        if not splices:
+            config = next(iter(self.configs.values()))
+            if self.is_set:
+                loading.append(f"transcoder = transcoders[{_literal(next(iter(self.configs)))}]")
+            lines += [
+                *loading,
+                f"activations = torch.randn(1, {config.d_in})  # put the model's own activations here",
+                "output = transcoder(activations)",
+                "print(output.features.shape, output.reconstruction.shape)",
+            ]
+            return Markdown("\n".join(lines))
+        used = "transcoders" if self.is_set else "transcoder"
+        if self.is_set and len(shown) < len(self.configs):
+            loading.append(f"transcoder = transcoders[{_literal(next(iter(shown)))}]")
+            used = "transcoder"
+        site = next(iter(shown.values())).output_site
+        lines += [
+            f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
+            f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
+            *loading,
+            "",
+            'inputs = tokenizer("The capital of France is", return_tensors="pt")',
+            f'with splice(base, {used}, error="keep") as features:  # reads along; the model answers as before',
+            "    base(**inputs)",
+            f"strongest = features[{_literal(site)}][0, -1].topk(5)  # of the last token",
+            "print(strongest.indices.tolist(), strongest.values.tolist())",
+            "",
+            f"with splice(base, {used}):  # the reconstruction in place of the true activations",
+            "    logits = base(**inputs).logits",
+        ]
+        return Markdown("\n".join(lines))
+
+    def _usage_note(self) -> str | None:
+        if self.is_set:
+            name = next(iter(self.configs))
+            note = Markdown(
+                f"One dictionary alone: `TranscoderModel.from_pretrained({_literal(self.repo_id or '.')}, "
+                f"subfolder={_literal(name)})`."
+            )
+            if len(self._shown()) < len(self.configs):
+                note = Markdown(note + " Dictionaries that write to one place are put into the model one at a time.")
+            return note
+        return None
+
+    # ------------------------------------------------------------------------------------------------ details
+
+    def _sites_table(self) -> Markdown:
+        rows = [
+            (
+                code(name),
+                code(c.input_site) if c.input_site else "-",
+                code(c.output_site) if c.output_site else "-",
+                f"{c.d_in} → {c.d_out}",
+                c.normalization,
+                "yes" if c.skip_connection else "no",
+            )
+            for name, c in self.configs.items()
+        ]
+        return table(
+            ("dictionary", "reads", "predicts", "width", "normalization", "skip connection"), rows, numbers=False
+        )
+
+    def _base_dtype(self) -> Markdown:
+        dtypes = dict.fromkeys(s["base_model_dtype"] for s in self.summaries.values() if s.get("base_model_dtype"))
+        if not dtypes:
+            return Markdown("")
+        return Markdown(f"; the base model ran in {_listed(map(code, dtypes))} in training")
+
+    def _formulas(self) -> list[tuple[Markdown, Markdown]]:
+        formulas = {name: _formula(config) for name, config in self.configs.items()}
+        return [(Markdown(formulas[names[0]]), Markdown(_listed(map(code, names)))) for names in _grouped(formulas)]
+
+    def _architecture(self) -> Markdown:
+        columns = {name: _architecture_facts(self.dictionaries[name]) for name in self.configs}
+        if self.only:
+            return table(("", ""), list(columns[self.only].items()), numbers=False)
+        heads = list(next(iter(columns.values())))
+        # Facts that are the same everywhere take one line; the others a column.
+        varied = [head for head in heads if len({facts[head] for facts in columns.values()}) > 1]
+        shared = [f"{head}: {escape(columns[next(iter(columns))][head])}" for head in heads if head not in varied]
+        text = f"All of them: {'; '.join(shared)}." if shared else ""
+        if varied:
+            rows = [(code(name), *(facts[head] for head in varied)) for name, facts in columns.items()]
+            text = table(("dictionary", *varied), rows, numbers=False) + ("\n\n" + text if text else "")
+        return Markdown(text)
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def _training(self) -> list[dict[str, Markdown]]:
+        groups = []
+        for names in _grouped(self.summaries):
+            summary = self.summaries[names[0]]
+            every = len(names) == len(self.configs)
+            groups.append(
+                {
+                    "names": None if every else Markdown(_listed(map(code, names))),
+                    "sentence": _training_sentence(summary, len(names)),
+                    "table": table(("", ""), _training_facts(summary), numbers=False),
+                }
+            )
+        return groups
+
+    def _train_log(self) -> list[dict[str, float]]:
+        """Entries of the training log under their plain names: `step`, `tokens`, `<dictionary>/fvu`."""
+        entries = []
+        for line in self.run.scalars if self.run else ():
+            values = {key.removeprefix("train/"): v for key, v in line.items() if key.startswith("train/")}
+            if any(f"{name}/fvu" in values for name in self.configs):
+                entries.append({"step": line["step"], **{k: v for k, v in values.items() if v is not None}})
+        return entries
+
+    def _log(self) -> Markdown | None:
+        entries = _thinned(self._train_log())
+        if not entries:
+            return None
+        columns = {"step": "step", "tokens": "tokens", "loss": "loss"}
+        if self.only:
+            for metric in ("fvu", "l0", "dead_fraction", "grad_norm"):
+                columns[f"{self.only}/{metric}"] = METRICS.get(metric, "gradient norm")
+        elif len(self.configs) <= _LOG_COLUMNS:
+            columns |= {f"{name}/fvu": Markdown(f"FVU of {code(name)}") for name in self.configs}
+        columns = {key: head for key, head in columns.items() if any(key in entry for entry in entries)}
+        rows = [
+            [
+                f"{entry[key]:,.0f}" if key in ("step", "tokens") and key in entry else format_number(entry.get(key))
+                for key in columns
+            ]
+            for entry in entries
+        ]
+        return table(list(columns.values()), rows)
+
+    def _log_note(self) -> str | None:
+        entries = self._train_log()
+        if not entries:
+            return None
+        runtime = self.run.latest().get("train/train_runtime")
+        took = f" The run took {runtime / 60:,.1f} minutes." if runtime else ""
+        status = self.run.facts.get("status")
+        ended = f" It ended as '{status}'." if status in ("failed", "interrupted") else ""
+        shown = len(_thinned(entries))
+        which = f"{shown} of its {len(entries)} entries" if shown < len(entries) else "all of its entries"
+        return f"The log of the run is on batches of training text, each seen before the step that learns from it; the table has {which}.{took}{ended}"
+
+    def _alerts(self) -> Markdown | None:
+        titles = [one_line(alert["title"]) for alert in self.run.alerts] if self.run else []
+        counted = (f"{escape(title)} ({titles.count(title)})" for title in dict.fromkeys(titles))
+        return Markdown(_listed(counted)) if titles else None
+
+    # ------------------------------------------------------------------------------------------------ limits
+
+    def _limits(self) -> list[Markdown]:
+        limits = []
+        if self.base is None:
+            limits.append("The base model was not recorded: these weights mean nothing for any other.")
+        else:
+            revision = (
+                f"revision {code(self.revision)}"
+                if self.revision
+                else "the revision that was current at the time; which one was not recorded"
+            )
+            limits.append(
+                f"Made for {code(self.base)}, {revision}. On another revision, a fine-tuned version or another precision "
+                "nothing here was measured."
+            )
+        first = self._common("skip_first")
+        if first:
+            limits.append(
+                f"The first {'position' if first == 1 else f'{first} positions'} of every block of text "
+                f"{'was' if first == 1 else 'were'} left out of training and evaluation, because models park an attention "
+                "sink there with activations many times the usual size. Features there mean nothing, and a dictionary put "
+                "in place of the model's own activations should leave that position as it is (`splice(..., mask=...)`)."
+            )
+        for report in self.reports:
+            if report.protocol["special_token_ids"]:
+                limits.append("Special tokens (beginning and end of text, padding) were left out as well.")
+                break
+        if outlier := self._common("outlier_factor"):
+            limits.append(f"Training also left out tokens whose activation is longer than {outlier:g} medians.")
+        limits += self._dead_limits()
+        data = dict.fromkeys(s["dataset"] for s in self.summaries.values() if s.get("dataset"))
+        trained = (
+            f"Trained on {_listed(map(escape, data))}" if data else "What text it was trained on was not recorded"
+        )
+        length = self._common("context_length")
+        limits.append(
+            f"{trained}{f', in blocks of {length} tokens' if length else ''}. Other kinds of text"
+            f"{', other languages and longer contexts' if length else ' and other languages'} were not measured."
+        )
+        limits += self._unmeasured_limits()
+        return [Markdown(limit) for limit in limits]
+
+    def _common(self, key: str):
+        """A fact of the training that all dictionaries share; `None` otherwise."""
+        values = {summary.get(key) for summary in self.summaries.values()}
+        return values.pop() if len(values) == 1 else None
+
+    def _dead_limits(self) -> list[str]:
+        lines = []
+        for report in self.reports:
+            never = {name: entry["density_histogram"]["never_fired"] for name, entry in report.dictionaries.items()}
+            counts = _listed(
+                f"{count:,} of {self.configs[name].num_features:,}" + ("" if self.only else f" in {code(name)}")
+                for name, count in never.items()
+                if count
+            )
+            tokens = f"{report.protocol['fidelity_tokens']:,}"
+            lines.append(
+                f"Features that never fired on the {tokens} tokens of the evaluation: {counts}. They may be dead, or rarer "
+                "than this text can show."
+                if counts
+                else f"Every feature fired at least once on the {tokens} tokens of the evaluation."
+            )
+        return lines
+
+    def _unmeasured_limits(self) -> list[str]:
+        missing = []
+        if not self.metrics:
+            missing.append("how well they reconstruct, and what the language model loses with them in place")
+        else:
+            unknown = [
+                METRICS[m] for m in HEADLINE_METRICS if any(m not in metrics for metrics in self.metrics.values())
+            ]
+            if unknown:
+                missing.append(escape(_listed(unknown)) + " (where the table has a dash)")
+            if self.only is None and self.together is None:
+                missing.append("the language model with all dictionaries in place at once")
+        missing.append("what single features mean: a name given to one is a hypothesis")
+        missing.append("whether the features are what the language model itself computes with, beyond its loss")
+        return [f"Not measured: {'; '.join(missing)}."]
+
+    # ------------------------------------------------------------------------------------------------ around
+
+    def _environment(self) -> Markdown:
+        lines = []
+        for names in _grouped({name: s["versions"] for name, s in self.summaries.items() if s.get("versions")}):
+            lines.append(f"- Trained with {_versions(self.summaries[names[0]]['versions'])}" + self._which(names))
+        for report in self.reports:
+            protocol = report.protocol
+            lines.append(
+                f"- Evaluated with {_versions(protocol['versions'])}, in {code(protocol['dtype'])} on "
+                f"{escape(protocol['device'])}" + self._which(report.dictionaries)
+            )
+        written = dict.fromkeys(config.format_version for config in self.configs.values())
+        lines.append(f"- Format of the files: {_listed(map(str, written))}, safetensors")
+        return Markdown("\n".join(lines))
+
+    def _which(self, names) -> str:
+        return "" if len(names) == len(self.configs) else f" ({_listed(map(code, names))})"
+
+    def _citation(self) -> Markdown:
+        keys = []
+        for config in self.configs.values():
+            keys.append("sae" if config.is_autoencoder else "transcoder")
+            keys += ["skip"] * config.skip_connection + ["matryoshka"] * bool(config.matryoshka_sizes)
+            keys.append(config.activation)
+        papers = [_PAPERS[key] for key in dict.fromkeys(keys) if key in _PAPERS]
+        return Markdown(f"The methods: {'; '.join(papers)}. The library:")
+
+    # ------------------------------------------------------------------------------------------------ pictures
+
+    def _result_plots(self):
+        for number, report in enumerate(self.reports, 1):
+            ending = "" if len(self.reports) == 1 else f"-{number}"
+            if len(report.dictionaries) > 1:
+                for metric, title in (("fvu", "Reconstruction error"), ("ce_recovered_zero", "Loss recovered")):
+                    svg = plots.sparsity_fidelity(report, metric, f"{title} over sparsity", METRICS[metric])
+                    if svg:
+                        yield f"{metric}{ending}", f"{title} over active features per token", svg
+            yield f"density{ending}", "How often features fire", plots.density_histogram(report)
+
+    def _training_plots(self):
+        history, names = self._train_log(), list(self.configs)
+        for metric, title in (
+            ("fvu", "Reconstruction error in training"),
+            ("dead_fraction", "Dead features in training"),
+        ):
+            svg = plots.loss_curves(history, metric, title, METRICS[metric], names=names)
+            if svg:
+                yield f"training-{metric}", title, svg
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def _place(site: str | None) -> Markdown:
+    """A site in words."""
+    if site is None:
+        return Markdown("activations of a place that was not recorded")
+    site = Site.parse(site)
+    if site.module is not None:
+        return Markdown(f"the {'input' if site.point == 'in' else 'output'} of the module {code(site.module)}")
+    return Markdown(_PLACES[site.point].format(site.layer))
+
+
+def _site(site: str | None, width: int) -> Markdown:
+    return Markdown(f"{code(site) + ', ' if site else ''}{width} wide")
+
+
+def _dtype(dictionary: TranscoderModel) -> str:
+    return str(dictionary.dtype).removeprefix("torch.")
+
+
+def _formula(config: TranscoderConfig) -> str:
+    """What the dictionary computes, one step a line."""
+    lines = []
+    scaled = config.normalization != "none"
+    x = "input"
+    if scaled:
+        lines.append("x        = (input - input_mean) / input_scale")
+        x = "x"
+    if config.pre_bias:
+        lines.append(f"x        = {x} - b_pre")
+        x = "x"
+    products = f"W_enc {x} + b_enc"
+    lines.append(
+        {
+            "relu": f"features = relu({products})",
+            "topk": f"features = relu(the {config.k} largest of {products})",
+            "batchtopk": f"features = {products} where above one threshold, else 0",
+            "jumprelu": f"features = {products} where above each feature's threshold, else 0",
+            "gated": f"features = relu(exp(r_mag) * W_enc {x} + b_mag) where {products} > 0, else 0",
+        }[config.activation].replace("features = ", "features = ")
+    )
+    output = "W_dec^T features"
+    if config.decoder_bias:
+        output += " + b_dec"
+    if config.skip_connection:
+        output += f" + W_skip {x}"
+    lines.append(f"output   = {output}" if not scaled else f"output   = ({output}) * output_scale + output_mean")
+    if config.tied:
+        lines.append("W_dec    = W_enc, its rows at unit norm")
+    return "\n".join(lines)
+
+
+def _sparsity(config: TranscoderConfig) -> str:
+    return {
+        "relu": f"ReLU, L1 coefficient {config.l1_coefficient:g}",
+        "topk": f"TopK, k = {config.k}",
+        "batchtopk": f"BatchTopK, k = {config.k} on average",
+        "jumprelu": f"JumpReLU, L0 coefficient {config.l0_coefficient:g}"
+        + (f", target L0 {config.target_l0:g}" if config.target_l0 is not None else ""),
+        "gated": f"gated, L1 coefficient {config.l1_coefficient:g}",
+    }[config.activation]
+
+
+def _architecture_facts(dictionary: TranscoderModel) -> dict[str, str]:
+    config = dictionary.config
+    facts = {
+        "kind": _Card._kind(config),
+        "features": f"{config.num_features:,} ({config.num_features / config.d_in:g} times the input width)",
+        "activation": _sparsity(config),
+        "decoder": (
+            "tied to the encoder"
+            if config.tied
+            else f"rows {'at unit norm' if config.decoder_norm == 'unit' else 'of free norm'}"
+        )
+        + ("" if config.decoder_bias else ", no bias"),
+        "loss": _LOSSES[config.loss_reduction],
+        "AuxK coefficient": f"{config.auxk_coefficient:g} ({config.auxk} dead features a token)"
+        if config.auxk_coefficient
+        else "0",
+        "parameters": f"{sum(p.numel() for p in dictionary.parameters()):,}",
+    }
+    if config.matryoshka_sizes:
+        facts["Matryoshka prefixes"] = ", ".join(f"{size:,}" for size in config.matryoshka_sizes)
+    return facts
+
+
+def _training_sentence(summary: Mapping[str, Any], count: int) -> Markdown:
+    data = escape(summary["dataset"]) if summary.get("dataset") else "text whose name was not recorded"
+    rows = (
+        f" ({summary['dataset_rows']:,} blocks of {summary['context_length']} tokens)"
+        if summary.get("dataset_rows")
+        else ""
+    )
+    tokens = f"{summary['tokens']:,} tokens" if summary.get("tokens") is not None else "tokens that were not counted"
+    together = f" {count} dictionaries learned on the same forward passes of the base model." if count > 1 else ""
+    return Markdown(f"Trained on activations of {tokens} from {data}{rows}, shuffled.{together}")
+
+
+# Key of the training summary -> what a reader calls it.
+_TRAINING_FACTS = {
+    "tokens": "tokens",
+    "steps": "optimizer steps",
+    "batch_tokens": "tokens of a step",
+    "learning_rate": "learning rate",
+    "lr_scheduler": "learning rate schedule",
+    "warmup_steps": "warm-up steps",
+    "optimizer": "optimizer",
+    "weight_decay": "weight decay",
+    "max_grad_norm": "gradient clipped at norm",
+    "sparsity_warmup": "share of the run in which penalties rise",
+    "dead_after_tokens": "tokens of silence after which a feature counts as dead",
+    "precision": "precision of the dictionary's products",
+    "base_model_dtype": "precision of the base model",
+    "buffer_tokens": "tokens shuffled together",
+    "processes": "processes",
+    "device": "device",
+    "seed": "seed",
+}
+
+
+def _training_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def shown(value):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return f"{value:,}"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return [(name, shown(summary[key])) for key, name in _TRAINING_FACTS.items() if summary.get(key) is not None]
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    order = ("hf_transcoders", "transformers", "torch")
+    known = sorted(versions, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return ", ".join(f"{escape(name)} {escape(versions[name])}" for name in known)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = list(words) or [""]
+    joined = f"{', '.join(first)} and {last}" if first else last
+    return (
+        Markdown(joined)
+        if first and all(isinstance(w, Markdown) for w in first) or isinstance(last, Markdown)
+        else joined
+    )
+
+
+def _literal(text: str) -> str:
+    """A text as Python (and JSON) writes it, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def _is_hub_id(name: str | None) -> bool:
+    """Whether this can be the id of a repo; a folder's path is none."""
+    if not isinstance(name, str):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ small tools
+
+
+def _grouped(values: Mapping[str, Any]) -> list[list[str]]:
+    """Names whose values are equal, together and in their order."""
+    groups: list[list[str]] = []
+    for name, value in values.items():
+        for group in groups:
+            if values[group[0]] == value:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def _sorted(value):
+    """With the order that a file gives to names, so that a saved dictionary has the same card."""
+    return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
+
+
+def _thinned(entries: Sequence, rows: int = _LOG_ROWS) -> list:
+    """At most so many entries, evenly spread, with the first and the last."""
+    if len(entries) <= rows:
+        return list(entries)
+    return [entries[round(i * (len(entries) - 1) / (rows - 1))] for i in range(rows)]
+
+
+def _standalone(svg: str) -> str:
+    """A chart as a file: dark on white, whatever page shows it."""
+    opening, body = svg.split("\n", 1)
+    return (
+        opening.replace("<svg ", '<svg color="#1f2328" ', 1)
+        + '\n<rect width="100%" height="100%" fill="#fff"/>\n'
+        + body
+        + "\n"
+    )
+
+
+def _write(path: Path, text: str) -> Path:
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path

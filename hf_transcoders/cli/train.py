@@ -211,9 +211,10 @@ def run(args):
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
-    trainer.save_model()
     report = trainer.evaluation_report()
     report.save_json(Path(training.output_dir) / "evaluation.json")
+    trainer.keep_report(report)
+    trainer.save_model()
     trainer.save_state()
     if args.json:
         print_json({"output_dir": training.output_dir, **report.to_dict()})

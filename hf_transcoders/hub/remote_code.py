@@ -221,7 +221,9 @@ def _refuse_double_names(statements) -> None:
 
 def _needed(statements, wanted: str):
     """The statements that define `wanted` or what it needs; also those that define nothing and are run for their effect."""
-    kept = [i for i, (statement, _) in enumerate(statements) if wanted in _defined(statement) or not _defined(statement)]
+    kept = [
+        i for i, (statement, _) in enumerate(statements) if wanted in _defined(statement) or not _defined(statement)
+    ]
     for i in kept:
         names = _used(statements[i][0])
         kept += [j for j, (other, _) in enumerate(statements) if _defined(other) & names and j not in kept]

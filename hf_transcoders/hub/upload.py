@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,12 +24,11 @@ from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
-from ..files import atomic_file
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import INDEX_NAME
 from ..tracking import Run
 from .model_card import ASSETS, TranscoderCard, make_card
-from .remote_code import CODE_FILES
+from .remote_code import CODE_FILES, write_code_files, write_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +36,8 @@ logger = logging.get_logger(__name__)
 README = "README.md"
 # Files of one dictionary, as `save_pretrained` names them.
 _DICTIONARY_FILE = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|" + "|".join(map(re.escape, CODE_FILES))
+    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
+    + "|".join(map(re.escape, CODE_FILES))
 )
 # What training leaves beside them that others can use.
 _FACTS = ("evaluation.json", "training_args.json")
@@ -93,20 +94,22 @@ def push(
         [`TranscoderError`]: What kept it from happening, and what to do.
     """
     with tempfile.TemporaryDirectory() as folder:
-        dictionaries.save_pretrained(folder, remote_code=remote_code, max_shard_size=max_shard_size)
+        dictionaries.save_pretrained(folder, max_shard_size=max_shard_size)
         many = isinstance(dictionaries, TranscoderSet)
         return push_folder(
             folder,
             repo_id,
-            card=make_card(dictionaries, repo_id=repo_id, report=report, run=run, license=license),
+            card=lambda name: make_card(dictionaries, repo_id=name, report=report, run=run, license=license),
             records=run_records(run),
-            commit_message=commit_message or f"Upload {len(dictionaries)} dictionaries" if many else "Upload transcoder",
+            commit_message=commit_message
+            or (f"Upload {len(dictionaries)} dictionaries" if many else "Upload transcoder"),
             commit_description=commit_description,
             private=private,
             token=token,
             revision=revision,
             create_pr=create_pr,
             subfolder=subfolder,
+            remote_code=remote_code,
         )
 
 
@@ -114,7 +117,7 @@ def push_folder(
     folder: str | os.PathLike,
     repo_id: str,
     *,
-    card: TranscoderCard | None = None,
+    card: Callable[[str], TranscoderCard] | None = None,
     records: Mapping[str, Path] | None = None,
     mirrored: Mapping[str, str | os.PathLike] | None = None,
     commit_message: str = "Upload transcoder",
@@ -124,17 +127,20 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     subfolder: str = "",
+    remote_code: bool = False,
 ) -> CommitInfo:
     """
     Publishes the dictionary or set that lies in a folder, as [`push`] does. Whatever else lies there stays there.
 
     Args:
         folder (`str` or `os.PathLike`): Where `save_pretrained` or a training run has written.
-        card ([`TranscoderCard`], *optional*): The card; without it that of the repo is left alone.
+        card (`Callable[[str], TranscoderCard]`, *optional*):
+            Makes the card for the repo's full id. Without it the repo's card is left alone.
         records (`Mapping[str, Path]`, *optional*): Path in the repo -> further files, see [`run_records`].
         mirrored (`Mapping[str, str]`, *optional*):
             Folder in the repo -> folder here that it shall equal, such as a checkpoint to resume from.
-        repo_id, commit_message, commit_description, private, token, revision, create_pr, subfolder: As for [`push`].
+        repo_id, commit_message, commit_description, private, token, revision, create_pr, subfolder, remote_code:
+            As for [`push`].
 
     Returns:
         [`~huggingface_hub.CommitInfo`]
@@ -145,7 +151,10 @@ def push_folder(
         )
     subfolder = subfolder.strip("/")
     prefix = f"{subfolder}/" if subfolder else ""
-    with hub_errors(repo_id, token):
+    with contextlib.ExitStack() as stack:
+        if remote_code:
+            folder = stack.enter_context(_with_remote_code(folder))
+        stack.enter_context(hub_errors(repo_id, token))
         api = HfApi(token=token, library_name="hf_transcoders")
         if not create_pr:
             repo_id = make_repo(api, repo_id, private, revision)
@@ -168,8 +177,9 @@ def push_folder(
         if card is not None:
             old_card = read(prefix + README) if prefix + README in there else None
             if old_card is None or is_signed(old_card):
-                new |= {prefix + path: content.encode() for path, content in card.files.items()}
-                new[prefix + README] = sign(card.text).encode()
+                written = card(repo_id)
+                new |= {prefix + path: content.encode() for path, content in written.files.items()}
+                new[prefix + README] = sign(written.text).encode()
                 shown = re.findall(rf"{ASSETS}/[\w./-]+", old_card or "")
                 stale |= {prefix + path for path in shown} & there
             else:
@@ -215,7 +225,16 @@ def make_repo(api: HfApi, repo_id: str, private: bool | None = None, revision: s
 
 def take_push_arguments(kwargs: dict[str, Any], save_directory: str | os.PathLike) -> dict[str, Any]:
     """Takes those arguments of [`push`] out of `save_pretrained(..., push_to_hub=True)`'s, with the folder's name as repo."""
-    names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "subfolder")
+    names = (
+        "repo_id",
+        "commit_message",
+        "commit_description",
+        "private",
+        "token",
+        "revision",
+        "create_pr",
+        "subfolder",
+    )
     found = {name: kwargs.pop(name) for name in names if name in kwargs}
     return {"repo_id": Path(save_directory).resolve().name, **found}
 
@@ -250,6 +269,29 @@ def dictionary_files(folder: str | os.PathLike) -> dict[str, Path]:
     return {path.as_posix(): folder / path for path in found if (folder / path).is_file()}
 
 
+@contextlib.contextmanager
+def _with_remote_code(folder: str | os.PathLike) -> Iterator[Path]:
+    """A copy of what lies in a folder, with the model's code."""
+    with tempfile.TemporaryDirectory() as copy:
+        files = dictionary_files(folder)
+        for name, path in files.items():
+            link_or_copy(path, Path(copy, name))
+        for name in files:
+            if PurePosixPath(name).name == "config.json":
+                write_remote_code(Path(copy, name).parent)
+        write_code_files(copy)
+        yield Path(copy)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file that will not be written over a second name; where the disk cannot do that, copies it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
     """
     What others can use of a run's records: facts, curves, histograms, tables and pictures.
@@ -276,7 +318,10 @@ def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
 
 
 def _is_record(path: str) -> bool:
-    return re.fullmatch(r"tracking/(run\.json|[\w.-]+\.jsonl|tables/[\w.-]+\.jsonl|images/[\w.-]+\.png)", path) is not None
+    return (
+        re.fullmatch(r"tracking/(run\.json|[\w.-]+\.jsonl|tables/[\w.-]+\.jsonl|images/[\w.-]+\.png)", path)
+        is not None
+    )
 
 
 def _holds_token(content: bytes) -> bool:
@@ -299,7 +344,6 @@ def _left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             folders = {prefix + name for name in _subfolders(read(prefix + INDEX_NAME))}
     found = {prefix + INDEX_NAME, *(prefix + name for name in CODE_FILES)} & there if folders else set()
-    top = PurePosixPath(prefix).as_posix().removeprefix(".")
     if prefix + "config.json" in there:
         kind = json.loads(read(prefix + "config.json")).get("model_type")
         if kind != "transcoder":
@@ -307,7 +351,7 @@ def _left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
                 f"The repo holds a model of another kind ({kind}) at that place, which a push would overwrite: push to a "
                 "repo of its own, or give a `subfolder`."
             )
-        folders.add(top)
+        folders.add(prefix.rstrip("/"))
     for path in there:
         parent, _, name = path.rpartition("/")
         if parent in folders and _DICTIONARY_FILE.fullmatch(name):
@@ -385,7 +429,9 @@ def _explain(error: BaseException, repo_id: str, token: str | bool | None) -> st
         if status == 401 and not given:
             return "You are not logged in to the Hub: run `hf auth login`, set HF_TOKEN, or give `token`."
         if status == 401:
-            return f"The Hub does not accept the token: make one that may write at {constants.ENDPOINT}/settings/tokens."
+            return (
+                f"The Hub does not accept the token: make one that may write at {constants.ENDPOINT}/settings/tokens."
+            )
         if status == 403:
             return (
                 f"The token may not write to {repo_id}: use one with the right to write there, push to a repo of your own, "

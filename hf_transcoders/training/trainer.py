@@ -26,6 +26,7 @@ from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
+from .publishing import Publishing, PublishingCallback
 
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,7 @@ _MONITOR_STATE = "monitors_{rank}.safetensors"
 _STREAM_STATE = "activation_stream_{rank}.json"
 
 
-class TranscoderTrainer(Trainer):
+class TranscoderTrainer(Publishing, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 
@@ -125,6 +126,7 @@ class TranscoderTrainer(Trainer):
         )
         # First, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
+        self.add_callback(PublishingCallback(self))
         for plain, readable in (
             (ProgressCallback, TrainingProgressCallback),
             (PrinterCallback, TrainingPrinterCallback),
@@ -358,6 +360,7 @@ class TranscoderTrainer(Trainer):
         """
         start = time.time()
         report = self.evaluation_report(eval_dataset)
+        self.keep_report(report)
         columns = report.columns()
         metrics = {
             f"{metric_key_prefix}_{name}/{metric}": value

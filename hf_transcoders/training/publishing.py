@@ -1,8 +1,10 @@
 """The part of the trainer that pushes: at the end, and with every checkpoint where `hub_strategy` says so."""
 
+import functools
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
@@ -44,6 +46,11 @@ class Publishing:
     """
 
     _report: tuple[int, EvaluationReport] | None = None
+
+    @functools.cached_property
+    def _push_queue(self) -> ThreadPoolExecutor:
+        """One push after the other, in their order."""
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repo `args.hub_model_id` (by default of the output folder's name), and `args.hub_revision` in it."""
@@ -110,7 +117,7 @@ class Publishing:
             create_pr=create_pr,
             remote_code=remote_code,
         )
-        return job() if blocking else HfApi().run_as_future(job)
+        return job() if blocking else self._push_queue.submit(job)
 
     def create_model_card(self, *_, license: str | None = None, **__) -> None:
         """
@@ -183,7 +190,7 @@ class Publishing:
         if busy and not args.hub_always_push:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        message = f"Training in progress, step {self.state.global_step}"
+        step = self.state.global_step
         staged, mirrored = self._staged(checkpoint), {}
         if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             target = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
@@ -192,15 +199,15 @@ class Publishing:
                     link_or_copy(path, staged / "checkpoint" / path.relative_to(checkpoint))
             mirrored[target] = staged / "checkpoint"
         target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
-        job = self._push_job(staged, mirrored=mirrored, commit_message=message, **target)
+        job = self._push_job(staged, mirrored=mirrored, commit_message=f"Training in progress, step {step}", **target)
 
         def quietly():
             try:
                 job()
             except Exception as error:
-                logger.warning(f"The push of step {self.state.global_step} failed, and the run goes on: {error}")
+                logger.warning(f"The push of step {step} failed, and the run goes on: {error}")
 
-        future = HfApi().run_as_future(quietly)
+        future = self._push_queue.submit(quietly)
         if busy:
             self.push_in_progress.jobs.append(future)
         else:

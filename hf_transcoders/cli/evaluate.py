@@ -1,7 +1,9 @@
 """`hf-transcoders evaluate`: every metric of trained dictionaries, with its protocol."""
 
 import argparse
+from pathlib import Path
 
+from ..errors import TranscoderError
 from .common import (
     HelpFormatter,
     add_model_arguments,
@@ -30,6 +32,12 @@ def parse(argv, prog):
     group.add_argument("--skip-first", type=int, default=1, help="positions left out at the start of each row")
     group.add_argument("--together", action="store_true", help="also splice all dictionaries of a set in at once")
     group.add_argument("--output", metavar="FILE.json", help="write the report there")
+    group.add_argument(
+        "--save",
+        action="store_true",
+        help="write the numbers into the dictionaries' config.json, from where they travel with the weights, and into "
+        "the model card",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 
@@ -37,6 +45,10 @@ def parse(argv, prog):
 def run(args):
     from ..evaluation import TranscoderEvaluator
 
+    if args.save and not Path(args.path).is_dir():
+        raise TranscoderError(
+            f"--save writes into a folder, and {args.path} is none: download the dictionaries first."
+        )
     dictionaries = load_dictionaries(args.path)
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     dictionaries.to(base.device)
@@ -53,6 +65,11 @@ def run(args):
     report = evaluator.evaluate(dictionaries, together=args.together)
     if args.output:
         report.save_json(args.output)
+    if args.save:
+        from ..hub import card_of_folder
+
+        report.save_into(args.path)
+        card_of_folder(args.path, report=report).save(args.path)
     if args.json:
         print_json(report.to_dict())
     else:

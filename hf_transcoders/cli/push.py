@@ -35,24 +35,19 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..hub import make_card, push_folder
-    from ..hub.upload import dictionary_files, own_card, run_records
-    from ..models import TranscoderModel, TranscoderSet
-    from ..models.transcoder_set import INDEX_NAME
+    from ..hub import card_of_folder, push_folder
+    from ..hub.upload import own_card, run_records
     from ..tracking import Run
 
     if not Path(args.folder).is_dir():
         raise TranscoderError(f"There is no folder {args.folder}: give the one that training wrote.")
-    dictionary_files(args.folder)  # Says what is wrong with a folder that holds no dictionary.
-    kind = TranscoderSet if Path(args.folder, INDEX_NAME).exists() else TranscoderModel
-    dictionaries = kind.from_pretrained(args.folder)
     recorded = Path(args.folder, "tracking", "run.json").exists()
     run = Run.load(args.folder) if recorded else None
     by_hand = own_card(args.folder)
     commit = push_folder(
         args.folder,
         args.repo_id,
-        card=lambda repo_id: by_hand or make_card(dictionaries, repo_id=repo_id, run=run, license=args.license),
+        card=lambda repo_id: by_hand or card_of_folder(args.folder, repo_id=repo_id, license=args.license),
         records=run_records(run),
         commit_message=args.message,
         private=args.private or None,

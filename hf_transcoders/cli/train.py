@@ -212,8 +212,8 @@ def run(args):
     )
     trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
     report = trainer.evaluation_report()
-    report.save_json(Path(training.output_dir) / "evaluation.json")
-    trainer.keep_report(report)
+    if trainer.is_world_process_zero():
+        report.save_json(Path(training.output_dir) / "evaluation.json")
     trainer.save_model()
     trainer.save_state()
     if args.json:

@@ -80,6 +80,23 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
     return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))
 
 
+def hub_dataset_id(dataset):
+    """
+    The id on the Hub that a dataset was downloaded from.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or any other rows): What is asked about; packed and filtered ones still know it.
+
+    Returns:
+        `str`, or `None` where the dataset does not say: it is local, streamed, or no `datasets.Dataset`.
+    """
+    downloads = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    for url in downloads:
+        if found := re.match(r"hf://datasets/([^@]+)@", url):
+            return found[1]
+    return None
+
+
 def _load_arguments(source):
     """The arguments of `load_dataset`, and whether they read plain text files."""
     path = Path(source).expanduser()

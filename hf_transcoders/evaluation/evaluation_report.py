@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import TranscoderError
 from ..files import atomic_file
 from ..markdown import escape, table
+from ..models.transcoder_set import INDEX_NAME
 
 
 #: Metric -> the heading it gets in tables. Also their order.
@@ -86,6 +88,31 @@ class EvaluationReport:
                 "protocol": self.protocol,
             }
         )
+
+    def save_into(self, folder: str | os.PathLike) -> None:
+        """
+        Writes the numbers into the `config.json` of saved dictionaries, in the field `evaluation`.
+
+        Args:
+            folder (`str` or `os.PathLike`): Of the dictionary or set that was measured.
+        """
+        folder = Path(folder)
+        if (folder / INDEX_NAME).exists():
+            index = json.loads((folder / INDEX_NAME).read_text())
+            paths = {
+                name: folder / entry["subfolder"] / "config.json" for name, entry in index["dictionaries"].items()
+            }
+        else:
+            # A single dictionary has no name of its own.
+            paths = dict.fromkeys(self.dictionaries if len(self.dictionaries) == 1 else (), folder / "config.json")
+        if missing := [name for name in self.dictionaries if name not in paths or not paths[name].exists()]:
+            raise TranscoderError(
+                f"{folder} holds no dictionary {', '.join(missing)}: give the folder of the dictionaries that were measured."
+            )
+        for name in self.dictionaries:
+            config = json.loads(paths[name].read_text()) | {"evaluation": self.of(name)}
+            with atomic_file(paths[name]) as partial:
+                partial.write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
 from ..models import TranscoderModel, TranscoderSet
@@ -104,6 +105,7 @@ class TranscoderEvaluator:
         self.loss_blocks = self.blocks.first(max_loss_tokens)
         known_name, known_split = _describe(dataset)
         self.dataset_name = dataset_name or known_name
+        self.dataset_id = hub_dataset_id(dataset)
         self.dataset_split = dataset_split or known_split
 
     @torch.no_grad()
@@ -282,6 +284,7 @@ class TranscoderEvaluator:
             "base_model": config.name_or_path or None,
             "base_model_revision": getattr(config, "_commit_hash", None),
             "dataset": self.dataset_name,
+            "dataset_id": self.dataset_id,
             "dataset_split": self.dataset_split,
             "fidelity_tokens": self.blocks.tokens,
             "loss_tokens": losses[_ORIGINAL].tokens,

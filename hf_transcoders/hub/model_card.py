@@ -1,5 +1,6 @@
 """The model card: everything known about dictionaries, written down for those who find them."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,20 +11,28 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.utils import logging
 
 from ..evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport, format_number
 from ..files import atomic_file
 from ..lm import Site
 from ..markdown import Markdown, code, escape, one_line, table
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
-from ..models.transcoder_set import dictionary_name
+from ..models.transcoder_set import INDEX_NAME, dictionary_name
 from ..reports import plots
 from ..reports.page import MEANINGS
 from ..tracking import Run
+from ..tracking.local import FOLDER as TRACKING
+from ..tracking.local import RUN_FILE
 
+
+logger = logging.get_logger(__name__)
 
 #: Folder of the card's pictures, beside it.
 ASSETS = "assets"
+
+# Ends every card, followed by a hash of what stands before it: a card with another hash was edited.
+_SEAL = "\n<!-- Written by hf_transcoders; a card that was edited is not overwritten. sha256: "
 
 # Rows of the training log, and dictionaries that it can show beside each other.
 _LOG_ROWS, _LOG_COLUMNS = 12, 6
@@ -78,14 +87,54 @@ class TranscoderCard:
 
     def save(self, folder: str | os.PathLike) -> Path:
         """
-        Writes the card and its pictures into a folder.
+        Writes the card and its pictures into a folder. A README.md that somebody wrote or edited there stays as it is; the
+        card then goes into README.generated.md.
 
         Returns:
-            `Path`: README.md.
+            `Path`: the card's file.
         """
         for name, content in self.files.items():
             _write(Path(folder, name), content)
-        return _write(Path(folder, "README.md"), self.text)
+        path = Path(folder, "README.md")
+        if path.exists() and not is_generated(path.read_text(encoding="utf-8")):
+            path = path.with_name("README.generated.md")
+            logger.warning(
+                f"README.md in {folder} was edited by hand and stays as it is: the new model card is in {path.name}."
+            )
+        return _write(path, self.text)
+
+
+def is_generated(text: str) -> bool:
+    """Whether a README.md is a card of ours that nobody has edited since."""
+    card, found, seal = text.rpartition(_SEAL)
+    return bool(found) and seal == _seal(card).removeprefix(_SEAL)
+
+
+def card_of_folder(
+    folder: str | os.PathLike,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    license: str | None = None,
+) -> TranscoderCard:
+    """
+    The model card of a saved dictionary or set, with the log of the run whose records lie in the same folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): What `save_pretrained` or a trainer has written.
+        repo_id, report, license: As for [`make_card`].
+
+    Returns:
+        [`TranscoderCard`]
+    """
+    folder = Path(folder)
+    kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
+    run = None
+    if (folder / TRACKING / RUN_FILE).exists():
+        run = Run.load(folder)
+    elif (folder / "trainer_state.json").exists():
+        run = Run.from_log_history(json.loads((folder / "trainer_state.json").read_text())["log_history"])
+    return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
 
 
 def render_card(
@@ -115,6 +164,9 @@ def make_card(
     report: EvaluationReport | None = None,
     run: Run | None = None,
     license: str | None = None,
+    tags: Sequence[str] | None = None,
+    model_name: str | None = None,
+    notes: str | None = None,
 ) -> TranscoderCard:
     """
     The model card of a dictionary or a set, from what is known about it. What was not measured or recorded is left out,
@@ -132,17 +184,23 @@ def make_card(
             The run that trained them, for the training log and its curves.
         license (`str`, *optional*):
             The licence of the weights, by its identifier on the Hub. It is left out unless given.
+        tags (`Sequence[str]`, *optional*):
+            Further tags of the repo.
+        model_name (`str`, *optional*):
+            The name under which the metadata lists the numbers. Defaults to that of the repo.
+        notes (`str`, *optional*):
+            What readers should know besides, in Markdown of your own; it stands below the summary.
 
     Returns:
         [`TranscoderCard`]
     """
-    return _Card(dictionaries, repo_id, report, run, license).render(pictures=True)
+    return _Card(dictionaries, repo_id, report, run, license, tags, model_name, notes).render(pictures=True)
 
 
 class _Card:
     """The facts of a card, each put into words where it is known."""
 
-    def __init__(self, dictionaries, repo_id, report, run, license):
+    def __init__(self, dictionaries, repo_id, report, run, license, tags=None, model_name=None, notes=None):
         if isinstance(dictionaries, TranscoderModel):
             self.is_set = False
             dictionaries = {dictionary_name(dictionaries.config): dictionaries}
@@ -152,6 +210,7 @@ class _Card:
         self.dictionaries: dict[str, TranscoderModel] = dictionaries
         self.configs: dict[str, TranscoderConfig] = {name: d.config for name, d in dictionaries.items()}
         self.repo_id, self.run, self.license = repo_id, run, license
+        self.tags, self.model_name, self.notes = tags or (), model_name, notes
         self.together = None
         self.reports = self._reports(report)
         self.metrics = {
@@ -232,6 +291,7 @@ class _Card:
             base=self._base_link(),
             base_name=code(self.base) if self.base else "its base model",
             summary=self._summary(),
+            notes=Markdown(self.notes) if self.notes else None,
             usage=self._usage(),
             usage_note=self._usage_note(),
             results=[{"markdown": Markdown(report.markdown())} for report in self.reports],
@@ -252,13 +312,13 @@ class _Card:
             environment=self._environment(),
             citation_note=self._citation(),
         )
-        return TranscoderCard(text, files)
+        return TranscoderCard(text + _seal(text), files)
 
     def _metadata(self) -> ModelCardData:
         datasets = dict.fromkeys(s.get("dataset_id") for s in self.summaries.values() if s.get("dataset_id"))
         base = {"base_model": self.base, "base_model_relation": "adapter"} if _is_hub_id(self.base) else {}
         results = self._eval_results()
-        name = one_line(self.repo_id.split("/")[-1] if self.repo_id else self._title())
+        name = one_line(self.model_name or (self.repo_id.split("/")[-1] if self.repo_id else self._title()))
         return ModelCardData(
             library_name="hf_transcoders",
             license=self.license,
@@ -277,8 +337,8 @@ class _Card:
             tags.append("sparse-autoencoder")
         tags.append("mechanistic-interpretability")
         # What users and trackers have added: the Hub's tab "Training metrics" lives on such a tag.
-        for dictionary in self.dictionaries.values():
-            tags += [tag for tag in dictionary.model_tags if tag not in TranscoderModel.model_tags]
+        further = [*self.tags, *(tag for d in self.dictionaries.values() for tag in d.model_tags)]
+        tags += [tag for tag in further if tag not in TranscoderModel.model_tags]
         return list(dict.fromkeys(map(one_line, tags)))
 
     def _eval_results(self) -> list[EvalResult]:
@@ -457,7 +517,7 @@ class _Card:
             f"strongest = features[{_literal(site)}][0, -1].topk(5)  # of the last token",
             "print(strongest.indices.tolist(), strongest.values.tolist())",
             "",
-            f"with splice(base, {used}):  # the reconstruction in place of the true activations",
+            f'with splice(base, {used}, error="drop"):  # the reconstruction in place of the true activations',
             "    logits = base(**inputs).logits",
         ]
         return Markdown("\n".join(lines))
@@ -878,6 +938,10 @@ def _is_hub_id(name: str | None) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ small tools
+
+
+def _seal(text: str) -> str:
+    return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def _grouped(values: Mapping[str, Any]) -> list[list[str]]:

@@ -27,7 +27,7 @@ from ..evaluation import EvaluationReport
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import INDEX_NAME
 from ..tracking import Run
-from .model_card import ASSETS, TranscoderCard, make_card
+from .model_card import ASSETS, TranscoderCard, is_generated, make_card
 from .remote_code import CODE_FILES, write_code_files, write_remote_code
 
 
@@ -41,8 +41,8 @@ _DICTIONARY_FILE = re.compile(
 )
 # What training leaves beside them that others can use.
 _FACTS = ("evaluation.json", "training_args.json")
-# Ends every card that a push writes, so that the next push can tell whether somebody has edited it since.
-_SIGNATURE = re.compile(r"\n<!-- hf_transcoders wrote what is above: sha256 ([0-9a-f]{64}) -->\n?$")
+# Ends a card that was written by hand and pushed.
+_PUSHED = "\n<!-- Pushed by hf_transcoders; an edit on the Hub is not overwritten. sha256: "
 
 
 def push(
@@ -176,10 +176,10 @@ def push_folder(
             stale |= {path for path in there if path.startswith(f"{prefix}{target}/")}
         if card is not None:
             old_card = read(prefix + README) if prefix + README in there else None
-            if old_card is None or is_signed(old_card):
+            if old_card is None or is_unedited(old_card):
                 written = card(repo_id)
                 new |= {prefix + path: content.encode() for path, content in written.files.items()}
-                new[prefix + README] = sign(written.text).encode()
+                new[prefix + README] = written.text.encode()
                 shown = re.findall(rf"{ASSETS}/[\w./-]+", old_card or "")
                 stale |= {prefix + path for path in shown} & there
             else:
@@ -362,36 +362,29 @@ def _left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
 # ---------------------------------------------------------------------------------------------------- the card
 
 
-def sign(card: str) -> str:
-    """A card with a last line, invisible on the Hub, by which [`is_signed`] knows it as unedited."""
-    card = card.rstrip("\n") + "\n"
-    return f"{card}\n<!-- hf_transcoders wrote what is above: sha256 {_digest(card)} -->\n"
-
-
-def is_signed(card: str) -> bool:
-    """Whether a card is as it was when it was signed."""
-    signature = _SIGNATURE.search(card)
-    return signature is not None and _digest(card[: signature.start()]) == signature[1]
-
-
-def save_card(card: TranscoderCard, folder: str | os.PathLike) -> None:
-    """Writes a card into a folder, unless one stands there that was written or edited by hand."""
-    readme = Path(folder, README)
-    if readme.exists() and not is_signed(readme.read_text(encoding="utf-8")):
-        logger.warning(f"{readme} was written or edited by hand and stays as it is.")
-        return
-    TranscoderCard(sign(card.text), card.files).save(folder)
-
-
 def own_card(folder: str | os.PathLike) -> TranscoderCard | None:
-    """The card in a folder, if somebody wrote or edited it by hand."""
+    """The card that somebody wrote or edited in a folder, to be pushed in place of ours; `None` if there is none."""
     readme = Path(folder, README)
     text = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    return None if text is None or is_signed(text) else TranscoderCard(text)
+    if text is None or is_generated(text):
+        return None
+    # Ends in a hash as ours do, so that the next push can tell whether it was edited on the Hub.
+    text = text.rpartition(_PUSHED)[0] if _is_pushed(text) else text
+    return TranscoderCard(f"{text}{_PUSHED}{_digest(text)} -->\n")
 
 
-def _digest(card: str) -> str:
-    return hashlib.sha256(card.rstrip("\n").encode()).hexdigest()
+def is_unedited(card: str) -> bool:
+    """Whether a card on the Hub is as a push has left it."""
+    return is_generated(card) or _is_pushed(card)
+
+
+def _is_pushed(card: str) -> bool:
+    text, found, digest = card.rpartition(_PUSHED)
+    return bool(found) and digest == f"{_digest(text)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- what went wrong

@@ -85,6 +85,8 @@ class TranscoderModel(PreTrainedModel):
 
     def __init__(self, config: TranscoderConfig):
         super().__init__(config)
+        # `add_model_tags` appends to this list; the class's own belongs to all dictionaries.
+        self.model_tags = list(self.model_tags)
         n, d_in, d_out = config.num_features, config.d_in, config.d_out
         self.activation = ACTIVATIONS[config.activation]()
         self.W_enc = nn.Parameter(torch.empty(n, d_in))

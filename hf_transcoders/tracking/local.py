@@ -102,7 +102,7 @@ class LocalTracker(Tracker):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
+            file.write(json.dumps({key: plain(value) for key, value in line.items()}) + "\n")
 
     def _read_facts(self) -> dict[str, Any]:
         path = self.folder / RUN_FILE
@@ -126,6 +126,6 @@ def file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
-def _plain(value):
+def plain(value):
     """As JSON has it: no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import TranscoderError
-from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, read_lines
+from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, plain, read_lines
 
 
 @dataclass
@@ -54,6 +54,26 @@ class Run:
             alerts=read_lines(records / ALERTS),
             folder=folder,
         )
+
+    @classmethod
+    def from_log_history(cls, history: Iterable[Mapping[str, Any]], name: str = "", **facts) -> "Run":
+        """
+        A run from `trainer.state.log_history`, under the names that trackers record.
+
+        Args:
+            history (`Iterable[Mapping[str, Any]]`): The log, with `step` in every entry.
+            name (`str`, *optional*): What the run is called.
+            facts: What else is known of it.
+        """
+        scalars = []
+        for entry in history:
+            values = {
+                f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}": plain(value)
+                for key, value in entry.items()
+                if key != "step"
+            }
+            scalars.append({"step": entry["step"], **values})
+        return cls(name=name, facts=facts, scalars=scalars)
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The rows recorded under `name`, oldest first."""

@@ -12,9 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from ..errors import TranscoderError
-from ..evaluation import EvaluationReport
-from ..hub.model_card import TranscoderCard, make_card
+from ..hub.model_card import make_card
 from ..hub.upload import (
     dictionary_files,
     hub_errors,
@@ -23,9 +21,7 @@ from ..hub.upload import (
     own_card,
     push_folder,
     run_records,
-    save_card,
 )
-from ..models import TranscoderSet
 from ..tracking import Run
 
 
@@ -44,8 +40,6 @@ class Publishing:
     `"checkpoint"` also the checkpoint itself, optimizer and all, to `last-checkpoint`, and `"all_checkpoints"` each one
     to `checkpoint-<step>`. These pushes run in the background; one that fails is a warning, and the run goes on.
     """
-
-    _report: tuple[int, EvaluationReport] | None = None
 
     @functools.cached_property
     def _push_queue(self) -> ThreadPoolExecutor:
@@ -92,6 +86,8 @@ class Publishing:
         """
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
+        if self.eval_dataset is not None and any(d.config.evaluation is None for d in self.dictionaries.values()):
+            self.evaluation_report()
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -102,9 +98,6 @@ class Publishing:
         if not create_pr:
             with hub_errors(repo_id, token):
                 repo_id = make_repo(HfApi(token=token), repo_id, private, revision)
-        if self._current_report() is None and self.eval_dataset is not None:
-            self.keep_report(self.evaluation_report())
-        save_card(self._make_card(repo_id, license), args.output_dir)
         self._finish_current_push()
         job = self._push_job(
             self._staged(args.output_dir),
@@ -119,43 +112,14 @@ class Publishing:
         )
         return job() if blocking else self._push_queue.submit(job)
 
-    def create_model_card(self, *_, license: str | None = None, **__) -> None:
-        """
-        Writes the card into the output folder, unless somebody wrote or edited one there. Other arguments of
-        [`~transformers.Trainer.create_model_card`] are not needed: the card knows the run.
-        """
-        if self.is_world_process_zero():
-            save_card(self._make_card(self.hub_model_id, license), self.args.output_dir)
-
-    def keep_report(self, report: EvaluationReport) -> None:
-        """Remembers an evaluation for the card, as long as nothing is trained after it."""
-        self._report = (self.state.global_step, report)
-
-    def _current_report(self) -> EvaluationReport | None:
-        return self._report[1] if self._report and self._report[0] == self.state.global_step else None
-
-    def _make_card(self, repo_id: str | None, license: str | None) -> TranscoderCard:
-        return make_card(
-            self.dictionaries if isinstance(self.model, TranscoderSet) else self.model,
-            repo_id=repo_id,
-            report=self._current_report(),
-            run=self._recorded_run(),
-            license=license,
-        )
-
-    def _recorded_run(self) -> Run | None:
-        try:
-            return Run.load(self.args.output_dir)
-        except TranscoderError:
-            return None  # Nothing was recorded.
-
     def _push_job(self, folder: Path, license: str | None = None, mirrored=None, **arguments):
         """A function that pushes a staged folder and then removes it."""
-        edited = own_card(self.args.output_dir)
-        # Made now: a job in the background runs while the numbers change.
-        card = edited or self._make_card(arguments["repo_id"], license)
-        # Staged with the rest, for the same reason.
+        # Made now: a job in the background runs while the numbers change. The records are staged for the same reason.
         run = Run.load(folder) if (folder / "tracking" / "run.json").exists() else None
+        log = run or Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
+        card = own_card(self.args.output_dir) or make_card(
+            self.model, repo_id=arguments["repo_id"], run=log, license=license
+        )
 
         def job():
             try:
@@ -172,7 +136,8 @@ class Publishing:
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.args.output_dir))
         for name, path in dictionary_files(folder).items():
             link_or_copy(path, staged / name)
-        for name, path in run_records(self._recorded_run()).items():
+        recorded = (Path(self.args.output_dir) / "tracking" / "run.json").exists()
+        for name, path in run_records(Run.load(self.args.output_dir) if recorded else None).items():
             # Lines are added to these while the run goes on.
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, staged / name)

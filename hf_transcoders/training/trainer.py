@@ -3,26 +3,33 @@
 import json
 import math
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import SchedulerType, TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from .. import __version__
 from ..data.activations import ActivationStream
 from ..data.harvest import ActivationHarvester
+from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import atomic_file
+from ..hub import make_card
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
+from ..tracking import Run
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
@@ -107,6 +114,7 @@ class TranscoderTrainer(Publishing, Trainer):
         # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
         # text's special tokens into the dictionary's configuration.
         self.tokenizer = processing_class
+        self._standard_optimizer = tuple(optimizers) == (None, None)
         self.stream: ActivationStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._resume_from: str | None = None
@@ -323,7 +331,8 @@ class TranscoderTrainer(Publishing, Trainer):
 
     def evaluation_report(self, eval_dataset=None) -> EvaluationReport:
         """
-        Every metric of every dictionary on held-out text, with the protocol.
+        Every metric of every dictionary on held-out text, with the protocol. They go into the configurations as well, and
+        with these into what is saved, until the next optimizer step changes the weights.
 
         Args:
             eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
@@ -345,7 +354,10 @@ class TranscoderTrainer(Publishing, Trainer):
             special_token_ids=self._special_token_ids(),
             progress=not args.disable_tqdm,
         )
-        return evaluator.evaluate(self.dictionaries)
+        report = evaluator.evaluate(self.dictionaries)
+        for name, dictionary in self.dictionaries.items():
+            dictionary.config.evaluation = report.of(name)
+        return report
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
@@ -360,7 +372,6 @@ class TranscoderTrainer(Publishing, Trainer):
         """
         start = time.time()
         report = self.evaluation_report(eval_dataset)
-        self.keep_report(report)
         columns = report.columns()
         metrics = {
             f"{metric_key_prefix}_{name}/{metric}": value
@@ -396,13 +407,66 @@ class TranscoderTrainer(Publishing, Trainer):
             "batch_tokens": args.tokens_per_step,
             "context_length": len(rows[0]["input_ids"]) if sized else args.sequence_length,
             "dataset": getattr(getattr(rows, "info", None), "dataset_name", None),
+            "dataset_id": hub_dataset_id(rows),
             "dataset_rows": len(rows) if sized else None,
             "learning_rate": args.learning_rate,
+            "lr_scheduler": SchedulerType(args.lr_scheduler_type).value if self._standard_optimizer else None,
+            "warmup_steps": args.get_warmup_steps(args.max_steps),
+            "optimizer": OptimizerNames(args.optim).value if self._standard_optimizer else None,
+            "weight_decay": args.weight_decay,
+            "max_grad_norm": args.max_grad_norm,
+            "sparsity_warmup": args.sparsity_warmup,
+            "dead_after_tokens": args.dead_window(args.max_steps),
+            "processes": args.world_size,
+            "device": args.device.type,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "base_model_dtype": str(self.base_model.dtype).removeprefix("torch."),
             "skip_first": args.skip_first,
+            "outlier_factor": args.outlier_factor or None,
             "seed": args.seed,
+            "versions": {
+                "hf_transcoders": __version__,
+                "transformers": transformers.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
         }
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves dictionaries, arguments and the model card, as [`~transformers.Trainer.save_model`] does the model."""
+        super().save_model(output_dir, _internal_call)
+        if not self._saving_checkpoint:
+            self.create_model_card(output_dir=output_dir)
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        output_dir: str | None = None,
+    ) -> None:
+        """
+        Writes README.md with what is known of the run and of the dictionaries (see [`make_card`]). One that was edited by
+        hand stays; the new one then goes into README.generated.md.
+
+        Args:
+            license (`str`, *optional*): The licence of the weights, by its identifier on the Hub.
+            tags (`str` or `list[str]`, *optional*): Further tags of the repo.
+            model_name (`str`, *optional*): Its name in the metadata. Defaults to that of the repo.
+            output_dir (`str`, *optional*): Where to, instead of `args.output_dir`.
+        """
+        if not self.args.should_save:
+            return
+        run = Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
+        card = make_card(
+            self.model,
+            repo_id=self.hub_model_id or self.args.hub_model_id,
+            run=run,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags,
+            model_name=model_name,
+        )
+        card.save(output_dir or self.args.output_dir)
 
     def _get_output_dir(self, trial) -> str:
         # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
@@ -467,6 +531,7 @@ class TranscoderTrainer(Publishing, Trainer):
                     "configuration."
                 ) from error
             dictionary.config.target_variance = saved[name].config.target_variance
+            dictionary.config.evaluation = saved[name].config.evaluation
         if not self.monitors:
             return  # The best model is loaded after training; there is nothing to continue.
         rank = self.args.process_index
@@ -491,6 +556,8 @@ class _StepCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         for dictionary in self.trainer.dictionaries.values():
             dictionary.constrain_()
+            # The last evaluation was one of other weights.
+            dictionary.config.evaluation = None
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % _REFRESH_STEPS == 0:

@@ -12,7 +12,8 @@ from transformers import AutoModel
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub import local_hub
-from hf_transcoders.hub.upload import is_signed, push, run_records, sign
+from hf_transcoders.hub.model_card import is_generated
+from hf_transcoders.hub.upload import is_unedited, own_card, push, run_records
 from hf_transcoders.models.transcoder_set import INDEX_NAME
 from hf_transcoders.tracking import LocalTracker, Run
 
@@ -41,7 +42,7 @@ def test_push_and_load_in_a_cold_cache(hub):
     card = files["README.md"].decode()
     # Ours, not the generic one, and it names the repo that it was pushed to.
     assert "hf_transcoders" in card and '"me/x"' in card and "More Information Needed" not in card
-    assert is_signed(card)
+    assert is_generated(card)
     assert not os.path.exists(constants.HF_HUB_CACHE)
     assert_same_function(model, TranscoderModel.from_pretrained("me/x"))
     assert_same_function(model, AutoModel.from_pretrained("me/x"))
@@ -63,7 +64,7 @@ def test_save_pretrained_with_push_keeps_our_card(hub, tmp_path):
     model = make_dictionary()
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
     make_set(3, 5).save_pretrained(tmp_path / "set", push_to_hub=True, repo_id="me/other", commit_message="Both")
-    assert hub.repos["me/mine"].private and is_signed(hub.files("me/mine")["README.md"].decode())
+    assert hub.repos["me/mine"].private and is_generated(hub.files("me/mine")["README.md"].decode())
     assert hub.log("me/other")[0] == "Both"
     assert_same_function(model, TranscoderModel.from_pretrained(tmp_path / "mine"))
 
@@ -137,7 +138,7 @@ def test_a_model_of_another_kind_is_not_overwritten(hub):
         model.push_to_hub("me/llama")
     model.push_to_hub("me/llama", subfolder="transcoders/l3")
     assert hub.files("me/llama")["config.json"] == b'{"model_type": "llama"}'
-    assert is_signed(hub.files("me/llama")["transcoders/l3/README.md"].decode())
+    assert is_generated(hub.files("me/llama")["transcoders/l3/README.md"].decode())
     assert_same_function(model, TranscoderModel.from_pretrained("me/llama", subfolder="transcoders/l3"))
 
 
@@ -155,14 +156,20 @@ def test_a_card_edited_on_the_hub_stays_until_it_is_removed(hub, warnings):
     assert_same_function(model, TranscoderModel.from_pretrained("me/x"))
     api.delete_file("README.md", "me/x")
     model.push_to_hub("me/x")
-    assert is_signed(hub.files("me/x")["README.md"].decode())
+    assert is_generated(hub.files("me/x")["README.md"].decode())
 
 
-def test_signatures():
-    signed = sign("# Card\n")
-    assert is_signed(signed) and is_signed(sign("# Card")) and signed.startswith("# Card\n")
-    for edited in (signed.replace("Card", "Cart"), "more\n" + signed, signed + "more\n", "# Card\n"):
-        assert not is_signed(edited)
+def test_a_card_by_hand_is_known_again_after_a_push(tmp_path):
+    readme = tmp_path / "README.md"
+    assert own_card(tmp_path) is None
+    readme.write_text("# By hand")
+    pushed = own_card(tmp_path).text
+    assert pushed.startswith("# By hand\n<!-- Pushed") and is_unedited(pushed) and not is_generated(pushed)
+    for edited in (pushed.replace("hand", "head"), "more\n" + pushed, pushed + "more\n", "# By hand"):
+        assert not is_unedited(edited)
+    # Downloaded and pushed again, it is still the same card by hand.
+    readme.write_text(pushed)
+    assert own_card(tmp_path).text == pushed
 
 
 def test_revisions(hub):

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainingArguments
 from hf_transcoders.hub.local_server import Fault
-from hf_transcoders.hub.upload import is_signed
+from hf_transcoders.hub.model_card import is_generated
 from hf_transcoders.tracking import LocalTracker
 from hf_transcoders.training import TranscoderTrainer
 from tests.data.test_harvest import token_rows
@@ -42,16 +42,16 @@ def test_push_at_the_end_carries_the_numbers(hub, base, tmp_path):
     trainer.push_to_hub("me/trained", private=True)
     assert hub.repos["me/trained"].private and hub.log("me/trained")[0] == "End of training"
     card = hub.files("me/trained")["README.md"].decode()
-    assert is_signed(card) and '"me/trained"' in card and "model-index" in card
-    fvu = trainer._current_report().columns()["layers.1.mlp.transcoder"]["fvu"]
+    assert is_generated(card) and '"me/trained"' in card and "model-index" in card
+    fvu = model.config.evaluation["metrics"]["fvu"]
     assert f"{fvu:.3f}" in card
-    assert (tmp_path / "README.md").read_text() == card
+    assert is_generated((tmp_path / "README.md").read_text())
     assert_same_function(model.eval(), TranscoderModel.from_pretrained("me/trained"))
     # The same evaluation serves a second push, in which nothing has changed.
     commits = hub.log("me/trained")
-    report = trainer._current_report()
+    evaluation = model.config.evaluation
     trainer.push_to_hub("trained")
-    assert trainer._current_report() is report and hub.log("me/trained") == commits
+    assert model.config.evaluation is evaluation and hub.log("me/trained") == commits
     assert json.loads(hub.files("me/trained")["training_args.json"])["max_steps"] == 4
     assert not list(tmp_path.glob(".*"))
 
@@ -72,7 +72,7 @@ def test_every_save_pushes_dictionaries_and_no_optimizer_state(hub, base, tmp_pa
         assert {d.config.training_summary["steps"] for d in loaded.values()} == {step}
     for name, loaded in TranscoderSet.from_pretrained("me/run").items():
         assert_same_function(models[name].eval(), loaded)
-    assert is_signed(hub.files("me/run")["README.md"].decode())
+    assert is_generated(hub.files("me/run")["README.md"].decode())
     assert not list(tmp_path.glob(".*"))
 
 

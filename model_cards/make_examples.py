@@ -1,0 +1,151 @@
+# /// script
+# dependencies = ["hf_transcoders[gguf]"]
+# ///
+"""
+Make the example cards: train, evaluate, keep the records of the run, and write the card from these alone.
+
+    python model_cards/make_examples.py                                   # all of them, half an hour on two cores
+    python model_cards/make_examples.py smollm2-135m-l8-transcoder        # one of them
+    python model_cards/make_examples.py --render-only                     # the cards again, from the records
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from hf_transcoders import (
+    EvaluationReport,
+    TranscoderConfig,
+    TranscoderEvaluator,
+    TranscoderModel,
+    TranscoderSet,
+    TranscoderTrainer,
+    TranscoderTrainingArguments,
+    load_texts,
+    offline_model,
+    pack_tokens,
+)
+from hf_transcoders.hub import TranscoderCard, make_card
+from hf_transcoders.tracking import LocalTracker, Run
+
+
+HERE = Path(__file__).parent
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SIZE = {"num_features": 4608, "k": 64}
+READ, WRITE = "layers.{}.mlp.in", "layers.{}.mlp.branch"
+
+# Folder -> where its dictionaries read and write, and what else they are.
+EXAMPLES = {
+    "smollm2-135m-l8-transcoder": [(8, READ, WRITE, {})],
+    "smollm2-135m-l8-three-kinds": [
+        (8, READ, WRITE, {}),
+        (8, READ, WRITE, {"skip_connection": True}),
+        (8, WRITE, WRITE, {}),
+    ],
+    "smollm2-135m-l4-l8-l12-transcoders": [(layer, READ, WRITE, {}) for layer in (4, 8, 12)],
+}
+MAX_TOKENS = 400_000
+NOTES = (
+    "This is an example: a short run on a small text, to show what a card looks like. The base model's weights came from a "
+    "Python package that carries them quantised to four bits; they are close to those on the Hub, but not the same."
+)
+
+
+def record(name: str) -> None:
+    """Trains the dictionaries of an example and keeps everything but the weights."""
+    path = offline_model("smollm2-135m-instruct")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    base.config.name_or_path = BASE
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    texts = load_texts("docstrings", limit=6000).train_test_split(test_size=0.1, seed=0)
+    train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
+
+    torch.manual_seed(0)
+    models = [
+        TranscoderModel(TranscoderConfig.for_model(base, read.format(layer), write.format(layer), **SIZE, **changes))
+        for layer, read, write, changes in EXAMPLES[name]
+    ]
+    with tempfile.TemporaryDirectory() as output_dir:
+        trainer = TranscoderTrainer(
+            models[0] if len(models) == 1 else models,
+            base,
+            TranscoderTrainingArguments(
+                output_dir,
+                max_tokens=MAX_TOKENS,
+                logging_steps=5,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=train,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        evaluator = TranscoderEvaluator(
+            base, test, max_tokens=50_000, max_loss_tokens=10_000, special_token_ids=tokenizer.all_special_ids
+        )
+        writes = {model.config.output_site for model in models}
+        report = evaluator.evaluate(trainer.dictionaries, together=1 < len(models) == len(writes))
+        trainer.save_model()
+        report.save_into(output_dir)
+        report.save_json(Path(output_dir, "evaluation.json"))
+        tracker = LocalTracker(output_dir)
+        tracker.start({"name": name, "base_model": BASE, "dictionaries": list(trainer.dictionaries)})
+        for entry in Run.from_log_history(trainer.state.log_history).scalars:
+            tracker.scalars(entry.pop("step"), entry)
+        tracker.finish("finished")
+        kept = HERE / name / "record"
+        shutil.rmtree(kept, ignore_errors=True)
+        for pattern in ("**/config.json", "transcoder_set.json", "evaluation.json", "tracking/*.json*"):
+            for file in Path(output_dir).glob(pattern):
+                target = kept / file.relative_to(output_dir)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def card_of_record(folder: Path) -> TranscoderCard:
+    """The card that the records in `folder/record` give."""
+    kept = folder / "record"
+
+    def dictionary(at: Path) -> TranscoderModel:
+        return TranscoderModel(TranscoderConfig.from_pretrained(at))
+
+    index = kept / "transcoder_set.json"
+    if index.exists():
+        entries = json.loads(index.read_text())["dictionaries"]
+        dictionaries = TranscoderSet({name: dictionary(kept / entry["subfolder"]) for name, entry in entries.items()})
+    else:
+        dictionaries = dictionary(kept)
+    return make_card(
+        dictionaries,
+        repo_id=f"username/{folder.name}",
+        report=EvaluationReport.load_json(kept / "evaluation.json"),
+        run=Run.load(kept),
+        license="apache-2.0",
+        notes=NOTES,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(EXAMPLES), help=f"which: {', '.join(EXAMPLES)}")
+    parser.add_argument("--render-only", action="store_true", help="write the cards again, from the records")
+    args = parser.parse_args()
+    for name in args.names:
+        if not args.render_only:
+            record(name)
+        card = card_of_record(HERE / name)
+        for file, content in {"README.md": card.text, **card.files}.items():
+            target = HERE / name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -211,12 +211,10 @@ def run(args):
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
-    trainer.save_model()
     report = trainer.evaluation_report()
     if trainer.is_world_process_zero():
         report.save_json(Path(training.output_dir) / "evaluation.json")
-        report.save_into(training.output_dir)
-    trainer.create_model_card()
+    trainer.save_model()
     trainer.save_state()
     if args.json:
         print_json({"output_dir": training.output_dir, **report.to_dict()})

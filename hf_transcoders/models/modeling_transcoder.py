@@ -465,19 +465,59 @@ class TranscoderModel(PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        push_to_hub: bool = False,
+        remote_code: bool = False,
+        **kwargs,
+    ):
         """
         Saves configuration and weights (safetensors). Nothing half-written is ever found in `save_directory`: the files
         are made in a temporary folder beside it and then renamed. Arguments as in
-        [`~transformers.PreTrainedModel.save_pretrained`].
+        [`~transformers.PreTrainedModel.save_pretrained`], and:
+
+        Args:
+            remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to put the model's code beside it, for `AutoModel.from_pretrained(..., trust_remote_code=True)`
+                where this package is not installed.
+            push_to_hub (`bool`, *optional*, defaults to `False`):
+                Whether to push it too, with those of `kwargs` that [`~TranscoderModel.push_to_hub`] takes; `repo_id` is
+                by default the folder's name.
         """
-        if push_to_hub:
-            return super().save_pretrained(save_directory, *args, push_to_hub=True, **kwargs)
+        # The Transformers API has publishing as a method of the model: these imports point up, so they wait for a call.
+        from ..hub.remote_code import write_remote_code
+        from ..hub.upload import take_push_arguments
+
+        push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
         if not kwargs.get("is_main_process", True):
-            return None
+            return
+        # Where code for others lies is a fact of the folder that a dictionary came from, not of the next one.
+        self.config.__dict__.pop("auto_map", None)
         # A single file left from an earlier save would be loaded instead of the shards of this one.
         with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
-            return super().save_pretrained(partial, *args, **kwargs)
+            super().save_pretrained(partial, *args, **kwargs)
+            if remote_code:
+                write_remote_code(partial)
+        if push_to_hub:
+            self.push_to_hub(remote_code=remote_code, **push_arguments)
+
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """
+        Publishes the dictionary with its card. See [`~hf_transcoders.hub.push`] for the arguments: `commit_message`,
+        `private`, `token`, `revision`, `create_pr`, `subfolder`, `remote_code` ...
+
+        Args:
+            repo_id (`str`): Such as `"me/my-transcoder"`; made if it does not exist.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]
+        """
+        # Points up, for the same reason as in `save_pretrained`.
+        from ..hub.upload import push
+
+        return push(self, repo_id, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

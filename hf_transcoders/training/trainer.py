@@ -33,6 +33,7 @@ from ..tracking import Run
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
+from .publishing import Publishing, PublishingCallback
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +44,7 @@ _MONITOR_STATE = "monitors_{rank}.safetensors"
 _STREAM_STATE = "activation_stream_{rank}.json"
 
 
-class TranscoderTrainer(Trainer):
+class TranscoderTrainer(Publishing, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 
@@ -133,6 +134,7 @@ class TranscoderTrainer(Trainer):
         )
         # First, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
+        self.add_callback(PublishingCallback(self))
         for plain, readable in (
             (ProgressCallback, TrainingProgressCallback),
             (PrinterCallback, TrainingPrinterCallback),

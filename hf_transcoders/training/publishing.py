@@ -1,0 +1,191 @@
+"""The part of the trainer that pushes: at the end, and with every checkpoint where `hub_strategy` says so."""
+
+import functools
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress, logging
+
+from ..hub.model_card import make_card
+from ..hub.upload import (
+    dictionary_files,
+    hub_errors,
+    link_or_copy,
+    make_repo,
+    own_card,
+    push_folder,
+    run_records,
+)
+from ..tracking import Run
+
+
+logger = logging.get_logger(__name__)
+
+_STAGED = ".push-"
+
+
+class Publishing:
+    """
+    What [`TranscoderTrainer`] does on the Hub, in place of [`~transformers.Trainer`]'s own: our card, sets of
+    dictionaries, one commit a push, nothing stale, and the run's records in `tracking/`.
+
+    With `TrainingArguments(push_to_hub=True)`, `hub_strategy` means what it means there: `"end"` pushes on
+    [`~TranscoderTrainer.save_model`], `"every_save"` also the dictionaries of each checkpoint as it is saved,
+    `"checkpoint"` also the checkpoint itself, optimizer and all, to `last-checkpoint`, and `"all_checkpoints"` each one
+    to `checkpoint-<step>`. These pushes run in the background; one that fails is a warning, and the run goes on.
+    """
+
+    @functools.cached_property
+    def _push_queue(self) -> ThreadPoolExecutor:
+        """One push after the other, in their order."""
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repo `args.hub_model_id` (by default of the output folder's name), and `args.hub_revision` in it."""
+        if self.is_world_process_zero():
+            args = self.args
+            name = args.hub_model_id or Path(args.output_dir).absolute().name
+            token = token or args.hub_token
+            private = args.hub_private_repo if private is None else private
+            with hub_errors(name, token):
+                self.hub_model_id = make_repo(HfApi(token=token), name, private, args.hub_revision)
+            for left in Path(args.output_dir).glob(f"{_STAGED}*"):
+                shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
+        self.push_in_progress = None
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool = False,
+        remote_code: bool = False,
+        license: str | None = None,
+    ) -> CommitInfo | None:
+        """
+        Saves into `args.output_dir` and publishes what was trained, with a card that carries the numbers: those of the
+        last evaluation, if nothing was trained since, and otherwise of one that is made now, if there is an
+        `eval_dataset`.
+
+        Args:
+            repo_id (`str`, *optional*): Defaults to `args.hub_model_id`, else to the name of the output folder.
+            blocking (`bool`, *optional*, defaults to `True`): Whether to wait; else the push runs in the background.
+            commit_message, token, revision, private, create_pr, remote_code, license: As for [`~hf_transcoders.hub.push`].
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or a `Future` of it if not `blocking`; `None` on all processes but the first.
+        """
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        if self.eval_dataset is not None and any(d.config.evaluation is None for d in self.dictionaries.values()):
+            self.evaluation_report()
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo_id = repo_id or self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+        token = token or args.hub_token
+        private = args.hub_private_repo if private is None else private
+        revision = revision or (None if create_pr else args.hub_revision)
+        if not create_pr:
+            with hub_errors(repo_id, token):
+                repo_id = make_repo(HfApi(token=token), repo_id, private, revision)
+        self._finish_current_push()
+        job = self._push_job(
+            self._staged(args.output_dir),
+            license,
+            repo_id=repo_id,
+            commit_message=commit_message,
+            token=token,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            remote_code=remote_code,
+        )
+        return job() if blocking else self._push_queue.submit(job)
+
+    def _push_job(self, folder: Path, license: str | None = None, mirrored=None, **arguments):
+        """A function that pushes a staged folder and then removes it."""
+        # Made now: a job in the background runs while the numbers change. The records are staged for the same reason.
+        run = Run.load(folder) if (folder / "tracking" / "run.json").exists() else None
+        log = run or Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
+        card = own_card(self.args.output_dir) or make_card(
+            self.model, repo_id=arguments["repo_id"], run=log, license=license
+        )
+
+        def job():
+            try:
+                return push_folder(
+                    folder, card=lambda _: card, records=run_records(run), mirrored=mirrored, **arguments
+                )
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return job
+
+    def _staged(self, folder: str | os.PathLike) -> Path:
+        """A folder of its own with what shall be pushed from `folder`: a run goes on writing and removing files."""
+        staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.args.output_dir))
+        for name, path in dictionary_files(folder).items():
+            link_or_copy(path, staged / name)
+        recorded = (Path(self.args.output_dir) / "tracking" / "run.json").exists()
+        for name, path in run_records(Run.load(self.args.output_dir) if recorded else None).items():
+            # Lines are added to these while the run goes on.
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, staged / name)
+        return staged
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: at this point of saving, the Trainer's checkpoint is not yet whole. See [`PublishingCallback`]."""
+
+    def push_checkpoint(self, checkpoint: Path) -> None:
+        """Pushes from a checkpoint folder in the background, as `args.hub_strategy` wants it."""
+        args = self.args
+        if not args.push_to_hub or args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        step = self.state.global_step
+        staged, mirrored = self._staged(checkpoint), {}
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            target = "last-checkpoint" if args.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            for path in checkpoint.rglob("*"):
+                if path.is_file():
+                    link_or_copy(path, staged / "checkpoint" / path.relative_to(checkpoint))
+            mirrored[target] = staged / "checkpoint"
+        target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
+        job = self._push_job(staged, mirrored=mirrored, commit_message=f"Training in progress, step {step}", **target)
+
+        def quietly():
+            try:
+                job()
+            except Exception as error:
+                logger.warning(f"The push of step {step} failed, and the run goes on: {error}")
+
+        future = self._push_queue.submit(quietly)
+        if busy:
+            self.push_in_progress.jobs.append(future)
+        else:
+            self.push_in_progress = PushInProgress([future])
+
+
+class PublishingCallback(TrainerCallback):
+    """Pushes each checkpoint once it is whole and has its name."""
+
+    def __init__(self, trainer: Publishing):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        if checkpoint.is_dir():
+            self.trainer.push_checkpoint(checkpoint)

@@ -1,5 +1,6 @@
 """The callback that records a run."""
 
+import math
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import rewrite_logs
 from transformers.utils import logging
@@ -189,7 +190,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         if trainer.is_fsdp_enabled:
             return []
         try:
-            return explain_features(
+            found = explain_features(
                 trainer.base_model,
                 dictionary,
                 trainer.eval_dataset,
@@ -205,6 +206,8 @@ class TranscoderTrackingCallback(TrainerCallback):
         except TranscoderError as error:  # No feature fires: a finding, not a reason to stop.
             logger.warning(f"No table of features at this step: {error}")
             return []
+        # Weights that are no numbers any more fire nowhere.
+        return [feature for feature in found if math.isfinite(feature.max_activation)]
 
     def _record_picture(self, step: int, report) -> None:
         from transformers.utils.import_utils import is_matplotlib_available
@@ -245,7 +248,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         return {
             "name": args.run_name,
             "project": args.project,
-            "base_model": base.config.name_or_path or base.config.model_type,
+            "base_model": model_name(base),
             "dictionaries": {
                 name: {
                     field: getattr(dictionary.config, field)
@@ -260,6 +263,12 @@ class TranscoderTrackingCallback(TrainerCallback):
             "report_to": args.report_to,
             "versions": versions(),
         }
+
+
+def model_name(model) -> str:
+    """Where a model came from, or what it is."""
+    config = getattr(model, "config", None)  # Any module can be trained.
+    return config.name_or_path or config.model_type if isinstance(config, PreTrainedConfig) else type(model).__name__
 
 
 def feature_row(feature) -> dict[str, Any]:

@@ -54,11 +54,35 @@ def write_report(
 ) -> Path:
     """Write a run's report as one self-contained HTML file: no script, no request to anywhere.
 
-    Every part may be missing; the page then leaves out its section.
-
     Args:
         path (`str` or `os.PathLike`):
             The file to write.
+        title, history, report, features, info:
+            As for [`render_report`].
+
+    Returns:
+        `Path`: the file.
+    """
+    html = render_report(title=title, history=history, report=report, features=features, info=info)
+    path = Path(path)
+    with atomic_file(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_report(
+    *,
+    title: str,
+    history: Sequence[Mapping[str, float]] | None = None,
+    report: EvaluationReport | None = None,
+    features: Mapping[str, Sequence[FeatureExplanation]] | Sequence[FeatureExplanation] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> str:
+    """A run's report as the text of one HTML page.
+
+    Every part may be missing; the page then leaves out its section.
+
+    Args:
         title (`str`):
             Heading of the page.
         history (`Sequence[Mapping[str, float]]`, *optional*):
@@ -71,7 +95,7 @@ def write_report(
             Further facts for the top of the page, such as the training time.
 
     Returns:
-        `Path`: the file.
+        `str`: HTML.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -89,7 +113,7 @@ def write_report(
     )
     environment.filters["token"] = _visible
     environment.filters["number"] = format_number
-    html = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         title=title,
         info=info or {},
         report=report,
@@ -100,10 +124,6 @@ def write_report(
         meanings=MEANINGS,
         features=features or {},
     )
-    path = Path(path)
-    with atomic_file(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
 
 
 def _cards(report):

@@ -2,4 +2,8 @@
 
 from .local import LocalTracker
 from .run import Run, find_runs
+from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker
+from .trackers import trackers_for
+from .trackio import TrackioTracker
+from .wandb import WandbTracker

@@ -53,7 +53,7 @@ class FeatureChange:
     Args:
         dictionary (`str`): Name of the dictionary.
         feature (`int`): Number of the feature.
-        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did.
+        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did, or without tokenizer.
         rate_before, rate_after (`float`): Share of tokens it fires on.
         log_odds_change, log_odds_error (`float`):
             Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
@@ -74,6 +74,11 @@ class FeatureChange:
     mean_after: float
     log_mean_change: float
     log_mean_error: float
+
+    @property
+    def description(self) -> str:
+        """The label, or why there is none."""
+        return self.label or ("" if self.rate_before else "never fired at the baseline")
 
 
 @dataclass
@@ -105,9 +110,7 @@ class DriftReport:
         """Every number under one name: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
         groups = {f"{name}/": values for name, values in self.dictionaries.items()}
         groups |= {"": self.model, "together/": self.together or {}}
-        return {
-            f"{prefix}{group}{name}": value for group, values in groups.items() for name, value in values.items()
-        }
+        return {f"{prefix}{group}{name}": value for group, values in groups.items() for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -120,13 +123,13 @@ class DriftReport:
         if self.together is not None:
             lines.append(f"{TOGETHER}: {_facts(self.together)}")
         if self.changed:
-            lines += ["", "rate before -> after      log-odds        mean before -> after    feature"]
+            lines += ["", "rate before -> after    log-odds        mean before -> after  log-mean        feature"]
         for change in self.changed:
             lines.append(
-                f"{change.rate_before:9.4%} -> {change.rate_after:8.4%}  {change.log_odds_change:+6.2f} ± "
-                f"{change.log_odds_error:4.2f}  {format_number(change.mean_before):>9} -> "
-                f"{format_number(change.mean_after):>8}  {change.dictionary} {change.feature}: "
-                f"{change.label or 'never fired before'}"
+                f"{change.rate_before:8.3%} -> {change.rate_after:8.3%}  {change.log_odds_change:+6.2f} ± "
+                f"{change.log_odds_error:4.2f}  {format_number(change.mean_before):>8} -> "
+                f"{format_number(change.mean_after):>8}  {change.log_mean_change:+6.2f} ± {change.log_mean_error:4.2f}  "
+                f"{change.dictionary} {change.feature}: {change.description}"
             )
         return "\n".join(lines)
 
@@ -275,17 +278,16 @@ class DriftProbe:
     # ---------------------------------------------------------------------------------------------------- measuring
 
     def _evaluator(self, model):
-        evaluator = TranscoderEvaluator(
+        return TranscoderEvaluator(
             model,
             [{"input_ids": row} for row in self.blocks.input_ids],
             batch_size=self.batch_size,
-            max_tokens=self.blocks.tokens,
+            max_tokens=self.blocks.input_ids.numel(),
             max_loss_tokens=self.max_loss_tokens,
             skip_first=self.skip_first,
             special_token_ids=self.special_token_ids,
             progress=False,
         )
-        return evaluator
 
     @torch.no_grad()
     def _measure(self, model, first=False) -> "_Measurement":
@@ -347,9 +349,7 @@ class DriftProbe:
         before = self.baseline
         tokens = torch.tensor([group.tokens for group in self.groups], dtype=torch.float64)
         changes = {
-            name: _Changes(
-                tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name]
-            )
+            name: _Changes(tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name])
             for name in self.dictionaries
         }
         significant = _discoveries({name: change.p_values() for name, change in changes.items()})

@@ -1,6 +1,7 @@
 """The record of a run: what is measured, under which name, and where it goes."""
 
 from .local import LocalTracker
+from .probe import TranscoderProbeCallback
 from .run import Run, find_runs
 from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..errors import TranscoderError
@@ -405,8 +405,9 @@ class DriftProbe:
 
     def save_baseline(self, path: str | os.PathLike) -> None:
         """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
+        tensors, metadata = self.baseline.to_tensors(self.blocks.input_ids)
         with atomic_file(path) as partial:
-            save_file(*self.baseline.to_tensors(self.blocks.input_ids), partial)
+            save_file(tensors, partial, metadata)
 
     def load_baseline(self, path: str | os.PathLike) -> None:
         """

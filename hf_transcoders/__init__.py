@@ -35,8 +35,9 @@ _EXPORTS = {
     "DriftProbe": "evaluation",
     "DriftReport": "evaluation",
     "measure_drift": "evaluation",
-    "TranscoderProbeCallback": "tracking",
     "write_report": "reports",
+    "TranscoderTrackingCallback": "tracking",
+    "TranscoderProbeCallback": "tracking",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from .lm import Site, ablate, capture, offline_model, register_architecture, replace, splice
     from .models import TranscoderConfig, TranscoderModel, TranscoderOutput, TranscoderSet
     from .reports import write_report
-    from .tracking import TranscoderProbeCallback
+    from .tracking import TranscoderProbeCallback, TranscoderTrackingCallback
     from .training import TranscoderTrainer, TranscoderTrainingArguments
 
 

@@ -318,7 +318,8 @@ def _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, 
             if value > 0:
                 wanted.setdefault(row, []).append((j, rank, position))
     found = [{} for _ in chosen]
-    for batch in torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size):
+    batches = torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size) if wanted else ()
+    for batch in batches:
         inputs = _inputs(base_model, [dictionary], blocks, batch)
         for some_rows, activations in _activations(dictionary, inputs, blocks, batch, features):
             activations = activations.cpu()

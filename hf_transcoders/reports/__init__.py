@@ -1,6 +1,6 @@
 """Pages and pictures of a run."""
 
-from .page import write_report
+from .page import render_report, write_report
 
 
-__all__ = ["write_report"]
+__all__ = ["render_report", "write_report"]

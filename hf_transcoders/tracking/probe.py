@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..evaluation.evaluator import in_eval_mode
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..reports.drift import drift_page
+from .callback import changed_arguments, model_name, versions
 from .local import FOLDER
 from .run import Run
 from .tracker import Tracker
@@ -104,6 +106,7 @@ class TranscoderProbeCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
         self._baseline_task: dict[str, float] = {}
         self._trackers: list[Tracker] = []
+        self._joins = False
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
         if _is_sharded(model):
@@ -134,25 +137,18 @@ class TranscoderProbeCallback(TrainerCallback):
             self._record(state.global_step, model)
 
     def on_train_end(self, args, state, control, **kwargs):
-        for tracker in self._trackers:
+        others = self._trackers[1:] if self._joins else self._trackers
+        for tracker in others:
             tracker.finish("finished")
         self._trackers = []
 
     def _begin(self, args, state, model, base) -> None:
         resumed = state.global_step > 0
-        local, *_ = self._trackers
-        local.start(
-            {
-                "name": args.run_name or Path(args.output_dir).resolve().name,
-                "base_model": base.config.name_or_path or None,
-                "dictionaries": {
-                    name: {"input_site": d.config.input_site, "output_site": d.config.output_site}
-                    for name, d in self.probe.dictionaries.items()
-                },
-                "arguments": args.to_dict(),
-            },
-            resume_step=state.global_step if resumed else None,
-        )
+        # Where every log is recorded too, the records are begun and ended by that callback.
+        self._joins = "hf_transcoders" in args.report_to
+        if not self._joins:
+            facts = self._describe(args, base)
+            self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)
         path = Path(args.output_dir, FOLDER, _BASELINE_FILE)
         if resumed:
             self.history = _recorded(args.output_dir)
@@ -171,6 +167,21 @@ class TranscoderProbeCallback(TrainerCallback):
         if self.at_start and not resumed:
             self.report = self.probe.baseline_report()
             self._write(state.global_step, self._baseline_task)
+
+    def _describe(self, args, base) -> dict[str, Any]:
+        return {
+            "name": args.run_name or Path(args.output_dir).resolve().name,
+            "project": args.project,
+            "base_model": model_name(base),
+            "dictionaries": {
+                name: {"input_site": d.config.input_site, "output_site": d.config.output_site}
+                for name, d in self.probe.dictionaries.items()
+            },
+            "max_steps": args.max_steps,
+            "arguments": changed_arguments(args),
+            "report_to": args.report_to,
+            "versions": versions(),
+        }
 
     def _record(self, step, model) -> None:
         if not self._trackers or (self.history and self.history[-1]["step"] == step):

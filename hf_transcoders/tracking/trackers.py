@@ -29,7 +29,7 @@ def trackers_for(args: TrainingArguments, state: TrainerState, trackio_optimizer
         return []
     trackers: list[Tracker] = [LocalTracker(args.output_dir)]
     if "trackio" in args.report_to:
-        trackers.append(TrackioTracker(trackio_optimizer_steps))
+        trackers.append(TrackioTracker(trackio_optimizer_steps, resumed=state.global_step > 0))
     if "tensorboard" in args.report_to:
         trackers.append(TensorBoardTracker(args.output_dir))
     if "wandb" in args.report_to:

@@ -9,7 +9,8 @@ from .tracker import Alert, Tracker
 class WandbTracker(Tracker):
     """
     Adds to the Weights & Biases run that is open in this process. As transformers' `WandbCallback` does, it leaves the
-    tracker's own step alone and writes the optimizer step as `train/global_step`, which is what the charts lie over.
+    tracker's own step alone and writes the optimizer step as `train/global_step`, which is what the charts lie over. Where
+    none is open, records are left out.
     """
 
     def scalars(self, step, values) -> None:
@@ -40,9 +41,11 @@ class WandbTracker(Tracker):
     def alert(self, step: int, alert: Alert) -> None:
         import wandb
 
-        wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))
+        if wandb.run is not None:
+            wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         import wandb
 
-        wandb.run.log({**values, "train/global_step": step})
+        if wandb.run is not None:
+            wandb.run.log({**values, "train/global_step": step})

@@ -29,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture
 def rows():
-    return [{"input_ids": row} for row in tiny_tokens(40, 24, seed=1)]
+    return [{"input_ids": row} for row in tiny_tokens(16, 48, seed=1)]
 
 
 def model_and_transcoders(**changes):
@@ -258,6 +258,16 @@ def test_stock_trackers_get_the_same_names_once(tmp_path, rows):
     assert [event.step for event in events.Scalars("probe/l1/fvu")] == [0, 2, 4, 6]
     values = [event.value for event in events.Scalars("probe/l1/fvu")]
     assert values == pytest.approx([entry["l1/fvu"] for entry in callback.history], rel=1e-6)
+
+
+def test_beside_the_tracking_callback_nothing_is_written_twice(tmp_path, rows):
+    model, transcoders = model_and_transcoders()
+    callback = TranscoderProbeCallback(transcoders, rows)
+    make_trainer(tmp_path, model, callback, report_to="hf_transcoders", logging_steps=2, max_steps=4).train()
+    run = Run.load(tmp_path)
+    assert run.facts["status"] == "finished"
+    assert steps_of(run, "train/loss") == steps_of(run, "eval/loss") == [2, 4]
+    assert steps_of(run, "probe/ce") == [0, 2, 4]
 
 
 def test_data_parallel_wrappers_and_other_processes(tmp_path, rows):

@@ -32,8 +32,12 @@ _EXPORTS = {
     "TranscoderEvaluator": "evaluation",
     "EvaluationReport": "evaluation",
     "explain_features": "evaluation",
+    "DriftProbe": "evaluation",
+    "DriftReport": "evaluation",
+    "measure_drift": "evaluation",
     "write_report": "reports",
     "TranscoderTrackingCallback": "tracking",
+    "TranscoderProbeCallback": "tracking",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -41,11 +45,18 @@ __all__ = ["__version__", *_EXPORTS]
 if TYPE_CHECKING:
     from .data import ActivationStream, load_texts, pack_tokens
     from .errors import TranscoderError
-    from .evaluation import EvaluationReport, TranscoderEvaluator, explain_features
+    from .evaluation import (
+        DriftProbe,
+        DriftReport,
+        EvaluationReport,
+        TranscoderEvaluator,
+        explain_features,
+        measure_drift,
+    )
     from .lm import Site, ablate, capture, offline_model, register_architecture, replace, splice
     from .models import TranscoderConfig, TranscoderModel, TranscoderOutput, TranscoderSet
     from .reports import write_report
-    from .tracking import TranscoderTrackingCallback
+    from .tracking import TranscoderProbeCallback, TranscoderTrackingCallback
     from .training import TranscoderTrainer, TranscoderTrainingArguments
 
 

@@ -34,7 +34,8 @@ _MAX_ELEMENTS = 2**23
 # How many changed models keep their final hidden states before their losses are computed together.
 _MAX_PENDING = 16
 
-_ORIGINAL = ("original", "")
+#: Key of the unchanged model among the losses.
+ORIGINAL = ("original", "")
 
 
 class TranscoderEvaluator:
@@ -129,12 +130,12 @@ class TranscoderEvaluator:
         Raises:
             [`TranscoderError`]: a dictionary does not fit the base model, or an activation is not finite.
         """
-        named = _named(dictionaries)
-        self._check(named, together)
+        named = named_dictionaries(dictionaries)
+        self.check(named, together)
         with in_eval_mode(self.base_model, *named.values()):
-            reconstruction, features = self._measure_fidelity(named)
+            reconstruction, features = self.measure_fidelity(named)
             means = {_output(d): reconstruction[name].mean_target() for name, d in named.items()}
-            losses = self._measure_losses(self._variants(named, means, together))
+            losses = self.measure_losses(named, means, together)
         entries = {}
         for name, dictionary in named.items():
             site = str(_output(dictionary))
@@ -153,19 +154,31 @@ class TranscoderEvaluator:
             }
         return EvaluationReport(
             dictionaries=entries,
-            protocol=self._protocol(losses),
+            protocol=self.protocol(losses[ORIGINAL].tokens),
             together=_loss_metrics(losses, TOGETHER, TOGETHER) if together else None,
         )
 
     # -------------------------------------------------------------------------------------------------- fidelity
 
-    def _measure_fidelity(self, named):
+    @torch.no_grad()
+    def measure_fidelity(
+        self, named: Mapping[str, TranscoderModel], blocks: TokenBlocks | None = None
+    ) -> tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]:
+        """The statistics behind fidelity and sparsity, from one forward for all dictionaries.
+
+        Args:
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            blocks ([`TokenBlocks`], *optional*): Where to measure; by default all blocks of the evaluator.
+
+        Returns:
+            `tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]`: both by dictionary.
+        """
         device = self.base_model.device
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
         with capture(self.base_model, sites) as activations:
-            for input_ids, mask in self._progress(self.blocks, "fidelity"):
+            for input_ids, mask in self._progress(blocks or self.blocks, "fidelity"):
                 self.base_model(input_ids=input_ids)
                 values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
                 for site, rows in values.items():
@@ -211,23 +224,41 @@ class TranscoderEvaluator:
         if together:
             start = min(variant.start for variant in variants)
             by_site = {_output(d): d for d in named.values()}
-            changes = {
-                "zero": lambda mask: ablate(model, list(means), mask=mask),
-                "mean": lambda mask: ablate(model, list(means), means, mask=mask),
-                "spliced": lambda mask: replace(model, by_site, mask=mask),
-            }
+            changes = {"spliced": lambda mask: replace(model, by_site, mask=mask)}
+            if means:
+                changes["zero"] = lambda mask: ablate(model, list(means), mask=mask)
+                changes["mean"] = lambda mask: ablate(model, list(means), means, mask=mask)
             variants += [_Variant((kind, TOGETHER), start, change) for kind, change in changes.items()]
         return variants
 
-    def _measure_losses(self, variants):
+    @torch.no_grad()
+    def measure_losses(
+        self,
+        named: Mapping[str, TranscoderModel],
+        means: Mapping[Site, torch.Tensor] | None = None,
+        together: bool = False,
+    ) -> dict[tuple[str, str], LossStatistics]:
+        """The statistics behind the losses of the unchanged model and of every changed one.
+
+        Args:
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            means (`Mapping[Site, torch.Tensor]`, *optional*):
+                The mean `(d_out,)` at each output site. Without them nothing is ablated.
+            together (`bool`, *optional*, defaults to `False`): Also with every dictionary in place at once.
+
+        Returns:
+            `dict[tuple[str, str], LossStatistics]`: under `("original", "")`, `("spliced", <dictionary>)`,
+            `("spliced", "all together")`, and `("zero", <output site>)` and `("mean", <output site>)`.
+        """
         model = self.base_model
-        losses = {key: LossStatistics(model.device) for key in [_ORIGINAL, *(variant.key for variant in variants)]}
+        variants = self._variants(named, means or {}, together)
+        losses = {key: LossStatistics(model.device) for key in [ORIGINAL, *(variant.key for variant in variants)]}
         for input_ids, mask in self._progress(self.loss_blocks, "losses"):
             # The last position of a block has no next token in it.
             counted, labels = mask[:, :-1], input_ids[:, 1:][mask[:, :-1]]
             with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
                 original = final_hidden_states(model, input_ids)[:, :-1][counted]
-            pending = {_ORIGINAL: original}
+            pending = {ORIGINAL: original}
             for variant in variants:
                 with ExitStack() as stack:
                     if variant.start:
@@ -252,7 +283,8 @@ class TranscoderEvaluator:
 
     # ----------------------------------------------------------------------------------------------------- around
 
-    def _check(self, named, together):
+    def check(self, named: Mapping[str, TranscoderModel], together: bool = False) -> None:
+        """Raises [`TranscoderError`] where a dictionary does not fit the base model, or two do not fit together."""
         sites = {}
         for name, dictionary in named.items():
             config = dictionary.config
@@ -277,7 +309,8 @@ class TranscoderEvaluator:
         batches = blocks.batches(self.batch_size, self.base_model.device)
         return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
 
-    def _protocol(self, losses) -> dict[str, Any]:
+    def protocol(self, loss_tokens: int) -> dict[str, Any]:
+        """How the numbers were measured, as [`EvaluationReport`] has it."""
         config = self.base_model.config
         bos = config.get_text_config().bos_token_id
         return {
@@ -287,7 +320,7 @@ class TranscoderEvaluator:
             "dataset_id": self.dataset_id,
             "dataset_split": self.dataset_split,
             "fidelity_tokens": self.blocks.tokens,
-            "loss_tokens": losses[_ORIGINAL].tokens,
+            "loss_tokens": loss_tokens,
             "sequence_length": self.blocks.input_ids.shape[1],
             "begins_with_bos": bos is not None and bool((self.blocks.input_ids[:, 0] == bos).all()),
             "skip_first": self.skip_first,
@@ -313,7 +346,7 @@ class _Variant:
 
 
 def _loss_metrics(losses, name, site):
-    original = losses[_ORIGINAL].compute()["ce"]
+    original = losses[ORIGINAL].compute()["ce"]
     spliced = losses[("spliced", name)].compute()
     zero, mean = (losses[(kind, site)].compute()["ce"] for kind in ("zero", "mean"))
     return {
@@ -328,7 +361,10 @@ def _loss_metrics(losses, name, site):
     }
 
 
-def _named(dictionaries) -> dict[str, TranscoderModel]:
+def named_dictionaries(
+    dictionaries: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+) -> dict[str, TranscoderModel]:
+    """Dictionaries by name, however they were given."""
     if isinstance(dictionaries, TranscoderModel):
         dictionaries = [dictionaries]
     if not isinstance(dictionaries, (Mapping, TranscoderSet)):
@@ -356,12 +392,12 @@ def _describe(dataset) -> tuple[str | None, str | None]:
 
 @contextmanager
 def in_eval_mode(*models: torch.nn.Module) -> Iterator[None]:
-    """Models in eval mode, and afterwards as they were."""
-    was_training = [model.training for model in models]
+    """Models in eval mode, and afterwards as they were, each module for itself."""
+    was_training = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()
     try:
         yield
     finally:
-        for model, training in zip(models, was_training, strict=True):
-            model.train(training)
+        for module, training in was_training:
+            module.training = training

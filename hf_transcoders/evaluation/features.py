@@ -151,7 +151,8 @@ def explain_features(
         steps = range(0, len(blocks.input_ids), batch_size)
         for start in tqdm(steps, desc="features", disable=not progress):
             rows = range(start, min(start + batch_size, len(blocks.input_ids)))
-            for some_rows, activations in _activations(base_model, dictionary, blocks, rows, peaks.features):
+            inputs = _inputs(base_model, [dictionary], blocks, rows)
+            for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks.features):
                 peaks.update(activations, some_rows)
         chosen = range(len(listed)) if listed is not None else peaks.choose(None if features else num_features)
         if not chosen:
@@ -176,6 +177,81 @@ def explain_features(
         )
         for j, i in enumerate(chosen)
     ]
+
+
+@dataclass
+class FeaturePeaks:
+    """Where the features of a dictionary fire most: enough to name any of them later, without the model.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_contexts, num_features)`): Largest activations, at most one per block.
+        rows, positions (`torch.LongTensor` of shape `(num_contexts, num_features)`): The tokens they are on.
+    """
+
+    values: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+
+    def label(
+        self, feature: int, input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, window: int = 6
+    ) -> str | None:
+        """The tokens a feature fires most on, and the strongest of them in its context, in `[[ ]]`.
+
+        Args:
+            feature (`int`): The feature.
+            input_ids (`torch.LongTensor` of shape `(blocks, seq)`): The blocks that were searched.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Turns tokens back to text.
+            window (`int`, *optional*, defaults to 6): Tokens shown on each side.
+
+        Returns:
+            `str`, or `None` where the feature never fired.
+        """
+        peaks = [
+            (row, position)
+            for value, row, position in zip(
+                *(tensor[:, feature].tolist() for tensor in (self.values, self.rows, self.positions)), strict=True
+            )
+            if value > 0
+        ]
+        if not peaks:
+            return None
+        tokens = dict.fromkeys(token_texts(tokenizer, [int(input_ids[peak]) for peak in peaks]))
+        row, position = peaks[0]
+        start = max(0, position - window)
+        context = token_texts(tokenizer, input_ids[row, start : position + window + 1].tolist())
+        context[position - start] = f"[[{context[position - start]}]]"
+        return (", ".join(map(repr, tokens)) + ": " + "".join(context)).replace("\n", "⏎")
+
+
+@torch.no_grad()
+def find_peaks(
+    base_model: PreTrainedModel,
+    dictionaries: Mapping[str, TranscoderModel],
+    blocks: TokenBlocks,
+    *,
+    num_contexts: int = 3,
+    batch_size: int = 8,
+) -> dict[str, FeaturePeaks]:
+    """Find where every feature of some dictionaries fires most, with one forward for all of them.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]): The causal language model.
+        dictionaries (`Mapping[str, TranscoderModel]`): The dictionaries.
+        blocks ([`TokenBlocks`]): The blocks to search.
+        num_contexts (`int`, *optional*, defaults to 3): Places kept for each feature.
+        batch_size (`int`, *optional*, defaults to 8): Blocks per forward.
+
+    Returns:
+        `dict[str, FeaturePeaks]`: by dictionary, on the CPU.
+    """
+    peaks = {name: _Peaks(range(d.config.num_features), num_contexts, d.device) for name, d in dictionaries.items()}
+    with in_eval_mode(base_model, *dictionaries.values()):
+        for rows in torch.arange(len(blocks.input_ids)).split(batch_size):
+            inputs = _inputs(base_model, dictionaries.values(), blocks, rows)
+            for name, dictionary in dictionaries.items():
+                for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks[name].features):
+                    peaks[name].update(activations, some_rows)
+    return {name: FeaturePeaks(p.values.cpu(), p.rows.cpu(), p.positions.cpu()) for name, p in peaks.items()}
 
 
 class _Peaks:
@@ -211,13 +287,18 @@ class _Peaks:
         return candidates[torch.linspace(0, len(candidates) - 1, count, device=order.device).round().long()].tolist()
 
 
-def _activations(base_model, dictionary, blocks, rows, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _inputs(base_model, dictionaries, blocks, rows) -> dict[Site, torch.Tensor]:
+    """What some dictionaries read in some blocks, `(blocks, seq, d_in)` by site, from one forward."""
+    sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
+    with capture(base_model, sites) as captured:
+        base_model(input_ids=blocks.input_ids[torch.as_tensor(rows)].to(base_model.device))
+        return dict(captured)
+
+
+def _activations(dictionary, inputs, blocks, rows, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Numbers of some blocks and `(blocks, seq, features)` activations there, 0 where tokens do not count."""
     rows = torch.as_tensor(rows)
-    site = dictionary.config.input_site
-    with capture(base_model, site) as captured:
-        base_model(input_ids=blocks.input_ids[rows].to(base_model.device))
-        inputs = captured[site].to(dictionary.device)
+    inputs = inputs[Site.parse(dictionary.config.input_site)].to(dictionary.device)
     some = max(1, _MAX_ELEMENTS // (inputs.shape[1] * dictionary.config.num_features))
     every = features == list(range(dictionary.config.num_features))
     for part, part_rows in zip(inputs.split(some), rows.split(some), strict=True):
@@ -239,7 +320,8 @@ def _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, 
     found = [{} for _ in chosen]
     batches = torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size) if wanted else ()
     for batch in batches:
-        for some_rows, activations in _activations(base_model, dictionary, blocks, batch, features):
+        inputs = _inputs(base_model, [dictionary], blocks, batch)
+        for some_rows, activations in _activations(dictionary, inputs, blocks, batch, features):
             activations = activations.cpu()
             for number, row in enumerate(some_rows.tolist()):
                 for j, rank, position in wanted[row]:

@@ -55,8 +55,17 @@ class TokenBlocks:
         """The leading blocks that hold `max_tokens` counted tokens, or all of them where there are fewer."""
         seen = self.mask.sum(-1).cumsum(0)
         blocks = int((seen < max_tokens).sum()) + 1
+        return self._part(slice(blocks))
+
+    def split(self, parts: int) -> list["TokenBlocks"]:
+        """The blocks in `parts` runs of nearly equal length, fewer where there are fewer blocks."""
+        parts = min(parts, len(self.input_ids))
+        ends = [len(self.input_ids) * i // parts for i in range(parts + 1)]
+        return [self._part(slice(start, end)) for start, end in itertools.pairwise(ends)]
+
+    def _part(self, rows: slice) -> "TokenBlocks":
         part = object.__new__(TokenBlocks)
-        part.input_ids, part.mask = self.input_ids[:blocks], self.mask[:blocks]
+        part.input_ids, part.mask = self.input_ids[rows], self.mask[rows]
         return part
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

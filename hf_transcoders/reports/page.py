@@ -97,12 +97,31 @@ def render_report(
     Returns:
         `str`: HTML.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     history = history or []
     names = list(report.dictionaries) if report else []
     if features and not isinstance(features, Mapping):
         features = {names[0] if len(names) == 1 else "": features}
+    return (
+        page_templates()
+        .get_template("report.html")
+        .render(
+            title=title,
+            info=info or {},
+            report=report,
+            cards=_cards(report) if report else [],
+            fidelity_plots=_fidelity_plots(report) if report else [],
+            training_plots=present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
+            metrics=METRICS,
+            meanings=MEANINGS,
+            features=features or {},
+        )
+    )
+
+
+def page_templates():
+    """The `jinja2.Environment` of all pages."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
     environment = Environment(
         loader=PackageLoader("hf_transcoders.reports"),
@@ -113,17 +132,7 @@ def render_report(
     )
     environment.filters["token"] = _visible
     environment.filters["number"] = format_number
-    return environment.get_template("report.html").render(
-        title=title,
-        info=info or {},
-        report=report,
-        cards=_cards(report) if report else [],
-        fidelity_plots=_fidelity_plots(report) if report else [],
-        training_plots=_present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
-        metrics=METRICS,
-        meanings=MEANINGS,
-        features=features or {},
-    )
+    return environment
 
 
 def _cards(report):
@@ -163,7 +172,7 @@ def _loss_increase(metrics):
 
 
 def _fidelity_plots(report):
-    return _present(
+    return present(
         [
             plots.sparsity_fidelity(report, "fvu", "Reconstruction error (lower is better)", "FVU"),
             plots.sparsity_fidelity(
@@ -174,7 +183,8 @@ def _fidelity_plots(report):
     )
 
 
-def _present(svgs):
+def present(svgs):
+    """The charts that there are, as text that a template does not escape again."""
     from markupsafe import Markup
 
     return [Markup(svg) for svg in svgs if svg is not None]

@@ -3,6 +3,7 @@
 from .alerts import AlertThresholds
 from .callback import TranscoderTrackingCallback
 from .local import LocalTracker
+from .probe import TranscoderProbeCallback
 from .run import Run, find_runs
 from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker

@@ -1,0 +1,595 @@
+"""How far a language model has moved from what it was, in terms of the features of its old transcoders.
+
+The same tokens are run before and after, so every comparison is paired. What a difference says about other text of the
+kind is uncertain; the uncertainty is found by leaving out one group of blocks after another (the jackknife), which needs
+no assumption about how the tokens of one text hang together.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..errors import TranscoderError
+from ..files import atomic_file
+from ..lm import locate
+from ..lm.wrappers import in_own_precision, language_model
+from ..models import TranscoderModel, TranscoderSet
+from .evaluation_report import TOGETHER, format_number
+from .evaluator import ORIGINAL, TranscoderEvaluator, in_eval_mode, named_dictionaries
+from .features import FeaturePeaks, find_peaks
+from .partial_forward import final_hidden_states, logits_of
+from .statistics import LossStatistics, NextTokenComparison
+from .token_blocks import TokenBlocks
+
+
+logger = logging.get_logger(__name__)
+
+# Groups of blocks that the jackknife leaves out in turn.
+_MAX_GROUPS = 32
+# Of the features that are listed as changed, the share that may have been listed by chance.
+_FALSE_DISCOVERY_RATE = 0.05
+# Places in which a feature fires most that its label is made of.
+_LABEL_CONTEXTS = 3
+_RECONSTRUCTION_METRICS = ("fvu", "normalized_mse")
+
+
+@dataclass
+class FeatureChange:
+    r"""
+    A feature that fires otherwise than it did.
+
+    Args:
+        dictionary (`str`): Name of the dictionary.
+        feature (`int`): Number of the feature.
+        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did, or without tokenizer.
+        rate_before, rate_after (`float`): Share of tokens it fires on.
+        log_odds_change, log_odds_error (`float`):
+            Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
+        mean_before, mean_after (`float`): Mean activation over the tokens it fires on; 0 where it never does.
+        log_mean_change, log_mean_error (`float`):
+            Change in the logarithm of that mean, and its standard error; `nan` where it does not fire in at least two
+            groups of blocks, before and after.
+    """
+
+    dictionary: str
+    feature: int
+    label: str | None
+    rate_before: float
+    rate_after: float
+    log_odds_change: float
+    log_odds_error: float
+    mean_before: float
+    mean_after: float
+    log_mean_change: float
+    log_mean_error: float
+
+    @property
+    def description(self) -> str:
+        """The label, or why there is none."""
+        return self.label or ("" if self.rate_before else "never fired at the baseline")
+
+
+@dataclass
+class DriftReport:
+    """
+    What a probe has found.
+
+    Args:
+        dictionaries (`dict[str, dict[str, float]]`):
+            For each dictionary, of the old transcoder on the activations of now: `fvu`, `normalized_mse`, `l0`;
+            `ce_spliced`, the cross-entropy of the model of now with the reconstruction in place of the true output;
+            `kl_spliced`, the divergence of its predictions by that; and `features_changed`, the share of its features
+            that fire otherwise, beyond what chance explains.
+        model (`dict[str, float]`):
+            `ce`, the cross-entropy of the model itself; `kl`, the mean KL divergence of its predictions from those at
+            the baseline, in nats; `top1_agreement` with them.
+        together (`dict[str, float]`, *optional*): `ce_spliced` and `kl_spliced` with every dictionary in place at once.
+        changed (`list[FeatureChange]`): The features that changed most, surest and largest first.
+        protocol (`dict`): Model, tokens, precision, as in [`EvaluationReport`], and how changes were judged.
+    """
+
+    dictionaries: dict[str, dict[str, float]]
+    model: dict[str, float]
+    together: dict[str, float] | None = None
+    changed: list[FeatureChange] = field(default_factory=list)
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def scalars(self, prefix: str = "probe/") -> dict[str, float]:
+        """Every number under one name: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
+        groups = {f"{name}/": values for name, values in self.dictionaries.items()}
+        groups |= {"": self.model, "together/": self.together or {}}
+        return {f"{prefix}{group}{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The numbers and the features that changed most, as plain text."""
+        lines = [f"model: {_facts(self.model)}"]
+        lines += [f"{name}: {_facts(values)}" for name, values in self.dictionaries.items()]
+        if self.together is not None:
+            lines.append(f"{TOGETHER}: {_facts(self.together)}")
+        if self.changed:
+            lines += ["", "rate before -> after    log-odds        mean before -> after  log-mean        feature"]
+        for change in self.changed:
+            lines.append(
+                f"{change.rate_before:8.3%} -> {change.rate_after:8.3%}  {change.log_odds_change:+6.2f} ± "
+                f"{change.log_odds_error:4.2f}  {format_number(change.mean_before):>8} -> "
+                f"{format_number(change.mean_after):>8}  {change.log_mean_change:+6.2f} ± {change.log_mean_error:4.2f}  "
+                f"{change.dictionary} {change.feature}: {change.description}"
+            )
+        return "\n".join(lines)
+
+
+class DriftProbe:
+    """
+    Measures a model once, and later says how far it has moved.
+
+    Everything is computed in the precision of the model's weights, in eval mode and without gradients; the model is left
+    as it was found. The same model gives the same numbers, and no change.
+
+    Args:
+        transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
+            Dictionaries trained on the model before it changes.
+        dataset (`Iterable[Mapping]`):
+            The probe: rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Turns tokens back to text, for the labels of features. Without it they have none.
+        num_features (`int`, *optional*, defaults to 20):
+            How many of the features that changed most a report names.
+        max_tokens (`int`, *optional*, defaults to 16,384):
+            Tokens for fidelity and features.
+        max_loss_tokens (`int`, *optional*, defaults to 4,096):
+            Tokens for cross-entropies, which cost part of a forward for each dictionary.
+        max_kl_tokens (`int`, *optional*, defaults to 256):
+            Tokens whose predictions at the baseline are kept, `vocab_size` numbers each, to compare later ones with. 0
+            leaves out `kl` and `top1_agreement`.
+        batch_size (`int`, *optional*, defaults to 8):
+            Blocks per forward.
+        skip_first (`int`, *optional*, defaults to 1):
+            Positions at the start of every block that are left out, as in [`TranscoderEvaluator`].
+        special_token_ids (`Sequence[int]`, *optional*):
+            Tokens that are left out wherever they stand.
+
+    Example:
+
+    ```python
+    >>> probe = DriftProbe(transcoders, pack_tokens(probe_texts, tokenizer), tokenizer=tokenizer)
+    >>> probe.take_baseline(model)
+    >>> finetune(model)
+    >>> print(probe.measure(model).table())
+    ```
+    """
+
+    def __init__(
+        self,
+        transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+        dataset: Iterable[Mapping],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        num_features: int = 20,
+        max_tokens: int = 16_384,
+        max_loss_tokens: int = 4_096,
+        max_kl_tokens: int = 256,
+        batch_size: int = 8,
+        skip_first: int = 1,
+        special_token_ids: Sequence[int] | None = None,
+    ):
+        self.dictionaries = named_dictionaries(transcoders)
+        self.tokenizer = tokenizer
+        self.num_features = num_features
+        self.max_loss_tokens = max_loss_tokens
+        self.max_kl_tokens = max_kl_tokens
+        self.batch_size = batch_size
+        self.skip_first = skip_first
+        self.special_token_ids = list(special_token_ids or [])
+        self.blocks = TokenBlocks(
+            dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
+        )
+        if len(self.blocks.input_ids) < 2:
+            raise TranscoderError(
+                "The probe text is a single block, which cannot tell a change from chance: give at least two, better some "
+                "dozens."
+            )
+        self.groups = self.blocks.split(_MAX_GROUPS)
+        self.baseline: _Measurement | None = None
+
+    def check(self, model: torch.nn.Module) -> None:
+        """
+        Raises [`TranscoderError`] where the dictionaries are not those of `model`, and warns where they may not be.
+        """
+        model = language_model(model)
+        self._evaluator(model).check(self.dictionaries)
+        config = model.config
+        for name, dictionary in self.dictionaries.items():
+            trained = dictionary.config
+            if trained.base_model_type not in (None, config.model_type):
+                raise TranscoderError(
+                    f"'{name}' was trained on a {trained.base_model_type} model and this is a {config.model_type}: give "
+                    "transcoders of the model that is fine-tuned."
+                )
+            if _are_different_repos(trained.base_model_name_or_path, config.name_or_path):
+                raise TranscoderError(
+                    f"'{name}' was trained on {trained.base_model_name_or_path} and this model is {config.name_or_path}: "
+                    "give transcoders of the model that is fine-tuned (where the two are the same, set "
+                    "`model.config.name_or_path`)."
+                )
+            revision = getattr(config, "_commit_hash", None)
+            if trained.base_model_revision and revision and trained.base_model_revision != revision:
+                logger.warning(
+                    f"'{name}' was trained at revision {trained.base_model_revision} of "
+                    f"{trained.base_model_name_or_path}, and this model is revision {revision}: what they differ in will "
+                    "look like a poor fit from the start."
+                )
+
+    def take_baseline(self, model: torch.nn.Module) -> None:
+        """
+        Measures the model that later ones are compared with.
+
+        Args:
+            model (`torch.nn.Module`): The model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
+
+        Raises:
+            [`TranscoderError`]: the dictionaries are not those of this model.
+        """
+        self.check(model)
+        self.baseline = self._measure(language_model(model), first=True)
+        for name, metrics in self.baseline.metrics.items():
+            if metrics["fvu"] > 1:
+                logger.warning(
+                    f"Before any training '{name}' explains less of the probe text than its mean does (FVU "
+                    f"{metrics['fvu']:.3g}): check that it belongs to this model."
+                )
+
+    def measure(self, model: torch.nn.Module) -> DriftReport:
+        """
+        Compares a model with the baseline.
+
+        Args:
+            model (`torch.nn.Module`): As for [`~DriftProbe.take_baseline`].
+
+        Returns:
+            [`DriftReport`]
+
+        Raises:
+            [`TranscoderError`]: there is no baseline yet, or an activation is not finite.
+        """
+        if self.baseline is None:
+            raise TranscoderError("There is nothing to compare with: call `take_baseline` before the model changes.")
+        return self._report(self._measure(language_model(model)))
+
+    def baseline_report(self) -> DriftReport:
+        """The baseline, compared with itself."""
+        return self._report(self.baseline)
+
+    # ---------------------------------------------------------------------------------------------------- measuring
+
+    def _evaluator(self, model):
+        return TranscoderEvaluator(
+            model,
+            [{"input_ids": row} for row in self.blocks.input_ids],
+            batch_size=self.batch_size,
+            max_tokens=self.blocks.input_ids.numel(),
+            max_loss_tokens=self.max_loss_tokens,
+            skip_first=self.skip_first,
+            special_token_ids=self.special_token_ids,
+            progress=False,
+        )
+
+    @torch.no_grad()
+    def _measure(self, model, first=False) -> "_Measurement":
+        named = self.dictionaries
+        evaluator = self._evaluator(model)
+        together = len(named) > 1 and len({locate(model, d.config.output_site) for d in named.values()}) == len(named)
+        with in_own_precision(model), in_eval_mode(model, *named.values()):
+            by_group = [evaluator.measure_fidelity(named, blocks) for blocks in self.groups]
+            losses = evaluator.measure_losses(named, together=together)
+            logits = self._kl_logits(model)
+            peaks = self._find_peaks(model) if first and self.tokenizer is not None else {}
+        fired, activation, metrics = {}, {}, {}
+        for name in named:
+            fired[name] = torch.stack([features[name].sums["fired"] for _, features in by_group]).cpu()
+            activation[name] = torch.stack([features[name].sums["activation"] for _, features in by_group]).cpu()
+            (reconstruction, features), *others = [(r[name], f[name]) for r, f in by_group]
+            for other_reconstruction, other_features in others:
+                reconstruction.merge(other_reconstruction)
+                features.merge(other_features)
+            fidelity = reconstruction.compute()
+            metrics[name] = {
+                **{metric: fidelity[metric] for metric in _RECONSTRUCTION_METRICS},
+                "l0": features.compute()["l0"],
+                **_spliced(losses, name),
+            }
+        protocol = evaluator.protocol(losses[ORIGINAL].tokens)
+        del protocol["ablation"]
+        return _Measurement(
+            metrics=metrics,
+            ce=losses[ORIGINAL].compute()["ce"],
+            together=_spliced(losses, TOGETHER) if together else None,
+            fired=fired,
+            activation=activation,
+            kl_logits=logits,
+            peaks=peaks,
+            protocol=protocol,
+        )
+
+    def _kl_blocks(self):
+        return self.blocks.first(self.max_kl_tokens) if self.max_kl_tokens else None
+
+    def _kl_logits(self, model) -> list[Tensor]:
+        if self.max_kl_tokens == 0:
+            return []
+        logits = []
+        for input_ids, mask in self._kl_blocks().batches(self.batch_size, model.device):
+            rows = final_hidden_states(model, input_ids)[:, :-1][mask[:, :-1]]
+            logits.append(logits_of(model, rows).float().cpu())
+        return logits
+
+    def _find_peaks(self, model):
+        return find_peaks(
+            model, self.dictionaries, self.blocks, num_contexts=_LABEL_CONTEXTS, batch_size=self.batch_size
+        )
+
+    # ---------------------------------------------------------------------------------------------------- comparing
+
+    def _report(self, now: "_Measurement") -> DriftReport:
+        before = self.baseline
+        tokens = torch.tensor([group.tokens for group in self.groups], dtype=torch.float64)
+        changes = {
+            name: _Changes(tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name])
+            for name in self.dictionaries
+        }
+        significant = _discoveries({name: change.p_values() for name, change in changes.items()})
+        dictionaries = {
+            name: {**now.metrics[name], "features_changed": significant[name].double().mean().item()}
+            for name in self.dictionaries
+        }
+        return DriftReport(
+            dictionaries=dictionaries,
+            model={"ce": now.ce, **self._divergence(now)},
+            together=now.together,
+            changed=self._name_changes(changes, significant),
+            protocol={
+                **now.protocol,
+                "kl_tokens": sum(map(len, before.kl_logits)),
+                "groups": len(self.groups),
+                "false_discovery_rate": _FALSE_DISCOVERY_RATE,
+            },
+        )
+
+    def _divergence(self, now) -> dict[str, float]:
+        if not now.kl_logits:
+            return {}
+        statistics = LossStatistics()
+        blocks = self._kl_blocks().batches(self.batch_size, torch.device("cpu"))
+        for (input_ids, mask), old, new in zip(blocks, self.baseline.kl_logits, now.kl_logits, strict=True):
+            labels = input_ids[:, 1:][mask[:, :-1]]
+            statistics.update(*NextTokenComparison(old, labels)(new))
+        computed = statistics.compute()
+        return {name: computed[name] for name in ("kl", "top1_agreement")}
+
+    def _name_changes(self, changes, significant) -> list[FeatureChange]:
+        candidates = [
+            (-size, name, feature)
+            for name, change in changes.items()
+            for feature, size in zip(
+                significant[name].nonzero().flatten().tolist(), change.sizes()[significant[name]].tolist(), strict=True
+            )
+        ]
+        return [
+            FeatureChange(
+                dictionary=name, feature=feature, label=self._label(name, feature), **changes[name].facts(feature)
+            )
+            for _, name, feature in sorted(candidates)[: self.num_features]
+        ]
+
+    def _label(self, name, feature):
+        if self.tokenizer is None or name not in self.baseline.peaks:
+            return None
+        return self.baseline.peaks[name].label(feature, self.blocks.input_ids, self.tokenizer)
+
+    # ---------------------------------------------------------------------------------------------------- files
+
+    def save_baseline(self, path: str | os.PathLike) -> None:
+        """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
+        tensors, metadata = self.baseline.to_tensors(self.blocks.input_ids)
+        with atomic_file(path) as partial:
+            save_file(tensors, partial, metadata)
+
+    def load_baseline(self, path: str | os.PathLike) -> None:
+        """
+        Reads what [`~DriftProbe.save_baseline`] wrote.
+
+        Raises:
+            [`TranscoderError`]: it was taken with other dictionaries or on other probe text, or is damaged.
+        """
+        try:
+            baseline, input_ids = _Measurement.read(path)
+        except Exception as error:
+            raise TranscoderError(
+                f"{path} cannot be read ({error}): remove it, and drift is measured from the model as it is."
+            ) from error
+        sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
+        if {name: fired.shape[1] for name, fired in baseline.fired.items()} != sizes or not torch.equal(
+            input_ids, self.blocks.input_ids
+        ):
+            raise TranscoderError(
+                f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "
+                "ones, or begin in a new folder."
+            )
+        self.baseline = baseline
+
+
+def measure_drift(
+    before: torch.nn.Module,
+    after: torch.nn.Module,
+    transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+    dataset: Iterable[Mapping],
+    **kwargs,
+) -> DriftReport:
+    """
+    How far one model is from another, in terms of the features of the first one's transcoders.
+
+    Args:
+        before, after (`torch.nn.Module`): A model as it was, and fine-tuned.
+        transcoders, dataset, kwargs: As for [`DriftProbe`].
+
+    Returns:
+        [`DriftReport`]
+
+    Example:
+
+    ```python
+    >>> print(measure_drift(base, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer).table())
+    ```
+    """
+    probe = DriftProbe(transcoders, dataset, **kwargs)
+    probe.take_baseline(before)
+    return probe.measure(after)
+
+
+@dataclass
+class _Measurement:
+    """One model on the probe text: metrics, and for each dictionary its features' sums `(groups, num_features)`."""
+
+    metrics: dict[str, dict[str, float]]
+    ce: float
+    together: dict[str, float] | None
+    fired: dict[str, Tensor]
+    activation: dict[str, Tensor]
+    kl_logits: list[Tensor]
+    peaks: dict[str, FeaturePeaks]
+    protocol: dict[str, Any]
+
+    def to_tensors(self, input_ids: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = {"input_ids": input_ids.contiguous()}
+        for name in self.fired:
+            tensors |= {f"{name}/fired": self.fired[name], f"{name}/activation": self.activation[name]}
+        for name, peaks in self.peaks.items():
+            tensors |= {f"{name}/peaks/{part}": getattr(peaks, part) for part in ("values", "rows", "positions")}
+        tensors |= {f"kl_logits/{i:05d}": logits for i, logits in enumerate(self.kl_logits)}
+        facts = {key: getattr(self, key) for key in ("metrics", "ce", "together", "protocol")}
+        return tensors, {"facts": json.dumps(facts)}
+
+    @classmethod
+    def read(cls, path) -> tuple["_Measurement", Tensor]:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        names = list(facts["metrics"])
+        measurement = cls(
+            **facts,
+            fired={name: tensors[f"{name}/fired"] for name in names},
+            activation={name: tensors[f"{name}/activation"] for name in names},
+            kl_logits=[tensors[key] for key in sorted(tensors) if key.startswith("kl_logits/")],
+            peaks={
+                name: FeaturePeaks(*(tensors[f"{name}/peaks/{part}"] for part in ("values", "rows", "positions")))
+                for name in names
+                if f"{name}/peaks/values" in tensors
+            },
+        )
+        return measurement, tensors["input_ids"]
+
+
+class _Changes:
+    """What changed in the features of one dictionary, with standard errors; all `(num_features,)`, in float64."""
+
+    def __init__(self, tokens, fired_before, activation_before, fired_after, activation_after):
+        self.tokens = tokens.sum()
+        self.before, self.after = (fired_before, activation_before), (fired_after, activation_after)
+        self.groups = len(tokens)
+
+        def change(function):
+            def difference(select):
+                old = function(select(tokens), *(select(sums) for sums in self.before))
+                return function(select(tokens), *(select(sums) for sums in self.after)) - old
+
+            whole = difference(lambda sums: sums.sum(0))
+            left_out = torch.stack([difference(lambda sums, g=g: sums.sum(0) - sums[g]) for g in range(self.groups)])
+            deviation = (left_out - left_out.mean(0)).square().sum(0)
+            return whole, (deviation * (self.groups - 1) / self.groups).sqrt()
+
+        self.log_odds, self.log_odds_error = change(_log_odds)
+        self.log_mean, self.log_mean_error = change(_log_mean)
+
+    def p_values(self) -> Tensor:
+        """`(2, num_features)`: of the firing rates, and of the mean activations."""
+        return torch.stack(
+            [
+                _p_value(self.log_odds, self.log_odds_error, self.groups),
+                _p_value(self.log_mean, self.log_mean_error, self.groups),
+            ]
+        )
+
+    def sizes(self) -> Tensor:
+        """The change that there is at least, with 95% confidence: the larger of the two, in nats."""
+        least = [
+            change.abs() - 1.96 * error
+            for change, error in ((self.log_odds, self.log_odds_error), (self.log_mean, self.log_mean_error))
+        ]
+        return torch.stack(least).nan_to_num(-math.inf).amax(0)
+
+    def facts(self, feature: int) -> dict[str, float]:
+        facts = {}
+        for when, (fired, activation) in (("before", self.before), ("after", self.after)):
+            fired, activation = fired[:, feature].sum(), activation[:, feature].sum()
+            facts[f"rate_{when}"] = (fired / self.tokens).item()
+            facts[f"mean_{when}"] = (activation / fired.clamp(min=1)).item()
+        for key in ("log_odds", "log_mean"):
+            facts[f"{key}_change"] = getattr(self, key)[feature].item()
+            facts[f"{key}_error"] = getattr(self, f"{key}_error")[feature].item()
+        return facts
+
+
+def _log_odds(tokens, fired, activation):
+    return ((fired + 0.5) / (tokens - fired + 0.5)).log()
+
+
+def _log_mean(tokens, fired, activation):
+    return (activation / fired).log()
+
+
+def _p_value(change: Tensor, error: Tensor, groups: int) -> Tensor:
+    """Two-sided, by Student's t with `groups - 1` degrees of freedom; 1 where there is no change or none was measured."""
+    freedom = groups - 1
+    square = (change / error).square().where(change != 0, 0)
+    # Wallace (1959): the normal deviate that is as unlikely as a t.
+    normal = (freedom * (square / freedom).log1p()).sqrt() * (8 * freedom + 1) / (8 * freedom + 3)
+    return torch.special.erfc(normal / math.sqrt(2)).nan_to_num(1.0)
+
+
+def _discoveries(p_values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features one of whose p-values is small enough among all of them (Benjamini and Hochberg 1995)."""
+    ordered = torch.cat([values.flatten() for values in p_values.values()]).sort().values
+    ranks = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype)
+    accepted = ordered[ordered <= ranks * _FALSE_DISCOVERY_RATE / len(ordered)]
+    threshold = accepted[-1] if len(accepted) else -1.0
+    return {name: (values <= threshold).any(0) for name, values in p_values.items()}
+
+
+def _spliced(losses, name) -> dict[str, float]:
+    spliced = losses[("spliced", name)].compute()
+    return {"ce_spliced": spliced["ce"], "kl_spliced": spliced["kl"]}
+
+
+def _are_different_repos(one: str | None, other: str | None) -> bool:
+    """Whether two names are ids on the Hub, and not the same. A folder may hold anything."""
+    names = [name for name in (one, other) if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)]
+    return len(names) == 2 and names[0] != names[1] and not any(Path(name).is_dir() for name in names)
+
+
+def _facts(values):
+    return ", ".join(f"{name} {format_number(value)}" for name, value in values.items())

@@ -1,0 +1,76 @@
+"""The page on how a model drifts while it is fine-tuned."""
+
+from collections.abc import Mapping, Sequence
+
+from ..evaluation.drift import DriftReport
+from . import plots
+from .page import page_templates, present
+
+
+def drift_page(
+    title: str, history: Sequence[Mapping[str, float]], report: DriftReport, baseline: Mapping[str, float]
+) -> str:
+    """
+    The drift so far, as one self-contained HTML page: no script, no request to anywhere.
+
+    Args:
+        title (`str`): Heading of the page.
+        history (`Sequence[Mapping[str, float]]`):
+            One entry a measurement, oldest first: `step`, and the numbers under their names without the prefix `probe/`.
+        report ([`DriftReport`]): The newest measurement.
+        baseline (`Mapping[str, float]`): The numbers at the baseline, under the same names.
+
+    Returns:
+        `str`: the page.
+    """
+    names = list(report.dictionaries)
+    return (
+        page_templates()
+        .get_template("drift.html")
+        .render(
+            title=title,
+            info={
+                "step": history[-1]["step"],
+                "transcoders": len(names),
+                "probe text": f"{report.protocol['fidelity_tokens']:,} tokens",
+            },
+            plots=present(_curves(history, names)),
+            report=report,
+            history=history,
+            baseline=baseline,
+            protocol=_protocol(report.protocol),
+        )
+    )
+
+
+def _curves(history, names):
+    yield plots.loss_curves(history, "fvu", "Error of the old transcoders", "FVU", names)
+    cross_entropies = {"ce": "the model itself"}
+    cross_entropies |= {f"{name}/ce_spliced": f"{name} spliced in" for name in names}
+    cross_entropies |= {"together/ce_spliced": "all spliced in"}
+    yield _lines(history, cross_entropies, "Cross-entropy on the probe text", "nats per token")
+    yield _lines(history, {"kl": "KL"}, "Predictions moved from the baseline", "KL, nats per token")
+    yield plots.loss_curves(history, "features_changed", "Features that changed", "share of features", names)
+    for metric in sorted({key for entry in history for key in entry if key.startswith("task/")}):
+        yield _lines(history, {metric: metric}, metric.removeprefix("task/"), "")
+
+
+def _lines(history, metrics, title, y_label):
+    """A chart of several metrics, each a curve of its own name."""
+    renamed = [
+        {"step": entry["step"]}
+        | {f"{label}/value": entry[metric] for metric, label in metrics.items() if metric in entry}
+        for entry in history
+    ]
+    present_names = [label for label in metrics.values() if any(f"{label}/value" in entry for entry in renamed)]
+    return plots.loss_curves(renamed, "value", title, y_label, present_names)
+
+
+def _protocol(protocol):
+    return {
+        "model": protocol["base_model"] or "unnamed",
+        "tokens": f"{protocol['fidelity_tokens']:,} for features and FVU, {protocol['loss_tokens']:,} for cross-entropies, "
+        f"{protocol['kl_tokens']:,} for KL",
+        "blocks": f"{protocol['sequence_length']} tokens, the first {protocol['skip_first']} left out",
+        "precision": f"{protocol['dtype']} on {protocol['device']}",
+    }

@@ -41,7 +41,7 @@ READ, WRITE = "layers.{}.mlp.in", "layers.{}.mlp.branch"
 # Folder -> tokens to train on, to measure fidelity on and to measure losses on; then where the dictionaries read and
 # write, and what else they are.
 EXAMPLES = {
-    "smollm2-135m-l8-transcoder": ((400_000, 50_000, 10_000), [(8, READ, WRITE, {})]),
+    "smollm2-135m-l8-transcoder": ((300_000, 30_000, 5_000), [(8, READ, WRITE, {})]),
     "smollm2-135m-l8-three-kinds": (
         (200_000, 30_000, 5_000),
         [(8, READ, WRITE, {}), (8, READ, WRITE, {"skip_connection": True}), (8, WRITE, WRITE, {})],

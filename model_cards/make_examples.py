@@ -4,7 +4,7 @@
 """
 Make the example cards: train, evaluate, keep the records of the run, and write the card from these alone.
 
-    python model_cards/make_examples.py                                   # all of them, half an hour on two cores
+    python model_cards/make_examples.py                                   # all of them
     python model_cards/make_examples.py smollm2-135m-l8-transcoder        # one of them
     python model_cards/make_examples.py --render-only                     # the cards again, from the records
 """
@@ -38,17 +38,15 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZE = {"num_features": 4608, "k": 64}
 READ, WRITE = "layers.{}.mlp.in", "layers.{}.mlp.branch"
 
-# Folder -> where its dictionaries read and write, and what else they are.
+# Folder -> tokens to train on, to measure fidelity on and to measure losses on; then where the dictionaries read and
+# write, and what else they are.
 EXAMPLES = {
-    "smollm2-135m-l8-transcoder": [(8, READ, WRITE, {})],
-    "smollm2-135m-l8-three-kinds": [
-        (8, READ, WRITE, {}),
-        (8, READ, WRITE, {"skip_connection": True}),
-        (8, WRITE, WRITE, {}),
-    ],
-    "smollm2-135m-l4-l8-l12-transcoders": [(layer, READ, WRITE, {}) for layer in (4, 8, 12)],
+    "smollm2-135m-l8-transcoder": ((300_000, 30_000, 5_000), [(8, READ, WRITE, {})]),
+    "smollm2-135m-l8-three-kinds": (
+        (200_000, 30_000, 5_000),
+        [(8, READ, WRITE, {}), (8, READ, WRITE, {"skip_connection": True}), (8, WRITE, WRITE, {})],
+    ),
 }
-MAX_TOKENS = 400_000
 NOTES = (
     "This is an example: a short run on a small text, to show what a card looks like. The base model's weights came from a "
     "Python package that carries them quantised to four bits; they are close to those on the Hub, but not the same."
@@ -66,10 +64,11 @@ def record(name: str) -> None:
     texts = load_texts("docstrings", limit=6000).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 
+    (max_tokens, fidelity_tokens, loss_tokens), dictionaries = EXAMPLES[name]
     torch.manual_seed(0)
     models = [
         TranscoderModel(TranscoderConfig.for_model(base, read.format(layer), write.format(layer), **SIZE, **changes))
-        for layer, read, write, changes in EXAMPLES[name]
+        for layer, read, write, changes in dictionaries
     ]
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = TranscoderTrainer(
@@ -77,7 +76,7 @@ def record(name: str) -> None:
             base,
             TranscoderTrainingArguments(
                 output_dir,
-                max_tokens=MAX_TOKENS,
+                max_tokens=max_tokens,
                 logging_steps=5,
                 save_strategy="no",
                 report_to="none",
@@ -88,7 +87,11 @@ def record(name: str) -> None:
         )
         trainer.train()
         evaluator = TranscoderEvaluator(
-            base, test, max_tokens=50_000, max_loss_tokens=10_000, special_token_ids=tokenizer.all_special_ids
+            base,
+            test,
+            max_tokens=fidelity_tokens,
+            max_loss_tokens=loss_tokens,
+            special_token_ids=tokenizer.all_special_ids,
         )
         writes = {model.config.output_site for model in models}
         report = evaluator.evaluate(trainer.dictionaries, together=1 < len(models) == len(writes))

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 
 from ..evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport, format_number
@@ -24,6 +23,26 @@ from ..reports.page import MEANINGS
 from ..tracking import Run
 from ..tracking.local import FOLDER as TRACKING
 from ..tracking.local import RUN_FILE
+from .card_words import (
+    NORMALIZATIONS,
+    PAPERS,
+    TRAINING_FACTS,
+    architecture_facts,
+    dtype_name,
+    duration,
+    formula,
+    is_hub_id,
+    kind,
+    listed,
+    literal,
+    place,
+    place_and_name,
+    shown_value,
+    site_and_width,
+    slug,
+    training_sentence,
+    versions_text,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -36,40 +55,6 @@ _SEAL = "\n<!-- Written by hf_transcoders; a card that was edited is not overwri
 
 # Rows of the training log, and dictionaries that it can show beside each other.
 _LOG_ROWS, _LOG_COLUMNS = 12, 6
-
-_PLACES = {
-    "resid_pre": "the residual stream entering layer {}",
-    "attn.in": "the input of layer {}'s attention, after its norm",
-    "attn.out": "the output of layer {}'s attention module",
-    "attn.branch": "what layer {}'s attention adds to the residual stream",
-    "resid_mid": "the residual stream of layer {} between attention and MLP",
-    "mlp.in": "the input of layer {}'s MLP, after its norm",
-    "mlp.out": "the output of layer {}'s MLP module",
-    "mlp.branch": "what layer {}'s MLP adds to the residual stream",
-    "resid_post": "the residual stream leaving layer {}",
-}
-_NORMALIZATIONS = {
-    "none": "none",
-    "scale": "one factor for each site, measured before training and kept with the weights",
-    "standardize": "mean and standard deviation of each dimension, measured before training and kept with the weights",
-}
-_LOSSES = {
-    "normalized": "squared error, summed over dimensions, over the targets' variance",
-    "mean": "squared error, mean over tokens and dimensions",
-    "sum": "squared error, summed over dimensions, mean over tokens",
-    "target_norm": "squared error, mean over dimensions, over the target's norm",
-}
-#: What a dictionary is made of -> the paper to cite for it.
-_PAPERS = {
-    "transcoder": "transcoders: [arXiv 2406.11944](https://arxiv.org/abs/2406.11944)",
-    "skip": "skip transcoders: [arXiv 2501.18823](https://arxiv.org/abs/2501.18823)",
-    "sae": "sparse autoencoders: [arXiv 2309.08600](https://arxiv.org/abs/2309.08600)",
-    "topk": "TopK and AuxK: [arXiv 2406.04093](https://arxiv.org/abs/2406.04093)",
-    "batchtopk": "BatchTopK: [arXiv 2412.06410](https://arxiv.org/abs/2412.06410)",
-    "jumprelu": "JumpReLU: [arXiv 2407.14435](https://arxiv.org/abs/2407.14435)",
-    "gated": "gated dictionaries: [arXiv 2404.16014](https://arxiv.org/abs/2404.16014)",
-    "matryoshka": "Matryoshka dictionaries: [arXiv 2503.17547](https://arxiv.org/abs/2503.17547)",
-}
 
 
 @dataclass
@@ -221,9 +206,8 @@ class _Card:
         self.summaries = {
             name: config.training_summary for name, config in self.configs.items() if config.training_summary
         }
-        first = next(iter(self.configs.values()))
         self.base = next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
-        self.revision = first.base_model_revision
+        self.revision = next((c.base_model_revision for c in self.configs.values() if c.base_model_revision), None)
 
     @property
     def only(self) -> str | None:
@@ -295,11 +279,11 @@ class _Card:
             usage=self._usage(),
             usage_note=self._usage_note(),
             results=[{"markdown": Markdown(report.markdown())} for report in self.reports],
-            unmeasured=_listed(code(name) for name in self.configs if name not in self.metrics),
+            unmeasured=listed(code(name) for name in self.configs if name not in self.metrics),
             meanings=[(METRICS[metric], MEANINGS[metric]) for metric in HEADLINE_METRICS],
             result_figures=result_figures,
             sites_table=self._sites_table(),
-            dtypes=_listed(code(dtype) for dtype in dict.fromkeys(map(_dtype, self.dictionaries.values()))),
+            dtypes=listed(code(dtype) for dtype in dict.fromkeys(map(dtype_name, self.dictionaries.values()))),
             base_dtype=self._base_dtype(),
             formulas=self._formulas(),
             architecture=self._architecture(),
@@ -316,13 +300,13 @@ class _Card:
 
     def _metadata(self) -> ModelCardData:
         datasets = dict.fromkeys(s.get("dataset_id") for s in self.summaries.values() if s.get("dataset_id"))
-        base = {"base_model": self.base, "base_model_relation": "adapter"} if _is_hub_id(self.base) else {}
+        base = {"base_model": self.base, "base_model_relation": "adapter"} if is_hub_id(self.base) else {}
         results = self._eval_results()
         name = one_line(self.model_name or (self.repo_id.split("/")[-1] if self.repo_id else self._title()))
         return ModelCardData(
             library_name="hf_transcoders",
             license=self.license,
-            datasets=[name for name in datasets if _is_hub_id(name)] or None,
+            datasets=[name for name in datasets if is_hub_id(name)] or None,
             tags=self._tags(),
             model_name=name if results else None,
             eval_results=results or None,
@@ -359,7 +343,7 @@ class _Card:
                         EvalResult(
                             task_type="feature-extraction",
                             task_name="Reconstruction of activations",
-                            dataset_type=hub_id if _is_hub_id(hub_id) else _slug(dataset),
+                            dataset_type=hub_id if is_hub_id(hub_id) else slug(dataset),
                             dataset_name=dataset,
                             dataset_split=one_line(protocol["dataset_split"]) if protocol["dataset_split"] else None,
                             metric_type=metric,
@@ -374,29 +358,23 @@ class _Card:
     def _title(self) -> str:
         base = one_line(self.base.rstrip("/").split("/")[-1]) if self.base else "an unnamed model"
         if self.only is None:
-            kinds = {self._kind(config) for config in self.configs.values()}
+            kinds = {kind(config) for config in self.configs.values()}
             what = (
                 {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
             )
             return f"{what} of {base}"
         config = self.configs[self.only]
-        what = {"SAE": "Sparse autoencoder"}.get(self._kind(config), self._kind(config).capitalize())
+        what = {"SAE": "Sparse autoencoder"}.get(kind(config), kind(config).capitalize())
         return f"{what} of {base}" + (f", {config.output_site}" if config.output_site else "")
 
-    @staticmethod
-    def _kind(config) -> str:
-        if config.is_autoencoder:
-            return "SAE"
-        return "skip transcoder" if config.skip_connection else "transcoder"
-
     def _kinds(self) -> str:
-        kinds = [self._kind(config) for config in self.configs.values()]
-        return _listed(f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds))
+        kinds = [kind(config) for config in self.configs.values()]
+        return listed(f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds))
 
     def _base_link(self) -> Markdown:
         if self.base is None:
             return Markdown("a language model that was not recorded")
-        if _is_hub_id(self.base):
+        if is_hub_id(self.base):
             return Markdown(f"[{escape(self.base)}](https://huggingface.co/{self.base})")
         return code(self.base)
 
@@ -405,13 +383,13 @@ class _Card:
         return {
             "config": config,
             "features": f"{config.num_features:,}",
-            "kind": {"SAE": "sparse autoencoder (SAE)"}.get(self._kind(config), self._kind(config)),
-            "reads": _place(config.input_site),
-            "writes": _place(config.output_site),
-            "reads_site": _site(config.input_site, config.d_in),
-            "writes_site": _site(config.output_site, config.d_out),
-            "normalization": _NORMALIZATIONS[config.normalization],
-            "dtype": code(_dtype(self.dictionaries[name])),
+            "kind": {"SAE": "sparse autoencoder (SAE)"}.get(kind(config), kind(config)),
+            "reads": place(config.input_site),
+            "writes": place(config.output_site),
+            "reads_site": site_and_width(config.input_site, config.d_in),
+            "writes_site": site_and_width(config.output_site, config.d_out),
+            "normalization": NORMALIZATIONS[config.normalization],
+            "dtype": code(dtype_name(self.dictionaries[name])),
         }
 
     def _summary(self) -> Markdown | None:
@@ -470,11 +448,11 @@ class _Card:
         return shown
 
     def _usage(self) -> Markdown:
-        source = _literal(self.repo_id or ".")
-        where = "" if self.repo_id else "  # this folder; or the id of its repo on the Hub"
+        source = literal(self.repo_id or ".")
+        where = "" if self.repo_id else "  # this folder, or a repo's id"
         shown = self._shown()
-        base = _literal(self.base or "the base model's id")
-        revision = f", revision={_literal(self.revision)}" if self.revision and _is_hub_id(self.base) else ""
+        base = literal(self.base or "the base model's id")
+        revision = f", revision={literal(self.revision)}" if self.revision and is_hub_id(self.base) else ""
         splices = bool(shown) and self.base is not None
         imports = [*(["TranscoderSet"] if self.is_set else ["TranscoderModel"]), *(["splice"] if splices else [])]
         lines = [
@@ -493,7 +471,7 @@ class _Card:
         if not splices:
             config = next(iter(self.configs.values()))
             if self.is_set:
-                loading.append(f"transcoder = transcoders[{_literal(next(iter(self.configs)))}]")
+                loading.append(f"transcoder = transcoders[{literal(next(iter(self.configs)))}]")
             lines += [
                 *loading,
                 f"activations = torch.randn(1, {config.d_in})  # put the model's own activations here",
@@ -503,7 +481,7 @@ class _Card:
             return Markdown("\n".join(lines))
         used = "transcoders" if self.is_set else "transcoder"
         if self.is_set and len(shown) < len(self.configs):
-            loading.append(f"transcoder = transcoders[{_literal(next(iter(shown)))}]")
+            loading.append(f"transcoder = transcoders[{literal(next(iter(shown)))}]")
             used = "transcoder"
         site = next(iter(shown.values())).output_site
         lines += [
@@ -512,12 +490,15 @@ class _Card:
             *loading,
             "",
             'inputs = tokenizer("The capital of France is", return_tensors="pt")',
-            f'with splice(base, {used}, error="keep") as features:  # reads along; the model answers as before',
+            "",
+            "# Read features along the way: the model answers as before.",
+            f'with splice(base, {used}, error="keep") as features:',
             "    base(**inputs)",
-            f"strongest = features[{_literal(site)}][0, -1].topk(5)  # of the last token",
+            f"strongest = features[{literal(site)}][0, -1].topk(5)  # of the last token",
             "print(strongest.indices.tolist(), strongest.values.tolist())",
             "",
-            f'with splice(base, {used}, error="drop"):  # the reconstruction in place of the true activations',
+            "# Put the reconstruction in place of the true activations.",
+            f'with splice(base, {used}, error="drop"):',
             "    logits = base(**inputs).logits",
         ]
         return Markdown("\n".join(lines))
@@ -526,8 +507,8 @@ class _Card:
         if self.is_set:
             name = next(iter(self.configs))
             note = Markdown(
-                f"One dictionary alone: `TranscoderModel.from_pretrained({_literal(self.repo_id or '.')}, "
-                f"subfolder={_literal(name)})`."
+                f"One dictionary alone: `TranscoderModel.from_pretrained({literal(self.repo_id or '.')}, "
+                f"subfolder={literal(name)})`."
             )
             if len(self._shown()) < len(self.configs):
                 note = Markdown(note + " Dictionaries that write to one place are put into the model one at a time.")
@@ -540,8 +521,8 @@ class _Card:
         rows = [
             (
                 code(name),
-                code(c.input_site) if c.input_site else "-",
-                code(c.output_site) if c.output_site else "-",
+                place_and_name(c.input_site),
+                place_and_name(c.output_site),
                 f"{c.d_in} → {c.d_out}",
                 c.normalization,
                 "yes" if c.skip_connection else "no",
@@ -556,23 +537,23 @@ class _Card:
         dtypes = dict.fromkeys(s["base_model_dtype"] for s in self.summaries.values() if s.get("base_model_dtype"))
         if not dtypes:
             return Markdown("")
-        return Markdown(f"; the base model ran in {_listed(map(code, dtypes))} in training")
+        return Markdown(f"; the base model ran in {listed(map(code, dtypes))} in training")
 
     def _formulas(self) -> list[tuple[Markdown, Markdown]]:
-        formulas = {name: _formula(config) for name, config in self.configs.items()}
-        return [(Markdown(formulas[names[0]]), Markdown(_listed(map(code, names)))) for names in _grouped(formulas)]
+        formulas = {name: formula(config) for name, config in self.configs.items()}
+        return [(Markdown(formulas[names[0]]), listed(map(code, names))) for names in _grouped(formulas)]
 
     def _architecture(self) -> Markdown:
-        columns = {name: _architecture_facts(self.dictionaries[name]) for name in self.configs}
+        columns = {name: architecture_facts(config) for name, config in self.configs.items()}
         if self.only:
-            return table(("", ""), list(columns[self.only].items()), numbers=False)
-        heads = list(next(iter(columns.values())))
+            return table(("property", "value"), list(columns[self.only].items()), numbers=False)
+        heads = list(dict.fromkeys(head for facts in columns.values() for head in facts))
         # Facts that are the same everywhere take one line; the others a column.
-        varied = [head for head in heads if len({facts[head] for facts in columns.values()}) > 1]
+        varied = [head for head in heads if len({facts.get(head) for facts in columns.values()}) > 1]
         shared = [f"{head}: {escape(columns[next(iter(columns))][head])}" for head in heads if head not in varied]
         text = f"All of them: {'; '.join(shared)}." if shared else ""
         if varied:
-            rows = [(code(name), *(facts[head] for head in varied)) for name, facts in columns.items()]
+            rows = [(code(name), *(facts.get(head, "-") for head in varied)) for name, facts in columns.items()]
             text = table(("dictionary", *varied), rows, numbers=False) + ("\n\n" + text if text else "")
         return Markdown(text)
 
@@ -585,12 +566,20 @@ class _Card:
             every = len(names) == len(self.configs)
             groups.append(
                 {
-                    "names": None if every else Markdown(_listed(map(code, names))),
-                    "sentence": _training_sentence(summary, len(names)),
-                    "table": table(("", ""), _training_facts(summary), numbers=False),
+                    "names": None if every else listed(map(code, names)),
+                    "sentence": training_sentence(summary, len(names)),
+                    "table": table(("setting", "value"), self._training_facts(names[0]), numbers=False),
                 }
             )
         return groups
+
+    def _training_facts(self, name: str) -> list[tuple[str, str]]:
+        config, summary = self.configs[name], dict(self.summaries[name])
+        if not config.l1_coefficient and not config.l0_coefficient:
+            summary.pop("sparsity_warmup", None)
+        return [
+            (head, shown_value(summary[key])) for key, head in TRAINING_FACTS.items() if summary.get(key) is not None
+        ]
 
     def _train_log(self) -> list[dict[str, float]]:
         """Entries of the training log under their plain names: `step`, `tokens`, `<dictionary>/fvu`."""
@@ -626,7 +615,7 @@ class _Card:
         if not entries:
             return None
         runtime = self.run.latest().get("train/train_runtime")
-        took = f" The run took {runtime / 60:,.1f} minutes." if runtime else ""
+        took = f" The run took {duration(runtime)}." if runtime else ""
         status = self.run.facts.get("status")
         ended = f" It ended as '{status}'." if status in ("failed", "interrupted") else ""
         shown = len(_thinned(entries))
@@ -635,8 +624,8 @@ class _Card:
 
     def _alerts(self) -> Markdown | None:
         titles = [one_line(alert["title"]) for alert in self.run.alerts] if self.run else []
-        counted = (f"{escape(title)} ({titles.count(title)})" for title in dict.fromkeys(titles))
-        return Markdown(_listed(counted)) if titles else None
+        counted = (f"{title} ({titles.count(title)})" for title in dict.fromkeys(titles))
+        return listed(counted) if titles else None
 
     # ------------------------------------------------------------------------------------------------ limits
 
@@ -670,14 +659,10 @@ class _Card:
             limits.append(f"Training also left out tokens whose activation is longer than {outlier:g} medians.")
         limits += self._dead_limits()
         data = dict.fromkeys(s["dataset"] for s in self.summaries.values() if s.get("dataset"))
-        trained = (
-            f"Trained on {_listed(map(escape, data))}" if data else "What text it was trained on was not recorded"
-        )
+        trained = f"Trained on {listed(data)}" if data else "What text it was trained on was not recorded"
         length = self._common("context_length")
-        limits.append(
-            f"{trained}{f', in blocks of {length} tokens' if length else ''}. Other kinds of text"
-            f"{', other languages and longer contexts' if length else ' and other languages'} were not measured."
-        )
+        contexts = f" and contexts of more than {length} tokens" if length else ""
+        limits.append(f"{trained}. Other kinds of text, other languages{contexts} were not measured.")
         limits += self._unmeasured_limits()
         return [Markdown(limit) for limit in limits]
 
@@ -690,8 +675,10 @@ class _Card:
         lines = []
         for report in self.reports:
             never = {name: entry["density_histogram"]["never_fired"] for name, entry in report.dictionaries.items()}
-            counts = _listed(
-                f"{count:,} of {self.configs[name].num_features:,}" + ("" if self.only else f" in {code(name)}")
+            counts = listed(
+                Markdown(
+                    f"{count:,} of {self.configs[name].num_features:,}" + ("" if self.only else f" in {code(name)}")
+                )
                 for name, count in never.items()
                 if count
             )
@@ -713,7 +700,7 @@ class _Card:
                 METRICS[m] for m in HEADLINE_METRICS if any(m not in metrics for metrics in self.metrics.values())
             ]
             if unknown:
-                missing.append(escape(_listed(unknown)) + " (where the table has a dash)")
+                missing.append(listed(unknown) + " (where the table has a dash)")
             if self.only is None and self.together is None:
                 missing.append("the language model with all dictionaries in place at once")
         missing.append("what single features mean: a name given to one is a hypothesis")
@@ -725,19 +712,19 @@ class _Card:
     def _environment(self) -> Markdown:
         lines = []
         for names in _grouped({name: s["versions"] for name, s in self.summaries.items() if s.get("versions")}):
-            lines.append(f"- Trained with {_versions(self.summaries[names[0]]['versions'])}" + self._which(names))
+            lines.append(f"- Trained with {versions_text(self.summaries[names[0]]['versions'])}" + self._which(names))
         for report in self.reports:
             protocol = report.protocol
             lines.append(
-                f"- Evaluated with {_versions(protocol['versions'])}, in {code(protocol['dtype'])} on "
+                f"- Evaluated with {versions_text(protocol['versions'])}, in {code(protocol['dtype'])} on "
                 f"{escape(protocol['device'])}" + self._which(report.dictionaries)
             )
         written = dict.fromkeys(config.format_version for config in self.configs.values())
-        lines.append(f"- Format of the files: {_listed(map(str, written))}, safetensors")
+        lines.append(f"- Format of the files: {listed(map(str, written))}, safetensors")
         return Markdown("\n".join(lines))
 
     def _which(self, names) -> str:
-        return "" if len(names) == len(self.configs) else f" ({_listed(map(code, names))})"
+        return "" if len(names) == len(self.configs) else f" ({listed(map(code, names))})"
 
     def _citation(self) -> Markdown:
         keys = []
@@ -745,7 +732,7 @@ class _Card:
             keys.append("sae" if config.is_autoencoder else "transcoder")
             keys += ["skip"] * config.skip_connection + ["matryoshka"] * bool(config.matryoshka_sizes)
             keys.append(config.activation)
-        papers = [_PAPERS[key] for key in dict.fromkeys(keys) if key in _PAPERS]
+        papers = [PAPERS[key] for key in dict.fromkeys(keys) if key in PAPERS]
         return Markdown(f"The methods: {'; '.join(papers)}. The library:")
 
     # ------------------------------------------------------------------------------------------------ pictures
@@ -769,175 +756,6 @@ class _Card:
             svg = plots.loss_curves(history, metric, title, METRICS[metric], names=names)
             if svg:
                 yield f"training-{metric}", title, svg
-
-
-# ------------------------------------------------------------------------------------------------ words
-
-
-def _place(site: str | None) -> Markdown:
-    """A site in words."""
-    if site is None:
-        return Markdown("activations of a place that was not recorded")
-    site = Site.parse(site)
-    if site.module is not None:
-        return Markdown(f"the {'input' if site.point == 'in' else 'output'} of the module {code(site.module)}")
-    return Markdown(_PLACES[site.point].format(site.layer))
-
-
-def _site(site: str | None, width: int) -> Markdown:
-    return Markdown(f"{code(site) + ', ' if site else ''}{width} wide")
-
-
-def _dtype(dictionary: TranscoderModel) -> str:
-    return str(dictionary.dtype).removeprefix("torch.")
-
-
-def _formula(config: TranscoderConfig) -> str:
-    """What the dictionary computes, one step a line."""
-    lines = []
-    scaled = config.normalization != "none"
-    x = "input"
-    if scaled:
-        lines.append("x        = (input - input_mean) / input_scale")
-        x = "x"
-    if config.pre_bias:
-        lines.append(f"x        = {x} - b_pre")
-        x = "x"
-    products = f"W_enc {x} + b_enc"
-    lines.append(
-        {
-            "relu": f"features = relu({products})",
-            "topk": f"features = relu(the {config.k} largest of {products})",
-            "batchtopk": f"features = {products} where above one threshold, else 0",
-            "jumprelu": f"features = {products} where above each feature's threshold, else 0",
-            "gated": f"features = relu(exp(r_mag) * W_enc {x} + b_mag) where {products} > 0, else 0",
-        }[config.activation].replace("features = ", "features = ")
-    )
-    output = "W_dec^T features"
-    if config.decoder_bias:
-        output += " + b_dec"
-    if config.skip_connection:
-        output += f" + W_skip {x}"
-    lines.append(f"output   = {output}" if not scaled else f"output   = ({output}) * output_scale + output_mean")
-    if config.tied:
-        lines.append("W_dec    = W_enc, its rows at unit norm")
-    return "\n".join(lines)
-
-
-def _sparsity(config: TranscoderConfig) -> str:
-    return {
-        "relu": f"ReLU, L1 coefficient {config.l1_coefficient:g}",
-        "topk": f"TopK, k = {config.k}",
-        "batchtopk": f"BatchTopK, k = {config.k} on average",
-        "jumprelu": f"JumpReLU, L0 coefficient {config.l0_coefficient:g}"
-        + (f", target L0 {config.target_l0:g}" if config.target_l0 is not None else ""),
-        "gated": f"gated, L1 coefficient {config.l1_coefficient:g}",
-    }[config.activation]
-
-
-def _architecture_facts(dictionary: TranscoderModel) -> dict[str, str]:
-    config = dictionary.config
-    facts = {
-        "kind": _Card._kind(config),
-        "features": f"{config.num_features:,} ({config.num_features / config.d_in:g} times the input width)",
-        "activation": _sparsity(config),
-        "decoder": (
-            "tied to the encoder"
-            if config.tied
-            else f"rows {'at unit norm' if config.decoder_norm == 'unit' else 'of free norm'}"
-        )
-        + ("" if config.decoder_bias else ", no bias"),
-        "loss": _LOSSES[config.loss_reduction],
-        "AuxK coefficient": f"{config.auxk_coefficient:g} ({config.auxk} dead features a token)"
-        if config.auxk_coefficient
-        else "0",
-        "parameters": f"{sum(p.numel() for p in dictionary.parameters()):,}",
-    }
-    if config.matryoshka_sizes:
-        facts["Matryoshka prefixes"] = ", ".join(f"{size:,}" for size in config.matryoshka_sizes)
-    return facts
-
-
-def _training_sentence(summary: Mapping[str, Any], count: int) -> Markdown:
-    data = escape(summary["dataset"]) if summary.get("dataset") else "text whose name was not recorded"
-    rows = (
-        f" ({summary['dataset_rows']:,} blocks of {summary['context_length']} tokens)"
-        if summary.get("dataset_rows")
-        else ""
-    )
-    tokens = f"{summary['tokens']:,} tokens" if summary.get("tokens") is not None else "tokens that were not counted"
-    together = f" {count} dictionaries learned on the same forward passes of the base model." if count > 1 else ""
-    return Markdown(f"Trained on activations of {tokens} from {data}{rows}, shuffled.{together}")
-
-
-# Key of the training summary -> what a reader calls it.
-_TRAINING_FACTS = {
-    "tokens": "tokens",
-    "steps": "optimizer steps",
-    "batch_tokens": "tokens of a step",
-    "learning_rate": "learning rate",
-    "lr_scheduler": "learning rate schedule",
-    "warmup_steps": "warm-up steps",
-    "optimizer": "optimizer",
-    "weight_decay": "weight decay",
-    "max_grad_norm": "gradient clipped at norm",
-    "sparsity_warmup": "share of the run in which penalties rise",
-    "dead_after_tokens": "tokens of silence after which a feature counts as dead",
-    "precision": "precision of the dictionary's products",
-    "base_model_dtype": "precision of the base model",
-    "buffer_tokens": "tokens shuffled together",
-    "processes": "processes",
-    "device": "device",
-    "seed": "seed",
-}
-
-
-def _training_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    def shown(value):
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f"{value:,}"
-        return f"{value:g}" if isinstance(value, float) else str(value)
-
-    return [(name, shown(summary[key])) for key, name in _TRAINING_FACTS.items() if summary.get(key) is not None]
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    order = ("hf_transcoders", "transformers", "torch")
-    known = sorted(versions, key=lambda name: (order.index(name) if name in order else len(order), name))
-    return ", ".join(f"{escape(name)} {escape(versions[name])}" for name in known)
-
-
-def _listed(words: Iterable[str]) -> str:
-    *first, last = list(words) or [""]
-    joined = f"{', '.join(first)} and {last}" if first else last
-    return (
-        Markdown(joined)
-        if first and all(isinstance(w, Markdown) for w in first) or isinstance(last, Markdown)
-        else joined
-    )
-
-
-def _literal(text: str) -> str:
-    """A text as Python (and JSON) writes it, on one line."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
-
-
-def _is_hub_id(name: str | None) -> bool:
-    """Whether this can be the id of a repo; a folder's path is none."""
-    if not isinstance(name, str):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-# ------------------------------------------------------------------------------------------------ small tools
 
 
 def _seal(text: str) -> str:
@@ -970,14 +788,11 @@ def _thinned(entries: Sequence, rows: int = _LOG_ROWS) -> list:
 
 
 def _standalone(svg: str) -> str:
-    """A chart as a file: dark on white, whatever page shows it."""
+    """A chart as a file: of its own size, dark on white, whatever page shows it."""
     opening, body = svg.split("\n", 1)
-    return (
-        opening.replace("<svg ", '<svg color="#1f2328" ', 1)
-        + '\n<rect width="100%" height="100%" fill="#fff"/>\n'
-        + body
-        + "\n"
-    )
+    _, _, width, height = re.search(r'viewBox="([^"]*)"', opening)[1].split()
+    opening = opening.replace("<svg ", f'<svg width="{width}" height="{height}" color="#1f2328" ', 1)
+    return f'{opening}\n<rect width="100%" height="100%" fill="#fff"/>\n{body}\n'
 
 
 def _write(path: Path, text: str) -> Path:

@@ -303,11 +303,11 @@ def test_text_from_outside_cannot_become_markup_or_metadata(base):
     assert data.license is None and data.library_name == "hf_transcoders"
     assert data.eval_results[0].dataset_name.startswith("<script>")
     _, _, body = card[4:].partition("\n---\n")
-    assert body.startswith("\n# ") and body.count("\n# ") == 1
     # Outside of code, where nothing is markup.
     prose = re.sub(r"```.*?\n```|(`+)(?!`).*?(?<!`)\1(?!`)", "", body, flags=re.DOTALL)
     assert "<script" not in prose and "[x](" not in prose and "**b**" not in prose
     assert "&lt;script&gt;" in prose
+    assert body.startswith("\n# ") and prose.count("\n# ") == 1
     tables = [line for line in prose.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {3}
 

@@ -71,17 +71,18 @@ def main():
 def the_hub():
     """The Hub, if it answers to this machine's token; else one on this machine."""
     api = HfApi()
-    try:
-        user = api.whoami()["name"] if get_token() else None
-    except Exception as error:
-        print(f"The Hub does not answer ({type(error).__name__}).")
-        user = None
-    if user is not None:
-        print(f"Pushing to {api.endpoint} as {user}.")
-        yield api.endpoint
-        return
+    reason = "You are not logged in to the Hub"
+    if get_token():
+        try:
+            user = api.whoami()["name"]
+        except Exception as error:
+            reason = f"The Hub at {api.endpoint} does not answer ({type(error).__name__})"
+        else:
+            print(f"Pushing to {api.endpoint} as {user}.")
+            yield api.endpoint
+            return
     with local_hub() as hub:
-        print(f"Pushing to a local server at {hub.url} instead; what is pushed there goes when this script ends.")
+        print(f"{reason}: pushing to a local server at {hub.url}, where nothing stays when this script ends.")
         yield hub.url
 
 
@@ -96,8 +97,15 @@ def train(output_dir, max_tokens):
         TranscoderModel(config),
         base,
         TranscoderTrainingArguments(
-            output_dir, max_tokens=max_tokens, save_strategy="no", eval_tokens=4000, eval_loss_tokens=2000
-        ),
+            output_dir,
+            max_tokens=max_tokens,
+            buffer_tokens=8192,
+            initialization_tokens=4096,
+            per_device_train_batch_size=1024,
+            save_strategy="no",
+            eval_tokens=2000,
+            eval_loss_tokens=500,
+        ),  # fmt: skip
         train_dataset=texts["train"],
         eval_dataset=texts["test"],
         processing_class=AutoTokenizer.from_pretrained(path),

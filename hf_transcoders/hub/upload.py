@@ -154,6 +154,8 @@ def push_folder(
     with contextlib.ExitStack() as stack:
         if remote_code:
             folder = stack.enter_context(_with_remote_code(folder))
+        # Before anything happens on the Hub: it says what is wrong with a folder that holds no dictionary.
+        files = dictionary_files(folder)
         stack.enter_context(hub_errors(repo_id, token))
         api = HfApi(token=token, library_name="hf_transcoders")
         if not create_pr:
@@ -164,7 +166,7 @@ def push_folder(
         def read(path: str) -> str:
             return Path(api.hf_hub_download(repo_id, path, revision=info.sha)).read_text(encoding="utf-8")
 
-        new: dict[str, Path | bytes] = {prefix + path: local for path, local in dictionary_files(folder).items()}
+        new: dict[str, Path | bytes] = {prefix + path: local for path, local in files.items()}
         # transformers looks for code at the top of a repo only.
         new |= {path.removeprefix(prefix): local for path, local in new.items() if path[len(prefix) :] in CODE_FILES}
         new |= {prefix + path: local for path, local in (records or {}).items()}

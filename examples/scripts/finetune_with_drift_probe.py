@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="train all weights instead of LoRA adapters")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--probe-tokens", type=int, default=8_192)
     parser.add_argument("--report-to", default="trackio")
     parser.add_argument("--output-dir", default="runs/drift")
     args = parser.parse_args()
@@ -88,8 +89,8 @@ def main():
         prose["test"],
         tokenizer,
         task_metrics=lambda model: {"capitals_known": capitals_known(model, tokenizer)},
-        max_tokens=8_192,
-        max_loss_tokens=2_048,
+        max_tokens=args.probe_tokens,
+        max_loss_tokens=args.probe_tokens // 4,
     )
     trainer = Trainer(
         model,
@@ -107,7 +108,7 @@ def main():
             project="drift",
         ),
         train_dataset=code["train"],
-        eval_dataset=code["test"].select(range(16)),
+        eval_dataset=code["test"].select(range(8)),
         processing_class=tokenizer,
         callbacks=[probe],
     )

@@ -38,6 +38,9 @@ logger = logging.get_logger(__name__)
 
 # Groups of blocks that the jackknife leaves out in turn.
 _MAX_GROUPS = 32
+# Before and after together. Features that fire less often are not judged: of a handful of firings the jackknife takes the
+# spread for smaller than it is.
+_MIN_FIRINGS = 20
 # Of the features that are listed as changed, the share that may have been listed by chance.
 _FALSE_DISCOVERY_RATE = 0.05
 # Places in which a feature fires most that its label is made of.
@@ -91,7 +94,8 @@ class DriftReport:
             For each dictionary, of the old transcoder on the activations of now: `fvu`, `normalized_mse`, `l0`;
             `ce_spliced`, the cross-entropy of the model of now with the reconstruction in place of the true output;
             `kl_spliced`, the divergence of its predictions by that; and `features_changed`, the share of its features
-            that fire otherwise, beyond what chance explains.
+            that fire otherwise, beyond what chance explains (of those that fire at least 20 times, before and after
+            together; more probe text judges more of them).
         model (`dict[str, float]`):
             `ce`, the cross-entropy of the model itself; `kl`, the mean KL divergence of its predictions from those at
             the baseline, in nats; `top1_agreement` with them.
@@ -367,6 +371,7 @@ class DriftProbe:
                 "kl_tokens": sum(map(len, before.kl_logits)),
                 "groups": len(self.groups),
                 "false_discovery_rate": _FALSE_DISCOVERY_RATE,
+                "min_firings": _MIN_FIRINGS,
             },
         )
 
@@ -526,13 +531,15 @@ class _Changes:
         self.log_mean, self.log_mean_error = change(_log_mean)
 
     def p_values(self) -> Tensor:
-        """`(2, num_features)`: of the firing rates, and of the mean activations."""
-        return torch.stack(
+        """`(2, num_features)`: of the firing rates, and of the mean activations; 1 for features that fire too rarely."""
+        p_values = torch.stack(
             [
                 _p_value(self.log_odds, self.log_odds_error, self.groups),
                 _p_value(self.log_mean, self.log_mean_error, self.groups),
             ]
         )
+        firings = self.before[0].sum(0) + self.after[0].sum(0)
+        return p_values.where(firings >= _MIN_FIRINGS, 1.0)
 
     def sizes(self) -> Tensor:
         """The change that there is at least, with 95% confidence: the larger of the two, in nats."""

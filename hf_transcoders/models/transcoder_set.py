@@ -108,6 +108,7 @@ class TranscoderSet(nn.Module):
         dead_features: Mapping[str, torch.LongTensor] | None = None,
         sparsity_scale: float = 1.0,
         output_features: bool = True,
+        across_processes: bool = False,
     ) -> TranscoderSetOutput:
         """
         Args:
@@ -117,6 +118,7 @@ class TranscoderSet(nn.Module):
                 Dictionary name -> features for its AuxK loss.
             sparsity_scale (`float`, *optional*, defaults to 1.0): Factor on L1 and L0 penalties.
             output_features (`bool`, *optional*, defaults to `True`): Whether to return all features densely.
+            across_processes (`bool`, *optional*, defaults to `False`): See [`TranscoderModel.forward`].
 
         Returns:
             [`TranscoderSetOutput`]
@@ -133,6 +135,7 @@ class TranscoderSet(nn.Module):
                 dead_features=(dead_features or {}).get(name),
                 sparsity_scale=sparsity_scale,
                 output_features=output_features,
+                across_processes=across_processes,
             )
             for name, model in self.items()
         }

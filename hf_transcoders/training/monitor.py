@@ -22,8 +22,9 @@ class DictionaryMonitor:
         self.dead_after_tokens = dead_after_tokens
         self.reconstruction = ReconstructionStatistics(model.config.d_out, device)
         self.features = FeatureStatistics(features, device)
+        # Sums over tokens, so that batches of any size add up.
         self.losses: dict[str, torch.Tensor] = {}
-        self.batches = 0
+        self.tokens_since_log = 0
         self.grad_norm = torch.zeros((), device=device)
         self.steps = 0
         # State that a checkpoint keeps.
@@ -49,8 +50,8 @@ class DictionaryMonitor:
                 .bool()
             )
         for name, value in output.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach()
-        self.batches += 1
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach() * tokens
+        self.tokens_since_log += tokens
         self.tokens += tokens
 
     @torch.no_grad()
@@ -69,10 +70,11 @@ class DictionaryMonitor:
 
     def pop(self) -> dict[str, float]:
         """Metrics since the last call, over all processes."""
-        if self.batches == 0:
+        if self.tokens_since_log == 0:
             return {}
         self._sum_over_processes()
-        sums = {name: value / self.batches for name, value in self.losses.items()}
+        tokens = self.reconstruction.tokens
+        sums = {name: value / tokens for name, value in self.losses.items()}
         sums["loss"] = sum(sums.values())
         sums["grad_norm"] = self.grad_norm / max(self.steps, 1)
         values = torch.stack([value.float() for value in sums.values()]).tolist()
@@ -85,19 +87,15 @@ class DictionaryMonitor:
         metrics["dead_fraction"] = self.dead_features.numel() / self.tokens_since_fired.numel()
         self.reconstruction.reset()
         self.features.reset()
-        self.losses, self.batches, self.steps = {}, 0, 0
+        self.losses, self.tokens_since_log, self.steps = {}, 0, 0
         self.grad_norm.zero_()
         return metrics
 
     def _sum_over_processes(self) -> None:
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return
-        for total in (*self.reconstruction.sums.values(), *self.features.sums.values()):
+        for total in (*self.reconstruction.sums.values(), *self.features.sums.values(), *self.losses.values()):
             dist.all_reduce(total)
-        # Every process has the same number of batches, so that means of means are means.
-        for value in self.losses.values():
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps, as tensors: running sums too, so that the next log is that of an unbroken run."""
@@ -106,7 +104,7 @@ class DictionaryMonitor:
             "fired": self.fired,
             "dead_features": self.dead_features,
             "grad_norm": self.grad_norm,
-            "counts": torch.tensor([self.tokens, self.batches, self.steps]),
+            "counts": torch.tensor([self.tokens, self.tokens_since_log, self.steps]),
         }
         state |= {f"losses.{name}": value for name, value in self.losses.items()}
         state |= {f"reconstruction.{name}": value for name, value in self.reconstruction.sums.items()}
@@ -116,7 +114,7 @@ class DictionaryMonitor:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         device = self.tokens_since_fired.device
         state = {name: value.to(device) for name, value in state.items()}
-        self.tokens, self.batches, self.steps = state.pop("counts").tolist()
+        self.tokens, self.tokens_since_log, self.steps = state.pop("counts").tolist()
         for name in ("tokens_since_fired", "fired", "dead_features", "grad_norm"):
             setattr(self, name, state.pop(name))
         for key, value in state.items():
@@ -125,3 +123,25 @@ class DictionaryMonitor:
                 self.losses[name] = value
             else:
                 getattr(self, part).sums[name] = value
+
+
+def share_out(states: list[dict[str, torch.Tensor]], rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """
+    The state of one of `world_size` monitors that go on where others, of another number of processes, stood.
+
+    Args:
+        states (`list[dict[str, torch.Tensor]]`): What [`~DictionaryMonitor.state_dict`] gave in every process.
+        rank, world_size (`int`): The process that goes on, and how many there are now.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Sums over tokens go to the first process, which is as good as any other.
+    """
+    state = dict(states[0])
+    state["fired"] = torch.stack([s["fired"] for s in states]).any(0)
+    counts = torch.stack([s["counts"] for s in states])
+    state["counts"] = torch.cat([counts[:, :2].sum(0) // world_size, counts[0, 2:]])
+    for name in state:
+        if "." in name:
+            total = torch.stack([s[name] for s in states]).sum(0)
+            state[name] = total if rank == 0 else torch.zeros_like(total)
+    return state

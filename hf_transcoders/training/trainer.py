@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
-from ..data.activations import ActivationStream
+from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
@@ -24,7 +24,7 @@ from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
-from .monitor import DictionaryMonitor
+from .monitor import DictionaryMonitor, share_out
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
 
 
@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 # Optimizer steps between two looks at which features are dead; a look waits for the device.
 _REFRESH_STEPS = 16
 _MONITOR_STATE = "monitors_{rank}.safetensors"
-_STREAM_STATE = "activation_stream_{rank}.json"
+_STREAM_STATE = "activation_stream_{shard}.json"
 
 
 class TranscoderTrainer(Trainer):
@@ -106,7 +106,7 @@ class TranscoderTrainer(Trainer):
         # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
         # text's special tokens into the dictionary's configuration.
         self.tokenizer = processing_class
-        self.stream: ActivationStream | None = None
+        self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._resume_from: str | None = None
         train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
@@ -160,17 +160,18 @@ class TranscoderTrainer(Trainer):
             return []
         return list(self.tokenizer.all_special_ids)
 
-    def get_train_dataloader(self) -> ActivationStream:
+    def get_train_dataloader(self) -> ShardedStream:
         """The stream of activation batches, at the place where the run is."""
         if self.stream is None:
             args = self.args
-            self.stream = ActivationStream(
+            self.stream = ShardedStream(
                 self.make_harvester(self.train_dataset),
                 batch_size=args.per_device_train_batch_size,
-                buffer_tokens=args.buffer_tokens,
-                seed=args.data_seed if args.data_seed is not None else args.seed,
+                num_shards=args.data_shards,
                 rank=args.process_index,
                 world_size=args.world_size,
+                buffer_tokens=args.buffer_tokens,
+                seed=args.data_seed if args.data_seed is not None else args.seed,
                 progress=not args.disable_tqdm and args.process_index == 0,
             )
         return self.stream
@@ -225,7 +226,9 @@ class TranscoderTrainer(Trainer):
         for name, dictionary in self.dictionaries.items():
             config = dictionary.config
             dictionary.initialize_from_activations_(sample[config.input_site], sample[config.output_site])
-            # Parameters come from the first process when the model is wrapped; this number lies in the configuration.
+            # All start as the first process, whose sample is that of the first shard, however many processes there are.
+            for value in dictionary.state_dict().values():
+                broadcast(value)
             config.target_variance = broadcast_object_list([config.target_variance])[0]
             if config.l1_coefficient:
                 effective = dictionary.effective_l1_coefficient()
@@ -247,8 +250,11 @@ class TranscoderTrainer(Trainer):
         """
         dead = {name: monitor.dead_features for name, monitor in self.monitors.items()}
         scale = self._sparsity_scale()
+        across = self.args.world_size > 1
         if isinstance(self.model, TranscoderSet):
-            result = model(inputs, dead_features=dead, sparsity_scale=scale, output_features=False)
+            result = model(
+                inputs, dead_features=dead, sparsity_scale=scale, output_features=False, across_processes=across
+            )
             outputs = result.outputs
         else:
             (name,) = self.dictionaries
@@ -259,13 +265,14 @@ class TranscoderTrainer(Trainer):
                 dead_features=dead.get(name),
                 sparsity_scale=scale,
                 output_features=not config.is_sparse,
+                across_processes=across,
             )
             outputs = {name: result}
         for name, monitor in self.monitors.items():
             monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name])
         for name, dictionary in self.dictionaries.items():
             if dictionary.config.activation == "batchtopk":
-                dictionary.update_threshold_(outputs[name].feature_values)
+                dictionary.update_threshold_(outputs[name].feature_values, across_processes=across)
         return (result.loss, outputs) if return_outputs else result.loss
 
     def _sparsity_scale(self) -> float:
@@ -424,7 +431,9 @@ class TranscoderTrainer(Trainer):
             for key, value in monitor.state_dict().items()
         }
         save_file(monitors, os.path.join(partial, _MONITOR_STATE.format(rank=rank)))
-        Path(partial, _STREAM_STATE.format(rank=rank)).write_text(json.dumps(self.stream.state_dict()))
+        for shard, stream in self.stream.state_dict().items():
+            state = {**stream, "tokens_per_step": self.args.tokens_per_step}
+            Path(partial, _STREAM_STATE.format(shard=shard)).write_text(json.dumps(state))
         self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
@@ -466,13 +475,38 @@ class TranscoderTrainer(Trainer):
             dictionary.config.target_variance = saved[name].config.target_variance
         if not self.monitors:
             return  # The best model is loaded after training; there is nothing to continue.
-        rank = self.args.process_index
-        monitors = load_file(os.path.join(resume_from_checkpoint, _MONITOR_STATE.format(rank=rank)))
+        self._load_monitors(resume_from_checkpoint)
+        self._load_stream(resume_from_checkpoint)
+
+    def _load_monitors(self, checkpoint: str) -> None:
+        rank, world_size = self.args.process_index, self.args.world_size
+        files = [
+            os.path.join(checkpoint, _MONITOR_STATE.format(rank=number))
+            for number in range(len(list(Path(checkpoint).glob(_MONITOR_STATE.format(rank="*")))))
+        ]
+        states = [load_file(files[rank])] if len(files) == world_size else [load_file(file) for file in files]
         for name, monitor in self.monitors.items():
             prefix = f"{name}/"
-            monitor.load_state_dict({k.removeprefix(prefix): v for k, v in monitors.items() if k.startswith(prefix)})
-        stream = json.loads(Path(resume_from_checkpoint, _STREAM_STATE.format(rank=rank)).read_text())
-        self.get_train_dataloader().load_state_dict(stream)
+            own = [{k.removeprefix(prefix): v for k, v in s.items() if k.startswith(prefix)} for s in states]
+            monitor.load_state_dict(own[0] if len(files) == world_size else share_out(own, rank, world_size))
+
+    def _load_stream(self, checkpoint: str) -> None:
+        stream = self.get_train_dataloader()
+        states = {}
+        for shard in stream.shards:
+            file = Path(checkpoint, _STREAM_STATE.format(shard=shard))
+            if not file.exists():
+                raise TranscoderError(
+                    f"The checkpoint has {len(list(file.parent.glob(_STREAM_STATE.format(shard='*'))))} data shards and "
+                    f"this run has {self.args.data_shards}: resume with the `data_shards` of the checkpoint."
+                )
+            states[shard] = json.loads(file.read_text())
+            if (tokens := states[shard].pop("tokens_per_step")) != self.args.tokens_per_step:
+                raise TranscoderError(
+                    f"The checkpoint was made with {tokens} tokens per step and this run has {self.args.tokens_per_step}: "
+                    "choose batch size, accumulation and processes so that their product is the same, or start anew."
+                )
+        stream.load_state_dict(states)
 
 
 class _StepCallback(TrainerCallback):

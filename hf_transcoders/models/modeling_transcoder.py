@@ -319,9 +319,7 @@ class TranscoderModel(PreTrainedModel):
             variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
         return squared.sum(-1) / variance
 
-    def _losses(
-        self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes
-    ):
+    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
         config = self.config
         if config.matryoshka_sizes:
             per_token = self._matryoshka_error(rows, targets, encoded, mask)

@@ -1,18 +1,15 @@
 """A Trainer whose batches are activations of a language model."""
 
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.activations import ShardedStream
@@ -24,19 +21,19 @@ from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
-from .monitor import DictionaryMonitor, share_out
+from .checkpoints import ExactCheckpoints
+from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
+from .sharding import gathered, is_sharded, shard_, whole
 
 
 logger = logging.get_logger(__name__)
 
 # Optimizer steps between two looks at which features are dead; a look waits for the device.
 _REFRESH_STEPS = 16
-_MONITOR_STATE = "monitors_{rank}.safetensors"
-_STREAM_STATE = "activation_stream_{shard}.json"
 
 
-class TranscoderTrainer(Trainer):
+class TranscoderTrainer(ExactCheckpoints, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 
@@ -113,6 +110,10 @@ class TranscoderTrainer(Trainer):
         eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
         if args.max_steps <= 0:
             args.max_steps = _count_steps(args, train_dataset)
+        if args.fsdp:
+            _check_fsdp(args)
+            # The trainer shards the dictionaries itself, in the same way on every device.
+            args.fsdp_plugin_args = None
         # The stream continues by itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
         super().__init__(
@@ -203,6 +204,10 @@ class TranscoderTrainer(Trainer):
                 f"{resume_from_checkpoint} is no checkpoint (it has no trainer_state.json): give a `checkpoint-…` folder "
                 "of an earlier run."
             )
+        if is_sharded(self.model):
+            raise TranscoderError(
+                "This trainer has sharded its dictionaries already: make a new one to train them again."
+            )
         self._resume_from = resume_from_checkpoint or None
         self.stream = None
         window = self.args.dead_window(self.args.max_steps)
@@ -218,7 +223,18 @@ class TranscoderTrainer(Trainer):
                 self._load_from_checkpoint(self._resume_from)
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
+        if self.args.fsdp:
+            self._shard_dictionaries()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _shard_dictionaries(self) -> None:
+        # Before the optimizer is made, which then is one of shards. accelerate would leave it out on CPUs, and would shard
+        # a set as one piece.
+        args = self.args
+        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}
+        shard_(self.model, args.device.type, args.world_size, **resharded)
+        # Autocast, but no DistributedDataParallel around it.
+        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     def _initialize_dictionaries(self) -> None:
         """Measures scales and biases on the first block and says what the coefficients amount to."""
@@ -281,12 +297,12 @@ class TranscoderTrainer(Trainer):
 
     def _clip_grad_norm(self, model):
         """Clips each dictionary by itself; returns the norm over all, before clipping."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients(self.optimizer)
         norms = []
         for name, dictionary in self.dictionaries.items():
-            norm = torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self.args.max_grad_norm)
+            norm = whole(torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self.args.max_grad_norm))
             self.monitors[name].grad_norm += norm
             self.monitors[name].steps += 1
             norms.append(norm)
@@ -350,7 +366,7 @@ class TranscoderTrainer(Trainer):
             special_token_ids=self._special_token_ids(),
             progress=not args.disable_tqdm,
         )
-        return evaluator.evaluate(self.dictionaries)
+        return evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
@@ -382,11 +398,17 @@ class TranscoderTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """Writes the dictionary or set, and the arguments as JSON (the Trainer's own file would be a pickle)."""
         output_dir = output_dir or self.args.output_dir
-        if not self.args.should_save:
-            return
         for dictionary in self.dictionaries.values():
             dictionary.config.training_summary = self._training_summary()
-        self.model.save_pretrained(output_dir)
+        # Every process takes part in gathering sharded ones.
+        dictionaries = {name: gathered(dictionary) for name, dictionary in self.dictionaries.items()}
+        if not self.args.should_save:
+            return
+        if isinstance(self.model, TranscoderSet):
+            TranscoderSet(dictionaries).save_pretrained(output_dir)
+        else:
+            (dictionary,) = dictionaries.values()
+            dictionary.save_pretrained(output_dir)
         with atomic_file(Path(output_dir) / "training_args.json") as partial:
             partial.write_text(self.args.to_json_string())
 
@@ -408,106 +430,6 @@ class TranscoderTrainer(Trainer):
             "seed": args.seed,
         }
 
-    def _get_output_dir(self, trial) -> str:
-        # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
-        directory = super()._get_output_dir(trial)
-        return os.path.join(directory, ".partial") if self._saving_checkpoint else directory
-
-    _saving_checkpoint = False
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint in full and only then gives it its name, so that a broken one is never found."""
-        output_dir = super()._get_output_dir(trial)
-        name = f"checkpoint-{self.state.global_step}"
-        partial = os.path.join(output_dir, ".partial", name)
-        if self.args.should_save:
-            shutil.rmtree(os.path.dirname(partial), ignore_errors=True)
-            os.makedirs(partial)
-        self.accelerator.wait_for_everyone()
-        rank = self.args.process_index
-        monitors = {
-            f"{dictionary}/{key}": value
-            for dictionary, monitor in self.monitors.items()
-            for key, value in monitor.state_dict().items()
-        }
-        save_file(monitors, os.path.join(partial, _MONITOR_STATE.format(rank=rank)))
-        for shard, stream in self.stream.state_dict().items():
-            state = {**stream, "tokens_per_step": self.args.tokens_per_step}
-            Path(partial, _STREAM_STATE.format(shard=shard)).write_text(json.dumps(state))
-        self._saving_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            final = os.path.join(output_dir, name)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            shutil.rmtree(os.path.dirname(partial), ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=output_dir,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Weights, dead-feature counts, running metrics and the place in the data."""
-        if isinstance(self.model, TranscoderSet):
-            saved = dict(TranscoderSet.from_pretrained(resume_from_checkpoint).items())
-        else:
-            saved = {next(iter(self.dictionaries)): TranscoderModel.from_pretrained(resume_from_checkpoint)}
-        if set(saved) != set(self.dictionaries):
-            raise TranscoderError(
-                f"The checkpoint holds {', '.join(saved)} and this run trains {', '.join(self.dictionaries)}: resume with "
-                "the same dictionaries."
-            )
-        for name, dictionary in self.dictionaries.items():
-            try:
-                dictionary.load_state_dict(saved[name].state_dict())
-            except RuntimeError as error:
-                raise TranscoderError(
-                    f"The checkpoint's '{name}' has other sizes than the one of this run: resume with the same "
-                    "configuration."
-                ) from error
-            dictionary.config.target_variance = saved[name].config.target_variance
-        if not self.monitors:
-            return  # The best model is loaded after training; there is nothing to continue.
-        self._load_monitors(resume_from_checkpoint)
-        self._load_stream(resume_from_checkpoint)
-
-    def _load_monitors(self, checkpoint: str) -> None:
-        rank, world_size = self.args.process_index, self.args.world_size
-        files = [
-            os.path.join(checkpoint, _MONITOR_STATE.format(rank=number))
-            for number in range(len(list(Path(checkpoint).glob(_MONITOR_STATE.format(rank="*")))))
-        ]
-        states = [load_file(files[rank])] if len(files) == world_size else [load_file(file) for file in files]
-        for name, monitor in self.monitors.items():
-            prefix = f"{name}/"
-            own = [{k.removeprefix(prefix): v for k, v in s.items() if k.startswith(prefix)} for s in states]
-            monitor.load_state_dict(own[0] if len(files) == world_size else share_out(own, rank, world_size))
-
-    def _load_stream(self, checkpoint: str) -> None:
-        stream = self.get_train_dataloader()
-        states = {}
-        for shard in stream.shards:
-            file = Path(checkpoint, _STREAM_STATE.format(shard=shard))
-            if not file.exists():
-                raise TranscoderError(
-                    f"The checkpoint has {len(list(file.parent.glob(_STREAM_STATE.format(shard='*'))))} data shards and "
-                    f"this run has {self.args.data_shards}: resume with the `data_shards` of the checkpoint."
-                )
-            states[shard] = json.loads(file.read_text())
-            if (tokens := states[shard].pop("tokens_per_step")) != self.args.tokens_per_step:
-                raise TranscoderError(
-                    f"The checkpoint was made with {tokens} tokens per step and this run has {self.args.tokens_per_step}: "
-                    "choose batch size, accumulation and processes so that their product is the same, or start anew."
-                )
-        stream.load_state_dict(states)
-
 
 class _StepCallback(TrainerCallback):
     """What every optimizer step of a dictionary needs before and after it."""
@@ -527,6 +449,20 @@ class _StepCallback(TrainerCallback):
         if state.global_step % _REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()
+
+
+def _check_fsdp(args: TranscoderTrainingArguments) -> None:
+    config = args.fsdp_config
+    if int(config.get("version", 2)) != 2 or config.get("cpu_offload") or config.get("activation_checkpointing"):
+        raise TranscoderError(
+            "Dictionaries are sharded by FSDP version 2, without CPU offload and activation checkpointing: leave these "
+            "out of `fsdp_config`."
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise TranscoderError(
+            "accelerate's own FSDP would shard the dictionaries a second time: launch without `--use_fsdp` and give the "
+            "trainer `fsdp=True`."
+        )
 
 
 def _check_fits(name: str, dictionary: TranscoderModel, base_model) -> None:

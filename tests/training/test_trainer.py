@@ -361,7 +361,7 @@ class TestMistakes:
 
     def test_resume_with_other_data_settings(self, base, tmp_path):
         make_trainer(base, tmp_path, save_strategy="steps", save_steps=6).train()
-        with pytest.raises(TranscoderError, match="batch size 32 and this run has 16"):
+        with pytest.raises(TranscoderError, match="32 tokens per step and this run has 16"):
             make_trainer(base, tmp_path, per_device_train_batch_size=16).train(resume_from_checkpoint=True)
 
     def test_nan_activations_stop_the_run(self, tmp_path):

@@ -33,7 +33,7 @@ class TranscoderOutput(ModelOutput):
             Sum of all loss terms.
         reconstruction (`torch.FloatTensor` of shape `(..., d_out)`):
             The predicted activations, in the units of the output site.
-        features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, returned unless `output_features=False`):
+        features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, see `output_features`):
             Feature activations.
         feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
             The active features and their numbers.
@@ -248,7 +248,8 @@ class TranscoderModel(PreTrainedModel):
             sparsity_scale (`float`, *optional*, defaults to 1.0):
                 Factor on L1 and L0 penalties, for their warm-up.
             output_features (`bool`, *optional*, defaults to `True`):
-                Whether to return all features densely. Training does without where the activation is sparse.
+                Whether to return all features densely. Training does without where the activation is sparse; one that
+                computes all of them returns them anyway.
             across_processes (`bool`, *optional*, defaults to `False`):
                 Whether the batch is one part of a larger one that all processes of a run share. What a loss takes from the
                 whole batch (the energy AuxK is measured in, the L0 that `target_l0` aims at) is then averaged over all of
@@ -280,7 +281,9 @@ class TranscoderModel(PreTrainedModel):
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
         if config.activation == "topk":
             values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
-        features = encoded.to_dense(config.num_features).view(*lead, config.num_features) if output_features else None
+        features = None
+        if output_features or encoded.dense is not None:
+            features = encoded.to_dense(config.num_features).view(*lead, config.num_features)
         return TranscoderOutput(
             loss=loss,
             reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),

@@ -131,7 +131,7 @@ class ExactCheckpoints:
             return
         # As one file that any number of processes can resume from; every process takes part in gathering it.
         state = self.optimizer.state_dict()
-        state = {**state, "state": whole(state["state"])}
+        state = {**state, "state": whole(state["state"], "cpu" if self.args.should_save else "meta")}
         if self.args.should_save:
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))

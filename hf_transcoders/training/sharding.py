@@ -37,12 +37,20 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole(value):
-    """A sharded tensor as a plain one, in every process at once; anything else as it is, and dictionaries inside out."""
+def whole(value, device: str | torch.device | None = None):
+    """
+    A sharded tensor as a plain one, or a dictionary of them, in every process at once.
+
+    Args:
+        value: A tensor, a dictionary, or anything else, which comes back as it is.
+        device (`str` or `torch.device`, *optional*):
+            Where to keep what is gathered, one tensor after the other: `"meta"` where only the others need it.
+    """
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        value = value.full_tensor()
+        return value if device is None else value.to(device)
     if isinstance(value, Mapping):
-        return {key: whole(part) for key, part in value.items()}
+        return {key: whole(part, device) for key, part in value.items()}
     return value
 
 
@@ -53,11 +61,11 @@ def like(value: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(value.to(shaped.device), shaped.device_mesh, shaped.placements)
 
 
-def gathered(dictionary: TranscoderModel) -> TranscoderModel:
-    """The dictionary itself or, of a sharded one, a plain copy in every process, in evaluation mode."""
+def gathered(dictionary: TranscoderModel, device: str | torch.device | None = None) -> TranscoderModel:
+    """The dictionary itself or, of a sharded one, a plain copy in every process (`device`: see [`whole`])."""
     if not is_sharded(dictionary):
         return dictionary
-    state = whole(dictionary.state_dict())
+    state = whole(dictionary.state_dict(), device)
     with torch.device("meta"):
         copy = TranscoderModel(dictionary.config)
     copy.load_state_dict(state, assign=True)

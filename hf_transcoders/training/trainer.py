@@ -280,7 +280,7 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
                 inputs[config.output_site],
                 dead_features=dead.get(name),
                 sparsity_scale=scale,
-                output_features=not config.is_sparse,
+                output_features=False,
                 across_processes=across,
             )
             outputs = {name: result}
@@ -400,8 +400,9 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
         output_dir = output_dir or self.args.output_dir
         for dictionary in self.dictionaries.values():
             dictionary.config.training_summary = self._training_summary()
-        # Every process takes part in gathering sharded ones.
-        dictionaries = {name: gathered(dictionary) for name, dictionary in self.dictionaries.items()}
+        # Every process takes part in gathering sharded ones, and one of them keeps what is gathered.
+        device = "cpu" if self.args.should_save else "meta"
+        dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
         if not self.args.should_save:
             return
         if isinstance(self.model, TranscoderSet):

@@ -193,6 +193,8 @@ def _read_defaults(parser, path: str) -> None:
 
 
 def run(args):
+    from transformers import set_seed
+
     from ..training import TranscoderTrainer
 
     options, training = args.options, args.training
@@ -200,6 +202,7 @@ def run(args):
         training.disable_tqdm = True
     device = "cpu" if training.use_cpu else None
     base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
+    set_seed(training.seed)
     models = make_dictionaries(options, base)
     train, held_out = load_rows(options, training, tokenizer)
     trainer = TranscoderTrainer(
@@ -213,13 +216,17 @@ def run(args):
     trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
     trainer.save_model()
     report = trainer.evaluation_report()
-    report.save_json(Path(training.output_dir) / "evaluation.json")
+    if trainer.is_world_process_zero():
+        report.save_json(Path(training.output_dir) / "evaluation.json")
+        if args.json:
+            print_json({"output_dir": training.output_dir, **report.to_dict()})
+        else:
+            print(report.table())
+            print(f"\nSaved in {training.output_dir}")
     trainer.save_state()
-    if args.json:
-        print_json({"output_dir": training.output_dir, **report.to_dict()})
-    else:
-        print(report.table())
-        print(f"\nSaved in {training.output_dir}")
+    # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def make_dictionaries(options: RunOptions, base):

@@ -5,6 +5,7 @@ else (clipping, the constraint on decoder rows, the optimizer) a parameter is a 
 rows. Nothing here is written in shards: files are those of a run on one process.
 """
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +14,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models import TranscoderModel, TranscoderSet
+
+
+# It is about changing outputs in place, which no one does here.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
 
 
 def shard_(model: TranscoderModel | TranscoderSet, device_type: str, world_size: int, **options) -> None:

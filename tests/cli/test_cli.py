@@ -20,10 +20,8 @@ from tests.tiny_models import VOCAB_SIZE, tiny_model
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "house", "and", "then", "slept"]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a tiny language model and two texts."""
-    folder = tmp_path_factory.mktemp("cli")
+def fill_workplace(folder):
+    """A tiny language model and two texts, as files in a folder."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {word: i + 4 for i, word in enumerate(WORDS)}
     vocabulary |= {f"w{i}": i for i in range(len(vocabulary), VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -39,6 +37,11 @@ def workplace(tmp_path_factory):
         ]
         (folder / f"{name}.txt").write_text("\n\n".join(texts))
     return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return fill_workplace(tmp_path_factory.mktemp("cli"))
 
 
 def train_arguments(workplace, output, *more):

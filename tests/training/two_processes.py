@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -36,7 +37,7 @@ KINDS = {
 EQUAL_KINDS = [kind for kind in KINDS if kind != "batchtopk"]
 
 
-def make_trainer(output, kinds, **changes):
+def make_trainer(output, kinds, alone=False, **changes):
     """A run of 64 tokens a step on all processes, from two data shards, in which AuxK takes part."""
     base = tiny_model("llama")
     torch.manual_seed(0)
@@ -54,7 +55,8 @@ def make_trainer(output, kinds, **changes):
         "dead_after_tokens": 640, "disable_tqdm": True, "report_to": "none", **changes,
     }  # fmt: skip
     args = TranscoderTrainingArguments(str(output), **arguments)
-    return TranscoderTrainer(TranscoderSet(models), base, args, token_rows(128))
+    model = models[kinds[0]] if alone else TranscoderSet(models)
+    return TranscoderTrainer(model, base, args, token_rows(128), eval_dataset=token_rows(16, seed=5))
 
 
 def train(output, kinds, resume=None, **changes):
@@ -64,7 +66,7 @@ def train(output, kinds, resume=None, **changes):
     compute_loss = trainer.compute_loss
 
     def spy(model, inputs, **kwargs):
-        batches.append(inputs[READ].sum(-1).tolist())
+        batches.append(inputs[WRITE].sum(-1).tolist())
         return compute_loss(model, inputs, **kwargs)
 
     trainer.compute_loss = spy
@@ -75,9 +77,15 @@ def train(output, kinds, resume=None, **changes):
         "dead": {name: m.tokens_since_fired.tolist() for name, m in trainer.monitors.items()},
         "logs": [{k: v for k, v in log.items() if "second" not in k} for log in trainer.state.log_history[:-1]],
         "batches": batches,
+        "eval_fvu": trainer.evaluate()["eval_loss"],
+        "local_rows": {name: len(_local(d.W_enc)) for name, d in trainer.dictionaries.items()},
     }
     weights = {name: value.contiguous().clone() for name, value in whole(trainer.model.state_dict()).items()}
     return weights, facts
+
+
+def _local(parameter):
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def main(output, scenarios):

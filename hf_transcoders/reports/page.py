@@ -73,23 +73,12 @@ def write_report(
     Returns:
         `Path`: the file.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     history = history or []
     names = list(report.dictionaries) if report else []
     if features and not isinstance(features, Mapping):
         features = {names[0] if len(names) == 1 else "": features}
-    # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
-    environment = Environment(
-        loader=PackageLoader("hf_transcoders.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["token"] = _visible
-    environment.filters["number"] = format_number
-    html = environment.get_template("report.html").render(
+    html = render(
+        "report.html",
         title=title,
         info=info or {},
         report=report,
@@ -104,6 +93,32 @@ def write_report(
     with atomic_file(path) as partial:
         partial.write_text(html, encoding="utf-8")
     return path
+
+
+def render(template: str, **values) -> str:
+    """
+    Fills in one of the package's pages.
+
+    Args:
+        template (`str`): Its file in `templates/`.
+        values: What the page shows. All text in it is escaped, unless it is `Markup`.
+
+    Returns:
+        `str`: HTML.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
+    environment = Environment(
+        loader=PackageLoader("hf_transcoders.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["token"] = _visible
+    environment.filters["number"] = format_number
+    return environment.get_template(template).render(**values)
 
 
 def _cards(report):

@@ -77,17 +77,20 @@ def write_report(
     names = list(report.dictionaries) if report else []
     if features and not isinstance(features, Mapping):
         features = {names[0] if len(names) == 1 else "": features}
-    html = render(
-        "report.html",
-        title=title,
-        info=info or {},
-        report=report,
-        cards=_cards(report) if report else [],
-        fidelity_plots=_fidelity_plots(report) if report else [],
-        training_plots=_present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
-        metrics=METRICS,
-        meanings=MEANINGS,
-        features=features or {},
+    html = (
+        page_templates()
+        .get_template("report.html")
+        .render(
+            title=title,
+            info=info or {},
+            report=report,
+            cards=_cards(report) if report else [],
+            fidelity_plots=_fidelity_plots(report) if report else [],
+            training_plots=present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
+            metrics=METRICS,
+            meanings=MEANINGS,
+            features=features or {},
+        )
     )
     path = Path(path)
     with atomic_file(path) as partial:
@@ -95,17 +98,8 @@ def write_report(
     return path
 
 
-def render(template: str, **values) -> str:
-    """
-    Fills in one of the package's pages.
-
-    Args:
-        template (`str`): Its file in `templates/`.
-        values: What the page shows. All text in it is escaped, unless it is `Markup`.
-
-    Returns:
-        `str`: HTML.
-    """
+def page_templates():
+    """The `jinja2.Environment` of all pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
@@ -118,7 +112,7 @@ def render(template: str, **values) -> str:
     )
     environment.filters["token"] = _visible
     environment.filters["number"] = format_number
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _cards(report):
@@ -158,7 +152,7 @@ def _loss_increase(metrics):
 
 
 def _fidelity_plots(report):
-    return _present(
+    return present(
         [
             plots.sparsity_fidelity(report, "fvu", "Reconstruction error (lower is better)", "FVU"),
             plots.sparsity_fidelity(
@@ -169,7 +163,8 @@ def _fidelity_plots(report):
     )
 
 
-def _present(svgs):
+def present(svgs):
+    """The charts that there are, as text that a template does not escape again."""
     from markupsafe import Markup
 
     return [Markup(svg) for svg in svgs if svg is not None]

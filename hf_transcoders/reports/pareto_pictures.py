@@ -13,7 +13,7 @@ from ..errors import TranscoderError
 from ..evaluation.evaluation_report import METRICS
 from ..files import atomic_file
 from . import plots
-from .page import render
+from .page import page_templates, present
 from .pareto import (
     HIGHER_IS_BETTER,
     PROTOCOL_FACTS,
@@ -82,15 +82,19 @@ def write_pareto_page(
     """
     _require(fronts)
     groups = [_page_group(group) for group in fronts]
-    html = render(
-        "pareto.html",
-        title=title,
-        groups=groups,
-        warning=warning(fronts),
-        notes=notes,
-        metrics=METRICS,
-        shown=[*("l0", *fronts[0].on_front), *(m for m in ("kl", "dead_fraction"))],
-        several_runs=len({d.run for group in fronts for d in group.dictionaries}) > 1,
+    html = (
+        page_templates()
+        .get_template("pareto.html")
+        .render(
+            title=title,
+            info={},
+            groups=groups,
+            warning=warning(fronts),
+            notes=notes,
+            metrics=METRICS,
+            shown=[*("l0", *fronts[0].on_front), *(m for m in ("kl", "dead_fraction"))],
+            several_runs=len({d.run for group in fronts for d in group.dictionaries}) > 1,
+        )
     )
     path = Path(path)
     with atomic_file(path) as partial:
@@ -132,7 +136,7 @@ def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *,
             _draw_axes(axis, _Picture.of(group, members, metric), figure.dpi)
         corner = row[0].get_position()
         where = f"writes {target}" if target else "sites not recorded"
-        text = where if len(fronts) == 1 else f"{where}   ·   {_heading(group)}"
+        text = where if len(fronts) == 1 else f"{where}   ·   {heading(group)}"
         figure.text(
             corner.x0 - 0.035,
             corner.y1 + 0.36 / height,
@@ -172,15 +176,13 @@ def _require(fronts):
 
 
 def _page_group(group: ParetoFronts) -> dict[str, Any]:
-    from markupsafe import Markup
-
     origins = [_origin(dictionary) for dictionary in group.dictionaries]
     same = len(set(origins)) == 1
     return {
-        "heading": _heading(group),
+        "heading": heading(group),
         "fronts": group,
         "targets": [
-            (target or "", [Markup(chart.svg()) for chart in _charts(group, members)])
+            (target or "", present(chart.svg() for chart in _charts(group, members)))
             for target, members in group.targets().items()
         ],
         # Beside each dictionary where they differ, else once beneath.
@@ -195,7 +197,7 @@ def _describe(differences: Mapping[str, Sequence[Any]]) -> str:
 
 def _value(value) -> str:
     if value is None:
-        return "unnamed"
+        return "not recorded"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -212,7 +214,8 @@ def _protocol_lines(protocol) -> dict[str, str]:
     return {name: _value(facts[key]) for key, name in PROTOCOL_FACTS.items() if facts.get(key) is not None}
 
 
-def _heading(group: ParetoFronts) -> str:
+def heading(group: ParetoFronts) -> str:
+    """How the dictionaries of a group were measured, in a few words."""
     if group.differences:
         return "Measured in different ways"
     if group.protocol is None:

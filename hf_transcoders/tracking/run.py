@@ -177,12 +177,18 @@ class Run:
             return None
         try:
             report = EvaluationReport.load_json(path)
-            return report if all({"metrics", "config"} <= entry.keys() for entry in report.dictionaries.values()) else None
+            return (
+                report
+                if all({"metrics", "config"} <= entry.keys() for entry in report.dictionaries.values())
+                else None
+            )
         except (ValueError, TypeError, KeyError, AttributeError):
             self.problems.append(f"{EVALUATION_FILE} is damaged")
             return None
 
-    def _protocol(self, report: EvaluationReport | None, name: str, metrics: dict[str, float]) -> dict[str, Any] | None:
+    def _protocol(
+        self, report: EvaluationReport | None, name: str, metrics: dict[str, float]
+    ) -> dict[str, Any] | None:
         """How a logged evaluation was made: as recorded, or as in `evaluation.json` where that has the same numbers."""
         recorded = self.facts.get("evaluation_protocol")
         if isinstance(recorded, dict):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import ModelOutput, cached_file
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
+from ..files import atomic_directory, atomic_file
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
 from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
 
@@ -147,12 +147,7 @@ class TranscoderSet(nn.Module):
         with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             for name, model in self.items():
                 model.save_pretrained(partial / name, **kwargs)
-            index = {
-                "format_version": FORMAT_VERSION,
-                "base_model_name_or_path": self.base_model_name_or_path,
-                "dictionaries": {name: {"subfolder": name} for name in self},
-            }
-            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+            write_index(partial, {name: name for name in self}, self.base_model_name_or_path)
 
     @classmethod
     def from_pretrained(
@@ -215,6 +210,24 @@ class TranscoderSet(nn.Module):
 
 # It has the methods of one; a second base class would only get in the way of nn.Module's own.
 Mapping.register(TranscoderSet)
+
+
+def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
+    """
+    Makes a folder that holds dictionaries a set.
+
+    Args:
+        folder (`str` or `os.PathLike`): The set's folder.
+        subfolders (`Mapping[str, str]`): Dictionary name -> its folder inside `folder`.
+        base_model (`str`, *optional*): What all of them belong to.
+    """
+    index = {
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": base_model,
+        "dictionaries": {name: {"subfolder": subfolder} for name, subfolder in subfolders.items()},
+    }
+    with atomic_file(Path(folder) / INDEX_NAME) as partial:
+        partial.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def dictionary_name(config: TranscoderConfig) -> str:

@@ -73,12 +73,35 @@ def write_report(
     Returns:
         `Path`: the file.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     history = history or []
     names = list(report.dictionaries) if report else []
     if features and not isinstance(features, Mapping):
         features = {names[0] if len(names) == 1 else "": features}
+    html = (
+        page_templates()
+        .get_template("report.html")
+        .render(
+            title=title,
+            info=info or {},
+            report=report,
+            cards=_cards(report) if report else [],
+            fidelity_plots=_fidelity_plots(report) if report else [],
+            training_plots=present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
+            metrics=METRICS,
+            meanings=MEANINGS,
+            features=features or {},
+        )
+    )
+    path = Path(path)
+    with atomic_file(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return path
+
+
+def page_templates():
+    """The `jinja2.Environment` of all pages."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
     environment = Environment(
         loader=PackageLoader("hf_transcoders.reports"),
@@ -89,21 +112,7 @@ def write_report(
     )
     environment.filters["token"] = _visible
     environment.filters["number"] = format_number
-    html = environment.get_template("report.html").render(
-        title=title,
-        info=info or {},
-        report=report,
-        cards=_cards(report) if report else [],
-        fidelity_plots=_fidelity_plots(report) if report else [],
-        training_plots=_present(plots.loss_curves(history, *curve, names=names) for curve in _CURVES),
-        metrics=METRICS,
-        meanings=MEANINGS,
-        features=features or {},
-    )
-    path = Path(path)
-    with atomic_file(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
+    return environment
 
 
 def _cards(report):
@@ -143,7 +152,7 @@ def _loss_increase(metrics):
 
 
 def _fidelity_plots(report):
-    return _present(
+    return present(
         [
             plots.sparsity_fidelity(report, "fvu", "Reconstruction error (lower is better)", "FVU"),
             plots.sparsity_fidelity(
@@ -154,7 +163,8 @@ def _fidelity_plots(report):
     )
 
 
-def _present(svgs):
+def present(svgs):
+    """The charts that there are, as text that a template does not escape again."""
     from markupsafe import Markup
 
     return [Markup(svg) for svg in svgs if svg is not None]

@@ -3,3 +3,4 @@
 from .local import LocalTracker
 from .run import Run, find_runs
 from .tracker import Alert, Tracker
+from .trackio_runs import trackio_run, trackio_runs

@@ -135,17 +135,20 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
 
     # ------------------------------------------------------------------------------------------------ data
 
+    def harvested_sites(self) -> list[str]:
+        """Where activations are read in a forward of the base model: wherever a dictionary reads or writes."""
+        return [s for d in self.dictionaries.values() for s in (d.config.input_site, d.config.output_site)]
+
     def make_harvester(self, dataset) -> ActivationHarvester:
         """The source of activations for a dataset, as the arguments want it."""
         args = self.args
-        sites = [s for d in self.dictionaries.values() for s in (d.config.input_site, d.config.output_site)]
         rows = len(dataset) if hasattr(dataset, "__len__") else None
         epoch_tokens = rows * len(dataset[0]["input_ids"]) if rows else math.inf
         needs_again = args.max_steps * args.tokens_per_step > epoch_tokens
         return ActivationHarvester(
             self.base_model,
             dataset,
-            sites,
+            self.harvested_sites(),
             rows_per_chunk=args.harvest_batch_size,
             skip_first=args.skip_first,
             special_token_ids=self._special_token_ids(),

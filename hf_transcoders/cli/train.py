@@ -86,7 +86,7 @@ class RunOptions(DictionaryOptions):
     resume: str | None = field(
         default=None,
         metadata={
-            "help": "Continue from a checkpoint folder; without a value, from the last one.",
+            "help": "Continue from a checkpoint folder; without a value, from the last one, if there is one yet.",
             "nargs": "?",
             "const": "last",
         },

@@ -27,6 +27,8 @@ class DictionaryMonitor:
         self.tokens_since_log = 0
         self.grad_norm = torch.zeros((), device=device)
         self.steps = 0
+        # Steps that a GradScaler has skipped; no mean counts them.
+        self.overflowed_steps = torch.zeros((), dtype=torch.long, device=device)
         # State that a checkpoint keeps.
         self.tokens_since_fired = torch.zeros(features, dtype=torch.long, device=device)
         self.fired = torch.zeros(features, dtype=torch.bool, device=device)
@@ -34,9 +36,19 @@ class DictionaryMonitor:
         self.tokens = 0
 
     @torch.no_grad()
-    def update(self, targets: torch.Tensor, output: TranscoderOutput) -> None:
-        """Adds the output of one batch."""
+    def update(self, targets: torch.Tensor, output: TranscoderOutput, may_overflow: bool = False) -> None:
+        """
+        Adds the output of one batch.
+
+        Args:
+            targets (`torch.Tensor` of shape `(tokens, d_out)`): What the dictionary was to predict.
+            output ([`TranscoderOutput`]): What it said.
+            may_overflow (`bool`, *optional*, defaults to `False`):
+                Leave out a batch whose loss is not finite, as a `GradScaler` does. Otherwise it shows in the metrics.
+        """
         tokens = targets.shape[0]
+        parts = (self.reconstruction, self.features) if may_overflow else ()
+        before = [{name: total.clone() for name, total in part.sums.items()} for part in parts]
         self.reconstruction.update(targets, output.reconstruction)
         if output.feature_values is None:
             self.features.update(output.features)
@@ -49,10 +61,31 @@ class DictionaryMonitor:
                 .index_add_(0, output.feature_indices.reshape(-1), active)
                 .bool()
             )
-        for name, value in output.losses.items():
+        losses = output.losses
+        if may_overflow:
+            finite = output.loss.isfinite()
+            losses = {name: torch.where(finite, value, 0.0) for name, value in losses.items()}
+            for part, sums in zip(parts, before, strict=True):
+                part.sums = {name: torch.where(finite, total, sums[name]) for name, total in part.sums.items()}
+        for name, value in losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value.detach() * tokens
         self.tokens_since_log += tokens
         self.tokens += tokens
+
+    def add_gradient(self, norm: torch.Tensor, may_overflow: bool = False) -> None:
+        """
+        Adds the gradient of one step.
+
+        Args:
+            norm (`torch.Tensor` of shape `()`): Its norm before clipping.
+            may_overflow (`bool`, *optional*, defaults to `False`): Leave out a norm that is not finite.
+        """
+        if may_overflow:
+            finite = norm.isfinite()
+            self.overflowed_steps += ~finite
+            norm = torch.where(finite, norm, 0.0)
+        self.grad_norm += norm
+        self.steps += 1
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -69,14 +102,17 @@ class DictionaryMonitor:
         self.tokens = 0
 
     def pop(self) -> dict[str, float]:
-        """Metrics since the last call, over all processes."""
+        """Metrics since the last call, over all processes; none where nothing was seen, or all of it overflowed."""
         if self.tokens_since_log == 0:
             return {}
         self._sum_over_processes()
         tokens = self.reconstruction.tokens
+        if tokens == 0:
+            self._reset()
+            return {}
         sums = {name: value / tokens for name, value in self.losses.items()}
         sums["loss"] = sum(sums.values())
-        sums["grad_norm"] = self.grad_norm / max(self.steps, 1)
+        sums["grad_norm"] = self.grad_norm / (self.steps - self.overflowed_steps).clamp(min=1)
         values = torch.stack([value.float() for value in sums.values()]).tolist()
         metrics = dict(zip(sums, values, strict=True))
         fidelity = self.reconstruction.compute()
@@ -85,11 +121,15 @@ class DictionaryMonitor:
         sparsity = self.features.compute()
         metrics |= {name: sparsity[name] for name in ("l0", "l1")}
         metrics["dead_fraction"] = self.dead_features.numel() / self.tokens_since_fired.numel()
+        self._reset()
+        return metrics
+
+    def _reset(self) -> None:
         self.reconstruction.reset()
         self.features.reset()
         self.losses, self.tokens_since_log, self.steps = {}, 0, 0
         self.grad_norm.zero_()
-        return metrics
+        self.overflowed_steps.zero_()
 
     def _sum_over_processes(self) -> None:
         if not (dist.is_initialized() and dist.get_world_size() > 1):
@@ -104,6 +144,7 @@ class DictionaryMonitor:
             "fired": self.fired,
             "dead_features": self.dead_features,
             "grad_norm": self.grad_norm,
+            "overflowed_steps": self.overflowed_steps,
             "counts": torch.tensor([self.tokens, self.tokens_since_log, self.steps]),
         }
         state |= {f"losses.{name}": value for name, value in self.losses.items()}
@@ -115,7 +156,7 @@ class DictionaryMonitor:
         device = self.tokens_since_fired.device
         state = {name: value.to(device) for name, value in state.items()}
         self.tokens, self.tokens_since_log, self.steps = state.pop("counts").tolist()
-        for name in ("tokens_since_fired", "fired", "dead_features", "grad_norm"):
+        for name in ("tokens_since_fired", "fired", "dead_features", "grad_norm", "overflowed_steps"):
             setattr(self, name, state.pop(name))
         for key, value in state.items():
             part, name = key.split(".", 1)

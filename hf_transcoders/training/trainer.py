@@ -1,5 +1,6 @@
 """A Trainer whose batches are activations of a language model."""
 
+import contextlib
 import math
 import os
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..data.activations import ShardedStream
@@ -21,6 +23,7 @@ from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from .arguments import TranscoderTrainingArguments
+from .checkpoint_files import only_run
 from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
@@ -105,7 +108,7 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
         self.tokenizer = processing_class
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
-        self._resume_from: str | None = None
+        self._stream_state: dict | None = None
         train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
         eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
         if args.max_steps <= 0:
@@ -188,47 +191,50 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or `True` for the last one in `args.output_dir`. The run continues exactly: weights,
-                optimizer, shuffling, dead-feature counts and running logs.
+                A checkpoint folder, or `True` for the last usable one in `args.output_dir`. The run continues exactly:
+                weights, optimizer, shuffling, dead-feature counts and running logs. Where `True` finds no checkpoint yet,
+                the run starts from the beginning and says so.
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]
         """
-        if resume_from_checkpoint is True:
-            output_dir = self.args.output_dir
-            resume_from_checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-            if resume_from_checkpoint is None:
+        with only_run(self.args.output_dir) if self.args.process_index == 0 else contextlib.nullcontext():
+            if is_sharded(self.model):
                 raise TranscoderError(
-                    f"There is no checkpoint to resume from in {output_dir}: start without resuming, or give the folder of "
-                    "a checkpoint."
+                    "This trainer has sharded its dictionaries already: make a new one to train them again."
                 )
-        if resume_from_checkpoint and not os.path.isfile(os.path.join(resume_from_checkpoint, "trainer_state.json")):
-            raise TranscoderError(
-                f"{resume_from_checkpoint} is no checkpoint (it has no trainer_state.json): give a `checkpoint-…` folder "
-                "of an earlier run."
-            )
-        if is_sharded(self.model):
-            raise TranscoderError(
-                "This trainer has sharded its dictionaries already: make a new one to train them again."
-            )
-        self._resume_from = resume_from_checkpoint or None
-        self.stream = None
-        window = self.args.dead_window(self.args.max_steps)
-        self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
-        if not self._resume_from:
-            self._initialize_dictionaries()
-        self._tokens_logged, self._time_logged = None, None
-        if self._resume_from:
-            state = TrainerState.load_from_json(os.path.join(self._resume_from, "trainer_state.json"))
-            if state.global_step >= self.args.max_steps:
-                # The Trainer would take one step more before it notices.
-                logger.warning(f"The run in {self._resume_from} is complete: nothing is left to train.")
-                self._load_from_checkpoint(self._resume_from)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        if self.args.fsdp:
-            self._shard_dictionaries()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            self.stream = None
+            self._tokens_logged, self._time_logged = None, None
+            window = self.args.dead_window(self.args.max_steps)
+            self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
+            if checkpoint is None:
+                self._initialize_dictionaries()
+            else:
+                state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+                if state.global_step >= self.args.max_steps:
+                    return self._finish_complete_run(checkpoint, state)
+            if self.args.fsdp:
+                self._shard_dictionaries()
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _finish_complete_run(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """What is left of a run that was stopped after its last step. The Trainer would take one step more."""
+        logger.warning(f"The run in {checkpoint} is complete: nothing is left to train.")
+        self._load_dictionaries(checkpoint)
+        self.state = state
+        state.is_local_process_zero, state.is_world_process_zero = (
+            self.is_local_process_zero(),
+            self.is_world_process_zero(),
+        )
+        self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
+        metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
+        self.log(metrics)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, state, self.control)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _shard_dictionaries(self) -> None:
         # Before the optimizer is made, which then is one of shards. accelerate would leave it out on CPUs, and would shard
@@ -287,8 +293,9 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
                 across_processes=across,
             )
             outputs = {name: result}
+        may_overflow = self.accelerator.scaler is not None
         for name, monitor in self.monitors.items():
-            monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name])
+            monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name], may_overflow)
         for name, dictionary in self.dictionaries.items():
             if dictionary.config.activation == "batchtopk":
                 dictionary.update_threshold_(outputs[name].feature_values, across_processes=across)
@@ -298,6 +305,13 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
         rise = self.args.sparsity_warmup * self.args.max_steps
         return min(1.0, (self.state.global_step + 1) / rise) if rise else 1.0
 
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.accelerator.scaler is not None:
+            # A fused optimizer leaves a step out by itself when fp16 has overflowed, and the scheduler would count it.
+            optimizer._step_supports_amp_scaling = False
+        return optimizer
+
     def _clip_grad_norm(self, model):
         """Clips each dictionary by itself; returns the norm over all, before clipping."""
         if self.is_deepspeed_enabled:
@@ -306,8 +320,7 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
         norms = []
         for name, dictionary in self.dictionaries.items():
             norm = whole(torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self.args.max_grad_norm))
-            self.monitors[name].grad_norm += norm
-            self.monitors[name].steps += 1
+            self.monitors[name].add_gradient(norm, may_overflow=self.accelerator.scaler is not None)
             norms.append(norm)
         return torch.stack(norms).norm()
 
@@ -336,12 +349,24 @@ class TranscoderTrainer(ExactCheckpoints, Trainer):
             popped = {name: monitor.pop() for name, monitor in self.monitors.items()}
             for name, metrics in popped.items():
                 logs |= {f"{name}/{key}": value for key, value in metrics.items()}
+            if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]  # Of a step that was skipped.
+            # The Trainer's own means forget, on resuming, the steps before the checkpoint.
             if all(popped.values()):
-                # The Trainer's own mean forgets, on resuming, the steps before the checkpoint.
                 logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
-        if self.stream is not None and self.state.epoch is not None:
-            self.state.epoch = self.stream.epoch
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss(default=logs["train_loss"])
         super().log(logs, start_time)
+        if "learning_rate" in logs:
+            self._stop_if_diverged({name: metrics["loss"] for name, metrics in popped.items() if metrics})
+
+    def _mean_loss(self, default: float) -> float:
+        """Over the steps of the whole run that were logged."""
+        total, last = 0.0, 0
+        for entry in self.state.log_history:
+            if "loss" in entry:
+                total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+        return total / last if last else default
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -441,15 +466,24 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: TranscoderTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.stream is not None:
+            self.trainer._stream_state = self.trainer.stream.state_dict()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         for dictionary in self.trainer.dictionaries.values():
             dictionary.project_gradient_()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            return
         for dictionary in self.trainer.dictionaries.values():
             dictionary.constrain_()
 
     def on_step_end(self, args, state, control, **kwargs):
+        stream = self.trainer.stream
+        # Of this step and not of the moment of saving: by then batches of the next may have been taken out.
+        self.trainer._stream_state, state.epoch = stream.state_dict(), stream.epoch
         if state.global_step % _REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()

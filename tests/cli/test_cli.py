@@ -84,7 +84,7 @@ def test_train_on_a_stream(workplace, tmp_path):
     assert summary["tokens"] == 640 and summary["dataset_rows"] is None
 
 
-def test_train_resumes_to_the_same_weights(workplace, tmp_path, capsys):
+def test_train_resumes_to_the_same_weights(workplace, tmp_path, caplog):
     saving = ("--save_strategy", "steps", "--save_steps", "5", "--disable_tqdm", "True")
     assert main(train_arguments(workplace, tmp_path / "run", *saving)) == 0
     straight = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
@@ -93,6 +93,11 @@ def test_train_resumes_to_the_same_weights(workplace, tmp_path, capsys):
     assert main(train_arguments(workplace, tmp_path / "run", *saving, "--resume")) == 0
     resumed = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    # A run that was killed before its first checkpoint: the same command line starts it, and says so.
+    assert main(train_arguments(workplace, tmp_path / "early", *saving, "--resume")) == 0
+    early = TranscoderModel.from_pretrained(tmp_path / "early").state_dict()
+    assert all(torch.equal(straight[name], early[name]) for name in straight)
+    assert f"There is no checkpoint in {tmp_path / 'early'} yet: the run starts from the beginning." in caplog.text
 
 
 def test_evaluate(workplace, trained, capsys, tmp_path):
@@ -173,7 +178,7 @@ def test_bad_yaml(tmp_path, capsys, text, message):
         (["--k", "65"], r"k is 65"),
         (["--model", "/no/such/model"], r"could not be loaded"),
         (["--data", "/no/such/file.txt"], r"no/such/file"),
-        (["--resume"], r"no checkpoint to resume from"),
+        (["--resume", "runs/nowhere"], r"runs/nowhere is no checkpoint"),
         (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),
         (["--max_tokens", "10"], r"less than one step"),
         (["--sequence_length", "0"], r"sequence_length"),

@@ -267,19 +267,24 @@ def make_dictionaries(options: RunOptions, base, seed: int):
     from ..models import TranscoderModel
     from ..training.grid import dictionary_config
 
-    shared = {
-        name: getattr(options, name)
-        for name in (
-            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
-            "loss_reduction",
-        )
-    }  # fmt: skip
+    shared = shared_options(options)
     models = []
     for read, write in sites_of(options, base):
         skip = options.skip_connection and read != write
         torch.manual_seed(seed)
         models.append(TranscoderModel(dictionary_config(base, read, write, skip_connection=skip, **shared)))
     return models
+
+
+def shared_options(options: DictionaryOptions) -> dict:
+    """Arguments of [`TranscoderConfig`] that all dictionaries of a run have in common."""
+    return {
+        name: getattr(options, name)
+        for name in (
+            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
+            "loss_reduction",
+        )
+    }  # fmt: skip
 
 
 def sites_of(options: RunOptions, base) -> list[tuple[str, str]]:

@@ -168,3 +168,24 @@ def _first_sentence(error: Exception) -> str:
 
 def print_json(value) -> None:
     print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
+    """
+    Prints aligned plain text.
+
+    Args:
+        head (`list[str]`): Headings.
+        rows (`list[list[str]]`): Cells. Control characters in them are shown as a blank, so that no name commands the terminal.
+        left (`int`, *optional*, defaults to 1): How many columns, from the first, are aligned to the left.
+    """
+    cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, row in enumerate(cells):
+        aligned = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(aligned).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))

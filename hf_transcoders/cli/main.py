@@ -13,6 +13,9 @@ from ..errors import TranscoderError
 _COMMANDS = {
     "demo": "the whole job on a real model in a few minutes, with nothing to download but packages",
     "train": "train transcoders or SAEs on a language model",
+    "plan": "memory, disk and time that a training run will need",
+    "sweep": "train a grid of dictionaries over one stream of activations, ending in their Pareto fronts",
+    "runs": "list, compare and draw what runs have recorded",
     "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "what features do: top contexts and output tokens",
     "push": "publish a dictionary or set on the Hub",

@@ -11,37 +11,9 @@ from .common import OFFLINE_MODELS, HelpFormatter, load_base_model, print_json
 
 
 @dataclass
-class RunOptions:
-    """Model, text and dictionaries of a run."""
+class DictionaryOptions:
+    """What to train."""
 
-    model: str = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        metadata={
-            "help": "Hub id or folder of the language model, or one that comes as a package: "
-            + ", ".join(OFFLINE_MODELS)
-        },
-    )
-    revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the model."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Precision of the base model; auto: the checkpoint's on a GPU, the faster one on a CPU.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
-        },
-    )
-    data: str = field(
-        default="docstrings",
-        metadata={
-            "help": "Text: a Hub dataset id, a file or folder, or `docstrings` (of the installed packages, no download)."
-        },
-    )
-    data_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text, if there are several."})
-    streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset as it is needed (set --max_tokens)."})
-    documents: int | None = field(default=None, metadata={"help": "Read only so many documents."})
-    eval_data: str | None = field(
-        default=None, metadata={"help": "Held-out text; left out, one document in twenty of --data."}
-    )
     layers: list[int] = field(default_factory=lambda: [], metadata={"help": "Layers whose MLP to learn, one or more."})
     kind: list[str] = field(
         default_factory=lambda: ["transcoder"],
@@ -77,10 +49,44 @@ class RunOptions:
         default="normalized",
         metadata={"help": "Scale of the squared error.", "choices": ["normalized", "mean", "sum", "target_norm"]},
     )
+
+
+@dataclass
+class RunOptions(DictionaryOptions):
+    """Model, text and dictionaries of a run."""
+
+    model: str = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        metadata={
+            "help": "Hub id or folder of the language model, or one that comes as a package: "
+            + ", ".join(OFFLINE_MODELS)
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the model."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision of the base model; auto: the checkpoint's on a GPU, the faster one on a CPU.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
+    data: str = field(
+        default="docstrings",
+        metadata={
+            "help": "Text: a Hub dataset id, a file or folder, or `docstrings` (of the installed packages, no download)."
+        },
+    )
+    data_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text, if there are several."})
+    streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset as it is needed (set --max_tokens)."})
+    documents: int | None = field(default=None, metadata={"help": "Read only so many documents."})
+    eval_data: str | None = field(
+        default=None, metadata={"help": "Held-out text; left out, one document in twenty of --data."}
+    )
     resume: str | None = field(
         default=None,
         metadata={
-            "help": "Continue from a checkpoint folder; without a value, from the last one.",
+            "help": "Continue from a checkpoint folder; without a value, from the last one, if there is one yet.",
             "nargs": "?",
             "const": "last",
         },
@@ -105,6 +111,14 @@ Every argument of transformers.TrainingArguments is understood: --help-all lists
 
 
 def parse(argv, prog):
+    parser = make_parser(
+        prog, "Trains transcoders (or SAEs) of a language model's MLPs; several at once share each forward.", _EXAMPLES
+    )
+    return parse_with_config(parser, argv)
+
+
+def make_parser(prog: str, description: str, epilog: str):
+    """A parser for [`RunOptions`] and every argument of the trainer."""
     from transformers import HfArgumentParser
 
     from ..training import TranscoderTrainingArguments
@@ -112,8 +126,8 @@ def parse(argv, prog):
     parser = HfArgumentParser(
         [RunOptions, TranscoderTrainingArguments],
         prog=prog,
-        description="Trains transcoders (or SAEs) of a language model's MLPs; several at once share each forward.",
-        epilog=_EXAMPLES,
+        description=description,
+        epilog=epilog,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -121,21 +135,34 @@ def parse(argv, prog):
     parser.add_argument("--config", metavar="FILE.yaml", help="read options from a YAML file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-all", action="store_true", help="list every option and exit")
+    return parser
+
+
+def parse_with_config(parser, argv) -> argparse.Namespace:
+    """
+    Parses the command line over the YAML file that it names.
+
+    Returns:
+        `argparse.Namespace`: `options`, `training`, and what else the parser knows.
+    """
+    own = {action.dest for action in parser._actions} - {
+        f.name for dataclass_type in parser.dataclass_types for f in dataclasses.fields(dataclass_type)
+    }
     if "--help-all" in argv:
         parser.print_help()
         sys.exit(0)
-    _shorten_help(parser)
+    _shorten_help(parser, own)
     if config := _config_file(argv):
         _read_defaults(parser, config)
     # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
     options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
-    return argparse.Namespace(options=options, training=training, json=namespace.json)
+    return argparse.Namespace(options=options, training=training, **vars(namespace))
 
 
-def _shorten_help(parser) -> None:
-    own = {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN | {"config", "json", "help", "help_all"}
+def _shorten_help(parser, own: set[str]) -> None:
+    own = own | {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN
     for action in parser._actions:
         if action.dest not in own:
             action.help = argparse.SUPPRESS
@@ -177,6 +204,13 @@ def _read_defaults(parser, path: str) -> None:
                 f"{path} has an option '{name}' that does not exist: `--help-all` lists all of them."
             )
         values = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and action.nargs not in ("+", "*"):
+            raise TranscoderError(
+                f"{path} gives '{name}' several values, but it takes one: choose one of them (`hf-transcoders sweep` trains "
+                "a dictionary for each)."
+                if action.dest in {f.name for f in dataclasses.fields(DictionaryOptions)}
+                else f"{path} gives '{name}' several values, but it takes one: choose one of them."
+            )
         if action.type is not None:
             try:
                 values = [action.type(v) if isinstance(v, str) else v for v in values]
@@ -200,7 +234,7 @@ def run(args):
         training.disable_tqdm = True
     device = "cpu" if training.use_cpu else None
     base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
-    models = make_dictionaries(options, base)
+    models = make_dictionaries(options, base, training.seed)
     train, held_out = load_rows(options, training, tokenizer)
     trainer = TranscoderTrainer(
         model=models[0] if len(models) == 1 else models,
@@ -215,52 +249,58 @@ def run(args):
     if trainer.is_world_process_zero():
         report.save_json(Path(training.output_dir) / "evaluation.json")
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        if args.json:
+            print_json({"output_dir": training.output_dir, **report.to_dict()})
+        else:
+            print(report.table())
+            print(f"\nSaved in {training.output_dir}")
     trainer.save_state()
-    if args.json:
-        print_json({"output_dir": training.output_dir, **report.to_dict()})
-    else:
-        print(report.table())
-        print(f"\nSaved in {training.output_dir}")
+    # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
-def make_dictionaries(options: RunOptions, base):
-    """The dictionaries that the options ask for."""
-    from ..lm import num_layers
-    from ..models import TranscoderConfig, TranscoderModel
+def make_dictionaries(options: RunOptions, base, seed: int):
+    """The dictionaries that the options ask for, each with the weights it would start from if it were alone."""
+    import torch
 
-    if options.input_site:
-        if options.layers:
-            raise TranscoderError("Give either --layers or --input_site, not both.")
-        sites = [(options.input_site, options.output_site or options.input_site)]
-    else:
-        if options.output_site:
-            raise TranscoderError("--output_site needs --input_site: say where the dictionary reads.")
-        layers = options.layers or [num_layers(base) // 3]
-        branch, read = "layers.{}.mlp.branch", "layers.{}.mlp.in"
-        inputs = {"transcoder": read, "sae": branch}
-        sites = [(inputs[kind].format(layer), branch.format(layer)) for layer in layers for kind in options.kind]
-    shared = {
+    from ..models import TranscoderModel
+    from ..training.grid import dictionary_config
+
+    shared = shared_options(options)
+    models = []
+    for read, write in sites_of(options, base):
+        skip = options.skip_connection and read != write
+        torch.manual_seed(seed)
+        models.append(TranscoderModel(dictionary_config(base, read, write, skip_connection=skip, **shared)))
+    return models
+
+
+def shared_options(options: DictionaryOptions) -> dict:
+    """Arguments of [`TranscoderConfig`] that all dictionaries of a run have in common."""
+    return {
         name: getattr(options, name)
         for name in (
             "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
             "loss_reduction",
         )
     }  # fmt: skip
-    models = []
-    for read, write in sites:
-        width = _widths(base, read, write)
-        skip = options.skip_connection and read != write
-        models.append(
-            TranscoderModel(TranscoderConfig.for_model(base, read, write, skip_connection=skip, **width, **shared))
-        )
-    return models
 
 
-def _widths(base, read, write) -> dict[str, int]:
-    from ..lm import site_width
+def sites_of(options: RunOptions, base) -> list[tuple[str, str]]:
+    """Where the dictionaries read and write that the options ask for."""
+    from ..lm import num_layers
+    from ..training.grid import mlp_sites
 
-    widths = {"d_in": site_width(base, read), "d_out": site_width(base, write)}
-    return {name: width for name, width in widths.items() if width is not None}
+    if options.input_site:
+        if options.layers:
+            raise TranscoderError("Give either --layers or --input_site, not both.")
+        return [(options.input_site, options.output_site or options.input_site)]
+    if options.output_site:
+        raise TranscoderError("--output_site needs --input_site: say where the dictionary reads.")
+    layers = options.layers or [num_layers(base) // 3]
+    return [mlp_sites(layer, kind) for layer in layers for kind in options.kind]
 
 
 def load_rows(options: RunOptions, training, tokenizer):

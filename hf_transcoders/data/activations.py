@@ -19,7 +19,7 @@ class ActivationStream:
     the next. No token is lost: what a chunk has left over begins the next block.
 
     Where it stands is four numbers and the seed ([`~ActivationStream.state_dict`]): the chunk that the block began with,
-    how many of its tokens an earlier block had used, and how many batches of the block are gone. Loading them makes the
+    how many of its tokens an earlier block had used, and how many tokens of the block are gone. Loading them makes the
     block again, bit for bit.
 
     Args:
@@ -31,8 +31,8 @@ class ActivationStream:
             Tokens of one block; rounded down to whole batches, and to one epoch where the data is shorter.
         seed (`int`, *optional*, defaults to 0):
             Of both orders, that of chunks in an epoch and that of tokens in a block.
-        rank, world_size (`int`, *optional*, defaults to 0 and 1):
-            With several processes each reads other chunks.
+        shard, num_shards (`int`, *optional*, defaults to 0 and 1):
+            Which part of the data this stream reads, and how many parts there are: each has chunks of its own.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a bar while a block is filled.
     """
@@ -44,30 +44,30 @@ class ActivationStream:
         batch_size: int = 2048,
         buffer_tokens: int = 65536,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        shard: int = 0,
+        num_shards: int = 1,
         progress: bool = False,
     ):
         self.harvester = harvester
         self.batch_size = batch_size
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.shard = shard
+        self.num_shards = num_shards
         self.progress = progress
         self._num_chunks = harvester.num_chunks
         if self._num_chunks is not None:
-            if self._num_chunks < world_size:
+            if self._num_chunks < num_shards:
                 raise TranscoderError(
-                    f"The data makes {self._num_chunks} chunks for {world_size} processes: give more text or lower "
-                    "`harvest_batch_size`."
+                    f"The data makes {self._num_chunks} chunks for {num_shards} data shards: give more text, or lower "
+                    "`harvest_batch_size` or `data_shards`."
                 )
             rows = len(harvester.dataset)
             length = len(harvester.dataset[0]["input_ids"])
-            epoch = rows // world_size * max(length - harvester.skip_first, 0)
+            epoch = rows // num_shards * max(length - harvester.skip_first, 0)
             if epoch < batch_size:
                 raise TranscoderError(
-                    f"The text is too short: {rows} rows of {length} tokens leave {epoch} activations per process, less "
-                    f"than one batch of {batch_size}; give more text or a smaller batch size."
+                    f"The text is too short: {rows} rows of {length} tokens leave {epoch} activations per data shard, "
+                    f"less than one batch of {batch_size}; give more text or a smaller batch size."
                 )
             buffer_tokens = min(buffer_tokens, epoch)
         self.batches_per_block = max(1, buffer_tokens // batch_size)
@@ -79,6 +79,11 @@ class ActivationStream:
         # Where the current block began, and what is gone of it.
         self._block_start = (0, 0, 0)
         self._block_number, self._offset = 0, 0
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of one block."""
+        return self.batches_per_block * self.batch_size
 
     @property
     def epoch(self) -> float:
@@ -109,24 +114,31 @@ class ActivationStream:
         return {
             "block_start": list(self._block_start),
             "block_number": self._block_number,
-            "offset": self._offset,
+            "offset": self._offset * self.batch_size,
             "seed": self.seed,
-            "batch_size": self.batch_size,
-            "batches_per_block": self.batches_per_block,
-            "world_size": self.world_size,
+            "block_tokens": self.block_tokens,
+            "num_shards": self.num_shards,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where a saved stream stood."""
-        for name in ("seed", "batch_size", "batches_per_block", "world_size"):
+        """
+        Continues where a saved stream stood. The batch size may be another, as long as it divides what is gone of the
+        block: another number of processes or of accumulated batches takes the same tokens in other portions.
+        """
+        for name in ("seed", "block_tokens", "num_shards"):
             if state[name] != getattr(self, name):
                 raise TranscoderError(
                     f"The checkpoint was made with {name.replace('_', ' ')} {state[name]} and this run has "
                     f"{getattr(self, name)}: resume with the same data and settings, or start anew."
                 )
+        if state["offset"] % self.batch_size:
+            raise TranscoderError(
+                f"The checkpoint stands {state['offset']} tokens into a block, which batches of {self.batch_size} do not "
+                "reach: resume with the batch size of the checkpoint, or one that divides it."
+            )
         self._block_start = tuple(state["block_start"])
         self._epoch, self._position, self._skip = self._block_start
-        self._block_number, self._offset = state["block_number"], state["offset"]
+        self._block_number, self._offset = state["block_number"], state["offset"] // self.batch_size
         self._chunks = self._carry = self._block = None
         if self._offset == self.batches_per_block:
             # The block was used up to the last batch: make it once more to know where the next begins.
@@ -136,21 +148,21 @@ class ActivationStream:
             self._offset = 0
 
     def _order(self, epoch: int) -> range | list[int]:
-        """The chunks of this process in an epoch."""
+        """The chunks of this shard in an epoch."""
         if self._num_chunks is None:
-            return range(self.rank, 1 << 62, self.world_size)
+            return range(self.shard, 1 << 62, self.num_shards)
         generator = torch.Generator().manual_seed(_mix(self.seed, 1, epoch))
-        return torch.randperm(self._num_chunks, generator=generator)[self.rank :: self.world_size].tolist()
+        return torch.randperm(self._num_chunks, generator=generator)[self.shard :: self.num_shards].tolist()
 
     def _permutation(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(_mix(self.seed, 2, self._block_number, self.rank))
-        order = torch.randperm(self.batches_per_block * self.batch_size, generator=generator)
+        generator = torch.Generator().manual_seed(_mix(self.seed, 2, self._block_number, self.shard))
+        order = torch.randperm(self.block_tokens, generator=generator)
         return order.to(next(iter(self._block.values())).device)
 
     def _fill(self) -> None:
         if self._block is not None:
             return
-        wanted = self.batches_per_block * self.batch_size
+        wanted = self.block_tokens
         self._block_start = (self._epoch, self._position, self._skip)
         block: dict[str, torch.Tensor] = {}
         filled = 0
@@ -196,6 +208,84 @@ class ActivationStream:
             if next(iter(left.values())).shape[0]:
                 return left
             self._position, self._skip = self._position + 1, 0
+
+
+class ShardedStream:
+    """
+    Batches that take equally from several shards of the data, each shuffled by itself.
+
+    Which tokens a step sees then depends on the number of shards alone, and not on how many processes share them: of
+    `num_shards` shards process r of n reads the shards r, r + n, r + 2n ..., and the batches of all processes together
+    are those of one process that reads all shards. With a single shard of its own, a process gets the batches of its
+    [`ActivationStream`] as they are.
+
+    Args:
+        harvester ([`ActivationHarvester`]):
+            Where activations come from; all shards share it and its caches.
+        batch_size (`int`):
+            Tokens of one batch of this process.
+        num_shards (`int`, *optional*, defaults to 1):
+            Shards of the data, over all processes: a multiple of `world_size` that divides `batch_size * world_size`.
+        rank, world_size (`int`, *optional*, defaults to 0 and 1):
+            This process, and how many there are.
+        kwargs:
+            `buffer_tokens` (of each shard), `seed` and `progress`, as for [`ActivationStream`].
+    """
+
+    def __init__(
+        self,
+        harvester: ActivationHarvester,
+        *,
+        batch_size: int,
+        num_shards: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        **kwargs,
+    ):
+        if num_shards % world_size:
+            raise TranscoderError(
+                f"{num_shards} data shards cannot be shared equally by {world_size} processes: set `data_shards` to a "
+                "multiple of the number of processes."
+            )
+        if batch_size * world_size % num_shards:
+            raise TranscoderError(
+                f"A batch of {batch_size} tokens on each of {world_size} processes cannot be taken equally from "
+                f"{num_shards} data shards: make the batch size times the processes a multiple of `data_shards`."
+            )
+        self.harvester = harvester
+        size = batch_size * world_size // num_shards
+        self.shards = {
+            shard: ActivationStream(harvester, batch_size=size, shard=shard, num_shards=num_shards, **kwargs)
+            for shard in range(rank, num_shards, world_size)
+        }
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, as far as blocks have been filled."""
+        return next(iter(self.shards.values())).epoch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for parts in zip(*self.shards.values(), strict=True):
+            yield _joined(parts)
+
+    def sample(self, tokens: int) -> dict[str, torch.Tensor]:
+        """Up to `tokens` activations of the first shard, site -> `(tokens, width)`. Nothing is used up."""
+        return next(iter(self.shards.values())).sample(tokens)
+
+    def state_dict(self) -> dict[int, dict[str, Any]]:
+        """Shard -> where its stream stands."""
+        return {shard: stream.state_dict() for shard, stream in self.shards.items()}
+
+    def load_state_dict(self, states: dict[int, dict[str, Any]]) -> None:
+        """Continues where the shards of this process stood."""
+        for shard, stream in self.shards.items():
+            stream.load_state_dict(states[shard])
+
+
+def _joined(parts):
+    if len(parts) == 1:
+        return parts[0]
+    return {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
 
 
 def _mix(*numbers: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..ops import batch_topk, jumprelu, sparse_encode, sparse_to_dense, step, topk
@@ -57,10 +58,13 @@ class Activation:
         """Features of `inputs (rows, d_in)`, already normalised and centred."""
         raise NotImplementedError
 
-    def penalty(self, model: TranscoderModel, inputs, targets, encoded: Encoded, mask) -> dict[str, torch.Tensor]:
+    def penalty(
+        self, model: TranscoderModel, inputs, targets, encoded: Encoded, mask, across_processes: bool = False
+    ) -> dict[str, torch.Tensor]:
         """
         Loss terms besides the reconstruction, per token, each already weighted with its coefficient. `mask (rows,)` is
-        `None` or names the tokens that count, for terms that depend on an average over them.
+        `None` or names the tokens that count and `across_processes` says whether other processes have more of the batch,
+        for terms that depend on an average over it.
         """
         return {}
 
@@ -75,7 +79,7 @@ class ReLU(Activation):
     def encode(self, model, inputs):
         return Encoded(dense=model.pre_activations(inputs).relu())
 
-    def penalty(self, model, inputs, targets, encoded, mask):
+    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
         return _l1(model, encoded.dense)
 
 
@@ -117,14 +121,14 @@ class JumpReLU(Activation):
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
-    def penalty(self, model, inputs, targets, encoded, mask):
+    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
         config = model.config
         if not config.l0_coefficient:
             return {}
         active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
         if config.target_l0 is not None:
             # The distance from the target is one of averages; every token carries the same share of it.
-            active = (token_mean(active, mask) / config.target_l0 - 1).square().expand_as(active)
+            active = (token_mean(active, mask, across_processes) / config.target_l0 - 1).square().expand_as(active)
         return {"l0_loss": config.l0_coefficient * active}
 
 
@@ -140,7 +144,7 @@ class Gated(Activation):
         magnitude = products * model.r_mag.exp() + model.b_mag
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
-    def penalty(self, model, inputs, targets, encoded, mask):
+    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
         gate = encoded.pre_activations.relu()
         # The gate learns through a reconstruction of its own, by a decoder that must not learn from it (Eq. 8).
         frozen_bias = 0.0 if model.b_dec is None else model.b_dec.detach()
@@ -154,12 +158,23 @@ class Gated(Activation):
         model.b_mag.add_(model.r_mag.exp() * shift)
 
 
-def token_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of `values (rows, ...)` over the rows that `mask (rows,)` lets through; over all of them without a mask."""
+def token_mean(values: torch.Tensor, mask: torch.Tensor | None, across_processes: bool = False) -> torch.Tensor:
+    """
+    Mean of `values (rows, ...)` over the rows that `mask (rows,)` lets through; over all of them without a mask. Across
+    processes it is the mean over the rows of all of them, and its gradient is that of this process's own mean: processes
+    average their gradients.
+    """
     if mask is None:
-        return values.mean(0)
-    weights = mask.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
-    return (values * weights).sum(0) / weights.sum().clamp(min=1)
+        mean = values.mean(0)
+    else:
+        weights = mask.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
+        mean = (values * weights).sum(0) / weights.sum().clamp(min=1)
+    if not across_processes:
+        return mean
+    rows = torch.as_tensor(len(values) if mask is None else mask.sum(), dtype=mean.dtype, device=mean.device)
+    sums = torch.cat([(mean.detach() * rows).reshape(-1), rows.reshape(1)])
+    dist.all_reduce(sums)
+    return mean + ((sums[:-1] / sums[-1].clamp(min=1)).view_as(mean) - mean.detach())
 
 
 def _l1(model, features):

@@ -33,7 +33,7 @@ class TranscoderOutput(ModelOutput):
             Sum of all loss terms.
         reconstruction (`torch.FloatTensor` of shape `(..., d_out)`):
             The predicted activations, in the units of the output site.
-        features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, returned unless `output_features=False`):
+        features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, see `output_features`):
             Feature activations.
         feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
             The active features and their numbers.
@@ -235,6 +235,7 @@ class TranscoderModel(PreTrainedModel):
         dead_features: torch.LongTensor | None = None,
         sparsity_scale: float = 1.0,
         output_features: bool = True,
+        across_processes: bool = False,
     ) -> TranscoderOutput:
         """
         Args:
@@ -249,7 +250,12 @@ class TranscoderModel(PreTrainedModel):
             sparsity_scale (`float`, *optional*, defaults to 1.0):
                 Factor on L1 and L0 penalties, for their warm-up.
             output_features (`bool`, *optional*, defaults to `True`):
-                Whether to return all features densely. Training does without where the activation is sparse.
+                Whether to return all features densely. Training does without where the activation is sparse; one that
+                computes all of them returns them anyway.
+            across_processes (`bool`, *optional*, defaults to `False`):
+                Whether the batch is one part of a larger one that all processes of a run share. What a loss takes from the
+                whole batch (the energy AuxK is measured in, the L0 that `target_l0` aims at) is then averaged over all of
+                them, so that the average of their gradients is that of the larger batch.
 
         Returns:
             [`TranscoderOutput`]
@@ -269,13 +275,17 @@ class TranscoderModel(PreTrainedModel):
                 self._check_tokens(mask.shape, lead, "mask")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
-            losses = self._losses(rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale)
+            losses = self._losses(
+                rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale, across_processes
+            )
             loss = sum(losses.values())
 
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
         if config.activation == "topk":
             values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
-        features = encoded.to_dense(config.num_features).view(*lead, config.num_features) if output_features else None
+        features = None
+        if output_features or encoded.dense is not None:
+            features = encoded.to_dense(config.num_features).view(*lead, config.num_features)
         return TranscoderOutput(
             loss=loss,
             reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
@@ -314,19 +324,21 @@ class TranscoderModel(PreTrainedModel):
             variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
         return squared.sum(-1) / variance
 
-    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale):
+    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
         config = self.config
         if config.matryoshka_sizes:
             per_token = self._matryoshka_error(rows, targets, encoded, mask)
         else:
             per_token = self.reconstruction_error(reconstruction, targets, mask)
         losses = {"reconstruction_loss": token_mean(per_token, mask)}
-        for name, penalty in self.activation.penalty(self, rows, targets, encoded, mask).items():
+        penalties = self.activation.penalty(self, rows, targets, encoded, mask, across_processes)
+        for name, penalty in penalties.items():
             scale = 1.0 if name == "gate_loss" else sparsity_scale
             losses[name] = scale * token_mean(penalty, mask)
         if config.auxk_coefficient and dead_features is not None and dead_features.numel():
             residual = targets - reconstruction.float()
-            losses["auxk_loss"] = token_mean(self._auxk(rows, residual, dead_features, mask), mask)
+            auxk = self._auxk(rows, residual, dead_features, mask, across_processes)
+            losses["auxk_loss"] = token_mean(auxk, mask)
         return losses
 
     def _matryoshka_error(self, rows, targets, encoded, mask):
@@ -346,7 +358,7 @@ class TranscoderModel(PreTrainedModel):
             error = error + self.reconstruction_error(reconstruction, targets, mask)
         return error / len(sizes)
 
-    def _auxk(self, rows, residual, dead_features, mask):
+    def _auxk(self, rows, residual, dead_features, mask, across_processes):
         """
         Squared error of what the top dead features make of the residual, over the residual's own square
         (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
@@ -361,7 +373,7 @@ class TranscoderModel(PreTrainedModel):
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
         error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
-        energy = token_mean(residual.square().sum(-1), mask).clamp(min=1e-12)
+        energy = token_mean(residual.square().sum(-1), mask, across_processes).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)
         return config.auxk_coefficient * share * error / energy
@@ -433,7 +445,9 @@ class TranscoderModel(PreTrainedModel):
             self.threshold.clamp_(min=0)
 
     @torch.no_grad()
-    def update_threshold_(self, feature_values: torch.Tensor, decay: float = 0.99) -> None:
+    def update_threshold_(
+        self, feature_values: torch.Tensor, decay: float = 0.99, across_processes: bool = False
+    ) -> None:
         """
         After a training step of a BatchTopK dictionary: moves the inference threshold towards the smallest activation
         that the batch let through.
@@ -441,11 +455,15 @@ class TranscoderModel(PreTrainedModel):
         Args:
             feature_values (`torch.Tensor` of shape `(n_pairs,)`): `TranscoderOutput.feature_values` of the step.
             decay (`float`, *optional*, defaults to 0.99): Of the moving average.
+            across_processes (`bool`, *optional*, defaults to `False`):
+                Whether every process has a batch of its own; the threshold moves towards the mean of what they let through.
         """
         if feature_values.numel() == 0:
             return
         smallest = torch.where(feature_values > 0, feature_values, torch.inf).min().float()
         smallest = torch.where(smallest.isfinite(), smallest, self.threshold)
+        if across_processes:
+            smallest = token_mean(smallest[None], None, across_processes=True)
         started = self.threshold > 0
         self.threshold.copy_(torch.where(started, decay * self.threshold + (1 - decay) * smallest, smallest))
 

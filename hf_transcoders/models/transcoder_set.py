@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import ModelOutput, cached_file
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
+from ..files import atomic_directory, atomic_file
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
 from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
 
@@ -108,6 +108,7 @@ class TranscoderSet(nn.Module):
         dead_features: Mapping[str, torch.LongTensor] | None = None,
         sparsity_scale: float = 1.0,
         output_features: bool = True,
+        across_processes: bool = False,
     ) -> TranscoderSetOutput:
         """
         Args:
@@ -117,6 +118,7 @@ class TranscoderSet(nn.Module):
                 Dictionary name -> features for its AuxK loss.
             sparsity_scale (`float`, *optional*, defaults to 1.0): Factor on L1 and L0 penalties.
             output_features (`bool`, *optional*, defaults to `True`): Whether to return all features densely.
+            across_processes (`bool`, *optional*, defaults to `False`): See [`TranscoderModel.forward`].
 
         Returns:
             [`TranscoderSetOutput`]
@@ -133,6 +135,7 @@ class TranscoderSet(nn.Module):
                 dead_features=(dead_features or {}).get(name),
                 sparsity_scale=sparsity_scale,
                 output_features=output_features,
+                across_processes=across_processes,
             )
             for name, model in self.items()
         }
@@ -154,12 +157,7 @@ class TranscoderSet(nn.Module):
         with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
             for name, model in self.items():
                 model.save_pretrained(partial / name, remote_code=remote_code, **kwargs)
-            index = {
-                "format_version": FORMAT_VERSION,
-                "base_model_name_or_path": self.base_model_name_or_path,
-                "dictionaries": {name: {"subfolder": name} for name in self},
-            }
-            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+            write_index(partial, {name: name for name in self}, self.base_model_name_or_path)
             if remote_code:
                 # Loading a sub-folder of a repo, transformers looks for code at the top.
                 write_code_files(partial)
@@ -243,6 +241,24 @@ class TranscoderSet(nn.Module):
 
 # It has the methods of one; a second base class would only get in the way of nn.Module's own.
 Mapping.register(TranscoderSet)
+
+
+def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
+    """
+    Makes a folder that holds dictionaries a set.
+
+    Args:
+        folder (`str` or `os.PathLike`): The set's folder.
+        subfolders (`Mapping[str, str]`): Dictionary name -> its folder inside `folder`.
+        base_model (`str`, *optional*): What all of them belong to.
+    """
+    index = {
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": base_model,
+        "dictionaries": {name: {"subfolder": subfolder} for name, subfolder in subfolders.items()},
+    }
+    with atomic_file(Path(folder) / INDEX_NAME) as partial:
+        partial.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def dictionary_name(config: TranscoderConfig) -> str:

@@ -122,18 +122,38 @@ def short_number(value: float) -> str:
 class _Chart:
     """Axes, grid and legend; shapes are added in between."""
 
-    def __init__(self, title: str, x_label: str, y_label: str, names: list[str]):
+    def __init__(
+        self, title: str, x_label: str, y_label: str, names: list[str], width: int = _WIDTH, height: int = _HEIGHT
+    ):
         self.title, self.x_label, self.y_label, self.names = title, x_label, y_label, names
+        self.width, self.height = width, height
         self.shapes: list[str] = []
+        self.x_text = self.y_text = short_number
 
     def scale(self, xs, ys, log10_x=False):
-        self.log10_x = log10_x
-        self.x_ticks = (
-            [float(i) for i in range(math.ceil(min(xs)), math.floor(max(xs)) + 1)] if log10_x else _ticks(xs)
-        )
+        if log10_x:
+            self.x_text = _power
+            self.x_ticks = [float(i) for i in range(math.ceil(min(xs)), math.floor(max(xs)) + 1)]
+        else:
+            self.x_ticks = _ticks(xs)
         self.y_ticks = _ticks([0.0, *ys] if min(ys) > 0 and min(ys) < max(ys) / 2 else ys)
         self.x_range = (min(xs), max(xs)) if log10_x else (self.x_ticks[0], self.x_ticks[-1])
         self.y_range = (self.y_ticks[0], self.y_ticks[-1])
+
+    def window(self, x_range, y_range, powers_of_two=False):
+        """Show just these ranges; with `powers_of_two` x is a logarithm."""
+        self.x_range, self.y_range = x_range, y_range
+        if powers_of_two:
+            self.x_text = lambda exponent: short_number(2.0**exponent)
+            self.x_ticks = even_steps(math.ceil(x_range[0]), math.floor(x_range[1]))
+        else:
+            self.x_ticks = [tick for tick in _ticks(x_range) if x_range[0] <= tick <= x_range[1]]
+        self.y_text = "{:.4g}".format
+        self.y_ticks = [tick for tick in _ticks(y_range) if y_range[0] <= tick <= y_range[1]]
+
+    def inside(self):
+        """Left, top, right and bottom of the area with the data."""
+        return _LEFT, _TOP - 8, self.width - _RIGHT, self.height - _BOTTOM
 
     def end_at(self, x):
         """Close the x axis where the data ends."""
@@ -142,11 +162,11 @@ class _Chart:
 
     def x(self, value):
         low, high = self.x_range
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - low) / (high - low) * (self.width - _LEFT - _RIGHT)
 
     def y(self, value):
         low, high = self.y_range
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
     def colour(self, name):
         return COLOURS[self.names.index(name) % len(COLOURS)]
@@ -161,11 +181,11 @@ class _Chart:
     def svg(self):
         legend = self._legend() if len(self.names) > 1 else []
         rows = math.ceil(len(self.names) / self._legend_columns()) if legend else 0
-        height = _HEIGHT + rows * _LEGEND_ROW + (6 if rows else 0)
+        height = self.height + rows * _LEGEND_ROW + (6 if rows else 0)
         label = escape(f"{self.title}: {self.y_label} over {self.x_label}")
         return "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {height}" role="img" '
                 f'aria-label="{label}" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">',
                 f'<text x="14" y="18" font-size="13.5" font-weight="600">{escape(self.title)}</text>',
                 *self._axes(),
@@ -176,23 +196,22 @@ class _Chart:
         )
 
     def _axes(self):
-        left, right, bottom = _LEFT, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+        left, right, bottom = _LEFT, self.width - _RIGHT, self.height - _BOTTOM
         middle = (_TOP + bottom) / 2
         for tick in self.y_ticks:
             y = self.y(tick)
             yield (
                 f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-opacity="0.15"/>'
             )
-            yield f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>'
+            yield f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{self.y_text(tick)}</text>'
         for tick in self.x_ticks:
             x = self.x(tick)
-            text = _power(tick) if self.log10_x else short_number(tick)
             yield (
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" '
-                f'stroke="currentColor" stroke-opacity="0.6"/><text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>'
+                f'stroke="currentColor" stroke-opacity="0.6"/><text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{self.x_text(tick)}</text>'
             )
         yield f'<line x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="currentColor" stroke-opacity="0.6"/>'
-        yield f'<text x="{(left + right) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self.x_label)}</text>'
+        yield f'<text x="{(left + right) / 2}" y="{self.height - 8}" text-anchor="middle">{escape(self.x_label)}</text>'
         yield (
             f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">'
             f"{escape(self.y_label)}</text>"
@@ -204,8 +223,8 @@ class _Chart:
     def _legend(self):
         columns = self._legend_columns()
         for i, name in enumerate(self.names):
-            x = 14 + (i % columns) * (_WIDTH - 14) / columns
-            y = _HEIGHT + 12 + (i // columns) * _LEGEND_ROW
+            x = 14 + (i % columns) * (self.width - 14) / columns
+            y = self.height + 12 + (i // columns) * _LEGEND_ROW
             yield (
                 f'<line x1="{x:.0f}" x2="{x + 20:.0f}" y1="{y - 4}" y2="{y - 4}" stroke-width="4" {self.stroke(name)}/>'
                 f'<text x="{x + 27:.0f}" y="{y}">{escape(name)}</text>'
@@ -222,6 +241,11 @@ def _ticks(values, count=5):
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def even_steps(first: int, last: int, most: int = 8) -> list[int]:
+    """Whole numbers from `first` to `last`, at most so many."""
+    return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
 
 
 def _power(exponent):

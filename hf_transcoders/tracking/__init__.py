@@ -9,4 +9,5 @@ from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker
 from .trackers import trackers_for
 from .trackio import TrackioTracker, TranscoderTrackioCallback
+from .trackio_runs import trackio_run, trackio_runs
 from .wandb import WandbTracker

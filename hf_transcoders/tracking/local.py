@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_file
+from .process import this_process
 from .tracker import Alert, Tracker
 
 
@@ -63,7 +64,13 @@ class LocalTracker(Tracker):
                 kept = [line for line in read_lines(path) if line["step"] <= resume_step]
                 with atomic_file(path) as partial:
                     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._facts = {"format_version": 1, **facts, "started": started, "status": "running"}
+        self._facts = {
+            "format_version": 1,
+            **facts,
+            "started": started,
+            "status": "running",
+            "process": this_process(),
+        }
         if resume_step is not None:
             self._facts["resumed"] = {"step": resume_step, "time": now}
         self._write_facts()
@@ -114,11 +121,26 @@ class LocalTracker(Tracker):
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; one that was cut off by the death of its process is left out."""
+    """The lines of a record; one that was cut off by the death of its process is left out, and so is a damaged one."""
+    return parse_lines(path)[0]
+
+
+def parse_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a record, and how many whole ones could not be read."""
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+        return [], 0
+    # What follows the last line break was cut off by the death of its process.
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]
+    parsed = [entry for entry in map(_parse, lines) if entry is not None]
+    return parsed, len(lines) - len(parsed)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
 
 
 def file_name(name: str) -> str:

@@ -4,11 +4,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..errors import TranscoderError
-from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, plain, read_lines
+from ..evaluation.evaluation_report import EvaluationReport
+from ..reports import MeasuredDictionary
+from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, parse_lines, plain, read_lines
+from .process import is_gone
+
+
+#: Of a run that says it is running and whose process cannot be looked up: after so long without a word it is silent.
+SILENT_AFTER = timedelta(hours=1)
+
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass
@@ -23,6 +33,7 @@ class Run:
         histograms (`list[dict[str, Any]]`): `step`, `name`, `edges`, `counts`.
         alerts (`list[dict[str, Any]]`): `step`, `level`, `title`, `text`.
         folder (`Path`, *optional*): The run's `output_dir`, where it was read from files.
+        problems (`list[str]`): What of the records could not be read.
     """
 
     name: str
@@ -31,6 +42,7 @@ class Run:
     histograms: list[dict[str, Any]] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
+    problems: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, output_dir: str | os.PathLike) -> "Run":
@@ -39,20 +51,28 @@ class Run:
         records = folder / FOLDER
         try:
             facts = json.loads((records / RUN_FILE).read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise TranscoderError(
                 f"{folder} holds no run ({FOLDER}/{RUN_FILE} is not there): give the output folder of a run, or a folder "
                 "above several."
             ) from error
         except ValueError as error:
             raise TranscoderError(f"{records / RUN_FILE} is damaged: remove it, or copy it again.") from error
+        if not isinstance(facts, dict):
+            raise TranscoderError(f"{records / RUN_FILE} is damaged: remove it, or copy it again.")
+        read, problems = {}, []
+        for name in (SCALARS, HISTOGRAMS, ALERTS):
+            read[name], damaged = parse_lines(records / name)
+            if damaged:
+                problems.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} in {name}")
         return cls(
-            name=facts.get("name") or folder.resolve().name,
+            name=str(facts.get("name") or folder.resolve().name),
             facts=facts,
-            scalars=read_lines(records / SCALARS),
-            histograms=read_lines(records / HISTOGRAMS),
-            alerts=read_lines(records / ALERTS),
+            scalars=read[SCALARS],
+            histograms=read[HISTOGRAMS],
+            alerts=read[ALERTS],
             folder=folder,
+            problems=problems,
         )
 
     @classmethod
@@ -90,8 +110,132 @@ class Run:
             latest |= {key: value for key, value in line.items() if key not in ("step", "time") and value is not None}
         return latest
 
+    # ------------------------------------------------------------------------------------------------ state
+
+    @property
+    def last_word(self) -> datetime | None:
+        """When the run last wrote something, as far as its records say."""
+        resumed = self.facts.get("resumed")
+        times = [
+            self.facts.get("started"),
+            self.facts.get("ended"),
+            resumed.get("time") if isinstance(resumed, dict) else None,
+            *(line.get("time") for line in self.scalars[-1:]),
+        ]
+        return max(filter(None, map(_time, times)), default=None)
+
+    @property
+    def status(self) -> str:
+        """
+        How the run stands: `"finished"`, `"failed"`, `"interrupted"` or `"running"`, as it has recorded, or, where it
+        recorded `"running"` and that cannot be so, `"died"` (its process is gone) or `"silent"` (its process ran elsewhere,
+        and nothing was written for [`SILENT_AFTER`]). `"unknown"` where no status was recorded, `"damaged"` where `run.json`
+        cannot be read.
+        """
+        recorded = str(self.facts.get("status", "unknown"))
+        if recorded != "running":
+            return recorded
+        process = self.facts.get("process")
+        gone = is_gone(process) if isinstance(process, dict) else None
+        if gone is not None:
+            return "died" if gone else "running"
+        last = self.last_word
+        return "silent" if last is None or datetime.now(UTC) - last > SILENT_AFTER else "running"
+
+    # ------------------------------------------------------------------------------------------------ numbers
+
+    def measured(self) -> list[MeasuredDictionary]:
+        """
+        The newest numbers of every dictionary: of the last evaluation that was logged, else those in `evaluation.json`,
+        else of the last training log. `source` says which.
+        """
+        report, found = self._evaluation_file(), {}
+        for name, (step, metrics) in self._newest("eval").items():
+            found[name] = MeasuredDictionary(
+                self.name, name, metrics, "evaluation", step, self._protocol(report, name, metrics)
+            )
+        for name, entry in (report.dictionaries if report else {}).items():
+            found.setdefault(
+                name, MeasuredDictionary(self.name, name, entry["metrics"], EVALUATION_FILE, None, report.protocol)
+            )
+        for name, (step, metrics) in self._newest("train").items():
+            protocol = {"base_model": self.facts.get("base_model"), "dataset": "training batches"}
+            found.setdefault(name, MeasuredDictionary(self.name, name, metrics, "training", step, protocol))
+        for name, measured in found.items():
+            measured.config = self.config_of(name, report)
+        return list(found.values())
+
+    def config_of(self, dictionary: str, report: EvaluationReport | None = None) -> dict[str, Any]:
+        """What is known of a dictionary's configuration: from the run's facts, its evaluation, its saved files."""
+        dictionaries = self.facts.get("dictionaries")
+        if isinstance(dictionaries, dict) and isinstance(dictionaries.get(dictionary), dict):
+            return dictionaries[dictionary]
+        if report is not None and dictionary in report.dictionaries:
+            return report.dictionaries[dictionary]["config"]
+        for folder in (self.folder / dictionary, self.folder) if self.folder else ():
+            try:
+                return json.loads((folder / "config.json").read_text())
+            except (OSError, ValueError):
+                continue
+        return {}
+
+    def _newest(self, stage: str) -> dict[str, tuple[int, dict[str, float]]]:
+        """Dictionary -> step and values of the last `<stage>/<dictionary>/<metric>` that say how it does."""
+        newest: dict[str, tuple[int, dict[str, float]]] = {}
+        for line in self.scalars:
+            for key, value in line.items():
+                parts = key.split("/")
+                if len(parts) != 3 or parts[0] != stage or not isinstance(value, int | float):
+                    continue
+                step, metrics = newest.get(parts[1], (None, {}))
+                newest[parts[1]] = (line["step"], {**(metrics if step == line["step"] else {}), parts[2]: value})
+        return {name: values for name, values in newest.items() if values[1].keys() >= {"l0", "fvu"}}
+
+    def _evaluation_file(self) -> EvaluationReport | None:
+        path = self.folder / EVALUATION_FILE if self.folder else None
+        if path is None or not path.exists():
+            return None
+        try:
+            report = EvaluationReport.load_json(path)
+            return (
+                report
+                if all({"metrics", "config"} <= entry.keys() for entry in report.dictionaries.values())
+                else None
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.problems.append(f"{EVALUATION_FILE} is damaged")
+            return None
+
+    def _protocol(
+        self, report: EvaluationReport | None, name: str, metrics: dict[str, float]
+    ) -> dict[str, Any] | None:
+        """How a logged evaluation was made: as recorded, or as in `evaluation.json` where that has the same numbers."""
+        recorded = self.facts.get("evaluation_protocol")
+        if isinstance(recorded, dict):
+            return recorded
+        if report is None or name not in report.dictionaries:
+            return None
+        filed = report.dictionaries[name]["metrics"]
+        same = all(filed.get(metric) == value for metric, value in metrics.items() if metric in filed)
+        return report.protocol if same and metrics.keys() & filed.keys() else None
+
 
 def find_runs(root: str | os.PathLike) -> Iterator[Run]:
-    """The runs in a folder and below it, in the order of their names."""
+    """
+    The runs in a folder and below it, in the order of their names. One whose `run.json` cannot be read is among them, with
+    the status `"damaged"`.
+    """
     for path in sorted(Path(root).rglob(f"{FOLDER}/{RUN_FILE}")):
-        yield Run.load(path.parent.parent)
+        folder = path.parent.parent
+        try:
+            yield Run.load(folder)
+        except (TranscoderError, OSError) as error:
+            yield Run(folder.resolve().name, {"status": "damaged"}, folder=folder, problems=[str(error)])
+
+
+def _time(value) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

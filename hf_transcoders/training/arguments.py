@@ -32,7 +32,11 @@ class TranscoderTrainingArguments(TrainingArguments):
             Rows of one forward of the base model. Defaults to 8 on a CPU, whose cache larger batches overflow, and to 32
             elsewhere.
         buffer_tokens (`int`, *optional*, defaults to 65536):
-            Tokens of one shuffle block.
+            Tokens of one shuffle block. Each data shard has its own.
+        data_shards (`int`, *optional*):
+            Into how many parts, each shuffled by itself, the data is split. Every step takes equally from all of them, so
+            that a run with the same `data_shards` and the same tokens per step gives the same numbers on any number of
+            processes that divides it. Defaults to the number of processes.
         skip_first (`int`, *optional*, defaults to 1):
             Positions left out at the start of each row, where language models park an attention sink.
         skip_special_tokens (`bool`, *optional*, defaults to `True`):
@@ -86,6 +90,10 @@ class TranscoderTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Rows of one forward of the base model; 8 on a CPU, 32 elsewhere."}
     )
     buffer_tokens: int = field(default=65536, metadata={"help": "Tokens of one shuffle block."})
+    data_shards: int | None = field(
+        default=None,
+        metadata={"help": "Parts of the data that are shuffled by themselves; by default one for each process."},
+    )
     skip_first: int = field(
         default=1, metadata={"help": "Positions left out at the start of each row (the attention sink)."}
     )
@@ -141,6 +149,19 @@ class TranscoderTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise TranscoderError(f"`{name}` is {getattr(self, name)}; give a number of at least 1.")
+        if self.data_shards is None:
+            self.data_shards = self.world_size
+        if self.data_shards < 1 or self.data_shards % self.world_size:
+            raise TranscoderError(
+                f"`data_shards` is {self.data_shards} but must be a multiple of the {self.world_size} processes, which "
+                "share the shards equally."
+            )
+        if self.per_device_train_batch_size * self.world_size % self.data_shards:
+            raise TranscoderError(
+                f"`data_shards` is {self.data_shards} but every step takes equally from each shard: choose a "
+                f"`per_device_train_batch_size` (now {self.per_device_train_batch_size}) that is a multiple of the "
+                f"{self.data_shards // self.world_size} shards of one process."
+            )
         if self.skip_first < 0 or self.skip_first >= self.sequence_length:
             raise TranscoderError(
                 f"`skip_first` is {self.skip_first} but must lie between 0 and the sequence length "

@@ -22,12 +22,15 @@ class DictionaryMonitor:
         self.dead_after_tokens = dead_after_tokens
         self.reconstruction = ReconstructionStatistics(model.config.d_out, device)
         self.features = FeatureStatistics(features, device)
+        # Sums over tokens, so that batches of any size add up.
         self.losses: dict[str, torch.Tensor] = {}
-        self.batches = 0
+        self.tokens_since_log = 0
         self.grad_norm = torch.zeros((), device=device)
         self.steps = 0
         #: Share of tokens each feature fired on, between the last two calls of [`~DictionaryMonitor.pop`].
         self.density: torch.Tensor | None = None
+        # Steps that a GradScaler has skipped; no mean counts them.
+        self.overflowed_steps = torch.zeros((), dtype=torch.long, device=device)
         # State that a checkpoint keeps.
         self.tokens_since_fired = torch.zeros(features, dtype=torch.long, device=device)
         self.fired = torch.zeros(features, dtype=torch.bool, device=device)
@@ -35,9 +38,19 @@ class DictionaryMonitor:
         self.tokens = 0
 
     @torch.no_grad()
-    def update(self, targets: torch.Tensor, output: TranscoderOutput) -> None:
-        """Adds the output of one batch."""
+    def update(self, targets: torch.Tensor, output: TranscoderOutput, may_overflow: bool = False) -> None:
+        """
+        Adds the output of one batch.
+
+        Args:
+            targets (`torch.Tensor` of shape `(tokens, d_out)`): What the dictionary was to predict.
+            output ([`TranscoderOutput`]): What it said.
+            may_overflow (`bool`, *optional*, defaults to `False`):
+                Leave out a batch whose loss is not finite, as a `GradScaler` does. Otherwise it shows in the metrics.
+        """
         tokens = targets.shape[0]
+        parts = (self.reconstruction, self.features) if may_overflow else ()
+        before = [{name: total.clone() for name, total in part.sums.items()} for part in parts]
         self.reconstruction.update(targets, output.reconstruction)
         if output.feature_values is None:
             self.features.update(output.features)
@@ -50,10 +63,31 @@ class DictionaryMonitor:
                 .index_add_(0, output.feature_indices.reshape(-1), active)
                 .bool()
             )
-        for name, value in output.losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value.detach()
-        self.batches += 1
+        losses = output.losses
+        if may_overflow:
+            finite = output.loss.isfinite()
+            losses = {name: torch.where(finite, value, 0.0) for name, value in losses.items()}
+            for part, sums in zip(parts, before, strict=True):
+                part.sums = {name: torch.where(finite, total, sums[name]) for name, total in part.sums.items()}
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value.detach() * tokens
+        self.tokens_since_log += tokens
         self.tokens += tokens
+
+    def add_gradient(self, norm: torch.Tensor, may_overflow: bool = False) -> None:
+        """
+        Adds the gradient of one step.
+
+        Args:
+            norm (`torch.Tensor` of shape `()`): Its norm before clipping.
+            may_overflow (`bool`, *optional*, defaults to `False`): Leave out a norm that is not finite.
+        """
+        if may_overflow:
+            finite = norm.isfinite()
+            self.overflowed_steps += ~finite
+            norm = torch.where(finite, norm, 0.0)
+        self.grad_norm += norm
+        self.steps += 1
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -70,13 +104,17 @@ class DictionaryMonitor:
         self.tokens = 0
 
     def pop(self) -> dict[str, float]:
-        """Metrics since the last call, over all processes."""
-        if self.batches == 0:
+        """Metrics since the last call, over all processes; none where nothing was seen, or all of it overflowed."""
+        if self.tokens_since_log == 0:
             return {}
         self._sum_over_processes()
-        sums = {name: value / self.batches for name, value in self.losses.items()}
+        tokens = self.reconstruction.tokens
+        if tokens == 0:
+            self._reset()
+            return {}
+        sums = {name: value / tokens for name, value in self.losses.items()}
         sums["loss"] = sum(sums.values())
-        sums["grad_norm"] = self.grad_norm / max(self.steps, 1)
+        sums["grad_norm"] = self.grad_norm / (self.steps - self.overflowed_steps).clamp(min=1)
         values = torch.stack([value.float() for value in sums.values()]).tolist()
         metrics = dict(zip(sums, values, strict=True))
         fidelity = self.reconstruction.compute()
@@ -86,21 +124,21 @@ class DictionaryMonitor:
         metrics |= {name: sparsity[name] for name in ("l0", "l1")}
         metrics["dead_fraction"] = self.dead_features.numel() / self.tokens_since_fired.numel()
         self.density = self.features.density()
+        self._reset()
+        return metrics
+
+    def _reset(self) -> None:
         self.reconstruction.reset()
         self.features.reset()
-        self.losses, self.batches, self.steps = {}, 0, 0
+        self.losses, self.tokens_since_log, self.steps = {}, 0, 0
         self.grad_norm.zero_()
-        return metrics
+        self.overflowed_steps.zero_()
 
     def _sum_over_processes(self) -> None:
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return
-        for total in (*self.reconstruction.sums.values(), *self.features.sums.values()):
+        for total in (*self.reconstruction.sums.values(), *self.features.sums.values(), *self.losses.values()):
             dist.all_reduce(total)
-        # Every process has the same number of batches, so that means of means are means.
-        for value in self.losses.values():
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps, as tensors: running sums too, so that the next log is that of an unbroken run."""
@@ -109,7 +147,8 @@ class DictionaryMonitor:
             "fired": self.fired,
             "dead_features": self.dead_features,
             "grad_norm": self.grad_norm,
-            "counts": torch.tensor([self.tokens, self.batches, self.steps]),
+            "overflowed_steps": self.overflowed_steps,
+            "counts": torch.tensor([self.tokens, self.tokens_since_log, self.steps]),
         }
         state |= {f"losses.{name}": value for name, value in self.losses.items()}
         state |= {f"reconstruction.{name}": value for name, value in self.reconstruction.sums.items()}
@@ -119,8 +158,8 @@ class DictionaryMonitor:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         device = self.tokens_since_fired.device
         state = {name: value.to(device) for name, value in state.items()}
-        self.tokens, self.batches, self.steps = state.pop("counts").tolist()
-        for name in ("tokens_since_fired", "fired", "dead_features", "grad_norm"):
+        self.tokens, self.tokens_since_log, self.steps = state.pop("counts").tolist()
+        for name in ("tokens_since_fired", "fired", "dead_features", "grad_norm", "overflowed_steps"):
             setattr(self, name, state.pop(name))
         for key, value in state.items():
             part, name = key.split(".", 1)
@@ -128,3 +167,25 @@ class DictionaryMonitor:
                 self.losses[name] = value
             else:
                 getattr(self, part).sums[name] = value
+
+
+def share_out(states: list[dict[str, torch.Tensor]], rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """
+    The state of one of `world_size` monitors that go on where others, of another number of processes, stood.
+
+    Args:
+        states (`list[dict[str, torch.Tensor]]`): What [`~DictionaryMonitor.state_dict`] gave in every process.
+        rank, world_size (`int`): The process that goes on, and how many there are now.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Sums over tokens go to the first process, which is as good as any other.
+    """
+    state = dict(states[0])
+    state["fired"] = torch.stack([s["fired"] for s in states]).any(0)
+    counts = torch.stack([s["counts"] for s in states])
+    state["counts"] = torch.cat([counts[:, :2].sum(0) // world_size, counts[0, 2:]])
+    for name in state:
+        if "." in name:
+            total = torch.stack([s[name] for s in states]).sum(0)
+            state[name] = total if rank == 0 else torch.zeros_like(total)
+    return state

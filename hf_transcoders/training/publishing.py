@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
 from ..hub.model_card import make_card
@@ -144,11 +143,8 @@ class Publishing:
         return staged
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Nothing: at this point of saving, the Trainer's checkpoint is not yet whole. See [`PublishingCallback`]."""
-
-    def push_checkpoint(self, checkpoint: Path) -> None:
-        """Pushes from a checkpoint folder in the background, as `args.hub_strategy` wants it."""
-        args = self.args
+        """Pushes from a whole checkpoint in the background, as `args.hub_strategy` wants it."""
+        args, checkpoint = self.args, Path(checkpoint_folder)
         if not args.push_to_hub or args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -177,15 +173,3 @@ class Publishing:
             self.push_in_progress.jobs.append(future)
         else:
             self.push_in_progress = PushInProgress([future])
-
-
-class PublishingCallback(TrainerCallback):
-    """Pushes each checkpoint once it is whole and has its name."""
-
-    def __init__(self, trainer: Publishing):
-        self.trainer = trainer
-
-    def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        if checkpoint.is_dir():
-            self.trainer.push_checkpoint(checkpoint)

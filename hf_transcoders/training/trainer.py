@@ -1,26 +1,25 @@
 """A Trainer whose batches are activations of a language model."""
 
-import json
+import contextlib
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast, broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TrackioCallback
-from transformers.trainer_utils import SchedulerType, TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.activations import ActivationStream
+from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
@@ -32,22 +31,23 @@ from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from ..tracking import Run, TranscoderTrackingCallback, TranscoderTrackioCallback
 from .arguments import TranscoderTrainingArguments
+from .checkpoint_files import only_run
+from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
-from .publishing import Publishing, PublishingCallback
+from .publishing import Publishing
+from .sharding import gathered, is_sharded, shard_, whole
 
 
 logger = logging.get_logger(__name__)
 
 # Optimizer steps between two looks at which features are dead; a look waits for the device.
 _REFRESH_STEPS = 16
-_MONITOR_STATE = "monitors_{rank}.safetensors"
 # Tokens of a batch whose pre-activations are shown.
 _SAMPLE_TOKENS = 256
-_STREAM_STATE = "activation_stream_{rank}.json"
 
 
-class TranscoderTrainer(Publishing, Trainer):
+class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 
@@ -119,13 +119,17 @@ class TranscoderTrainer(Publishing, Trainer):
         # text's special tokens into the dictionary's configuration.
         self.tokenizer = processing_class
         self._standard_optimizer = tuple(optimizers) == (None, None)
-        self.stream: ActivationStream | None = None
+        self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
-        self._resume_from: str | None = None
+        self._stream_state: dict | None = None
         train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
         eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
         if args.max_steps <= 0:
             args.max_steps = _count_steps(args, train_dataset)
+        if args.fsdp:
+            _check_fsdp(args)
+            # The trainer shards the dictionaries itself, in the same way on every device.
+            args.fsdp_plugin_args = None
         # The stream continues by itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
         super().__init__(
@@ -145,7 +149,6 @@ class TranscoderTrainer(Publishing, Trainer):
         self.callback_handler.callbacks.insert(0, self.tracking)
         # Before it, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
-        self.add_callback(PublishingCallback(self))
         for plain, own in (
             (ProgressCallback, TrainingProgressCallback),
             (PrinterCallback, TrainingPrinterCallback),
@@ -156,17 +159,20 @@ class TranscoderTrainer(Publishing, Trainer):
 
     # ------------------------------------------------------------------------------------------------ data
 
+    def harvested_sites(self) -> list[str]:
+        """Where activations are read in a forward of the base model: wherever a dictionary reads or writes."""
+        return [s for d in self.dictionaries.values() for s in (d.config.input_site, d.config.output_site)]
+
     def make_harvester(self, dataset) -> ActivationHarvester:
         """The source of activations for a dataset, as the arguments want it."""
         args = self.args
-        sites = [s for d in self.dictionaries.values() for s in (d.config.input_site, d.config.output_site)]
         rows = len(dataset) if hasattr(dataset, "__len__") else None
         epoch_tokens = rows * len(dataset[0]["input_ids"]) if rows else math.inf
         needs_again = args.max_steps * args.tokens_per_step > epoch_tokens
         return ActivationHarvester(
             self.base_model,
             dataset,
-            sites,
+            self.harvested_sites(),
             rows_per_chunk=args.harvest_batch_size,
             skip_first=args.skip_first,
             special_token_ids=self._special_token_ids(),
@@ -182,17 +188,18 @@ class TranscoderTrainer(Publishing, Trainer):
             return []
         return list(self.tokenizer.all_special_ids)
 
-    def get_train_dataloader(self) -> ActivationStream:
+    def get_train_dataloader(self) -> ShardedStream:
         """The stream of activation batches, at the place where the run is."""
         if self.stream is None:
             args = self.args
-            self.stream = ActivationStream(
+            self.stream = ShardedStream(
                 self.make_harvester(self.train_dataset),
                 batch_size=args.per_device_train_batch_size,
-                buffer_tokens=args.buffer_tokens,
-                seed=args.data_seed if args.data_seed is not None else args.seed,
+                num_shards=args.data_shards,
                 rank=args.process_index,
                 world_size=args.world_size,
+                buffer_tokens=args.buffer_tokens,
+                seed=args.data_seed if args.data_seed is not None else args.seed,
                 progress=not args.disable_tqdm and args.process_index == 0,
             )
         return self.stream
@@ -205,45 +212,63 @@ class TranscoderTrainer(Publishing, Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or `True` for the last one in `args.output_dir`. The run continues exactly: weights,
-                optimizer, shuffling, dead-feature counts and running logs.
+                A checkpoint folder, or `True` for the last usable one in `args.output_dir`. The run continues exactly:
+                weights, optimizer, shuffling, dead-feature counts and running logs. Where `True` finds no checkpoint yet,
+                the run starts from the beginning and says so.
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]
         """
-        if resume_from_checkpoint is True:
-            output_dir = self.args.output_dir
-            resume_from_checkpoint = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-            if resume_from_checkpoint is None:
+        with only_run(self.args.output_dir) if self.args.process_index == 0 else contextlib.nullcontext():
+            if is_sharded(self.model):
                 raise TranscoderError(
-                    f"There is no checkpoint to resume from in {output_dir}: start without resuming, or give the folder of "
-                    "a checkpoint."
+                    "This trainer has sharded its dictionaries already: make a new one to train them again."
                 )
-        if resume_from_checkpoint and not os.path.isfile(os.path.join(resume_from_checkpoint, "trainer_state.json")):
-            raise TranscoderError(
-                f"{resume_from_checkpoint} is no checkpoint (it has no trainer_state.json): give a `checkpoint-…` folder "
-                "of an earlier run."
-            )
-        self._resume_from = resume_from_checkpoint or None
-        self.stream, self.last_evaluation, self.activation_sample = None, None, None
-        window = self.args.dead_window(self.args.max_steps)
-        self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
-        if not self._resume_from:
-            self._initialize_dictionaries()
-        self._tokens_logged, self._time_logged = None, None
-        if self._resume_from:
-            state = TrainerState.load_from_json(os.path.join(self._resume_from, "trainer_state.json"))
-            if state.global_step >= self.args.max_steps:
-                # The Trainer would take one step more before it notices.
-                logger.warning(f"The run in {self._resume_from} is complete: nothing is left to train.")
-                self._load_from_checkpoint(self._resume_from)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        except BaseException as error:
-            self.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
+            checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+            self.stream, self.last_evaluation, self.activation_sample = None, None, None
+            self._tokens_logged, self._time_logged = None, None
+            window = self.args.dead_window(self.args.max_steps)
+            self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
+            if checkpoint is None:
+                self._initialize_dictionaries()
+            else:
+                state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+                if state.global_step >= self.args.max_steps:
+                    return self._finish_complete_run(checkpoint, state)
+            if self.args.fsdp:
+                self._shard_dictionaries()
+            try:
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            except BaseException as error:
+                self.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                raise
+            return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _finish_complete_run(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """What is left of a run that was stopped after its last step. The Trainer would take one step more."""
+        logger.warning(f"The run in {checkpoint} is complete: nothing is left to train.")
+        self._load_dictionaries(checkpoint)
+        self.state = state
+        state.is_local_process_zero, state.is_world_process_zero = (
+            self.is_local_process_zero(),
+            self.is_world_process_zero(),
+        )
+        self.control = self.callback_handler.on_train_begin(self.args, state, self.control)
+        metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
+        self.log(metrics)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, state, self.control)
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
+
+    def _shard_dictionaries(self) -> None:
+        # Before the optimizer is made, which then is one of shards. accelerate would leave it out on CPUs, and would shard
+        # a set as one piece.
+        args = self.args
+        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}
+        shard_(self.model, args.device.type, args.world_size, **resharded)
+        # Autocast, but no DistributedDataParallel around it.
+        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     def _initialize_dictionaries(self) -> None:
         """Measures scales and biases on the first block and says what the coefficients amount to."""
@@ -251,7 +276,9 @@ class TranscoderTrainer(Publishing, Trainer):
         for name, dictionary in self.dictionaries.items():
             config = dictionary.config
             dictionary.initialize_from_activations_(sample[config.input_site], sample[config.output_site])
-            # Parameters come from the first process when the model is wrapped; this number lies in the configuration.
+            # All start as the first process, whose sample is that of the first shard, however many processes there are.
+            for value in dictionary.state_dict().values():
+                broadcast(value)
             config.target_variance = broadcast_object_list([config.target_variance])[0]
             if config.l1_coefficient:
                 effective = dictionary.effective_l1_coefficient()
@@ -273,8 +300,11 @@ class TranscoderTrainer(Publishing, Trainer):
         """
         dead = {name: monitor.dead_features for name, monitor in self.monitors.items()}
         scale = self._sparsity_scale()
+        across = self.args.world_size > 1
         if isinstance(self.model, TranscoderSet):
-            result = model(inputs, dead_features=dead, sparsity_scale=scale, output_features=False)
+            result = model(
+                inputs, dead_features=dead, sparsity_scale=scale, output_features=False, across_processes=across
+            )
             outputs = result.outputs
         else:
             (name,) = self.dictionaries
@@ -284,32 +314,40 @@ class TranscoderTrainer(Publishing, Trainer):
                 inputs[config.output_site],
                 dead_features=dead.get(name),
                 sparsity_scale=scale,
-                output_features=not config.is_sparse,
+                output_features=False,
+                across_processes=across,
             )
             outputs = {name: result}
+        may_overflow = self.accelerator.scaler is not None
         for name, monitor in self.monitors.items():
-            monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name])
+            monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name], may_overflow)
         if self.state.logging_steps and (self.state.global_step + 1) % self.state.logging_steps == 0:
             self.activation_sample = {site: rows[:_SAMPLE_TOKENS].clone() for site, rows in inputs.items()}
         for name, dictionary in self.dictionaries.items():
             if dictionary.config.activation == "batchtopk":
-                dictionary.update_threshold_(outputs[name].feature_values)
+                dictionary.update_threshold_(outputs[name].feature_values, across_processes=across)
         return (result.loss, outputs) if return_outputs else result.loss
 
     def _sparsity_scale(self) -> float:
         rise = self.args.sparsity_warmup * self.args.max_steps
         return min(1.0, (self.state.global_step + 1) / rise) if rise else 1.0
 
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.accelerator.scaler is not None:
+            # A fused optimizer leaves a step out by itself when fp16 has overflowed, and the scheduler would count it.
+            optimizer._step_supports_amp_scaling = False
+        return optimizer
+
     def _clip_grad_norm(self, model):
         """Clips each dictionary by itself; returns the norm over all, before clipping."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients(self.optimizer)
         norms = []
         for name, dictionary in self.dictionaries.items():
-            norm = torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self.args.max_grad_norm)
-            self.monitors[name].grad_norm += norm
-            self.monitors[name].steps += 1
+            norm = whole(torch.nn.utils.clip_grad_norm_(dictionary.parameters(), self.args.max_grad_norm))
+            self.monitors[name].add_gradient(norm, may_overflow=self.accelerator.scaler is not None)
             norms.append(norm)
         return torch.stack(norms).norm()
 
@@ -338,12 +376,24 @@ class TranscoderTrainer(Publishing, Trainer):
             popped = {name: monitor.pop() for name, monitor in self.monitors.items()}
             for name, metrics in popped.items():
                 logs |= {f"{name}/{key}": value for key, value in metrics.items()}
+            if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
+                del logs["grad_norm"]  # Of a step that was skipped.
+            # The Trainer's own means forget, on resuming, the steps before the checkpoint.
             if all(popped.values()):
-                # The Trainer's own mean forgets, on resuming, the steps before the checkpoint.
                 logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
-        if self.stream is not None and self.state.epoch is not None:
-            self.state.epoch = self.stream.epoch
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss(default=logs["train_loss"])
         super().log(logs, start_time)
+        if "learning_rate" in logs:
+            self._stop_if_diverged({name: metrics["loss"] for name, metrics in popped.items() if metrics})
+
+    def _mean_loss(self, default: float) -> float:
+        """Over the steps of the whole run that were logged."""
+        total, last = 0.0, 0
+        for entry in self.state.log_history:
+            if "loss" in entry:
+                total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+        return total / last if last else default
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -372,7 +422,7 @@ class TranscoderTrainer(Publishing, Trainer):
             special_token_ids=self._special_token_ids(),
             progress=not args.disable_tqdm,
         )
-        report = evaluator.evaluate(self.dictionaries)
+        report = evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
         for name, dictionary in self.dictionaries.items():
             dictionary.config.evaluation = report.of(name)
         return report
@@ -407,11 +457,18 @@ class TranscoderTrainer(Publishing, Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """Writes the dictionary or set, and the arguments as JSON (the Trainer's own file would be a pickle)."""
         output_dir = output_dir or self.args.output_dir
-        if not self.args.should_save:
-            return
         for dictionary in self.dictionaries.values():
             dictionary.config.training_summary = self._training_summary()
-        self.model.save_pretrained(output_dir)
+        # Every process takes part in gathering sharded ones, and one of them keeps what is gathered.
+        device = "cpu" if self.args.should_save else "meta"
+        dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
+        if not self.args.should_save:
+            return
+        if isinstance(self.model, TranscoderSet):
+            TranscoderSet(dictionaries).save_pretrained(output_dir)
+        else:
+            (dictionary,) = dictionaries.values()
+            dictionary.save_pretrained(output_dir)
         with atomic_file(Path(output_dir) / "training_args.json") as partial:
             partial.write_text(self.args.to_json_string())
 
@@ -486,80 +543,6 @@ class TranscoderTrainer(Publishing, Trainer):
         )
         card.save(output_dir or self.args.output_dir)
 
-    def _get_output_dir(self, trial) -> str:
-        # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
-        directory = super()._get_output_dir(trial)
-        return os.path.join(directory, ".partial") if self._saving_checkpoint else directory
-
-    _saving_checkpoint = False
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint in full and only then gives it its name, so that a broken one is never found."""
-        output_dir = super()._get_output_dir(trial)
-        name = f"checkpoint-{self.state.global_step}"
-        partial = os.path.join(output_dir, ".partial", name)
-        if self.args.should_save:
-            shutil.rmtree(os.path.dirname(partial), ignore_errors=True)
-            os.makedirs(partial)
-        self.accelerator.wait_for_everyone()
-        rank = self.args.process_index
-        monitors = {
-            f"{dictionary}/{key}": value
-            for dictionary, monitor in self.monitors.items()
-            for key, value in monitor.state_dict().items()
-        }
-        save_file(monitors, os.path.join(partial, _MONITOR_STATE.format(rank=rank)))
-        Path(partial, _STREAM_STATE.format(rank=rank)).write_text(json.dumps(self.stream.state_dict()))
-        self._saving_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            final = os.path.join(output_dir, name)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            shutil.rmtree(os.path.dirname(partial), ignore_errors=True)
-            rotate_checkpoints(
-                output_dir=output_dir,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Weights, dead-feature counts, running metrics and the place in the data."""
-        if isinstance(self.model, TranscoderSet):
-            saved = dict(TranscoderSet.from_pretrained(resume_from_checkpoint).items())
-        else:
-            saved = {next(iter(self.dictionaries)): TranscoderModel.from_pretrained(resume_from_checkpoint)}
-        if set(saved) != set(self.dictionaries):
-            raise TranscoderError(
-                f"The checkpoint holds {', '.join(saved)} and this run trains {', '.join(self.dictionaries)}: resume with "
-                "the same dictionaries."
-            )
-        for name, dictionary in self.dictionaries.items():
-            try:
-                dictionary.load_state_dict(saved[name].state_dict())
-            except RuntimeError as error:
-                raise TranscoderError(
-                    f"The checkpoint's '{name}' has other sizes than the one of this run: resume with the same "
-                    "configuration."
-                ) from error
-            dictionary.config.target_variance = saved[name].config.target_variance
-            dictionary.config.evaluation = saved[name].config.evaluation
-        if not self.monitors:
-            return  # The best model is loaded after training; there is nothing to continue.
-        rank = self.args.process_index
-        monitors = load_file(os.path.join(resume_from_checkpoint, _MONITOR_STATE.format(rank=rank)))
-        for name, monitor in self.monitors.items():
-            prefix = f"{name}/"
-            monitor.load_state_dict({k.removeprefix(prefix): v for k, v in monitors.items() if k.startswith(prefix)})
-        stream = json.loads(Path(resume_from_checkpoint, _STREAM_STATE.format(rank=rank)).read_text())
-        self.get_train_dataloader().load_state_dict(stream)
-
 
 class _StepCallback(TrainerCallback):
     """What every optimizer step of a dictionary needs before and after it."""
@@ -567,20 +550,43 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: TranscoderTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.stream is not None:
+            self.trainer._stream_state = self.trainer.stream.state_dict()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         for dictionary in self.trainer.dictionaries.values():
             dictionary.project_gradient_()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            return
         for dictionary in self.trainer.dictionaries.values():
             dictionary.constrain_()
             # The last evaluation was one of other weights.
             dictionary.config.evaluation = None
 
     def on_step_end(self, args, state, control, **kwargs):
+        stream = self.trainer.stream
+        # Of this step and not of the moment of saving: by then batches of the next may have been taken out.
+        self.trainer._stream_state, state.epoch = stream.state_dict(), stream.epoch
         if state.global_step % _REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()
+
+
+def _check_fsdp(args: TranscoderTrainingArguments) -> None:
+    config = args.fsdp_config
+    if int(config.get("version", 2)) != 2 or config.get("cpu_offload") or config.get("activation_checkpointing"):
+        raise TranscoderError(
+            "Dictionaries are sharded by FSDP version 2, without CPU offload and activation checkpointing: leave these "
+            "out of `fsdp_config`."
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise TranscoderError(
+            "accelerate's own FSDP would shard the dictionaries a second time: launch without `--use_fsdp` and give the "
+            "trainer `fsdp=True`."
+        )
 
 
 def _check_fits(name: str, dictionary: TranscoderModel, base_model) -> None:

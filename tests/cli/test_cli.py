@@ -20,10 +20,8 @@ from tests.tiny_models import VOCAB_SIZE, tiny_model
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "house", "and", "then", "slept"]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    """A folder with a tiny language model and two texts."""
-    folder = tmp_path_factory.mktemp("cli")
+def fill_workplace(folder):
+    """A tiny language model and two texts, as files in a folder."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {word: i + 4 for i, word in enumerate(WORDS)}
     vocabulary |= {f"w{i}": i for i in range(len(vocabulary), VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -39,6 +37,11 @@ def workplace(tmp_path_factory):
         ]
         (folder / f"{name}.txt").write_text("\n\n".join(texts))
     return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return fill_workplace(tmp_path_factory.mktemp("cli"))
 
 
 def train_arguments(workplace, output, *more):
@@ -81,7 +84,7 @@ def test_train_on_a_stream(workplace, tmp_path):
     assert summary["tokens"] == 640 and summary["dataset_rows"] is None
 
 
-def test_train_resumes_to_the_same_weights(workplace, tmp_path, capsys):
+def test_train_resumes_to_the_same_weights(workplace, tmp_path, caplog):
     saving = ("--save_strategy", "steps", "--save_steps", "5", "--disable_tqdm", "True")
     assert main(train_arguments(workplace, tmp_path / "run", *saving)) == 0
     straight = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
@@ -90,6 +93,11 @@ def test_train_resumes_to_the_same_weights(workplace, tmp_path, capsys):
     assert main(train_arguments(workplace, tmp_path / "run", *saving, "--resume")) == 0
     resumed = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    # A run that was killed before its first checkpoint: the same command line starts it, and says so.
+    assert main(train_arguments(workplace, tmp_path / "early", *saving, "--resume")) == 0
+    early = TranscoderModel.from_pretrained(tmp_path / "early").state_dict()
+    assert all(torch.equal(straight[name], early[name]) for name in straight)
+    assert f"There is no checkpoint in {tmp_path / 'early'} yet: the run starts from the beginning." in caplog.text
 
 
 def test_evaluate(workplace, trained, capsys, tmp_path):
@@ -170,7 +178,7 @@ def test_bad_yaml(tmp_path, capsys, text, message):
         (["--k", "65"], r"k is 65"),
         (["--model", "/no/such/model"], r"could not be loaded"),
         (["--data", "/no/such/file.txt"], r"no/such/file"),
-        (["--resume"], r"no checkpoint to resume from"),
+        (["--resume", "runs/nowhere"], r"runs/nowhere is no checkpoint"),
         (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),
         (["--max_tokens", "10"], r"less than one step"),
         (["--sequence_length", "0"], r"sequence_length"),

@@ -102,7 +102,7 @@ def test_sampling_uses_nothing_up(model):
 
 def test_ranks_read_different_text_and_together_all_of_it(model):
     # Each has 12 rows x 9 tokens = 108 = 12 batches of 9 = 4 blocks of 27.
-    ranks = [make_stream(model, rows=24, batch_size=9, buffer_tokens=27, rank=r, world_size=2) for r in (0, 1)]
+    ranks = [make_stream(model, rows=24, batch_size=9, buffer_tokens=27, shard=r, num_shards=2) for r in (0, 1)]
     seen = [rounded(torch.cat([b[SITES[0]] for b in take(stream, 12)])) for stream in ranks]
     harvester = ranks[0].harvester
     assert sorted(seen[0] + seen[1]) == rounded(torch.cat([harvester.chunk(i)[SITES[0]] for i in range(8)]))
@@ -126,7 +126,7 @@ def test_streamed_ranks_share_the_chunks_out(model):
         def __iter__(self):
             return iter(token_rows(24))
 
-    ranks = [make_stream(model, dataset=Streamed(), rank=r, world_size=2) for r in (0, 1)]
+    ranks = [make_stream(model, dataset=Streamed(), shard=r, num_shards=2) for r in (0, 1)]
     seen = [set(rounded(torch.cat([b[SITES[0]] for b in take(stream, 13)]))) for stream in ranks]
     assert not seen[0] & seen[1]
 
@@ -145,5 +145,5 @@ def test_everything_masked_is_refused_instead_of_running_forever(model):
 
 def test_another_setting_is_refused_on_resume(model):
     state = make_stream(model).state_dict()
-    with pytest.raises(TranscoderError, match="batch size 8 and this run has 4"):
+    with pytest.raises(TranscoderError, match="block tokens 40 and this run has 20"):
         make_stream(model, batch_size=4, buffer_tokens=20).load_state_dict(state)

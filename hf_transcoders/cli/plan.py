@@ -1,0 +1,225 @@
+"""`hf-transcoders plan`: what a run will need, before it is started."""
+
+import time
+
+from ..errors import TranscoderError
+from .common import OFFLINE_MODELS, best_device, fastest_cpu_dtype, print_json
+from .train import load_rows, make_parser, parse_with_config, sites_of
+
+
+_EXAMPLES = """examples:
+  hf-transcoders plan --config run.yaml
+  hf-transcoders plan --config run.yaml --processes 8 --device_memory 80
+  hf-transcoders plan --layers 8 --num_features 16384 --k 64 --max_tokens 100000000 --measure
+
+Takes the options of `hf-transcoders train`. The weights of the language model are not loaded: its configuration tells.
+The text is only read when the length of the run depends on it (neither --max_tokens nor --max_steps).
+"""
+_GIB = 2**30
+# What a CUDA context and PyTorch's kernels take on a device.
+_CONTEXT_BYTES = _GIB // 2
+
+
+def parse(argv, prog):
+    parser = make_parser(
+        prog, "Estimates memory, disk and time of a training run, and says whether it fits a device.", _EXAMPLES
+    )
+    parser.add_argument("--processes", type=int, default=1, help="processes (devices) that share the run")
+    parser.add_argument("--device_memory", type=float, help="GiB of one device: says whether the run fits")
+    parser.add_argument(
+        "--measure", action="store_true", help="time the language model and the dictionaries here, for a few seconds"
+    )
+    parser.add_argument(
+        "--tflops", type=float, help="peak of the device in 10^12 operations a second, to estimate time"
+    )
+    return parse_with_config(parser, argv)
+
+
+def run(args):
+    import psutil
+
+    from ..training.plan import estimate_speed, plan_run
+
+    options, training = args.options, args.training
+    device = "cpu" if training.use_cpu else best_device()
+    if args.measure and args.tflops:
+        raise TranscoderError("--measure times this machine and --tflops describes another: give one of them.")
+    base = _without_weights(options, device)
+    configs = _configurations(options, base)
+    rows = None
+    if training.max_tokens is None and training.max_steps <= 0:
+        rows = len(load_rows(options, training, _tokenizer(options))[0])
+    runtime = psutil.Process().memory_info().rss if device == "cpu" else _CONTEXT_BYTES
+    plan = plan_run(
+        base, configs, training, processes=args.processes, device_type=device, rows=rows, runtime_bytes=runtime
+    )
+    if args.measure:
+        plan.set_speed(*_measure(base.config, base.dtype, configs, training, device))
+        plan.notes.append("Speed was measured here, with random weights and without AuxK.")
+    elif args.tflops:
+        estimate_speed(plan, args.tflops * 1e12, args.tflops * 1e12)
+    else:
+        import torch
+
+        estimate_speed(plan, _product_flops(base.dtype, device), _product_flops(torch.float32, device))
+        plan.notes[-1] += " The peak is that of a product of 1024 x 1024 matrices here."
+    if args.json:
+        print_json(plan.to_dict())
+    else:
+        print(_table(plan, args.device_memory))
+
+
+def _model_path(options):
+    from ..lm import offline_model
+
+    return offline_model(options.model) if options.model in OFFLINE_MODELS else options.model
+
+
+def _without_weights(options, device):
+    """The language model on the `meta` device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(_model_path(options), revision=options.revision)
+    except OSError as error:
+        raise TranscoderError(
+            f"The configuration of '{options.model}' could not be loaded: give a Hub id that can be reached, a folder, or "
+            f"one of {', '.join(OFFLINE_MODELS)}."
+        ) from error
+    if options.dtype != "auto":
+        dtype = getattr(torch, options.dtype)
+    else:
+        dtype = fastest_cpu_dtype() if device == "cpu" else config.dtype or torch.float32
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def _tokenizer(options):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_model_path(options), revision=options.revision)
+
+
+def _configurations(options, base):
+    from ..training.grid import dictionary_config
+    from .train import shared_options
+
+    shared = shared_options(options)
+    return [
+        dictionary_config(base, read, write, skip_connection=options.skip_connection and read != write, **shared)
+        for read, write in sites_of(options, base)
+    ]
+
+
+def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
+    """Tokens per second through the language model and through the dictionaries, with random weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..lm import capture
+    from ..models import TranscoderModel, TranscoderSet
+    from ..training.monitor import DictionaryMonitor
+
+    with torch.device(device):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    sites = list(dict.fromkeys(site for c in configs for site in (c.input_site, c.output_site)))
+    ids = torch.randint(config.get_text_config().vocab_size, (training.harvest_batch_size, training.sequence_length))
+    ids = ids.to(device)
+
+    def forward():
+        with torch.no_grad(), capture(base, sites) as activations:
+            base(ids)
+        return activations
+
+    widths = {c.input_site: c.d_in for c in configs} | {c.output_site: c.d_out for c in configs}
+    tokens = training.per_device_train_batch_size
+    batch = {site: torch.randn(tokens, width, device=device) for site, width in widths.items()}
+    models = TranscoderSet([TranscoderModel(c) for c in configs]).to(device)
+    monitors = {name: DictionaryMonitor(model, 1 << 60) for name, model in models.items()}
+    optimizer = torch.optim.AdamW(models.parameters(), fused=True)
+    precision = torch.bfloat16 if training.bf16 else torch.float16
+    mixed = torch.autocast(device, dtype=precision, enabled=training.bf16 or training.fp16)
+
+    def step():
+        with mixed:
+            result = models(batch, output_features=False)
+        for name, monitor in monitors.items():
+            monitor.update(batch[models[name].config.output_site], result.outputs[name])
+        result.loss.backward()
+        torch.nn.utils.clip_grad_norm_(models.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return ids.numel() / _seconds(forward, device), tokens / _seconds(step, device)
+
+
+def _seconds(function, device, budget: float = 3.0) -> float:
+    """Median duration of a call, after one that warms up."""
+    import torch
+
+    def synchronized():
+        function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    synchronized()
+    times, end = [], time.perf_counter() + budget
+    while len(times) < 3 or (time.perf_counter() < end and len(times) < 50):
+        start = time.perf_counter()
+        synchronized()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _product_flops(dtype, device) -> float:
+    import torch
+
+    a = torch.ones(1024, 1024, dtype=dtype, device=device)
+    return 2 * 1024**3 / _seconds(lambda: a @ a, device, budget=0.2)
+
+
+def _table(plan, device_memory) -> str:
+    lines = [
+        f"{'dictionaries':<36}{plan.parameters:>16,} parameters",
+        f"{'language model':<36}{plan.base_parameters:>16,} parameters",
+        f"{'tokens of one step':<36}{plan.tokens_per_step:>16,}",
+    ]
+    if plan.tokens is not None:
+        lines.append(f"{'tokens of the run':<36}{plan.tokens:>16,}  ({plan.steps:,} steps)")
+    for sharing, parts in plan.held.items():
+        lines += [
+            "",
+            f"memory of each of {plan.processes} processes, {sharing.upper()}" if plan.processes > 1 else "memory",
+        ]
+        lines += [f"  {name:<34}{_size(size):>16}" for name, size in parts.items() if size]
+        name, size = max(plan.phases.items(), key=lambda item: item[1])
+        lines += [
+            f"  {f'largest phase: {name}':<34}{_size(size):>16}",
+            f"  {'at the peak':<34}{_size(plan.peak(sharing)):>16}",
+        ]
+        if device_memory is not None:
+            left = device_memory * _GIB - plan.peak(sharing)
+            verdict = (
+                f"fits {device_memory:g} GiB, {_size(left)} left"
+                if left >= 0
+                else (
+                    f"does NOT fit {device_memory:g} GiB: {_size(-left)} too much; the largest part is "
+                    f"{max((parts | plan.phases).items(), key=lambda item: item[1])[0]}"
+                )
+            )
+            lines.append(f"  {verdict}")
+    lines += ["", "disk"] + [f"  {name:<34}{_size(size):>16}" for name, size in plan.disk.items() if size]
+    lines += ["", "speed, one process"]
+    speeds = plan.tokens_per_second
+    lines += [f"  {name:<34}{speeds[name]:>16,.0f} tokens/s" for name in ("language model", "dictionaries")]
+    lines.append(
+        f"{f'run, {plan.processes} processes' if plan.processes > 1 else 'run':<36}{speeds['run']:>16,.0f} tokens/s"
+    )
+    if plan.hours is not None:
+        lines.append(f"{'duration':<36}{plan.hours:>16,.2f} hours")
+    return "\n".join([*lines, "", *plan.notes])
+
+
+def _size(size: float) -> str:
+    return f"{size / _GIB:,.2f} GiB" if size >= _GIB / 10 else f"{size / 2**20:,.2f} MiB"

@@ -1,0 +1,345 @@
+"""`hf-transcoders runs`: lists recorded runs, puts them side by side, draws their Pareto fronts."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import TranscoderError
+from .common import HelpFormatter, print_json, print_table
+
+
+# Arguments that differ between any two runs and say nothing.
+_OWN_TO_EACH = ("output_dir", "run_name", "logging_dir")
+
+
+def parse(argv, prog):
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Reads what runs have recorded, in their folders or in Trackio's local database.",
+        epilog="examples:\n"
+        "  hf-transcoders runs list runs\n"
+        "  hf-transcoders runs compare runs/a runs/b\n"
+        "  hf-transcoders runs pareto runs --output fronts --csv\n"
+        "  hf-transcoders runs list --trackio my_project",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | compare | pareto")
+    listing = _add(actions, "list", "one line for each run", "Lists runs: how they stand and what they measured.")
+    listing.add_argument("runs", nargs="*", metavar="FOLDER", help="folder with runs below it (the current one)")
+    compare = _add(actions, "compare", "runs side by side", "Puts runs side by side: numbers, and what differs.")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; with --trackio, its name")
+    pareto = _add(
+        actions,
+        "pareto",
+        "fronts of sparsity against fidelity, as page and picture",
+        "Draws the Pareto fronts of L0 against FVU and against CE recovered, over the dictionaries of all runs. "
+        "Dictionaries measured in different ways (other data, tokens, positions left out) have fronts of their own.",
+    )
+    pareto.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="folder of a run, or with runs below it (the current one); see --trackio",
+    )
+    pareto.add_argument("--output", default="pareto", help="files to write, without .html and .png")
+    pareto.add_argument("--csv", action="store_true", help="also write the numbers as CSV")
+    pareto.add_argument("--title", default="Sparsity against fidelity", help="heading of page and picture")
+    pareto.add_argument("--ablation", choices=["zero", "mean"], default="zero", help="which CE recovered to draw")
+    pareto.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="put numbers measured in different ways on one front; the page says so",
+    )
+    return parser.parse_args(argv)
+
+
+def _add(actions, name: str, text: str, description: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(
+        name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--trackio", metavar="PROJECT", help="read a project of Trackio's local database instead")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def run(args):
+    {"list": list_runs, "compare": compare_runs, "pareto": draw_fronts}[args.action](args)
+
+
+# ------------------------------------------------------------------------------------------------ list
+
+
+def list_runs(args):
+    from ..evaluation.evaluation_report import METRICS
+
+    runs = load_runs(args.runs, args.trackio)
+    entries = [describe(run) for run in runs]
+    if args.json:
+        print_json(entries)
+        return
+    # A folder's name is the run's, as a rule.
+    with_folder = any(run.folder is not None and run.folder.resolve().name != run.name for run in runs)
+    head = ["name", *(["folder"] if with_folder else []), "status", "dictionaries", "tokens", "L0", "FVU"]
+    head += [METRICS["ce_recovered_zero"], "measured in", "last word"]
+    rows = [
+        [
+            entry["name"],
+            *([_relative(entry["folder"])] if with_folder else []),
+            entry["status"],
+            str(len(entry["dictionaries"])),
+            f"{entry['tokens']:,}" if entry["tokens"] else "-",
+            *(
+                _range([d["metrics"].get(m) for d in entry["dictionaries"]])
+                for m in ("l0", "fvu", "ce_recovered_zero")
+            ),
+            ", ".join(sorted({d["source"] for d in entry["dictionaries"]})) or "-",
+            run.last_word.astimezone().strftime("%Y-%m-%d %H:%M") if run.last_word else "-",
+        ]
+        for entry, run in zip(entries, runs, strict=True)
+    ]
+    print_table(head, rows, left=3 if with_folder else 2)
+    _print_problems(entries)
+
+
+def describe(run) -> dict:
+    """A run as plain values."""
+    measured = run.measured()
+    tokens = run.latest().get("train/tokens")
+    return {
+        "name": run.name,
+        "folder": str(run.folder) if run.folder else None,
+        "status": run.status,
+        "base_model": run.facts.get("base_model"),
+        "started": run.facts.get("started"),
+        "last_word": run.last_word.isoformat() if run.last_word else None,
+        "tokens": int(tokens) if tokens else None,
+        "dictionaries": [
+            {"name": d.name, "source": d.source, "step": d.step, "metrics": d.metrics, "config": d.config}
+            for d in measured
+        ],
+        "alerts": len(run.alerts),
+        "problems": run.problems,
+    }
+
+
+def _print_problems(entries) -> None:
+    lines = [f"{entry['name']}: {problem}" for entry in entries for problem in entry["problems"]]
+    if lines:
+        print("\n" + "\n".join(lines))
+
+
+def _range(values: Sequence[float | None]) -> str:
+    from ..evaluation.evaluation_report import format_number
+
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    low, high = format_number(min(known)), format_number(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def _relative(folder: str | None) -> str:
+    return os.path.relpath(folder) if folder else "-"
+
+
+# ------------------------------------------------------------------------------------------------ compare
+
+
+def compare_runs(args):
+    from ..evaluation.evaluation_report import METRICS, format_number
+    from ..reports.pareto import protocol_differences
+
+    runs = [run for name in args.runs for run in load_runs([name], args.trackio)]
+    if len(runs) < 2:
+        raise TranscoderError("There is one run only: give two or more to compare.")
+    entries = [describe(run) for run in runs]
+    names = _headings(runs)
+    tables = _side_by_side(entries)
+    arguments = _differences([run.facts.get("arguments") for run in runs], leave_out=_OWN_TO_EACH)
+    measured = [dictionary for run in runs for dictionary in run.measured()]
+    protocols = protocol_differences([dictionary.protocol for dictionary in measured])
+    if args.json:
+        compared = {
+            dictionary: {metric: dict(zip(names, values, strict=True)) for metric, values in table.items()}
+            for dictionary, table in tables.items()
+        }
+        differing = {name: dict(zip(names, values, strict=True)) for name, values in arguments.items()}
+        print_json({"runs": entries, "metrics": compared, "arguments": differing, "protocols": protocols})
+        return
+    print_table(
+        ["", *names],
+        [
+            ["status", *(entry["status"] for entry in entries)],
+            ["tokens", *(f"{entry['tokens']:,}" if entry["tokens"] else "-" for entry in entries)],
+            ["base model", *(entry["base_model"] or "-" for entry in entries)],
+        ],
+    )
+    for dictionary, table in tables.items():
+        print(f"\n{dictionary}")
+        rows = [
+            [METRICS.get(metric, metric), *(v if isinstance(v, str) else format_number(v) for v in values)]
+            for metric, values in table.items()
+        ]
+        print_table(["metric", *names], rows)
+    print("\narguments that differ" if arguments else "\nNo argument that was recorded differs.")
+    if arguments:
+        print_table(["argument", *names], [[name, *map(_text, values)] for name, values in arguments.items()])
+    if protocols:
+        facts = ", ".join(f"{fact} ({' / '.join(map(str, values))})" for fact, values in protocols.items())
+        print(f"\nThe numbers were measured in different ways: {facts}.", file=sys.stderr)
+    _print_problems(entries)
+
+
+def _headings(runs) -> list[str]:
+    """Their names, or folders where names repeat."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{run.name} ({_relative(str(run.folder))})" if run.folder else run.name for run in runs]
+
+
+def _side_by_side(entries) -> dict[str, dict[str, list]]:
+    """Dictionary -> metric -> one value for each run. Where each run has one dictionary, those are compared."""
+    from ..evaluation.evaluation_report import METRICS
+
+    by_name = [{d["name"]: d for d in entry["dictionaries"]} for entry in entries]
+    if all(len(found) == 1 for found in by_name):
+        titles = list(dict.fromkeys(name for found in by_name for name in found))
+        by_name = [{" / ".join(titles): next(iter(found.values()))} for found in by_name]
+    tables = {}
+    for name in dict.fromkeys(name for found in by_name for name in found):
+        columns = [found.get(name) for found in by_name]
+        known = {metric for column in columns if column for metric in column["metrics"]}
+        table = {"measured in": [column["source"] if column else "-" for column in columns]}
+        for metric in (*(m for m in METRICS if m in known), *sorted(known - METRICS.keys())):
+            table[metric] = [column["metrics"].get(metric) if column else None for column in columns]
+        tables[name] = table
+    return tables
+
+
+def _differences(values: Sequence[dict | None], leave_out: Sequence[str]) -> dict[str, list]:
+    known = [value if isinstance(value, dict) else {} for value in values]
+    names = dict.fromkeys(name for value in known for name in value if name not in leave_out)
+    columns = {name: [value.get(name) for value in known] for name in names}
+    return {name: column for name, column in columns.items() if any(value != column[0] for value in column)}
+
+
+def _text(value) -> str:
+    return "-" if value is None else str(value)
+
+
+# ------------------------------------------------------------------------------------------------ pareto
+
+
+def draw_fronts(args):
+    from ..reports import pareto_fronts, write_pareto
+    from ..reports.pareto_pictures import warning
+
+    runs = load_runs(args.runs, args.trackio)
+    measured = {id(run): run.measured() for run in runs}
+    notes = [
+        f"Left out: {run.name} ({run.status}), which has no numbers of a dictionary."
+        for run in runs
+        if not measured[id(run)]
+    ]
+    fronts = pareto_fronts(
+        [dictionary for run in runs for dictionary in measured[id(run)]],
+        ablation=args.ablation,
+        allow_mixed=args.allow_mixed,
+    )
+    files = write_pareto(args.output, fronts, title=args.title, notes=notes, csv=args.csv)
+    report_fronts(fronts, files, as_json=args.json, notes=[*filter(None, [warning(fronts)]), *notes])
+
+
+def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[str]) -> None:
+    """Prints fronts, what must be said of them, and the files with their pictures."""
+    if as_json:
+        print_json({"files": [str(file) for file in files], "notes": notes, "fronts": fronts_as_values(fronts)})
+        return
+    print_fronts(fronts)
+    print()
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not any(file.suffix == ".png" for file in files):
+        print("Without the PNG: that needs `pip install matplotlib`.", file=sys.stderr)
+    print("\n".join(str(file.resolve()) for file in files))
+
+
+def fronts_as_values(fronts) -> list[dict]:
+    return [
+        {
+            "protocol": group.protocol,
+            "differences": group.differences,
+            "dictionaries": [
+                {
+                    "run": d.run, "name": d.name, "source": d.source, "step": d.step, "config": d.config,
+                    "metrics": d.metrics, "on_front": {metric: front[i] for metric, front in group.on_front.items()},
+                }
+                for i, d in enumerate(group.dictionaries)
+            ],
+        }
+        for group in fronts
+    ]  # fmt: skip
+
+
+def print_fronts(fronts) -> None:
+    from ..evaluation.evaluation_report import METRICS, format_number
+    from ..reports.pareto_pictures import heading
+
+    for group in fronts:
+        if len(fronts) > 1:
+            print(f"\n{heading(group)}")
+        metrics = ["l0", *group.on_front]
+        several = len({d.run for d in group.dictionaries}) > 1
+        rows = [
+            [
+                d.name,
+                *([d.run] if several else []),
+                group.standing(i),
+                *(format_number(d.metrics.get(metric)) for metric in metrics),
+            ]
+            for i, d in enumerate(group.dictionaries)
+        ]
+        head = ["dictionary", *(["run"] if several else []), "stands", *(METRICS[metric] for metric in metrics)]
+        print_table(head, rows, left=3 if several else 2)
+
+
+# ------------------------------------------------------------------------------------------------ where runs are
+
+
+def load_runs(names: Sequence[str], trackio_project: str | None = None) -> list:
+    """
+    The runs that are meant by words of the command line.
+
+    Args:
+        names (`Sequence[str]`): Folders of runs or above them; names of runs with `trackio_project`. None: all there are.
+        trackio_project (`str`, *optional*): Read Trackio's local database.
+
+    Returns:
+        `list[Run]`
+    """
+    from ..tracking import find_runs, trackio_run, trackio_runs
+
+    if trackio_project is not None:
+        runs = [trackio_run(trackio_project, name) for name in names] or list(trackio_runs(trackio_project))
+        if not runs:
+            raise TranscoderError(f"Trackio's project '{trackio_project}' has no runs.")
+        return runs
+    runs = {}
+    for name in names or ["."]:
+        if not Path(name).is_dir():
+            raise TranscoderError(
+                f"There is no folder {name}: give the output folder of a run, or a folder above several."
+            )
+        found = list(find_runs(name))
+        if not found:
+            where = "the current folder" if name == "." else name
+            raise TranscoderError(
+                f"There is no recorded run in {where} (no tracking/run.json in or below it): give the output folder of a "
+                "run, a folder above several, or --trackio PROJECT."
+            )
+        runs |= {run.folder.resolve(): run for run in found}
+    return list(runs.values())

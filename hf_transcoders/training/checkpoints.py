@@ -1,0 +1,313 @@
+"""Checkpoints from which a run continues bit for bit, whatever has ended it."""
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.utils import logging
+
+from ..errors import TranscoderError
+from ..models import TranscoderModel, TranscoderSet
+from .checkpoint_files import PARTIAL, commit, find_checkpoint, last_checkpoint, recover, rotate, why_unusable
+from .monitor import share_out
+from .sharding import is_sharded, load_state_, share_out_optimizer_state, whole
+
+
+logger = logging.get_logger(__name__)
+
+_MONITOR_STATE = "monitors_{rank}.safetensors"
+_STREAM_STATE = "activation_stream_{shard}.json"
+
+
+class ExactCheckpoints:
+    """What [`TranscoderTrainer`] does otherwise than the Trainer when it writes and reads checkpoints."""
+
+    _saving_checkpoint = False
+    _saved_step: int | None = None
+
+    # ------------------------------------------------------------------------------------------------ finding
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        """
+        Tidies the run's folder, and finds the checkpoint that is asked for.
+
+        Args:
+            wanted (`str` or `bool`, *optional*): As for [`~TranscoderTrainer.train`].
+
+        Returns:
+            `str`: The folder, the same in every process; `None` to start from the beginning.
+        """
+        self._saved_step = None
+        found = [None, None]
+        if self.args.process_index == 0:
+            try:
+                found[0] = self._find_checkpoint(wanted)
+            except TranscoderError as error:
+                found[1] = str(error)
+        found, refusal = broadcast_object_list(found)
+        if refusal is not None:
+            raise TranscoderError(refusal)
+        return found
+
+    def _find_checkpoint(self, wanted) -> str | None:
+        output_dir = self.args.output_dir
+        recover(output_dir)
+        if wanted is True:
+            found = find_checkpoint(output_dir)
+            if found is not None:
+                return str(found)
+            never = " (and none is going to be written, since `save_strategy` is 'no')"
+            logger.warning(
+                f"There is no checkpoint in {output_dir} yet{never if self.args.save_strategy == 'no' else ''}: the run "
+                "starts from the beginning."
+            )
+        elif wanted:
+            if not os.path.isfile(os.path.join(wanted, TRAINER_STATE_NAME)):
+                raise TranscoderError(
+                    f"{wanted} is no checkpoint (it has no {TRAINER_STATE_NAME}): give a `checkpoint-…` folder of an "
+                    "earlier run."
+                )
+            if reason := why_unusable(wanted):
+                raise TranscoderError(f"{wanted} cannot be resumed from ({reason}): give another checkpoint.")
+            return str(wanted)
+        elif (earlier := last_checkpoint(output_dir)) is not None:
+            logger.warning(
+                f"{output_dir} holds checkpoints of an earlier run (the last is {earlier.name}), which resuming would "
+                "continue: remove them, or give another `output_dir`."
+            )
+        return None
+
+    # ------------------------------------------------------------------------------------------------ writing
+
+    def _get_output_dir(self, trial) -> str:
+        # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
+        directory = super()._get_output_dir(trial)
+        return os.path.join(directory, PARTIAL) if self._saving_checkpoint else directory
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes a checkpoint in full and only then gives it its name, so that a broken one is never found."""
+        output_dir = Path(super()._get_output_dir(trial))
+        step = self.state.global_step
+        if broken := self._not_finite():
+            raise TranscoderError(
+                f"The weights of {', '.join(broken)} are NaN or infinite at step {step}, so they are not saved: "
+                f"{self._way_out(output_dir)}."
+            )
+        final = output_dir / f"checkpoint-{step}"
+        partial = output_dir / PARTIAL / final.name
+        try:
+            if self.args.should_save:
+                shutil.rmtree(partial.parent, ignore_errors=True)
+                os.makedirs(partial)
+            self.accelerator.wait_for_everyone()
+            self._write_checkpoint(model, trial, partial, final)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                commit(partial, final)
+            self._saved_step = step
+        # torch and safetensors report a failed write as errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise TranscoderError(
+                f"The checkpoint of step {step} could not be written into {output_dir} ({_reason(error)}): make room, "
+                f"then {_resume_from(output_dir)}."
+            ) from error
+        finally:
+            self._saving_checkpoint = False
+            if self.args.should_save:
+                shutil.rmtree(partial.parent, ignore_errors=True)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(output_dir, self.args.save_total_limit, keep={final} | ({Path(best)} if best else set()))
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, model, trial, partial: Path, final: Path) -> None:
+        rank = self.args.process_index
+        monitors = {
+            f"{dictionary}/{key}": value
+            for dictionary, monitor in self.monitors.items()
+            for key, value in monitor.state_dict().items()
+        }
+        save_file(monitors, partial / _MONITOR_STATE.format(rank=rank))
+        for shard, stream in self._stream_state.items():
+            state = {**stream, "tokens_per_step": self.args.tokens_per_step}
+            (partial / _STREAM_STATE.format(shard=shard)).write_text(json.dumps(state))
+        self._saving_checkpoint = True
+        super()._save_checkpoint(model, trial)
+        self._saving_checkpoint = False
+        if self.args.should_save and self.state.best_global_step:
+            # The Trainer has looked for the best checkpoint in the folder where this one is being made.
+            best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best) if best == final or best.exists() else None
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Once the checkpoint has its name.
+        if not self._saving_checkpoint:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    # ------------------------------------------------------------------------------------------------ stopping
+
+    def get_batch_samples(self, *args, **kwargs):
+        """The batches of one step. Where they cannot be had, what was learned before is saved first."""
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        except TranscoderError as error:
+            raise TranscoderError(f"{str(error).removesuffix('.')}; {self._save_last_step()}.") from error
+        except Exception:
+            logger.error(f"The data cannot be read any further; {self._save_last_step()}.")
+            raise
+
+    def _save_last_step(self) -> str:
+        """Saves the state after the last whole step where there is no checkpoint of it; says where it is."""
+        step, output_dir = self.state.global_step, Path(self.args.output_dir)
+        if step == 0:
+            return "nothing was learned yet"
+        checkpoint = output_dir / f"checkpoint-{step}"
+        # The other processes may have data: they are inside the next step, and do not come to save.
+        if self.args.world_size > 1:
+            return _resume_from(output_dir)
+        if self._saved_step != step:
+            try:
+                self._save_checkpoint(self.model, None)
+            except TranscoderError as error:
+                return f"its last step could not be saved either: {str(error).removesuffix('.')}"
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return f"what was learned up to step {step} is in {checkpoint}, to resume from"
+
+    def _not_finite(self) -> list[str]:
+        """The dictionaries whose weights hold NaN or infinity. Waits for the device."""
+        finite = []
+        for dictionary in self.dictionaries.values():
+            tensors = itertools.chain(dictionary.parameters(), dictionary.buffers())
+            mine = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+            finite.append(torch.stack([t.isfinite().all() for t in mine]).all())
+        finite = torch.stack(finite).float()
+        if self.args.world_size > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return [name for name, good in zip(self.dictionaries, finite.tolist(), strict=True) if not good]
+
+    def _stop_if_diverged(self, losses: dict[str, float]) -> None:
+        """Ends the run where a loss (dictionary -> mean since the last log) or a weight is no number any more."""
+        step = self.state.global_step
+        what = [f"the loss of {name} was {loss}" for name, loss in losses.items() if not abs(loss) < float("inf")]
+        what += [f"weights of {name} are NaN or infinite" for name in self._not_finite()]
+        scaler = self.accelerator.scaler
+        if scaler is not None and not losses and scaler.get_scale() < 1:
+            what.append("every step since the last log overflowed in fp16, however small the loss was scaled")
+        if what:
+            raise TranscoderError(f"The run has diverged at step {step} ({'; '.join(what)}): {self._way_out()}.")
+
+    def _way_out(self, output_dir: Path | None = None) -> str:
+        return (
+            f"start anew with a lower `learning_rate`, or, if the cause has gone, "
+            f"{_resume_from(output_dir or self.args.output_dir)}"
+        )
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Weights, dead-feature counts, running metrics and the place in the data."""
+        self._load_dictionaries(resume_from_checkpoint)
+        self._load_monitors(resume_from_checkpoint)
+        self._load_stream(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._load_dictionaries(self.state.best_model_checkpoint)
+
+    def _load_dictionaries(self, checkpoint: str) -> None:
+        if isinstance(self.model, TranscoderSet):
+            saved = dict(TranscoderSet.from_pretrained(checkpoint).items())
+        else:
+            saved = {next(iter(self.dictionaries)): TranscoderModel.from_pretrained(checkpoint)}
+        if set(saved) != set(self.dictionaries):
+            raise TranscoderError(
+                f"The checkpoint holds {', '.join(saved)} and this run trains {', '.join(self.dictionaries)}: resume with "
+                "the same dictionaries."
+            )
+        for name, dictionary in self.dictionaries.items():
+            try:
+                load_state_(dictionary, saved[name].state_dict())
+            except RuntimeError as error:
+                raise TranscoderError(
+                    f"The checkpoint's '{name}' has other sizes than the one of this run: resume with the same "
+                    "configuration."
+                ) from error
+            dictionary.config.target_variance = saved[name].config.target_variance
+            dictionary.config.evaluation = saved[name].config.evaluation
+
+    def _load_monitors(self, checkpoint: str) -> None:
+        """Each process its own, or all of them merged where there are now more processes or fewer."""
+        rank, world_size = self.args.process_index, self.args.world_size
+        count = len(list(Path(checkpoint).glob(_MONITOR_STATE.format(rank="*"))))
+        wanted = [rank] if count == world_size else range(count)
+        files = [load_file(os.path.join(checkpoint, _MONITOR_STATE.format(rank=number))) for number in wanted]
+        for name, monitor in self.monitors.items():
+            prefix = f"{name}/"
+            states = [{k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)} for file in files]
+            monitor.load_state_dict(states[0] if count == world_size else share_out(states, rank, world_size))
+
+    def _load_stream(self, checkpoint: str) -> None:
+        stream = self.get_train_dataloader()
+        states = {}
+        for shard in stream.shards:
+            file = Path(checkpoint, _STREAM_STATE.format(shard=shard))
+            if not file.exists():
+                saved = len(list(file.parent.glob(_STREAM_STATE.format(shard="*"))))
+                raise TranscoderError(
+                    f"The checkpoint has {saved} data shards and this run has {self.args.data_shards}: resume with "
+                    f"`data_shards={saved}`, on a number of processes that divides it."
+                )
+            states[shard] = json.loads(file.read_text())
+            if (tokens := states[shard].pop("tokens_per_step")) != self.args.tokens_per_step:
+                raise TranscoderError(
+                    f"The checkpoint was made with {tokens} tokens per step and this run has {self.args.tokens_per_step}: "
+                    "choose batch size, accumulation and processes so that their product is the same, or start anew."
+                )
+        stream.load_state_dict(states)
+
+    # ------------------------------------------------------------------------------------------------ sharded optimizers
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # As one file that any number of processes can resume from; every process takes part in gathering it.
+        state = self.optimizer.state_dict()
+        state = {**state, "state": whole(state["state"], "cpu" if self.args.should_save else "meta")}
+        if self.args.should_save:
+            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        hook = self.optimizer.optimizer.register_load_state_dict_pre_hook(share_out_optimizer_state)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        hook.remove()
+
+
+def _resume_from(output_dir: str | os.PathLike) -> str:
+    last = last_checkpoint(output_dir)
+    return f"resume from {last}, the last whole checkpoint" if last else "start anew: there is no whole checkpoint yet"
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, where it is found behind an error."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

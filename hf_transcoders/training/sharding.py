@@ -1,0 +1,98 @@
+"""Parameters, gradients and optimizer state of dictionaries shared out over processes (FSDP 2).
+
+The module that computes gathers its parameters for as long as it needs them, so `forward` sees plain tensors. Everywhere
+else (clipping, the constraint on decoder rows, the optimizer) a parameter is a `DTensor`, of which each process holds some
+rows. Nothing here is written in shards: files are those of a run on one process.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..models import TranscoderModel, TranscoderSet
+
+
+# It is about changing outputs in place, which no one does here.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
+
+
+def shard_(model: TranscoderModel | TranscoderSet, device_type: str, world_size: int, **options) -> None:
+    """
+    Shares the parameters of a dictionary, or of each dictionary of a set, out over all processes, in place. Parameters must
+    be the same in all of them.
+
+    Args:
+        model ([`TranscoderModel`] or [`TranscoderSet`]): What is trained.
+        device_type (`str`): Where: `"cuda"`, `"cpu"` ...
+        world_size (`int`): Processes.
+        options: For [`~torch.distributed.fsdp.fully_shard`], such as `reshard_after_forward`.
+    """
+    mesh = init_device_mesh(device_type, (world_size,))
+    if isinstance(model, TranscoderSet):
+        for dictionary in model.values():
+            fully_shard(dictionary, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(value, device: str | torch.device | None = None):
+    """
+    A sharded tensor as a plain one, or a dictionary of them, in every process at once.
+
+    Args:
+        value: A tensor, a dictionary, or anything else, which comes back as it is.
+        device (`str` or `torch.device`, *optional*):
+            Where to keep what is gathered, one tensor after the other: `"meta"` where only the others need it.
+    """
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+        return value if device is None else value.to(device)
+    if isinstance(value, Mapping):
+        return {key: whole(part, device) for key, part in value.items()}
+    return value
+
+
+def like(value: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
+    """A plain tensor, the same in every process, shared out as `shaped` is."""
+    if not isinstance(shaped, DTensor) or value.shape != shaped.shape:
+        return value
+    return distribute_tensor(value.to(shaped.device), shaped.device_mesh, shaped.placements)
+
+
+def gathered(dictionary: TranscoderModel, device: str | torch.device | None = None) -> TranscoderModel:
+    """The dictionary itself or, of a sharded one, a plain copy in every process (`device`: see [`whole`])."""
+    if not is_sharded(dictionary):
+        return dictionary
+    state = whole(dictionary.state_dict(), device)
+    with torch.device("meta"):
+        copy = TranscoderModel(dictionary.config)
+    copy.load_state_dict(state, assign=True)
+    return copy.eval()
+
+
+def load_state_(dictionary: TranscoderModel, state: Mapping[str, torch.Tensor]) -> None:
+    """[`~torch.nn.Module.load_state_dict`], from plain tensors also into a sharded dictionary."""
+    own = dictionary.state_dict()
+    dictionary.load_state_dict(
+        {name: like(value, own[name]) if name in own else value for name, value in state.items()}
+    )
+
+
+def share_out_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
+    """The state of an optimizer of plain parameters for `optimizer`, whose parameters are sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            name: like(value, parameters[number]) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
+        for number, values in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}

@@ -1,0 +1,231 @@
+"""Many dictionaries over one stream of activations, to be compared."""
+
+import copy
+import gc
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..errors import TranscoderError
+from ..evaluation import EvaluationReport
+from ..files import atomic_file
+from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
+from ..models.transcoder_set import write_index
+from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
+from .arguments import TranscoderTrainingArguments
+from .grid import in_groups
+from .trainer import TranscoderTrainer
+
+
+PLAN_FILE = "sweep.json"
+EVALUATION_FILE = "evaluation.json"
+
+# Arguments that may change from one part of a sweep to the next: they decide where things go, not what is learned.
+_FREE = (
+    "output_dir", "logging", "log_", "report_to", "run_name", "save_", "disable_tqdm", "push_to_hub", "hub_", "project",
+    "trackio", "resume_from", "ignore_data_skip", "activation_cache", "eval_strategy", "eval_steps", "dataloader",
+)  # fmt: skip
+
+
+@dataclass
+class SweepResult:
+    """
+    What a sweep ends in.
+
+    Args:
+        report ([`EvaluationReport`]): Every metric of every dictionary.
+        fronts (`list[ParetoFronts]`): Which of them are worth having.
+        files (`list[Path]`): The pictures and pages that were written.
+    """
+
+    report: EvaluationReport
+    fronts: list[ParetoFronts]
+    files: list[Path]
+
+
+def run_sweep(
+    configs: Mapping[str, TranscoderConfig],
+    base_model,
+    args: TranscoderTrainingArguments,
+    train_dataset,
+    eval_dataset,
+    processing_class=None,
+    *,
+    group_size: int | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> SweepResult:
+    """
+    Trains dictionaries on the same activations, evaluates them and draws their Pareto fronts.
+
+    All of them share each forward of the base model, and each starts from the weights and sees the batches that it would
+    alone, so that it ends in the same bits. (A token is left out where it is an outlier at any site of the sweep; the same
+    dictionary trained alone sees it if it is none at its own sites. `outlier_factor=0` keeps all.)
+
+    `args.output_dir` gets the dictionaries as one [`TranscoderSet`], `evaluation.json`, `report.html` and
+    `pareto.html`, `.png` and `.csv`. With several groups each has a folder of its own in it (`group-1` ...).
+
+    Args:
+        configs (`Mapping[str, TranscoderConfig]`):
+            Name -> what to train, as [`expand_grid`] makes it.
+        base_model ([`~transformers.PreTrainedModel`]):
+            The language model.
+        args ([`TranscoderTrainingArguments`]):
+            Of every group. `max_tokens` is what each dictionary sees.
+        train_dataset, eval_dataset, processing_class:
+            As for [`TranscoderTrainer`]. Held-out text is needed: a sweep ends in an evaluation.
+        group_size (`int`, *optional*):
+            Train so many dictionaries at a time, where all do not fit in memory. The activations are then kept in
+            `args.activation_cache_dir`, or in `output_dir/activations` until the sweep is done, so that the base model
+            still runs once.
+        resume (`bool`, *optional*, defaults to `False`):
+            Continue a sweep that was interrupted: groups that are done are not trained again, and the one in progress goes
+            on from its last checkpoint.
+        callbacks (`Sequence[TrainerCallback]`, *optional*):
+            For the trainer of each group.
+
+    Returns:
+        [`SweepResult`]
+    """
+    if eval_dataset is None:
+        raise TranscoderError("A sweep compares dictionaries on held-out text: give `eval_dataset`.")
+    output = Path(args.output_dir)
+    groups = in_groups(list(configs), group_size)
+    if args.process_index == 0:
+        _keep_plan(output, configs, groups, args, train_dataset, resume)
+    own_cache = output / "activations" if len(groups) > 1 and args.activation_cache_dir is None else None
+    sites = list(dict.fromkeys(s for c in configs.values() for s in (c.input_site, c.output_site)))
+    folders = [output / f"group-{number}" if len(groups) > 1 else output for number in range(1, len(groups) + 1)]
+    for names, folder in zip(groups, folders, strict=True):
+        if resume and (folder / EVALUATION_FILE).exists():
+            continue
+        group_args = copy.copy(args)
+        group_args.output_dir = str(folder)
+        if own_cache is not None:
+            group_args.activation_cache_dir = str(own_cache)
+        if len(groups) > 1:
+            group_args.run_name = f"{args.run_name or output.resolve().name}-{folder.name}"
+        trainer = _SweepTrainer(
+            make_models({name: configs[name] for name in names}, args.seed),
+            base_model,
+            group_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=list(callbacks),
+        )
+        trainer.sites = sites
+        _train(trainer, resume)
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    reports = [EvaluationReport.load_json(folder / EVALUATION_FILE) for folder in folders]
+    report = EvaluationReport(
+        {name: entry for part in reports for name, entry in part.dictionaries.items()}, reports[0].protocol
+    )
+    fronts = pareto_fronts(measured_in(report, output.resolve().name))
+    files = []
+    if args.process_index == 0:
+        if len(groups) > 1:
+            subfolders = {
+                name: f"{folder.name}/{name}" for names, folder in zip(groups, folders, strict=True) for name in names
+            }
+            write_index(output, subfolders, base_model.config.name_or_path or None)
+            report.save_json(output / EVALUATION_FILE)
+        files = _write_pages(output, folders, report, fronts)
+        if own_cache is not None:
+            shutil.rmtree(own_cache, ignore_errors=True)
+    return SweepResult(report, fronts, files)
+
+
+def make_models(configs: Mapping[str, TranscoderConfig], seed: int) -> TranscoderSet:
+    """Dictionaries, each with the weights that `seed` gives it, whatever others there are."""
+    models = {}
+    for name, config in configs.items():
+        torch.manual_seed(seed)
+        models[name] = TranscoderModel(copy.deepcopy(config))
+    return TranscoderSet(models)
+
+
+class _SweepTrainer(TranscoderTrainer):
+    """Reads the activations of the whole sweep, so that all groups see the same tokens and share one cache."""
+
+    sites: list[str]
+
+    def harvested_sites(self) -> list[str]:
+        return self.sites
+
+
+def _train(trainer: TranscoderTrainer, resume: bool) -> None:
+    folder = Path(trainer.args.output_dir)
+    started = resume and folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+    trainer.train(resume_from_checkpoint=True if started else None)
+    trainer.save_model()
+    trainer.save_state()
+    report = trainer.evaluation_report()
+    # Last: with this file a group is done.
+    if trainer.is_world_process_zero():
+        report.save_json(folder / EVALUATION_FILE)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _keep_plan(output: Path, configs, groups, args, train_dataset, resume: bool) -> None:
+    """Writes down what the sweep is; with `resume` makes sure that it is the same."""
+    plan = {
+        "format_version": 1,
+        "groups": groups,
+        "dictionaries": {name: _plain(config.to_diff_dict()) for name, config in configs.items()},
+        "rows": len(train_dataset) if hasattr(train_dataset, "__len__") else None,
+        "arguments": {
+            name: value for name, value in _plain(args.to_dict()).items() if not name.startswith(_FREE)
+        },
+    }  # fmt: skip
+    path = output / PLAN_FILE
+    if not path.exists():
+        if resume:
+            raise TranscoderError(
+                f"{output} holds no sweep to resume ({PLAN_FILE} is not there): start without resuming, or give the "
+                "folder of the sweep."
+            )
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps(plan, indent=2) + "\n")
+        return
+    if not resume:
+        raise TranscoderError(f"{output} already holds a sweep: continue it with --resume, or give another folder.")
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError as error:
+        raise TranscoderError(f"{path} is damaged: start the sweep anew in another folder.") from error
+    differing = [key for key in ("groups", "dictionaries", "rows") if kept.get(key) != plan[key]]
+    earlier = kept.get("arguments", {})
+    differing += [name for name, value in plan["arguments"].items() if earlier.get(name) != value]
+    if differing:
+        raise TranscoderError(
+            f"The sweep in {output} was started with other settings ({', '.join(differing)}): resume it with the same ones, "
+            "or start another in another folder."
+        )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    plain = json.loads(json.dumps(values, default=str))
+    plain.pop("transformers_version", None)
+    return plain
+
+
+def _write_pages(output: Path, folders: Sequence[Path], report: EvaluationReport, fronts) -> list[Path]:
+    model = report.protocol["base_model"] or "unnamed model"
+    history = [
+        entry for folder in folders for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    ]
+    title = f"Sweep of {len(report.dictionaries)} dictionaries of {model}"
+    page = write_report(output / "report.html", title=title, history=history, report=report)
+    return [*write_pareto(output / "pareto", fronts, title=title, csv=True), page]

@@ -33,6 +33,7 @@ _EXPORTS = {
     "EvaluationReport": "evaluation",
     "explain_features": "evaluation",
     "write_report": "reports",
+    "TranscoderTrackingCallback": "tracking",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .lm import Site, ablate, capture, offline_model, register_architecture, replace, splice
     from .models import TranscoderConfig, TranscoderModel, TranscoderOutput, TranscoderSet
     from .reports import write_report
+    from .tracking import TranscoderTrackingCallback
     from .training import TranscoderTrainer, TranscoderTrainingArguments
 
 

@@ -237,7 +237,8 @@ def _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, 
             if value > 0:
                 wanted.setdefault(row, []).append((j, rank, position))
     found = [{} for _ in chosen]
-    for batch in torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size):
+    batches = torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size) if wanted else ()
+    for batch in batches:
         for some_rows, activations in _activations(base_model, dictionary, blocks, batch, features):
             activations = activations.cpu()
             for number, row in enumerate(some_rows.tolist()):

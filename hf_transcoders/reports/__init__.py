@@ -1,6 +1,6 @@
 """Pages and pictures of a run."""
 
-from .page import write_report
+from .page import render_report, write_report
 from .pareto import MeasuredDictionary, ParetoFronts, measured_in, pareto_front, pareto_fronts, save_pareto_csv
 from .pareto_pictures import write_pareto, write_pareto_page, write_pareto_png
 
@@ -11,6 +11,7 @@ __all__ = [
     "measured_in",
     "pareto_front",
     "pareto_fronts",
+    "render_report",
     "save_pareto_csv",
     "write_pareto",
     "write_pareto_page",

@@ -54,11 +54,35 @@ def write_report(
 ) -> Path:
     """Write a run's report as one self-contained HTML file: no script, no request to anywhere.
 
-    Every part may be missing; the page then leaves out its section.
-
     Args:
         path (`str` or `os.PathLike`):
             The file to write.
+        title, history, report, features, info:
+            As for [`render_report`].
+
+    Returns:
+        `Path`: the file.
+    """
+    html = render_report(title=title, history=history, report=report, features=features, info=info)
+    path = Path(path)
+    with atomic_file(path) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_report(
+    *,
+    title: str,
+    history: Sequence[Mapping[str, float]] | None = None,
+    report: EvaluationReport | None = None,
+    features: Mapping[str, Sequence[FeatureExplanation]] | Sequence[FeatureExplanation] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> str:
+    """A run's report as the text of one HTML page.
+
+    Every part may be missing; the page then leaves out its section.
+
+    Args:
         title (`str`):
             Heading of the page.
         history (`Sequence[Mapping[str, float]]`, *optional*):
@@ -71,13 +95,13 @@ def write_report(
             Further facts for the top of the page, such as the training time.
 
     Returns:
-        `Path`: the file.
+        `str`: HTML.
     """
     history = history or []
     names = list(report.dictionaries) if report else []
     if features and not isinstance(features, Mapping):
         features = {names[0] if len(names) == 1 else "": features}
-    html = (
+    return (
         page_templates()
         .get_template("report.html")
         .render(
@@ -92,10 +116,6 @@ def write_report(
             features=features or {},
         )
     )
-    path = Path(path)
-    with atomic_file(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
 
 
 def page_templates():

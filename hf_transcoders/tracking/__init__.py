@@ -1,6 +1,12 @@
 """The record of a run: what is measured, under which name, and where it goes."""
 
+from .alerts import AlertThresholds
+from .callback import TranscoderTrackingCallback
 from .local import LocalTracker
 from .run import Run, find_runs
+from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker
+from .trackers import trackers_for
+from .trackio import TrackioTracker, TranscoderTrackioCallback
 from .trackio_runs import trackio_run, trackio_runs
+from .wandb import WandbTracker

@@ -1,8 +1,10 @@
 """What a training run can be told, on top of `TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
+from transformers.integrations import is_trackio_available
 from transformers.training_args import OptimizerNames
 
 from ..errors import TranscoderError
@@ -53,6 +55,14 @@ class TranscoderTrainingArguments(TrainingArguments):
             Tokens of an evaluation that measure fidelity.
         eval_loss_tokens (`int`, *optional*, defaults to 4096):
             Tokens of an evaluation that measure the language model's loss.
+        report_to (`str` or `list[str]`, *optional*):
+            Trackers besides the records in `output_dir/tracking`, which are always there. Defaults to Trackio where it is
+            installed (a local database: `trackio show` opens the dashboard), else to none.
+        project (`str`, *optional*, defaults to `"hf_transcoders"`):
+            Under which trackers file the run.
+        trackio_static_space_id (`str` or `False`, *optional*, defaults to `False`):
+            A Space on the Hub that becomes a copy of the dashboard when the model is pushed. With transformers' own default
+            of `None` every push would create one.
     """
 
     per_device_train_batch_size: int = field(
@@ -105,8 +115,17 @@ class TranscoderTrainingArguments(TrainingArguments):
     eval_loss_tokens: int = field(
         default=4096, metadata={"help": "Tokens that measure the language model's loss in an evaluation."}
     )
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "Trackers; Trackio where it is installed. 'none' for none."}
+    )
+    project: str = field(default="hf_transcoders", metadata={"help": "Under which trackers file the run."})
+    trackio_static_space_id: str | None | Literal[False] = field(
+        default=False, metadata={"help": "A Space that becomes a copy of the dashboard when the model is pushed."}
+    )
 
     def __post_init__(self):
+        if self.report_to is None:
+            self.report_to = "trackio" if is_trackio_available() else "none"
         super().__post_init__()
         if self.harvest_batch_size is None:
             self.harvest_batch_size = 8 if self.device.type == "cpu" else 32

@@ -26,6 +26,8 @@ class DictionaryMonitor:
         self.batches = 0
         self.grad_norm = torch.zeros((), device=device)
         self.steps = 0
+        #: Share of tokens each feature fired on, between the last two calls of [`~DictionaryMonitor.pop`].
+        self.density: torch.Tensor | None = None
         # State that a checkpoint keeps.
         self.tokens_since_fired = torch.zeros(features, dtype=torch.long, device=device)
         self.fired = torch.zeros(features, dtype=torch.bool, device=device)
@@ -83,6 +85,7 @@ class DictionaryMonitor:
         sparsity = self.features.compute()
         metrics |= {name: sparsity[name] for name in ("l0", "l1")}
         metrics["dead_fraction"] = self.dead_features.numel() / self.tokens_since_fired.numel()
+        self.density = self.features.density()
         self.reconstruction.reset()
         self.features.reset()
         self.losses, self.batches, self.steps = {}, 0, 0

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers.integrations import TrackioCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import logging
 
@@ -23,6 +24,7 @@ from ..files import atomic_file
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
+from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
 from .arguments import TranscoderTrainingArguments
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
@@ -33,6 +35,8 @@ logger = logging.get_logger(__name__)
 # Optimizer steps between two looks at which features are dead; a look waits for the device.
 _REFRESH_STEPS = 16
 _MONITOR_STATE = "monitors_{rank}.safetensors"
+# Tokens of a batch whose pre-activations are shown.
+_SAMPLE_TOKENS = 256
 _STREAM_STATE = "activation_stream_{rank}.json"
 
 
@@ -41,7 +45,8 @@ class TranscoderTrainer(Trainer):
     Trains one dictionary, or several on the same forward passes of the base model.
 
     It is a [`~transformers.Trainer`]: schedulers, accumulation, mixed precision (`bf16`, `fp16`), callbacks,
-    `report_to`, `resume_from_checkpoint` and `accelerate launch` work as everywhere. Differences: a batch is a batch of
+    `report_to`, `resume_from_checkpoint` and `accelerate launch` work as everywhere. The run is recorded in
+    `output_dir/tracking` too, whatever `report_to` says (see [`TranscoderTrackingCallback`]). Differences: a batch is a batch of
     tokens, the gradient is clipped for each dictionary alone (so that training together changes nothing), and
     [`~TranscoderTrainer.evaluate`] runs a [`TranscoderEvaluator`].
 
@@ -123,14 +128,22 @@ class TranscoderTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        # First, so that every other callback sees the dictionaries as they are after the step.
+        #: The newest [`EvaluationReport`], and activations of some tokens of the last logged step.
+        self.last_evaluation: EvaluationReport | None = None
+        self.activation_sample: dict[str, torch.Tensor] | None = None
+        self.tracking = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
+        self.tracking.attach(self)
+        # First, so that it names the run before others open theirs, and adds to them before they close.
+        self.callback_handler.callbacks.insert(0, self.tracking)
+        # Before it, so that every other callback sees the dictionaries as they are after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
-        for plain, readable in (
+        for plain, own in (
             (ProgressCallback, TrainingProgressCallback),
             (PrinterCallback, TrainingPrinterCallback),
+            (TrackioCallback, TranscoderTrackioCallback),
         ):
             if self.pop_callback(plain) is not None:
-                self.add_callback(readable())
+                self.add_callback(own())
 
     # ------------------------------------------------------------------------------------------------ data
 
@@ -206,7 +219,7 @@ class TranscoderTrainer(Trainer):
                 "of an earlier run."
             )
         self._resume_from = resume_from_checkpoint or None
-        self.stream = None
+        self.stream, self.last_evaluation, self.activation_sample = None, None, None
         window = self.args.dead_window(self.args.max_steps)
         self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
         if not self._resume_from:
@@ -220,7 +233,11 @@ class TranscoderTrainer(Trainer):
                 self._load_from_checkpoint(self._resume_from)
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except BaseException as error:
+            self.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
 
     def _initialize_dictionaries(self) -> None:
         """Measures scales and biases on the first block and says what the coefficients amount to."""
@@ -266,6 +283,8 @@ class TranscoderTrainer(Trainer):
             outputs = {name: result}
         for name, monitor in self.monitors.items():
             monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name])
+        if self.state.logging_steps and (self.state.global_step + 1) % self.state.logging_steps == 0:
+            self.activation_sample = {site: rows[:_SAMPLE_TOKENS].clone() for site, rows in inputs.items()}
         for name, dictionary in self.dictionaries.items():
             if dictionary.config.activation == "batchtopk":
                 dictionary.update_threshold_(outputs[name].feature_values)
@@ -360,7 +379,7 @@ class TranscoderTrainer(Trainer):
             `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU.
         """
         start = time.time()
-        report = self.evaluation_report(eval_dataset)
+        report = self.last_evaluation = self.evaluation_report(eval_dataset)
         columns = report.columns()
         metrics = {
             f"{metric_key_prefix}_{name}/{metric}": value

@@ -1,0 +1,327 @@
+"""The callback that records a run."""
+
+import math
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import rewrite_logs
+from transformers.utils import logging
+
+from ..errors import TranscoderError
+from ..evaluation import density_histogram, explain_features
+from ..reports import render_report
+from .alerts import AlertThresholds, AlertWatch
+from .local import LocalTracker
+from .names import ALIASED, aliases
+from .run import Run
+from .tracker import Tracker
+from .trackers import trackers_for
+
+
+logger = logging.get_logger(__name__)
+
+# Bins of the pre-activation histogram.
+_BINS = 64
+
+
+class TranscoderTrackingCallback(TrainerCallback):
+    """
+    Records a run in its own folder ([`LocalTracker`]), and what is more than a number also where `report_to` says.
+
+    [`TranscoderTrainer`] has one by itself. Then there are, besides the scalars of each log and evaluation: histograms of
+    feature density and pre-activations, a table of features with their contexts and a report page (at each evaluation and
+    at the end, where there is held-out text and a tokenizer), the sparsity/fidelity plot, alerts, and `run.json`, which says
+    what the run is and how it ended. Every other Trainer takes it with `report_to="hf_transcoders"`, and has scalars, alerts
+    and `run.json`. Names are listed in [`~tracking.names`].
+
+    A run that is resumed from a checkpoint continues its records there. Only the first process writes.
+
+    Args:
+        aliases (`"saelens"`, `"sparsify"` or `"dictionary_learning"`, *optional*):
+            Log the numbers that this library defines in the same way also under its names.
+        histogram_logs (`int`, *optional*, defaults to 10):
+            Training logs from one set of histograms to the next; the first log has one.
+        num_features (`int`, *optional*, defaults to 12):
+            Features of each dictionary in tables and on the page.
+        feature_tokens (`int`, *optional*, defaults to 4096):
+            Held-out tokens that these features are looked up in. 0 leaves tables and features out.
+        alerts ([`AlertThresholds`], *optional*):
+            When to alert.
+    """
+
+    def __init__(
+        self,
+        aliases: str | None = None,
+        histogram_logs: int = 10,
+        num_features: int = 12,
+        feature_tokens: int = 4096,
+        alerts: AlertThresholds | None = None,
+    ):
+        if aliases is not None and aliases not in ALIASED:
+            raise TranscoderError(f"There are no aliases of '{aliases}': choose from {', '.join(ALIASED)}.")
+        self.aliases = aliases
+        self.histogram_logs = histogram_logs
+        self.num_features = num_features
+        self.feature_tokens = feature_tokens
+        self.thresholds = alerts or AlertThresholds()
+        self.trackers: list[Tracker] = []
+        self.facts: dict[str, Any] = {}
+        self._trainer = None
+        self._logs = 0
+        self._features_at: int | None = None
+
+    def attach(self, trainer) -> None:
+        """Lets the callback see what a [`TranscoderTrainer`] has beyond its logs: dictionaries, monitors, base model."""
+        self._trainer = trainer
+
+    # ------------------------------------------------------------------------------------------------ events
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        resumed = state.global_step > 0
+        self.trackers = trackers_for(args, state, trackio_optimizer_steps=self._trainer is not None)
+        self._logs, self._features_at = 0, None
+        self._watch = AlertWatch(self.thresholds, self._quiet_steps(args, state))
+        if not self.trackers:
+            return
+        self._name_run(args, resumed)
+        self.facts = self._describe(args, model)
+        self.local.start(self.facts, resume_step=state.global_step if resumed else None)
+        if resumed:
+            earlier = Run.load(args.output_dir).scalars
+            self._watch.replay(earlier)
+            self._logs = sum("train/learning_rate" in line for line in earlier)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not self.trackers:
+            return
+        values = {name: value for name, value in rewrite_logs(logs).items() if isinstance(value, int | float)}
+        self.local.scalars(state.global_step, values)
+        if self._trainer is None:
+            dictionaries = sorted({n.split("/")[1] for n in values if n.count("/") == 2})
+        else:
+            dictionaries = list(self._trainer.dictionaries)
+        if self.aliases and (others := aliases(values, self.aliases, dictionaries)):
+            self._record("scalars", state.global_step, others)
+        for alert in self._watch.check(state.global_step, values):
+            self._record("alert", state.global_step, alert)
+        if "learning_rate" in logs:
+            if self._trainer is not None and self._logs % self.histogram_logs == 0:
+                self._record_histograms(state.global_step)
+            self._logs += 1
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.trackers and self._trainer is not None:
+            self.local.update(evaluation_protocol=self._trainer.last_evaluation.protocol)
+            self._record_features(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trackers and self._trainer is not None and self._features_at != state.global_step:
+            self._record_features(args, state)
+        self.finish("finished")
+
+    def finish(self, status: str) -> None:
+        """Writes how the run ended: `"finished"`, `"failed"` or `"interrupted"`. After an error the Trainer calls it."""
+        for tracker in self.trackers:
+            tracker.finish(status)
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    @property
+    def local(self) -> LocalTracker:
+        """The records in the run's own folder."""
+        return self.trackers[0]
+
+    def _record(self, kind: str, step: int, *record) -> None:
+        for tracker in self.trackers:
+            getattr(tracker, kind)(step, *record)
+
+    @torch.no_grad()
+    def _record_histograms(self, step: int) -> None:
+        trainer = self._trainer
+        for name, dictionary in trainer.dictionaries.items():
+            if (density := trainer.monitors[name].density) is not None:
+                histogram = density_histogram(density)
+                edges, counts = histogram["log10_edges"], histogram["counts"]
+                self._record("histogram", step, f"train/{name}/log10_feature_density", edges, counts)
+            # Under FSDP no process holds all of the encoder.
+            if trainer.activation_sample is not None and not trainer.is_fsdp_enabled:
+                inputs = trainer.activation_sample[dictionary.config.input_site]
+                values = dictionary.pre_activations(dictionary.normalize_input(inputs)).float()
+                values = values[values.isfinite()]
+                if values.numel():
+                    low, high = values.min().item(), values.max().item()
+                    counts = torch.histc(values, _BINS, low, high).long().tolist()
+                    edges = torch.linspace(low, high, _BINS + 1).tolist()
+                    self._record("histogram", step, f"train/{name}/pre_activations", edges, counts)
+
+    def _record_features(self, args, state) -> None:
+        """Features with their contexts, the sparsity/fidelity plot and the page."""
+        trainer, step = self._trainer, state.global_step
+        self._features_at = step
+        explanations = {}
+        for name, dictionary in trainer.dictionaries.items():
+            if found := self._explain(dictionary, args):
+                explanations[name] = found
+                self._record("table", step, f"features/{name}", [feature_row(feature) for feature in found])
+        report = trainer.last_evaluation
+        if report is not None:
+            self._record_picture(step, report)
+        page = render_report(
+            title=self.facts["name"],
+            history=state.log_history,
+            report=report,
+            features=explanations,
+            info={"base model": self.facts["base_model"], "step": f"{step:,} of {state.max_steps:,}"},
+        )
+        self._record("page", step, "report", page)
+
+    def _explain(self, dictionary, args):
+        trainer = self._trainer
+        if not self.feature_tokens or trainer.eval_dataset is None or trainer.tokenizer is None:
+            return []
+        if trainer.is_fsdp_enabled:
+            return []
+        try:
+            found = explain_features(
+                trainer.base_model,
+                dictionary,
+                trainer.eval_dataset,
+                trainer.tokenizer,
+                num_features=self.num_features,
+                num_contexts=3,
+                max_tokens=self.feature_tokens,
+                batch_size=args.harvest_batch_size,
+                skip_first=args.skip_first,
+                special_token_ids=trainer._special_token_ids(),
+                progress=False,
+            )
+        except TranscoderError as error:  # No feature fires: a finding, not a reason to stop.
+            logger.warning(f"No table of features at this step: {error}")
+            return []
+        # Weights that are no numbers any more fire nowhere.
+        return [feature for feature in found if math.isfinite(feature.max_activation)]
+
+    def _record_picture(self, step: int, report) -> None:
+        from transformers.utils.import_utils import is_matplotlib_available
+
+        if not is_matplotlib_available():
+            return
+        from ..reports.pictures import sparsity_fidelity_png
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = sparsity_fidelity_png(report, Path(folder) / "sparsity_fidelity.png")
+            self._record("image", step, "sparsity_fidelity", path)
+
+    # ------------------------------------------------------------------------------------------------ what the run is
+
+    def _quiet_steps(self, args, state) -> int:
+        return round(args.sparsity_warmup * state.max_steps) if self._trainer is not None else 0
+
+    def _name_run(self, args, resumed: bool) -> None:
+        """
+        Gives the run its name, under which every tracker knows it: the one it has when it is resumed; else `run_name`, or
+        the name of its folder; with a number where Trackio has such a run already, which it would otherwise continue.
+        """
+        name = args.run_name or Path(args.output_dir).resolve().name
+        if resumed:
+            try:
+                name = Run.load(args.output_dir).name
+            except TranscoderError:
+                pass  # A checkpoint of a run that was not recorded here.
+        elif self._trainer is not None and "trackio" in args.report_to and not args.trackio_space_id:
+            from .trackio import free_run_name
+
+            name = free_run_name(args.project, name)
+        args.run_name = name
+
+    def _describe(self, args, model) -> dict[str, Any]:
+        base = self._trainer.base_model if self._trainer is not None else model
+        dictionaries = self._trainer.dictionaries if self._trainer is not None else {}
+        return {
+            "name": args.run_name,
+            "project": args.project,
+            "base_model": model_name(base),
+            "dictionaries": {
+                name: {
+                    field: getattr(dictionary.config, field)
+                    for field in ("input_site", "output_site", "d_in", "d_out", "num_features", "activation", "k")
+                }
+                for name, dictionary in dictionaries.items()
+            },
+            "max_steps": args.max_steps,
+            "arguments": changed_arguments(args),
+            "processes": args.world_size,
+            "device": str(args.device),
+            "report_to": args.report_to,
+            "versions": versions(),
+        }
+
+
+def model_name(model) -> str:
+    """Where a model came from, or what it is."""
+    config = getattr(model, "config", None)  # Any module can be trained.
+    return config.name_or_path or config.model_type if isinstance(config, PreTrainedConfig) else type(model).__name__
+
+
+def feature_row(feature) -> dict[str, Any]:
+    """
+    A feature as a row of a table.
+
+    Args:
+        feature ([`FeatureExplanation`]): The feature.
+
+    Returns:
+        `dict[str, Any]`: numbers, and contexts as text with the peak in `[[ ]]`.
+    """
+    row = {
+        "feature": feature.index,
+        "density": feature.density,
+        "max_activation": feature.max_activation,
+        "mean_activation": feature.mean_activation,
+        "raises": ", ".join(token.strip() for token, _ in feature.top_tokens[:5]),
+        "lowers": ", ".join(token.strip() for token, _ in feature.bottom_tokens[:5]),
+    }
+    for number in range(3):
+        row[f"context_{number + 1}"] = _context(feature.contexts[number]) if number < len(feature.contexts) else None
+    return row
+
+
+def _context(context) -> str:
+    texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
+    return "".join(texts).replace("\n", "⏎")
+
+
+def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that differ from their defaults, as JSON values; tokens are left out."""
+    values = args.to_dict()
+    changed = {}
+    for field in fields(args):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        default = default.value if isinstance(default, Enum) else default
+        if field.name in values and values[field.name] != default and not field.name.endswith("_token"):
+            changed[field.name] = values[field.name]
+    return changed
+
+
+def versions() -> Mapping[str, str]:
+    """Of what decides the numbers."""
+    from .. import __version__
+
+    return {
+        "hf_transcoders": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+INTEGRATION_TO_CALLBACK["hf_transcoders"] = TranscoderTrackingCallback

@@ -120,6 +120,7 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self.trackers and self._trainer is not None:
+            self.local.update(evaluation_protocol=self._trainer.last_evaluation.protocol)
             self._record_features(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -203,7 +203,8 @@ class Run:
                 else None
             )
         except (ValueError, TypeError, KeyError, AttributeError):
-            self.problems.append(f"{EVALUATION_FILE} is damaged")
+            if (problem := f"{EVALUATION_FILE} is damaged") not in self.problems:
+                self.problems.append(problem)
             return None
 
     def _protocol(

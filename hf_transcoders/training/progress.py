@@ -5,6 +5,10 @@ import sys
 from transformers import PrinterCallback, ProgressCallback
 
 
+# Dictionaries that a line has room for; of more it says from where to where they reach.
+_MOST = 4
+
+
 class TrainingProgressCallback(ProgressCallback):
     """The Trainer's bar, with logs as `tokens · tokens/s · dictionary: FVU, L0, dead` instead of a printed `dict`."""
 
@@ -41,6 +45,17 @@ def format_log(logs: dict[str, float]) -> str:
         parts.append(f"{logs['tokens']:>11,} tokens")
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:>8,.0f}/s")
+    if len(names) > _MOST:
+        ranges = [
+            f"{label} {min(values):{form}} to {max(values):{form}}"
+            for metric, label, form in (
+                ("fvu", "FVU", ".3f"),
+                ("l0", "L0", ".1f"),
+                ("ce_recovered_mean", "CE recovered", ".3f"),
+            )
+            if (values := [logs[f"{name}/{metric}"] for name in names if f"{name}/{metric}" in logs])
+        ]
+        return "  ".join([*parts, f"{len(names)} dictionaries: {', '.join(ranges)}"])
     for name in names:
         text = f"{name.removeprefix('eval_')}: FVU {logs[f'{name}/fvu']:.3f}, L0 {logs[f'{name}/l0']:.1f}"
         if (dead := logs.get(f"{name}/dead_fraction")) is not None:

@@ -169,11 +169,11 @@ def _train(trainer: TranscoderTrainer, resume: bool) -> None:
     started = resume and folder.is_dir() and get_last_checkpoint(str(folder)) is not None
     trainer.train(resume_from_checkpoint=True if started else None)
     trainer.save_model()
+    trainer.evaluate()
     trainer.save_state()
-    report = trainer.evaluation_report()
     # Last: with this file a group is done.
     if trainer.is_world_process_zero():
-        report.save_json(folder / EVALUATION_FILE)
+        trainer.last_evaluation.save_json(folder / EVALUATION_FILE)
     trainer.accelerator.wait_for_everyone()
 
 

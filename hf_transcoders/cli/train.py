@@ -131,7 +131,9 @@ def make_parser(prog: str, description: str, epilog: str):
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(output_dir="transcoder_output", save_strategy="no", disable_tqdm=None)
+    parser.set_defaults(
+        output_dir="transcoder_output", save_strategy="steps", save_steps=0.1, save_total_limit=1, disable_tqdm=None
+    )
     parser.add_argument("--config", metavar="FILE.yaml", help="read options from a YAML file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-all", action="store_true", help="list every option and exit")

@@ -85,7 +85,7 @@ def test_train_on_a_stream(workplace, tmp_path):
 
 
 def test_train_resumes_to_the_same_weights(workplace, tmp_path, caplog):
-    saving = ("--save_strategy", "steps", "--save_steps", "5", "--disable_tqdm", "True")
+    saving = ("--save_steps", "5", "--save_total_limit", "9", "--disable_tqdm", "True")
     assert main(train_arguments(workplace, tmp_path / "run", *saving)) == 0
     straight = TranscoderModel.from_pretrained(tmp_path / "run").state_dict()
     for checkpoint in ("checkpoint-15", "checkpoint-20"):

@@ -22,7 +22,9 @@ _ADAM_BYTES, _ADAM_8BIT_BYTES = 8, 2
 _CPU_SCORES, _SCORES = 1 << 21, 1 << 28
 # Tensors of (tokens, features) alive at once in a step of an activation that computes all features: pre-activations,
 # features, their gradients and the monitor's, as measured.
-_DENSE_COPIES = {"relu": 5, "jumprelu": 9, "gated": 9, "batchtopk": 3}
+_DENSE_COPIES = {"relu": 4, "jumprelu": 8, "gated": 9, "batchtopk": 1}
+# Elements of the largest temporaries of an evaluation (evaluation/evaluator.py).
+_EVALUATION_ELEMENTS = 2**23
 # Of the features, how many the AuxK loss is planned for.
 _DEAD_SHARE = 0.1
 # Share of the peak that matrix products of these sizes reach.
@@ -178,12 +180,12 @@ def plan_run(
     text = base_model.config.get_text_config()
     # Residual stream, its norm, queries, keys, values and output of attention; gate, up and product of the MLP.
     forward = chunk * (8 * text.hidden_size + 3 * _intermediate(text)) * element + 2 * chunk * token_bytes
-    logits = chunk * text.vocab_size
+    logits = min(chunk * text.vocab_size, _EVALUATION_ELEMENTS)
     phases = {
         "reading activations": forward,
         "step": batch * token_bytes + sum(_step_bytes(config, batch, device_type) for config in configs),
-        # The logits of the model, of a spliced one and their log-probabilities, in float32.
-        "evaluation": forward + logits * (element + 3 * 4),
+        # The logits of a few positions, of the model and of a spliced one, and log-probabilities in float32.
+        "evaluation": forward + logits * (element + 4 * 4),
     }
     checkpoint = (4 + per_parameter) * parameters
     disk = {"dictionaries": 4 * parameters, "checkpoint": checkpoint}

@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "train transcoders or SAEs on a language model",
     "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "what features do: top contexts and output tokens",
+    "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

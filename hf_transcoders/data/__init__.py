@@ -6,6 +6,7 @@ import importlib
 _EXPORTS = {
     "ActivationHarvester": "harvest",
     "ActivationStream": "activations",
+    "bos_token_ids": "packing",
     "docstring_texts": "offline_text",
     "load_texts": "text",
     "pack_tokens": "packing",

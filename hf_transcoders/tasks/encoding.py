@@ -58,9 +58,9 @@ class PromptEncoder:
             starts = [start for start, _ in offsets]
             positions = {}
             for name, (begin, end) in named.items():
-                # The last token that begins before the word ends; a token may begin with the space before its word.
+                # A token may begin with the space before its word, but not end behind it.
                 token = bisect_left(starts, end) - 1
-                if token < 0 or offsets[token][1] <= begin:
+                if token < 0 or not begin < offsets[token][1] <= end:
                     raise TranscoderError(_no_token(name, text[begin:end]))
                 positions[name] = token + len(self.prefix)
             located.append(positions)

@@ -87,12 +87,14 @@ class PromptEncoder:
             `list[int | None]`: the id; `None` where the continuation is not exactly one known token, or changes those
             before it.
         """
-        before = self.encode([text for text, _ in pairs])
+        # Many pairs share their text.
+        texts = list(dict.fromkeys(text for text, _ in pairs))
+        before = dict(zip(texts, self.encode(texts), strict=True))
         after = self.encode([text + more for text, more in pairs])
         unknown = self.tokenizer.unk_token_id
         return [
             long[-1] if len(long) == len(short) + 1 and long[:-1] == short and long[-1] != unknown else None
-            for short, long in zip(before, after, strict=True)
+            for short, long in zip((before[text] for text, _ in pairs), after, strict=True)
         ]
 
     def single_tokens(self, words: Iterable[str], context: str = "the", space: str = " ") -> dict[str, int]:

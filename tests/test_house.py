@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "files", "markdown"},
     {"ops"},
     {"models", "lm"},
-    {"data"},
+    {"data", "tasks"},
     {"evaluation"},
     {"reports"},
     {"tracking", "hub"},
@@ -22,7 +22,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # `push_to_hub` is a method of models in transformers; only inside it do models look up.
-ALLOWED = {("models", "hub"), ("hub", "tracking")}
+ALLOWED = {("models", "hub"), ("hub", "tracking"), ("tasks", "data")}
 
 
 def imports():

@@ -89,6 +89,23 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
     return model.to(device).eval(), tokenizer
 
 
+def load_tokenizer(name: str, revision: str | None = None):
+    """The tokenizer of a language model, as [`load_base_model`] finds it."""
+    from transformers import AutoTokenizer
+
+    from ..lm import offline_model
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            offline_model(name) if name in OFFLINE_MODELS else name, revision=revision
+        )
+    except (OSError, ValueError) as error:
+        raise TranscoderError(
+            f"The tokenizer of '{name}' could not be loaded: give a Hub id that exists and can be reached, a folder that "
+            f"holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
+        ) from error
+
+
 def load_dictionaries(path: str, revision: str | None = None):
     """A [`TranscoderSet`] from the folder or repo of a set, or of a single dictionary."""
     from ..models import TranscoderModel, TranscoderSet

@@ -19,6 +19,7 @@ _COMMANDS = {
     "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "what features do: top contexts and output tokens",
     "push": "publish a dictionary or set on the Hub",
+    "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

@@ -7,6 +7,7 @@ _EXPORTS = {
     "ActivationHarvester": "harvest",
     "ActivationStream": "activations",
     "ShardedStream": "activations",
+    "bos_token_ids": "packing",
     "docstring_texts": "offline_text",
     "load_texts": "text",
     "pack_tokens": "packing",

@@ -46,7 +46,7 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     """
     from datasets import Features, IterableDataset, List, Value
 
-    bos = _bos_token_ids(tokenizer, add_bos)
+    bos = bos_token_ids(tokenizer, add_bos)
     if sequence_length <= len(bos):
         raise TranscoderError(
             f"sequence_length is {sequence_length}, but a row needs at least {len(bos) + 1} token(s): give a larger one."
@@ -125,7 +125,8 @@ def _packed_length(documents):
     return feature.length if isinstance(feature, List) and feature.length >= 0 else None
 
 
-def _bos_token_ids(tokenizer, add_bos):
+def bos_token_ids(tokenizer, add_bos=None):
+    """The beginning-of-sequence token as a list of one, or an empty list; by default as the tokenizer does for a text."""
     bos = tokenizer.bos_token_id
     if add_bos is None:
         add_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]

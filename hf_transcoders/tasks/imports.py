@@ -1,0 +1,264 @@
+"""Tasks from the files that other circuit libraries use."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from ..errors import TranscoderError
+from .encoding import PromptEncoder
+from .prompts import Prompt, Row
+from .task import Task
+from .years import year_tokens
+
+
+def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_bos: bool | None = None) -> Task:
+    """
+    A CSV file as EAP-IG has it: `clean`, `corrupted`, and either `correct_idx` with `incorrect_idx` or `label`.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        label (`str`, *optional*, defaults to `"answer"`):
+            What the column `label` holds: `"answer"`, a text that continues the clean prompt just as it is, or `"year"`,
+            the last two digits of the year that greater-than compares with.
+        add_bos (`bool`, *optional*): As the tasks have it.
+
+    Returns:
+        [`Task`]. A file with `label` as an answer has no wrong answers.
+
+    Raises:
+        [`TranscoderError`]: The file cannot be read, lacks a column, or was made for another tokenizer.
+    """
+    if label not in ("answer", "year"):
+        raise TranscoderError(f"A label cannot be '{label}': choose answer or year.")
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            table = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+    columns = reader.fieldnames or []
+    by_ids = "correct_idx" in columns
+    _require(path, columns, ["clean", "corrupted", *(("correct_idx", "incorrect_idx") if by_ids else ("label",))])
+    encoder = PromptEncoder(tokenizer, add_bos)
+    years = year_tokens(encoder) if label == "year" and not by_ids else None
+    if years is not None and years.variant != "two_token":
+        raise TranscoderError(
+            f"{path} compares the last two digits of years, which the tokenizer does not write as one token: use "
+            "greater_than, which asks for the last digit instead."
+        )
+    rows = []
+    for number, entry in enumerate(table):
+        if any(entry[column] is None for column in columns):
+            raise TranscoderError(f"Line {number + 2} of {path} has fewer values than columns: mend the file.")
+        if by_ids:
+            right, wrong = (_token_ids(path, number, entry[name]) for name in ("correct_idx", "incorrect_idx"))
+        elif years is not None:
+            if not entry["label"].isdigit():
+                raise TranscoderError(f"The label {entry['label']!r} of line {number + 2} of {path} is not a year.")
+            right, wrong = years.answers(entry["label"].zfill(2))
+        else:
+            right, wrong = [entry["label"]], []
+        rows.append(Row(Prompt(entry["clean"]), Prompt(entry["corrupted"]), right, wrong))
+    if by_ids:
+        _check_ids(path, encoder, rows)
+    return _task(path, encoder, rows, "EAP CSV")
+
+
+def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | None = None) -> Task:
+    """
+    A JSON file as auto-circuit has it: `prompts`, a list of `clean`, `corrupt`, `answers` and `wrong_answers`, and
+    optionally `word_idxs`, the token positions of all rows without a beginning-of-sequence token.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        add_bos (`bool`, *optional*): As the tasks have it; positions move with it.
+
+    Returns:
+        [`Task`], with the positions of the file, `end` as `END`.
+
+    Raises:
+        [`TranscoderError`]: The file cannot be read, lacks an entry, or was made for another tokenizer.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("prompts"), list):
+        raise TranscoderError(f"{path} has no list 'prompts': give a file of auto-circuit.")
+    encoder = PromptEncoder(tokenizer, add_bos)
+    positions = {}
+    for name, position in content.get("word_idxs", {}).items():
+        if not isinstance(position, int):
+            raise TranscoderError(f"The position {name} in {path} is {position!r}, but it should be a whole number.")
+        positions["END" if name == "end" else name] = position + len(encoder.prefix)
+    rows = []
+    for number, entry in enumerate(content["prompts"]):
+        _require(path, entry, ["clean", "corrupt", "answers", "wrong_answers"], f"prompt {number}")
+        if not isinstance(entry["clean"], str) or not isinstance(entry["corrupt"], str):
+            raise TranscoderError(f"Prompt {number} of {path} is not text: files of token ids cannot be imported.")
+        prompts = [Prompt(entry[name]) for name in ("clean", "corrupt")]
+        rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))
+    if "END" in positions:
+        for number, ids in enumerate(encoder.encode([row.clean.text for row in rows])):
+            if len(ids) != positions["END"] + 1:
+                raise TranscoderError(
+                    f"By {path} prompts have {positions['END'] + 1} tokens, but prompt {number} has {len(ids)}: the file was "
+                    "made for another tokenizer; remove word_idxs to use its prompts alone."
+                )
+    return _task(path, encoder, rows, "auto-circuit JSON")
+
+
+def from_pairs_json(
+    path: str | os.PathLike,
+    tokenizer,
+    corrupted: str | os.PathLike | None = None,
+    candidates: list[str] | None = None,
+    add_bos: bool | None = None,
+) -> Task:
+    """
+    A JSON list of `[prompt, label]`, and optionally a second file whose prompts are the corrupted ones.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. A label continues its prompt just as it is, space included.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        corrupted (`str` or `os.PathLike`, *optional*):
+            A file of the same form and length; its labels are the wrong answers.
+        candidates (`list[str]`, *optional*): What accuracy among candidates chooses from in every row.
+        add_bos (`bool`, *optional*): As the tasks have it.
+
+    Returns:
+        [`Task`]; without a second file, one that has only clean prompts.
+
+    Raises:
+        [`TranscoderError`]: A file cannot be read or has another form, or a label is not one token.
+    """
+    path = Path(path)
+    clean = _read_pairs(path)
+    others = [None] * len(clean) if corrupted is None else _read_pairs(Path(corrupted))
+    if len(clean) != len(others):
+        raise TranscoderError(f"{path} has {len(clean)} prompts and {corrupted} {len(others)}: give files that match.")
+    rows = [
+        Row(
+            Prompt(prompt),
+            None if other is None else Prompt(other[0]),
+            [answer],
+            [] if other is None or other[1] == answer else [other[1]],
+            candidates,
+        )
+        for (prompt, answer), other in zip(clean, others, strict=True)
+    ]
+    return _task(path, PromptEncoder(tokenizer, add_bos), rows, "pairs JSON")
+
+
+def from_mib(
+    dataset, tokenizer, counterfactual: str = "s2_io_flip_counterfactual", add_bos: bool | None = None
+) -> Task:
+    """
+    Rows as the datasets of the Mechanistic Interpretability Benchmark (`mib-bench/ioi` and its kin) have them: `prompt`,
+    `choices` (a list, or `label` and `text`), `answerKey`, and columns of counterfactuals with the same fields.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): One split, loaded.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        counterfactual (`str`, *optional*, defaults to `"s2_io_flip_counterfactual"`):
+            The column that holds the corrupted prompts.
+        add_bos (`bool`, *optional*): As the tasks have it.
+
+    Returns:
+        [`Task`]: the choice of `answerKey` is right, the others are wrong.
+
+    Raises:
+        [`TranscoderError`]: A column is missing, a choice is not one token, or a pair differs in length.
+    """
+    others = [name for name in dataset.column_names if name.endswith("_counterfactual")]
+    if counterfactual not in dataset.column_names:
+        raise TranscoderError(
+            f"The dataset has no column '{counterfactual}': choose from {', '.join(others) or 'another dataset'}."
+        )
+    _require("the dataset", dataset.column_names, ["prompt", "choices", "answerKey"])
+    rows = []
+    for number, entry in enumerate(dataset):
+        choices, key = entry["choices"], entry["answerKey"]
+        # Multiple choice is answered by the letter of a choice.
+        choices = choices["label"] if isinstance(choices, dict) else choices
+        if not isinstance(key, int) or not 0 <= key < len(choices):
+            raise TranscoderError(f"Row {number} has answerKey {key!r}, but {len(choices)} choices: mend the dataset.")
+        # Prompts end in a word or a colon; the choices come without the space.
+        answers = [choice if choice.startswith(" ") else f" {choice}" for choice in choices]
+        rows.append(
+            Row(
+                Prompt(entry["prompt"].rstrip(" ")),
+                Prompt(entry[counterfactual]["prompt"].rstrip(" ")),
+                [answers[key]],
+                answers[:key] + answers[key + 1 :],
+            )
+        )
+    encoder = PromptEncoder(tokenizer, add_bos)
+    return _task(dataset.info.dataset_name or "mib", encoder, rows, "MIB", counterfactual)
+
+
+def _task(source, encoder, rows, form, corruption=None):
+    # The folder a file lies in says nothing to others.
+    name = Path(source).stem
+    return Task.from_rows(encoder, rows, name, f"Imported from {form}.", settings={"corruption": corruption})
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_pairs(path):
+    pairs = _read_json(path)
+    if not isinstance(pairs, list) or not pairs:
+        raise TranscoderError(f"{path} is not a list of [prompt, label]: give such a file.")
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TranscoderError(f"Entry {number} of {path} is not [prompt, label], both text: mend the file.")
+    return pairs
+
+
+def _require(source, found, needed, entry="it"):
+    missing = [name for name in needed if name not in found]
+    if missing:
+        where = f"{source} lacks" if entry == "it" else f"In {source}, {entry} lacks"
+        raise TranscoderError(
+            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {', '.join(map(str, found)) or 'nothing'}."
+        )
+
+
+def _token_ids(path, number, value):
+    """A token id, or a list of them as JSON."""
+    try:
+        ids = json.loads(value)
+    except ValueError:
+        ids = None
+    ids = ids if isinstance(ids, list) else [ids]
+    if not ids or not all(type(id_) is int for id_ in ids):
+        raise TranscoderError(f"{value!r} in line {number + 2} of {path} is not a token id: give whole numbers.")
+    return ids
+
+
+def _check_ids(path, encoder, rows):
+    """Whether the ids are tokens that can stand behind the prompts; those of another tokenizer rarely are."""
+    keys = [
+        (number, row.clean.text, id_) for number, row in enumerate(rows) for id_ in (*row.answers, *row.wrong_answers)
+    ]
+    vocabulary = len(encoder.tokenizer)
+    texts = [encoder.tokenizer.decode([id_]) if 0 <= id_ < vocabulary else "" for _, _, id_ in keys]
+    found = encoder.next_tokens([(prompt, text) for (_, prompt, _), text in zip(keys, texts, strict=True)])
+    for (number, _, id_), text, back in zip(keys, texts, found, strict=True):
+        if back != id_:
+            raise TranscoderError(
+                f"Token {id_} ({text!r}) in line {number + 2} of {path} is not what the tokenizer makes behind the prompt: the "
+                "file was made for another tokenizer."
+            )
+
+
+def _unreadable(path, error):
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return TranscoderError(f"{path} cannot be read ({reason}): give a file that exists and is whole.")

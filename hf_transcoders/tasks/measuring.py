@@ -1,0 +1,105 @@
+"""A task on a language model as it is: every metric, with intervals."""
+
+import torch
+
+from ..errors import TranscoderError
+from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
+from .task import AnswerBatch, Task
+
+
+def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.Tensor]:
+    """
+    Every metric of each row.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
+        answers ([`AnswerBatch`]): The answers of the same rows.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `accuracy` in the full vocabulary, `candidate_accuracy`, `rank`, and, for tasks with wrong
+        answers, `logit_difference` and `probability_difference`; each of shape `(rows,)` in fp32.
+    """
+    values = {
+        "accuracy": accuracy(logits, answers.right),
+        "candidate_accuracy": accuracy(logits, answers.right, answers.candidates),
+        "rank": rank(logits, answers.right),
+    }
+    if answers.wrong.shape[1]:
+        values["logit_difference"] = logit_difference(logits, answers.right, answers.wrong)
+        values["probability_difference"] = probability_difference(logits, answers.right, answers.wrong)
+    return values
+
+
+@torch.no_grad()
+def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None = None) -> torch.Tensor:
+    """
+    Logits of a language model at `END`, in one forward.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        task ([`Task`]): Prompts.
+        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        rows (`list[int]`, *optional*): Which rows; all if left out.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
+    """
+    batch = task.tokens(which, rows, model.device)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if batch.input_ids.max() >= vocabulary:
+        raise TranscoderError(
+            f"A prompt has token {batch.input_ids.max().item()}, but the model has {vocabulary}: make the task with the "
+            "model's own tokenizer."
+        )
+    # Only these places go through the output matrix.
+    places, index = batch.positions["END"].unique(return_inverse=True)
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=places, use_cache=False
+    ).logits
+    return logits[torch.arange(len(index), device=logits.device), index]
+
+
+def measure(
+    model, task: Task, batch_size: int = 32, confidence: float = 0.95, seed: int = 0, progress: bool = False
+) -> dict[str, dict[str, Estimate]]:
+    """
+    Measures how well a language model does a task, on clean and on corrupted prompts.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        task ([`Task`]): Prompts and answers. Answers are those of the clean prompts throughout.
+        batch_size (`int`, *optional*, defaults to 32): Rows of one forward.
+        confidence (`float`, *optional*, defaults to 0.95): Of the intervals.
+        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `dict[str, dict[str, Estimate]]`: for `"clean"` and, if the task has them, `"corrupted"` prompts, each metric of
+        [`row_metrics`]; corrupted prompts also have `kl`, the divergence from the clean prediction in nats.
+    """
+    from tqdm import tqdm
+
+    if batch_size < 1:
+        raise TranscoderError(f"batch_size is {batch_size}, but a forward takes at least one row.")
+    # Rows of one length side by side need no padding.
+    order = [row for rows in task.rows_by_length().values() for row in rows]
+    values: dict[str, dict[str, list]] = {}
+    for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
+        rows = order[start : start + batch_size]
+        answers = task.answers(rows, model.device)
+        clean = end_logits(model, task, "clean", rows)
+        batches = {"clean": row_metrics(clean, answers)}
+        if task.has_corrupted:
+            corrupted = end_logits(model, task, "corrupted", rows)
+            batches["corrupted"] = row_metrics(corrupted, answers) | {"kl": kl_divergence(corrupted, clean)}
+        for which, metrics in batches.items():
+            for name, batch in metrics.items():
+                values.setdefault(which, {}).setdefault(name, []).append(batch.cpu())
+    back = torch.tensor(order).argsort()
+    return {
+        which: {
+            name: estimate(torch.cat(batches)[back], name.endswith("accuracy"), confidence, seed=seed)
+            for name, batches in metrics.items()
+        }
+        for which, metrics in values.items()
+    }

@@ -1,0 +1,461 @@
+"""Pairs of prompts with answers and named positions, as a dataset and as tensors."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import TranscoderError
+from ..files import atomic_directory
+from .encoding import PromptEncoder
+from .prompts import Prompt, Row
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+_DATASET_NAME, _TASK_NAME = "rows.parquet", "task.json"
+_REQUIRED = ("clean", "clean_ids", "answer_ids", "wrong_ids", "candidate_ids", "positions", "template")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """
+    Prompts as a language model takes them.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(rows, longest)`): Token ids, padded on the right with 0.
+        attention_mask (`torch.LongTensor` of shape `(rows, longest)`): 1 at tokens, 0 at padding.
+        lengths (`torch.LongTensor` of shape `(rows,)`): Tokens of each row.
+        positions (`dict[str, torch.LongTensor]`): Name -> index of the token in each row, of shape `(rows,)`.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    lengths: torch.Tensor
+    positions: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """
+    Token ids of answers, each of shape `(rows, most)`, padded on the right with -1.
+
+    Args:
+        right (`torch.LongTensor`): Those that are right.
+        wrong (`torch.LongTensor`): Those they are measured against; a row may have none.
+        candidates (`torch.LongTensor`): Those that accuracy among candidates chooses from.
+    """
+
+    right: torch.Tensor
+    wrong: torch.Tensor
+    candidates: torch.Tensor
+
+
+class Task:
+    """
+    A [`~datasets.Dataset`] of prompts with answers, and its description.
+
+    Each row has the columns `clean` and `corrupted` (text) with `clean_ids` and `corrupted_ids` (token ids, equally many
+    within a row), `answer_ids`, `wrong_ids` and `candidate_ids` (token ids), `positions` (name -> index of the token, the
+    same in both prompts; `END` is the one that predicts the answer), `template` (its number) and, where a task has any,
+    `metadata`. The names of positions are roles in the clean prompt. A task without corrupted prompts lacks those two
+    columns.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): The rows.
+        name (`str`): Short name, such as `"ioi"`.
+        description (`str`, *optional*): One sentence: what is asked, and what makes an answer right.
+        metric (`str`, *optional*, defaults to `"logit_difference"`):
+            What the task is usually measured by: a function of [`hf_transcoders.tasks.metrics`].
+        settings (`dict`, *optional*): How it was made: seed, split, corruption and the like, as JSON.
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset",
+        name: str,
+        description: str = "",
+        metric: str = "logit_difference",
+        settings: dict | None = None,
+    ):
+        missing = [column for column in _REQUIRED if column not in dataset.column_names]
+        if missing:
+            raise TranscoderError(
+                f"The dataset of task '{name}' lacks the column(s) {', '.join(missing)}: make it with Task.from_pairs."
+            )
+        self.dataset = dataset
+        self.name = name
+        self.description = description
+        self.metric = metric
+        self.settings = dict(settings or {})
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.dataset[row]
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"Task({self.name}, {len(self)} rows, positions {', '.join(self.position_names)}; {settings})"
+
+    @property
+    def position_names(self) -> list[str]:
+        """Names of the positions, in the order of the first row."""
+        first = self.dataset[0]["positions"]
+        return sorted(first, key=first.get)
+
+    @property
+    def has_corrupted(self) -> bool:
+        """Whether there is a corrupted prompt to each clean one."""
+        return "corrupted_ids" in self.dataset.column_names
+
+    def select(self, rows: Sequence[int]) -> "Task":
+        """The task with some of its rows."""
+        return Task(self.dataset.select(rows), self.name, self.description, self.metric, self.settings)
+
+    def rows_by_length(self) -> dict[int, list[int]]:
+        """Number of tokens -> the rows that have so many, shortest first."""
+        groups = defaultdict(list)
+        for row, ids in enumerate(self.dataset["clean_ids"]):
+            groups[len(ids)].append(row)
+        return dict(sorted(groups.items()))
+
+    def tokens(
+        self, which: str = "clean", rows: Sequence[int] | None = None, device: str | torch.device | None = None
+    ) -> TokenBatch:
+        """
+        Prompts as tensors.
+
+        Args:
+            which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+            rows (`Sequence[int]`, *optional*): Which rows, in this order; all if left out.
+            device (`str` or `torch.device`, *optional*): Where to put them.
+
+        Returns:
+            [`TokenBatch`]
+
+        Raises:
+            [`TranscoderError`]: The task has no such prompts, or no such row.
+        """
+        if which not in ("clean", "corrupted"):
+            raise TranscoderError(f"There are no '{which}' prompts: choose clean or corrupted.")
+        if which == "corrupted" and not self.has_corrupted:
+            raise TranscoderError(
+                f"The task '{self.name}' has no corrupted prompts: give them where the task is made."
+            )
+        batch = self._rows(rows, [f"{which}_ids", "positions"])
+        ids = batch[f"{which}_ids"]
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        input_ids = _pad(ids, 0, device)
+        attention_mask = (torch.arange(input_ids.shape[1], device=device) < lengths[:, None]).long()
+        positions = {
+            name: torch.tensor([row[name] for row in batch["positions"]], device=device)
+            for name in batch["positions"][0]
+        }
+        return TokenBatch(input_ids, attention_mask, lengths, positions)
+
+    def answers(self, rows: Sequence[int] | None = None, device: str | torch.device | None = None) -> AnswerBatch:
+        """
+        Right answers, wrong answers and candidates as tensors.
+
+        Args:
+            rows (`Sequence[int]`, *optional*): Which rows, in this order; all if left out.
+            device (`str` or `torch.device`, *optional*): Where to put them.
+
+        Returns:
+            [`AnswerBatch`]
+        """
+        batch = self._rows(rows, ["answer_ids", "wrong_ids", "candidate_ids"])
+        return AnswerBatch(*(_pad(batch[name], -1, device) for name in ("answer_ids", "wrong_ids", "candidate_ids")))
+
+    def _rows(self, rows, columns):
+        dataset = self.dataset.select_columns(columns)
+        if rows is None:
+            return dataset[:]
+        rows = [int(row) for row in rows]
+        outside = [row for row in rows if not -len(self) <= row < len(self)]
+        if outside or not rows:
+            asked = f"row {outside[0]} was asked for" if outside else "no rows were asked for"
+            raise TranscoderError(f"The task has rows 0 to {len(self) - 1}, but {asked}: choose among them.")
+        return dataset[rows]
+
+    @classmethod
+    def from_pairs(
+        cls,
+        tokenizer,
+        clean: Sequence[str],
+        corrupted: Sequence[str] | None,
+        answers: Sequence[str | int | Sequence[str] | Sequence[int]],
+        wrong_answers: Sequence[str | int | Sequence[str] | Sequence[int]] | None = None,
+        *,
+        candidates: Sequence[Sequence[str] | Sequence[int]] | None = None,
+        positions: dict[str, Sequence[str | tuple[int, int]]] | None = None,
+        templates: Sequence[int] | None = None,
+        metadata: Sequence[dict] | None = None,
+        name: str = "custom",
+        description: str = "",
+        metric: str = "logit_difference",
+        add_bos: bool | None = None,
+    ) -> "Task":
+        """
+        A task from prompts of your own.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+            clean (`Sequence[str]`): Prompts, without their answers.
+            corrupted (`Sequence[str]`, *optional*): As many prompts with equally many tokens each, or `None`.
+            answers (`Sequence`):
+                For each row one right answer or several: texts that continue the clean prompt just as they are, space
+                included (`" Mary"`), or token ids. Each is one token.
+            wrong_answers (`Sequence`, *optional*): What they are measured against, in the same form.
+            candidates (`Sequence`, *optional*):
+                What accuracy among candidates chooses from; by default the right and the wrong answers.
+            positions (`dict`, *optional*):
+                Name -> for each row a word that stands exactly once in the clean prompt, or where it begins and ends in
+                characters. `END`, the last token, is always there.
+            templates (`Sequence[int]`, *optional*): Number of the template of each row.
+            metadata (`Sequence[dict]`, *optional*): Further facts about each row, of the same names in all.
+            name, description, metric: As [`Task`] has them.
+            add_bos (`bool`, *optional*): As [`PromptEncoder`] has it.
+
+        Returns:
+            [`Task`]
+
+        Raises:
+            [`TranscoderError`]: The lists are not equally long, a pair differs in its number of tokens, an answer is not
+                one token, or a word is not found.
+        """
+        columns = {
+            "corrupted": corrupted,
+            "answers": answers,
+            "wrong_answers": wrong_answers,
+            "candidates": candidates,
+            "templates": templates,
+            "metadata": metadata,
+            **{f"positions['{key}']": words for key, words in (positions or {}).items()},
+        }
+        for column, values in columns.items():
+            if values is not None and len(values) != len(clean):
+                raise TranscoderError(
+                    f"There are {len(clean)} clean prompts, but {column} has {len(values)} entries: give one for each."
+                )
+        rows = []
+        for index, text in enumerate(clean):
+            spans = {key: _span(text, words[index], index) for key, words in (positions or {}).items()}
+            rows.append(
+                Row(
+                    clean=Prompt(text, spans),
+                    corrupted=None if corrupted is None else Prompt(corrupted[index]),
+                    answers=_as_list(answers[index]),
+                    wrong_answers=[] if wrong_answers is None else _as_list(wrong_answers[index]),
+                    candidates=None if candidates is None else _as_list(candidates[index]),
+                    template=0 if templates is None else int(templates[index]),
+                    metadata={} if metadata is None else metadata[index],
+                )
+            )
+        return cls.from_rows(PromptEncoder(tokenizer, add_bos), rows, name, description, metric)
+
+    @classmethod
+    def from_rows(
+        cls,
+        encoder: PromptEncoder,
+        rows: Sequence[Row],
+        name: str,
+        description: str = "",
+        metric: str = "logit_difference",
+        settings: dict | None = None,
+    ) -> "Task":
+        """Encodes and checks rows; what [`Task.from_pairs`] and the tasks of this package end in."""
+        from datasets import Dataset, Features, List, Value
+
+        if not rows:
+            raise TranscoderError(f"The task '{name}' has no rows: give at least one pair of prompts.")
+        without = sum(row.corrupted is None for row in rows)
+        if 0 < without < len(rows):
+            raise TranscoderError(
+                f"{without} of {len(rows)} rows have no corrupted prompt: give one for each or none."
+            )
+        clean_ids, positions = _encode(encoder, rows, [row.clean for row in rows])
+        columns = {"clean": [row.clean.text for row in rows], "clean_ids": clean_ids}
+        token_ids = List(Value("int32"))
+        features = {"clean": Value("string"), "clean_ids": token_ids}
+        if not without:
+            corrupted_ids, corrupted_positions = _encode(encoder, rows, [row.corrupted for row in rows])
+            for index, row in enumerate(rows):
+                _check_pair(index, row, clean_ids[index], corrupted_ids[index])
+                for key, position in corrupted_positions[index].items():
+                    if positions[index].get(key, position) != position:
+                        raise TranscoderError(
+                            f"In row {index} the position {key} is token {positions[index][key]} of the clean prompt but "
+                            f"token {position} of the corrupted one: choose words of equally many tokens."
+                        )
+            columns |= {"corrupted": [row.corrupted.text for row in rows], "corrupted_ids": corrupted_ids}
+            features |= {"corrupted": Value("string"), "corrupted_ids": token_ids}
+        answers = _answer_ids(encoder, rows)
+        columns |= {
+            "answer_ids": answers["answers"],
+            "wrong_ids": answers["wrong_answers"],
+            "candidate_ids": answers["candidates"],
+            "positions": positions,
+            "template": [row.template for row in rows],
+        }
+        features |= dict.fromkeys(("answer_ids", "wrong_ids", "candidate_ids"), token_ids)
+        features |= {"positions": {key: Value("int32") for key in positions[0]}, "template": Value("int32")}
+        dataset = Dataset.from_dict(columns, features=Features(features))
+        if rows[0].metadata:
+            dataset = dataset.add_column("metadata", [row.metadata for row in rows])
+        settings = (settings or {}) | {"size": len(rows), "add_bos": bool(encoder.prefix)}
+        return cls(dataset, name, description, metric, settings)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the rows as Parquet and the description as JSON into a folder."""
+        description = {
+            "name": self.name,
+            "description": self.description,
+            "metric": self.metric,
+            "settings": self.settings,
+        }
+        with atomic_directory(folder) as partial:
+            self.dataset.to_parquet(str(partial / _DATASET_NAME))
+            (partial / _TASK_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Task":
+        """
+        Reads what [`Task.save`] wrote.
+
+        Raises:
+            [`TranscoderError`]: The folder does not hold a task, or its files cannot be read.
+        """
+        import pyarrow
+        import pyarrow.parquet
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        folder = Path(folder)
+        for file in (_TASK_NAME, _DATASET_NAME):
+            if not (folder / file).is_file():
+                raise TranscoderError(f"{folder} holds no {file}: give the folder that Task.save wrote.")
+        try:
+            description = json.loads((folder / _TASK_NAME).read_text(encoding="utf-8"))
+            dataset = Dataset(InMemoryTable(pyarrow.parquet.read_table(folder / _DATASET_NAME)))
+            name = description["name"]
+        except (ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+            raise TranscoderError(
+                f"The task in {folder} cannot be read: save it again ({type(error).__name__})."
+            ) from error
+        return cls(
+            dataset,
+            name,
+            description.get("description", ""),
+            description.get("metric", "logit_difference"),
+            description.get("settings"),
+        )
+
+
+def _encode(encoder, rows, prompts):
+    """Token ids and positions of prompts, the given ones and END included."""
+    texts = [prompt.text for prompt in prompts]
+    ids = encoder.encode(texts)
+    positions = []
+    for index, (row, located) in enumerate(
+        zip(rows, encoder.locate(texts, [prompt.spans for prompt in prompts]), strict=True)
+    ):
+        if len(ids[index]) == len(encoder.prefix):
+            raise TranscoderError(f"The prompt of row {index} is empty: give a text.")
+        last = len(ids[index]) - 1
+        positions.append({**located, **row.positions, "END": row.positions.get("END", last)})
+        for key, position in positions[-1].items():
+            if not 0 <= position <= last:
+                raise TranscoderError(
+                    f"The position {key} of row {index} is {position}, but its prompt has {last + 1} tokens: was it made "
+                    "for another tokenizer?"
+                )
+    return ids, positions
+
+
+def _check_pair(index, row, clean, corrupted):
+    if len(clean) != len(corrupted):
+        raise TranscoderError(
+            f"In row {index} the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)}: "
+            f"give pairs of equal length ({row.clean.text[-60:]!r} and {row.corrupted.text[-60:]!r})."
+        )
+
+
+def _answer_ids(encoder, rows):
+    """Ids of right answers, wrong answers and candidates of all rows, each checked to be one token behind its prompt."""
+    given = {
+        "answers": [row.answers for row in rows],
+        "wrong_answers": [row.wrong_answers for row in rows],
+        "candidates": [row.candidates for row in rows],
+    }
+    texts = sorted(
+        {
+            (row.clean.text, answer)
+            for entries in given.values()
+            for row, entry in zip(rows, entries, strict=True)
+            for answer in entry or []
+            if isinstance(answer, str)
+        }
+    )
+    known = dict(zip(texts, encoder.next_tokens(texts), strict=True))
+    vocabulary = len(encoder.tokenizer)
+    found = {}
+    for what, entries in given.items():
+        found[what] = []
+        for index, (row, entry) in enumerate(zip(rows, entries, strict=True)):
+            ids = []
+            for answer in entry or []:
+                id_ = known[row.clean.text, answer] if isinstance(answer, str) else int(answer)
+                if id_ is None:
+                    raise TranscoderError(
+                        f"The answer {answer!r} of row {index} is not a single token behind its prompt "
+                        f"({row.clean.text[-40:]!r}): choose one that is, and begin it with a space where one is due."
+                    )
+                if not 0 <= id_ < vocabulary:
+                    raise TranscoderError(
+                        f"The answer of row {index} is token {id_}, but the tokenizer has {vocabulary}: the file was made "
+                        "for another tokenizer."
+                    )
+                ids.append(id_)
+            found[what].append(list(dict.fromkeys(ids)))
+    for index, (right, wrong) in enumerate(zip(found["answers"], found["wrong_answers"], strict=True)):
+        if not right:
+            raise TranscoderError(f"Row {index} has no right answer: give at least one.")
+        if set(right) & set(wrong):
+            raise TranscoderError(f"In row {index} the same token is a right and a wrong answer: give different ones.")
+        found["candidates"][index] = found["candidates"][index] or right + wrong
+        if not set(right) <= set(found["candidates"][index]):
+            raise TranscoderError(f"In row {index} a right answer is not among the candidates: add it to them.")
+    return found
+
+
+def _span(text, word, index):
+    if not isinstance(word, str):
+        begin, end = word
+        if not 0 <= begin < end <= len(text):
+            raise TranscoderError(f"Row {index} has no characters {begin} to {end}: its prompt has {len(text)}.")
+        return begin, end
+    if text.count(word) != 1:
+        raise TranscoderError(
+            f"{word!r} stands {text.count(word)} times in the prompt of row {index}: give where it begins and ends."
+        )
+    begin = text.index(word)
+    return begin, begin + len(word)
+
+
+def _as_list(answers):
+    return [answers] if isinstance(answers, str | int) else list(answers)
+
+
+def _pad(rows, filler, device):
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], dtype=torch.long, device=device)

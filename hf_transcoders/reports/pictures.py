@@ -25,7 +25,7 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
     axes = figure.subplots(1, 2)
     for axis, metric, label in (
         (axes[0], "fvu", "FVU (lower is better)"),
-        (axes[1], "ce_recovered_zero", "CE recovered, zero ablation (higher is better)"),
+        (axes[1], "ce_recovered_zero", "CE recovered (higher is better)"),
     ):
         for number, (name, entry) in enumerate(report.dictionaries.items()):
             metrics = entry["metrics"]

@@ -154,7 +154,8 @@ def test_tensorboard_has_one_run_with_the_rich_records(make_trainer):
     (image, *_) = events.Images("sparsity_fidelity")
     assert image.step == 6 and image.width > image.height > 300
     text = events.Tensors(f"features/{NAME}/text_summary")
-    assert [event.step for event in text] == [6, 12]
+    # Not at 12: the weights are no numbers by then.
+    assert [event.step for event in text] == [6]
     table = text[0].tensor_proto.string_val[0].decode()
     assert "<script" not in table and "&lt;script&gt;" in table
     alerts = events.Tensors("alerts/Not a finite number/text_summary")

@@ -48,7 +48,8 @@ EXAMPLES = {
     ),
 }
 NOTES = (
-    "This is an example: a short run on a small text, to show what a card looks like. The base model's weights came from a "
+    "This is an example: a short run on a small text, evaluated on a tenth of the texts that was held out, to show what a "
+    "card looks like. The base model's weights came from a "
     "Python package that carries them quantised to four bits; they are close to those on the Hub, but not the same."
 )
 

@@ -147,7 +147,7 @@ class ParetoFronts:
             return "not measured"
         if not on:
             return "dominated"
-        return "front" if len(on) == len(places) else f"front ({', '.join(on)})"
+        return "front" if len(on) == len(places) else f"front: {', '.join(on)}"
 
 
 def pareto_fronts(

@@ -19,6 +19,7 @@ from ..files import atomic_file
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ..models.transcoder_set import write_index
 from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
+from ..tracking import TranscoderTrackingCallback
 from .arguments import TranscoderTrainingArguments
 from .grid import in_groups
 from .trainer import TranscoderTrainer
@@ -103,6 +104,10 @@ def run_sweep(
     own_cache = output / "activations" if len(groups) > 1 and args.activation_cache_dir is None else None
     sites = list(dict.fromkeys(s for c in configs.values() for s in (c.input_site, c.output_site)))
     folders = [output / f"group-{number}" if len(groups) > 1 else output for number in range(1, len(groups) + 1)]
+    callbacks = list(callbacks)
+    if not any(isinstance(callback, TranscoderTrackingCallback) for callback in callbacks):
+        # Looking up the features of every dictionary would take longer than measuring it.
+        callbacks.append(TranscoderTrackingCallback(feature_tokens=0))
     for names, folder in zip(groups, folders, strict=True):
         if resume and (folder / EVALUATION_FILE).exists():
             continue
@@ -119,7 +124,7 @@ def run_sweep(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=list(callbacks),
+            callbacks=callbacks,
         )
         trainer.sites = sites
         _train(trainer, resume)

@@ -14,7 +14,6 @@ _RECORDS = tempfile.mkdtemp(prefix="hf_transcoders_tests_")
 atexit.register(shutil.rmtree, _RECORDS, ignore_errors=True)
 os.environ["TRACKIO_DIR"] = os.path.join(_RECORDS, "trackio")
 os.environ["WANDB_DIR"] = _RECORDS
-os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
 import torch  # noqa: E402

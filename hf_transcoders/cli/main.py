@@ -1,6 +1,7 @@
 """Entry point: finds the command, runs it, turns mistakes into one sentence and an exit code."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -52,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         import transformers
 
         transformers.logging.disable_progress_bar()
+        if os.environ.get("WANDB_MODE") == "offline":
+            # Says so on stdout when it is first imported, and stdout is for results.
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module("transformers.integrations.integration_utils")
         command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
         return EXIT_OK
     except KeyboardInterrupt:

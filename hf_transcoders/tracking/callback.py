@@ -153,7 +153,7 @@ class TranscoderTrackingCallback(TrainerCallback):
                 edges, counts = histogram["log10_edges"], histogram["counts"]
                 self._record("histogram", step, f"train/{name}/log10_feature_density", edges, counts)
             # Under FSDP no process holds all of the encoder.
-            if trainer.activation_sample is not None and not trainer.is_fsdp_enabled:
+            if trainer.activation_sample is not None and not trainer.args.fsdp:
                 inputs = trainer.activation_sample[dictionary.config.input_site]
                 values = dictionary.pre_activations(dictionary.normalize_input(inputs)).float()
                 values = values[values.isfinite()]
@@ -188,7 +188,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         trainer = self._trainer
         if not self.feature_tokens or trainer.eval_dataset is None or trainer.tokenizer is None:
             return []
-        if trainer.is_fsdp_enabled:
+        if trainer.args.fsdp:
             return []
         try:
             found = explain_features(

@@ -4,15 +4,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from ..files import atomic_file
 from .process import this_process
 from .tracker import Alert, Tracker
 
+
+logger = logging.get_logger(__name__)
 
 #: Folder of the records in a run's `output_dir`.
 FOLDER = "tracking"
@@ -34,7 +39,8 @@ class LocalTracker(Tracker):
     images/<name>.png   pages/<name>.html       the newest of each name
     ```
 
-    A line is written whole or not at all as far as readers see: they skip a last line without its end.
+    A line is written whole or not at all as far as readers see: they skip a last line without its end. Where nothing can be
+    written any more (a full disk), the run goes on without its records and says so once.
 
     Args:
         output_dir (`str` or `os.PathLike`): The run's folder.
@@ -43,6 +49,7 @@ class LocalTracker(Tracker):
     def __init__(self, output_dir: str | os.PathLike):
         self.folder = Path(output_dir) / FOLDER
         self._facts: dict[str, Any] = {}
+        self._failing = False
 
     def start(self, facts: Mapping[str, Any], resume_step: int | None = None) -> None:
         """
@@ -92,11 +99,11 @@ class LocalTracker(Tracker):
 
     def image(self, step, name, path) -> None:
         target = self.folder / IMAGES / f"{file_name(name)}.png"
-        with atomic_file(target) as partial:
+        with self._writing(), atomic_file(target) as partial:
             shutil.copyfile(path, partial)
 
     def page(self, step, name, html) -> None:
-        with atomic_file(self.folder / PAGES / f"{file_name(name)}.html") as partial:
+        with self._writing(), atomic_file(self.folder / PAGES / f"{file_name(name)}.html") as partial:
             partial.write_text(html, encoding="utf-8")
 
     def alert(self, step: int, alert: Alert) -> None:
@@ -107,16 +114,38 @@ class LocalTracker(Tracker):
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: plain(value) for key, value in line.items()}) + "\n")
+        text = json.dumps({key: plain(value) for key, value in line.items()}) + "\n"
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError:
+                if path.exists():
+                    os.truncate(path, size)  # Or the next line would be glued to the half of this one.
+                raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._failing:
+                logger.warning(
+                    f"The records of the run cannot be written into {self.folder} ({error.strerror or error}): the run goes "
+                    "on without them until there is room."
+                )
+            self._failing = True
+        else:
+            self._failing = False
 
     def _read_facts(self) -> dict[str, Any]:
         path = self.folder / RUN_FILE
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write_facts(self) -> None:
-        with atomic_file(self.folder / RUN_FILE) as partial:
+        with self._writing(), atomic_file(self.folder / RUN_FILE) as partial:
             partial.write_text(json.dumps(self._facts, indent=2, default=str) + "\n")
 
 

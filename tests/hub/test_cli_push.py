@@ -14,6 +14,9 @@ from hf_transcoders.cli import main
 from .conftest import READER, assert_same_function, make_dictionary, make_set
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def test_push_a_set_and_read_it_back(hub, tmp_path, capsys):
     transcoders = make_set(3, 5)
     transcoders.save_pretrained(tmp_path)
@@ -74,10 +77,10 @@ def test_mistakes_are_one_sentence(hub, tmp_path, capsys, monkeypatch, arguments
 def test_the_example_pushes_and_loads_back(tmp_path):
     """On a machine where no Hub answers, it says so and uses a local server."""
     make_set(3, 5).save_pretrained(tmp_path / "trained")
-    script = Path(__file__).parents[2] / "examples" / "scripts" / "push_and_load.py"
+    script = ROOT / "examples" / "scripts" / "push_and_load.py"
     done = subprocess.run(
         [sys.executable, str(script), "--folder", str(tmp_path / "trained"), "--repo", "me/example"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
     )

@@ -64,3 +64,22 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(run_dir):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(TranscoderError, match="holds no run"):
         Run.load(tmp_path)
+
+
+def test_a_run_outlives_a_full_disk_and_says_so_once(run_dir, caplog):
+    resource = pytest.importorskip("resource")
+    tracker = LocalTracker(run_dir)
+    tracker.start({"name": "first"}, resume_step=3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = (run_dir / "tracking" / "scalars.jsonl").stat().st_size + 20
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full, before[1]))
+    try:
+        tracker.scalars(4, {"train/x/fvu": 0.2})
+        tracker.scalars(5, {"train/x/fvu": 0.1})
+        tracker.page(5, "report", "x" * 2 * full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caplog.text.count("the run goes on without them until there is room") == 1
+    tracker.scalars(6, {"train/x/fvu": 0.05})
+    assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.25), (6, 0.05)]
+    assert not list((run_dir / "tracking").rglob("report*"))

@@ -1,7 +1,6 @@
 """Real Trackio, TensorBoard and offline W&B runs of a tiny training, read back with their own readers."""
 
 import json
-import math
 import time
 
 import pytest
@@ -41,11 +40,11 @@ def of(lines, metric):
 
 
 class _Alarm(TrainerCallback):
-    """Any alert will do: this dictionary's weights are no numbers from one step on."""
+    """Any alert will do: from one step on the dictionary is far off."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 10:
-            model.W_dec.data.fill_(math.nan)
+            model.b_dec.data.add_(100)
 
 
 def test_trackio_has_the_run_at_optimizer_steps(make_trainer, capfd):
@@ -65,7 +64,7 @@ def test_trackio_has_the_run_at_optimizer_steps(make_trainer, capfd):
         f"features/{NAME}"
     )
     assert [step for step, _ in of(lines, "report")] == [step for step, _ in of(lines, "sparsity_fidelity")] == [6, 12]
-    assert [(a["title"], a["level"], a["step"]) for a in run.alerts()] == [("Not a finite number", "error", 11)] * 2
+    assert [(a["title"], a["level"], a["step"]) for a in run.alerts()] == [("Loss spike", "warn", 11)]
     # stdout is for results.
     assert capfd.readouterr().out == ""
 
@@ -154,11 +153,10 @@ def test_tensorboard_has_one_run_with_the_rich_records(make_trainer):
     (image, *_) = events.Images("sparsity_fidelity")
     assert image.step == 6 and image.width > image.height > 300
     text = events.Tensors(f"features/{NAME}/text_summary")
-    # Not at 12: the weights are no numbers by then.
-    assert [event.step for event in text] == [6]
+    assert [event.step for event in text] == [6, 12]
     table = text[0].tensor_proto.string_val[0].decode()
     assert "<script" not in table and "&lt;script&gt;" in table
-    alerts = events.Tensors("alerts/Not a finite number/text_summary")
+    alerts = events.Tensors("alerts/Loss spike/text_summary")
     assert alerts[0].step == 11
 
 
@@ -195,6 +193,8 @@ def test_wandb_offline_has_the_rich_records(make_trainer, tmp_path, monkeypatch)
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    # Only here: with it, transformers prints a line wherever it is imported, also in processes of other tests.
+    monkeypatch.setenv("WANDB_MODE", "offline")
     trainer = make_trainer(callbacks=[frequent()], report_to="wandb", max_steps=6)
     trainer.train()
     folder = wandb.run.dir

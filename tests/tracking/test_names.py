@@ -1,6 +1,7 @@
 """Aliases are given where definitions agree, and not where they do not."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from hf_transcoders.evaluation import FeatureStatistics, ReconstructionStatistics
 from hf_transcoders.tracking import AlertThresholds
 from hf_transcoders.tracking.alerts import AlertWatch
-from hf_transcoders.tracking.names import ALIASED, DICTIONARY_METRICS, RUN_METRICS, aliases
+from hf_transcoders.tracking.names import ALIASED, DICTIONARY_METRICS, RICH_RECORDS, RUN_METRICS, aliases
 
 
 VALUES = {"train/learning_rate": 0.1, "train/tokens": 64}
@@ -113,3 +114,11 @@ def test_warm_up_is_no_spike():
     watch = AlertWatch(AlertThresholds(), quiet_steps=8)
     values = [0.1 * 2**i for i in range(8)] + [25.0] * 8
     assert [alert for step, value in enumerate(values, 1) for alert in watch.check(step, {"train/a/mse": value})] == []
+
+
+def test_the_documentation_lists_every_name():
+    text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    for metric in (*DICTIONARY_METRICS, *RUN_METRICS):
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{metric.name}` | {metric.meaning}"))
+        assert all(f"`{alias}`" in row for alias in metric.aliases.values()) and metric.differs in row
+    assert all(f"| `{name}` | {meaning} |" in text for name, meaning in RICH_RECORDS.items())

@@ -1,7 +1,6 @@
 """Pushing a dictionary or a set: one commit that holds what changed, with our card and nothing left over."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -27,13 +26,13 @@ from ..evaluation import EvaluationReport
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import INDEX_NAME
 from ..tracking import Run
-from .model_card import ASSETS, TranscoderCard, is_generated, make_card
+from .cards import TranscoderCard, is_unedited, make_card
+from .cards.card import ASSETS, README
 from .remote_code import CODE_FILES, write_code_files, write_remote_code
 
 
 logger = logging.get_logger(__name__)
 
-README = "README.md"
 # Files of one dictionary, as `save_pretrained` names them.
 _DICTIONARY_FILE = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
@@ -41,8 +40,6 @@ _DICTIONARY_FILE = re.compile(
 )
 # What training leaves beside them that others can use.
 _FACTS = ("evaluation.json", "training_args.json")
-# Ends a card that was written by hand and pushed.
-_PUSHED = "\n<!-- Pushed by hf_transcoders; an edit on the Hub is not overwritten. sha256: "
 
 
 def push(
@@ -359,34 +356,6 @@ def _left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
         if parent in folders and _DICTIONARY_FILE.fullmatch(name):
             found.add(path)
     return found
-
-
-# ---------------------------------------------------------------------------------------------------- the card
-
-
-def own_card(folder: str | os.PathLike) -> TranscoderCard | None:
-    """The card that somebody wrote or edited in a folder, to be pushed in place of ours; `None` if there is none."""
-    readme = Path(folder, README)
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    if text is None or is_generated(text):
-        return None
-    # Ends in a hash as ours do, so that the next push can tell whether it was edited on the Hub.
-    text = text.rpartition(_PUSHED)[0] if _is_pushed(text) else text
-    return TranscoderCard(f"{text}{_PUSHED}{_digest(text)} -->\n")
-
-
-def is_unedited(card: str) -> bool:
-    """Whether a card on the Hub is as a push has left it."""
-    return is_generated(card) or _is_pushed(card)
-
-
-def _is_pushed(card: str) -> bool:
-    text, found, digest = card.rpartition(_PUSHED)
-    return bool(found) and digest == f"{_digest(text)} -->\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- what went wrong

@@ -11,13 +11,12 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from ..hub.model_card import make_card
+from ..hub.cards import make_card, own_card
 from ..hub.upload import (
     dictionary_files,
     hub_errors,
     link_or_copy,
     make_repo,
-    own_card,
     push_folder,
     run_records,
 )

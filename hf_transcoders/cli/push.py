@@ -36,7 +36,8 @@ def parse(argv, prog):
 
 def run(args):
     from ..hub import card_of_folder, push_folder
-    from ..hub.upload import own_card, run_records
+    from ..hub.cards import own_card
+    from ..hub.push_files import run_records
     from ..tracking import Run
 
     if not Path(args.folder).is_dir():

@@ -236,7 +236,7 @@ def _text(value) -> str:
 
 def draw_fronts(args):
     from ..reports import pareto_fronts, write_pareto
-    from ..reports.pareto_pictures import warning
+    from ..reports.pareto import warning
 
     runs = load_runs(args.runs, args.trackio)
     measured = {id(run): run.measured() for run in runs}
@@ -287,7 +287,7 @@ def fronts_as_values(fronts) -> list[dict]:
 
 def print_fronts(fronts) -> None:
     from ..evaluation.evaluation_report import METRICS, format_number
-    from ..reports.pareto_pictures import heading
+    from ..reports.pareto import heading
 
     for group in fronts:
         if len(fronts) > 1:

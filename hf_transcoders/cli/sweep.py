@@ -49,7 +49,7 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..reports.pareto_pictures import warning
+    from ..reports.pareto import warning
     from ..training.grid import in_groups
     from ..training.sweep import run_sweep
     from .runs import fronts_as_values, report_fronts

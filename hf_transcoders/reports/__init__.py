@@ -1,8 +1,17 @@
 """Pages and pictures of a run."""
 
 from .page import render_report, write_report
-from .pareto import MeasuredDictionary, ParetoFronts, measured_in, pareto_front, pareto_fronts, save_pareto_csv
-from .pareto_pictures import write_pareto, write_pareto_page, write_pareto_png
+from .pareto import (
+    MeasuredDictionary,
+    ParetoFronts,
+    measured_in,
+    pareto_front,
+    pareto_fronts,
+    save_pareto_csv,
+    write_pareto,
+    write_pareto_page,
+    write_pareto_png,
+)
 
 
 __all__ = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation.evaluation_report import EvaluationReport
 from ..files import atomic_file
-from .plots import COLOURS
+from .plots import COLOURS, L0_LABEL
 
 
 def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> Path:
@@ -37,7 +37,7 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
                 color=COLOURS[number % len(COLOURS)],
                 label=name.replace("$", r"\$").lstrip("_"),
             )
-        axis.set_xlabel("L0: active features per token")
+        axis.set_xlabel(L0_LABEL)
         axis.set_ylabel(label)
         # From 0 to 1, and further where a dictionary is worse than nothing.
         low, high = axis.get_ylim()

@@ -11,6 +11,8 @@ from ..evaluation.evaluation_report import EvaluationReport
 COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
 DASHES = ("", "6 3", "2 3")
 
+L0_LABEL = "L0: active features per token"
+
 _WIDTH, _HEIGHT = 400, 262
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 34, 44
 _LEGEND_ROW = 19
@@ -44,7 +46,7 @@ def loss_curves(
     values = {y for points in curves.values() for _, y in points}
     if max((len(points) for points in curves.values()), default=0) < 2 or len(values) == 1:
         return None
-    chart = _Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
+    chart = Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
     xs = [x for points in curves.values() for x, _ in points]
     chart.scale(xs, values)
     chart.end_at(max(xs))
@@ -75,7 +77,7 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
     }
     if not points:
         return None
-    chart = _Chart(title, "L0: active features per token", y_label, list(report.dictionaries))
+    chart = Chart(title, L0_LABEL, y_label, list(report.dictionaries))
     chart.scale([x for x, _ in points.values()], [0.0, 1.0, *(y for _, y in points.values())])
     for name, (x, y) in points.items():
         chart.add(
@@ -95,7 +97,7 @@ def density_histogram(report: EvaluationReport) -> str | None:
     histograms = {name: entry["density_histogram"] for name, entry in report.dictionaries.items()}
     if not histograms:
         return None
-    chart = _Chart("How often features fire", "share of tokens a feature fires on", "features", list(histograms))
+    chart = Chart("How often features fire", "share of tokens a feature fires on", "features", list(histograms))
     edges = next(iter(histograms.values()))["log10_edges"]
     chart.scale(edges, [0, *(count for h in histograms.values() for count in h["counts"])], log10_x=True)
     for name, histogram in histograms.items():
@@ -119,7 +121,7 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-class _Chart:
+class Chart:
     """Axes, grid and legend; shapes are added in between."""
 
     def __init__(

@@ -11,16 +11,10 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
 
-from ..hub.model_card import make_card
-from ..hub.upload import (
-    dictionary_files,
-    hub_errors,
-    link_or_copy,
-    make_repo,
-    own_card,
-    push_folder,
-    run_records,
-)
+from ..hub.cards import make_card, own_card
+from ..hub.hub_errors import hub_errors
+from ..hub.push_files import dictionary_files, link_or_copy, run_records
+from ..hub.upload import make_repo, push_folder
 from ..tracking import Run
 
 

@@ -12,8 +12,9 @@ from transformers import AutoModel
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub import local_hub
-from hf_transcoders.hub.model_card import is_generated
-from hf_transcoders.hub.upload import is_unedited, own_card, push, run_records
+from hf_transcoders.hub.cards import is_generated, is_unedited, own_card
+from hf_transcoders.hub.push_files import run_records
+from hf_transcoders.hub.upload import push
 from hf_transcoders.models.transcoder_set import INDEX_NAME
 from hf_transcoders.tracking import LocalTracker, Run
 

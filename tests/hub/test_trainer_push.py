@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import snapshot_download
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainingArguments
+from hf_transcoders.hub.cards import is_generated
 from hf_transcoders.hub.local_server import Fault
-from hf_transcoders.hub.model_card import is_generated
 from hf_transcoders.tracking import LocalTracker
 from hf_transcoders.training import TranscoderTrainer
 from tests.data.test_harvest import token_rows

@@ -19,7 +19,9 @@ from hf_transcoders.reports import (
     write_pareto,
     write_pareto_page,
 )
-from hf_transcoders.reports.pareto_pictures import place_labels, short_labels, step_line, warning
+from hf_transcoders.reports.pareto import warning
+from hf_transcoders.reports.pareto.chart import Point, step_line
+from hf_transcoders.reports.pareto.labels import place_labels, short_labels
 
 
 EVIL = "<script>alert(1)</script>"
@@ -62,12 +64,10 @@ def test_front_against_brute_force(higher, seed):
 
 def test_the_step_line_is_the_edge_of_what_is_dominated():
     """A grid point lies right of and above the line exactly if some point of the front dominates or equals it."""
-    from hf_transcoders.reports.pareto_pictures import _Point
-
     generator = random.Random(3)
     values = [(generator.randint(0, 9), generator.randint(0, 9)) for _ in range(12)]
     front = pareto_front(values)
-    line = step_line([_Point(x, y, "", "", on) for (x, y), on in zip(values, front, strict=True)])
+    line = step_line([Point(x, y, "", "", on) for (x, y), on in zip(values, front, strict=True)])
     assert line[0] == min(v for v, on in zip(values, front, strict=True) if on)
     for (x1, y1), (x2, y2) in itertools.pairwise(line):
         assert (x1 == x2) != (y1 == y2) and x2 >= x1 and y2 <= y1

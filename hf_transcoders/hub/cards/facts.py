@@ -1,0 +1,135 @@
+"""The facts of a card, gathered from configurations, evaluation and run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...evaluation.evaluation_report import EvaluationReport
+from ...models import TranscoderConfig, TranscoderModel, TranscoderSet
+from ...models.transcoder_set import dictionary_name
+from ...tracking import Run
+
+
+@dataclass
+class CardFacts:
+    """
+    What is known of the dictionaries that a card is about.
+
+    Args:
+        dictionaries (`dict[str, TranscoderModel]`): By name.
+        is_set (`bool`): Whether they are saved as a set; else there is one, saved alone.
+        repo_id (`str`, *optional*): Where they will be on the Hub.
+        reports (`list[EvaluationReport]`): One for each protocol.
+        together (`dict[str, float]`, *optional*): What was measured with all of them in place.
+        run ([`Run`], *optional*): The run that trained them.
+    """
+
+    dictionaries: dict[str, TranscoderModel]
+    is_set: bool
+    repo_id: str | None
+    reports: list[EvaluationReport]
+    together: dict[str, float] | None
+    run: Run | None
+
+    @property
+    def configs(self) -> dict[str, TranscoderConfig]:
+        return {name: dictionary.config for name, dictionary in self.dictionaries.items()}
+
+    @property
+    def only(self) -> str | None:
+        """The name of the dictionary where there is a single one."""
+        return next(iter(self.dictionaries)) if len(self.dictionaries) == 1 else None
+
+    @property
+    def base(self) -> str | None:
+        """Name of the base model."""
+        return next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
+
+    @property
+    def revision(self) -> str | None:
+        """Revision of the base model."""
+        return next((c.base_model_revision for c in self.configs.values() if c.base_model_revision), None)
+
+    @property
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """How each dictionary was trained, where it says so."""
+        return {name: config.training_summary for name, config in self.configs.items() if config.training_summary}
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The numbers of each dictionary that was measured."""
+        return {
+            name: {key: value for key, value in entry["metrics"].items() if value is not None}
+            for report in self.reports
+            for name, entry in report.dictionaries.items()
+        }
+
+    @cached_property
+    def log(self) -> list[dict[str, float]]:
+        """Entries of the training log under their plain names: `step`, `tokens`, `<dictionary>/fvu`."""
+        entries = []
+        for line in self.run.scalars if self.run else ():
+            values = {key.removeprefix("train/"): v for key, v in line.items() if key.startswith("train/")}
+            if any(f"{name}/fvu" in values for name in self.dictionaries):
+                entries.append({"step": line["step"], **{k: v for k, v in values.items() if v is not None}})
+        return entries
+
+
+def gather_facts(
+    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    run: Run | None = None,
+) -> CardFacts:
+    """What the arguments of [`make_card`] say."""
+    is_set = not isinstance(dictionaries, TranscoderModel)
+    named = dict(dictionaries.items()) if is_set else {dictionary_name(dictionaries.config): dictionaries}
+    together = report.to_dict()["together"] if report is not None and set(report.dictionaries) == set(named) else None
+    reports = _reports({name: dictionary.config for name, dictionary in named.items()}, report)
+    if len(reports) == 1:
+        reports[0].together = together
+    return CardFacts(named, is_set, repo_id, reports, together, run)
+
+
+def grouped(values: Mapping[str, Any]) -> list[list[str]]:
+    """Names whose values are equal, together and in their order."""
+    groups: list[list[str]] = []
+    for name, value in values.items():
+        for group in groups:
+            if values[group[0]] == value:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport | None) -> list[EvaluationReport]:
+    """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
+    evaluations = {name: c.evaluation for name, c in configs.items() if c.evaluation}
+    if report is not None:
+        names = list(report.dictionaries)
+        # A single dictionary has no name of its own: the report may know it under another.
+        own = dict(zip(configs, names, strict=True)) if len(names) == len(configs) == 1 else {}
+        for name in configs:
+            if own.get(name, name) in report.dictionaries:
+                evaluations[name] = report.of(own.get(name, name))
+    reports = []
+    for names in grouped({name: e["protocol"] for name, e in evaluations.items()}):
+        entries = {
+            name: {
+                "metrics": _sorted(evaluations[name]["metrics"]),
+                "density_histogram": evaluations[name]["density_histogram"],
+                "config": {},
+            }
+            for name in configs
+            if name in names
+        }
+        reports.append(EvaluationReport(entries, _sorted(evaluations[names[0]]["protocol"])))
+    return reports
+
+
+def _sorted(value):
+    """With the order that a file gives to names, so that a saved dictionary has the same card."""
+    return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value

@@ -1,0 +1,169 @@
+"""Makes a card: gathers the facts, puts each into words, fills the template."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
+from ...markdown import Markdown, code, escape
+from ...models import TranscoderModel, TranscoderSet
+from ...models.transcoder_set import INDEX_NAME
+from ...reports.page import MEANINGS
+from ...tracking import Run
+from ...tracking.local import FOLDER as TRACKING
+from ...tracking.local import RUN_FILE
+from . import architecture, limits, origin, summary, training, usage
+from .card import TranscoderCard, generated
+from .facts import CardFacts, gather_facts
+from .metadata import metadata
+from .pictures import result_pictures, training_pictures
+from .words import listed
+
+
+def make_card(
+    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    run: Run | None = None,
+    license: str | None = None,
+    tags: Sequence[str] | None = None,
+    model_name: str | None = None,
+    notes: str | None = None,
+) -> TranscoderCard:
+    """
+    The model card of a dictionary or a set, from what is known about it. What was not measured or recorded is left out,
+    and the card says so. The same arguments give the same card.
+
+    Args:
+        dictionaries ([`TranscoderModel`], [`TranscoderSet`] or `Mapping[str, TranscoderModel]`):
+            What the card is about. Their configurations hold base model, sites, training and evaluation.
+        repo_id (`str`, *optional*):
+            Where they will be on the Hub; the usage example loads them from there, and without it from the folder that it
+            is run in.
+        report ([`EvaluationReport`], *optional*):
+            How good they are. Defaults to what the configurations hold in `evaluation`.
+        run ([`Run`], *optional*):
+            The run that trained them, for the training log and its curves.
+        license (`str`, *optional*):
+            The licence of the weights, by its identifier on the Hub. It is left out unless given.
+        tags (`Sequence[str]`, *optional*):
+            Further tags of the repo.
+        model_name (`str`, *optional*):
+            The name under which the metadata lists the numbers. Defaults to that of the repo.
+        notes (`str`, *optional*):
+            What readers should know besides, in Markdown of your own; it stands below the summary.
+
+    Returns:
+        [`TranscoderCard`]
+    """
+    facts = gather_facts(dictionaries, repo_id, report, run)
+    return _rendered(facts, license, tags, model_name, notes, pictures=True)
+
+
+def render_card(
+    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    run: Run | None = None,
+    license: str | None = None,
+) -> str:
+    """
+    The model card as text alone, without pictures. [`make_card`] also has these.
+
+    Args:
+        dictionaries, repo_id, report, run, license: As for [`make_card`].
+
+    Returns:
+        `str`: README.md as a whole, with its metadata.
+    """
+    return _rendered(gather_facts(dictionaries, repo_id, report, run), license, pictures=False).text
+
+
+def card_of_folder(
+    folder: str | os.PathLike,
+    *,
+    repo_id: str | None = None,
+    report: EvaluationReport | None = None,
+    license: str | None = None,
+) -> TranscoderCard:
+    """
+    The model card of a saved dictionary or set, with the log of the run whose records lie in the same folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): What `save_pretrained` or a trainer has written.
+        repo_id, report, license: As for [`make_card`].
+
+    Returns:
+        [`TranscoderCard`]
+    """
+    folder = Path(folder)
+    kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
+    run = None
+    if (folder / TRACKING / RUN_FILE).exists():
+        run = Run.load(folder)
+    elif (folder / "trainer_state.json").exists():
+        run = Run.from_log_history(json.loads((folder / "trainer_state.json").read_text())["log_history"])
+    return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
+
+
+def _rendered(
+    facts: CardFacts,
+    license: str | None,
+    tags: Sequence[str] | None = None,
+    model_name: str | None = None,
+    notes: str | None = None,
+    *,
+    pictures: bool,
+) -> TranscoderCard:
+    results = list(result_pictures(facts)) if pictures else []
+    curves = list(training_pictures(facts)) if pictures else []
+    text = _template().render(
+        metadata=Markdown(metadata(facts, license, tags, model_name).to_yaml(line_break="\n")),
+        title=summary.title(facts),
+        single=facts.only is not None,
+        only=summary.described(facts, facts.only) if facts.only else None,
+        dictionaries=facts.configs,
+        kinds=summary.kinds_counted(facts),
+        base=summary.base_link(facts),
+        base_name=code(facts.base) if facts.base else "its base model",
+        summary=summary.summary(facts),
+        notes=Markdown(notes) if notes else None,
+        usage=usage.usage(facts),
+        usage_note=usage.usage_note(facts),
+        results=[{"markdown": Markdown(report.markdown())} for report in facts.reports],
+        unmeasured=listed(code(name) for name in facts.configs if name not in facts.metrics),
+        meanings=[(METRICS[metric], MEANINGS[metric]) for metric in HEADLINE_METRICS],
+        result_figures=[picture.markdown for picture in results],
+        sites_table=architecture.sites_table(facts),
+        dtypes=architecture.dtypes(facts),
+        base_dtype=architecture.base_dtype(facts),
+        formulas=architecture.formulas(facts),
+        architecture=architecture.architecture(facts),
+        training=training.training(facts),
+        log=training.log_table(facts),
+        log_note=training.log_note(facts),
+        alerts=training.alerts(facts),
+        training_figures=[picture.markdown for picture in curves],
+        limits=limits.limits(facts),
+        environment=origin.environment(facts),
+        citation_note=origin.citation(facts),
+    )
+    return generated(text, {picture.path: picture.svg for picture in (*results, *curves)})
+
+
+def _template():
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    # Markdown has no autoescape of its own: every value that is not marked as Markdown goes through `escape`.
+    environment = Environment(
+        loader=PackageLoader("hf_transcoders.hub"),
+        undefined=StrictUndefined,
+        finalize=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("model_card.md")

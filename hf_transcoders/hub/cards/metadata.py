@@ -1,0 +1,73 @@
+"""The metadata of a card: what the Hub lists and searches by, and the numbers in its model index."""
+
+from collections.abc import Sequence
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
+from ...markdown import one_line
+from ...models import TranscoderModel
+from .facts import CardFacts
+from .summary import title
+from .words import is_hub_id, slug
+
+
+def metadata(
+    facts: CardFacts, license: str | None = None, tags: Sequence[str] | None = None, model_name: str | None = None
+) -> ModelCardData:
+    """The front matter. `license`, `tags` and `model_name` are as for [`make_card`]."""
+    datasets = dict.fromkeys(s.get("dataset_id") for s in facts.summaries.values() if s.get("dataset_id"))
+    base = {"base_model": facts.base, "base_model_relation": "adapter"} if is_hub_id(facts.base) else {}
+    results = _eval_results(facts)
+    name = one_line(model_name or (facts.repo_id.split("/")[-1] if facts.repo_id else title(facts)))
+    return ModelCardData(
+        library_name="hf_transcoders",
+        license=license,
+        datasets=[name for name in datasets if is_hub_id(name)] or None,
+        tags=_tags(facts, tags or ()),
+        model_name=name if results else None,
+        eval_results=results or None,
+        **base,
+    )
+
+
+def _tags(facts: CardFacts, further: Sequence[str]) -> list[str]:
+    tags = ["hf_transcoders"]
+    if not all(config.is_autoencoder for config in facts.configs.values()):
+        tags.append("transcoder")
+    if any(config.is_autoencoder for config in facts.configs.values()):
+        tags.append("sparse-autoencoder")
+    tags.append("mechanistic-interpretability")
+    # What users and trackers have added: the Hub's tab "Training metrics" lives on such a tag.
+    further = [*further, *(tag for d in facts.dictionaries.values() for tag in d.model_tags)]
+    tags += [tag for tag in further if tag not in TranscoderModel.model_tags]
+    return list(dict.fromkeys(map(one_line, tags)))
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    results = []
+    for report in facts.reports:
+        protocol = report.protocol
+        dataset = one_line(protocol["dataset"] or "unnamed")
+        hub_id = protocol.get("dataset_id")
+        columns = {name: facts.metrics[name] for name in report.dictionaries}
+        if report.together is not None:
+            columns["all together"] = report.together
+        for name, metrics in columns.items():
+            which = "" if facts.only else f" ({name})"
+            for metric in HEADLINE_METRICS:
+                if metrics.get(metric) is None:
+                    continue
+                results.append(
+                    EvalResult(
+                        task_type="feature-extraction",
+                        task_name="Reconstruction of activations",
+                        dataset_type=hub_id if is_hub_id(hub_id) else slug(dataset),
+                        dataset_name=dataset,
+                        dataset_split=one_line(protocol["dataset_split"]) if protocol["dataset_split"] else None,
+                        metric_type=metric,
+                        metric_name=METRICS[metric] + which,
+                        metric_value=metrics[metric],
+                    )
+                )
+    return results

@@ -1,0 +1,100 @@
+"""The top of a card: what the dictionaries are, and in a few sentences how good they are."""
+
+from typing import Any
+
+from ...markdown import Markdown, code, escape, one_line
+from .facts import CardFacts
+from .words import dtype_name, is_hub_id, kind, listed, place, site_and_width
+
+
+_NORMALIZATIONS = {
+    "none": "none",
+    "scale": "one factor for each site, measured before training and kept with the weights",
+    "standardize": "mean and standard deviation of each dimension, measured before training and kept with the weights",
+}
+
+
+def title(facts: CardFacts) -> str:
+    base = one_line(facts.base.rstrip("/").split("/")[-1]) if facts.base else "an unnamed model"
+    if facts.only is None:
+        kinds = {kind(config) for config in facts.configs.values()}
+        what = {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
+        return f"{what} of {base}"
+    config = facts.configs[facts.only]
+    what = {"SAE": "Sparse autoencoder"}.get(kind(config), kind(config).capitalize())
+    return f"{what} of {base}" + (f", {config.output_site}" if config.output_site else "")
+
+
+def kinds_counted(facts: CardFacts) -> Markdown:
+    """`2 transcoders and 1 SAE`."""
+    kinds = [kind(config) for config in facts.configs.values()]
+    return listed(f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds))
+
+
+def base_link(facts: CardFacts) -> Markdown:
+    if facts.base is None:
+        return Markdown("a language model that was not recorded")
+    if is_hub_id(facts.base):
+        return Markdown(f"[{escape(facts.base)}](https://huggingface.co/{facts.base})")
+    return code(facts.base)
+
+
+def described(facts: CardFacts, name: str) -> dict[str, Any]:
+    """One dictionary in words, for a card that is about it alone."""
+    config = facts.configs[name]
+    return {
+        "config": config,
+        "features": f"{config.num_features:,}",
+        "kind": {"SAE": "sparse autoencoder (SAE)"}.get(kind(config), kind(config)),
+        "reads": place(config.input_site),
+        "writes": place(config.output_site),
+        "reads_site": site_and_width(config.input_site, config.d_in),
+        "writes_site": site_and_width(config.output_site, config.d_out),
+        "normalization": _NORMALIZATIONS[config.normalization],
+        "dtype": code(dtype_name(facts.dictionaries[name])),
+    }
+
+
+def summary(facts: CardFacts) -> Markdown | None:
+    """How good they are; `None` where nothing was measured."""
+    if not facts.metrics:
+        return None
+    protocol = facts.reports[0].protocol
+    sentences = []
+    where = ""
+    if len(facts.reports) == 1:
+        where = (
+            f"On {escape(protocol['dataset'])} ({protocol['fidelity_tokens']:,} tokens), "
+            if protocol["dataset"]
+            else f"On {protocol['fidelity_tokens']:,} tokens of unnamed text, "
+        )
+    l0, variance, fvu = (
+        _range(facts, "l0", "{:.1f}"),
+        _range(facts, "explained_variance", "{:.1%}"),
+        _range(facts, "fvu", "{:.3f}"),
+    )
+    if l0 and variance:
+        sentences.append(
+            f"{where}**{l0} features** are active on a token and explain **{variance} of the variance** (FVU {fvu})."
+        )
+    zero, mean = _range(facts, "ce_recovered_zero", "{:.1%}"), _range(facts, "ce_recovered_mean", "{:.1%}")
+    if zero:
+        against = f" ({mean} of what its mean costs)" if mean else ""
+        sentences.append(
+            f"Put in place of the true activations, {'they recover' if facts.only is None else 'it recovers'} "
+            f"**{zero} of the loss** that setting them to zero costs{against}"
+            + (f", on {protocol['loss_tokens']:,} tokens." if len(facts.reports) == 1 else ".")
+        )
+    dead = _range(facts, "dead_fraction", "{:.1%}")
+    if dead:
+        sentences.append(f"{dead} of the features never fired on this text.")
+    return Markdown(" ".join(sentences))
+
+
+def _range(facts: CardFacts, metric: str, form: str) -> str:
+    """A metric of all dictionaries: `0.25`, or `0.25 to 0.5`; nothing where one of them lacks it."""
+    values = [metrics.get(metric) for metrics in facts.metrics.values()]
+    if not values or None in values:
+        return ""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"

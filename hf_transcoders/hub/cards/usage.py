@@ -1,0 +1,93 @@
+"""How a card says to use the dictionaries: an example that runs as it stands."""
+
+from ...lm import Site
+from ...markdown import Markdown
+from ...models import TranscoderConfig
+from .facts import CardFacts
+from .words import is_hub_id, literal
+
+
+def usage(facts: CardFacts) -> Markdown:
+    """The example: features and replacement in the model, or on plain tensors where there is no place to write to."""
+    source = literal(facts.repo_id or ".")
+    where = "" if facts.repo_id else "  # this folder, or a repo's id"
+    if facts.is_set:
+        loading = [f"transcoders = TranscoderSet.from_pretrained({source}){where}"]
+    else:
+        loading = [f"transcoder = TranscoderModel.from_pretrained({source}){where}"]
+    spliced = _spliced(facts)
+    lines = (
+        _in_the_model(facts, spliced, loading) if spliced and facts.base is not None else _on_tensors(facts, loading)
+    )
+    return Markdown("\n".join(lines))
+
+
+def usage_note(facts: CardFacts) -> Markdown | None:
+    """(Only for sets) How to load one of them."""
+    if not facts.is_set:
+        return None
+    name = next(iter(facts.configs))
+    note = (
+        f"One dictionary alone: `TranscoderModel.from_pretrained({literal(facts.repo_id or '.')}, "
+        f"subfolder={literal(name)})`."
+    )
+    if len(_spliced(facts)) < len(facts.configs):
+        note += " Dictionaries that write to one place are put into the model one at a time."
+    return Markdown(note)
+
+
+def _spliced(facts: CardFacts) -> dict[str, TranscoderConfig]:
+    """The dictionaries that the example puts into the model: one for each place that can be written to."""
+    spliced, taken = {}, set()
+    for name, config in facts.configs.items():
+        writable = config.input_site and config.output_site and Site.parse(config.output_site).point != "resid_mid"
+        if writable and config.output_site not in taken:
+            taken.add(config.output_site)
+            spliced[name] = config
+    return spliced
+
+
+def _on_tensors(facts: CardFacts, loading: list[str]) -> list[str]:
+    name, config = next(iter(facts.configs.items()))
+    return [
+        "import torch",
+        "",
+        f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}",
+        "",
+        *loading,
+        *([f"transcoder = transcoders[{literal(name)}]"] if facts.is_set else []),
+        f"activations = torch.randn(1, {config.d_in})  # put the model's own activations here",
+        "output = transcoder(activations)",
+        "print(output.features.shape, output.reconstruction.shape)",
+    ]
+
+
+def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loading: list[str]) -> list[str]:
+    base = literal(facts.base)
+    revision = f", revision={literal(facts.revision)}" if facts.revision and is_hub_id(facts.base) else ""
+    name, config = next(iter(spliced.items()))
+    # Of a set whose members write to one place, one at a time can be put in.
+    one_of_set = facts.is_set and len(spliced) < len(facts.configs)
+    used = "transcoders" if facts.is_set and not one_of_set else "transcoder"
+    return [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}, splice",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
+        f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
+        *loading,
+        *([f"transcoder = transcoders[{literal(name)}]"] if one_of_set else []),
+        "",
+        'inputs = tokenizer("The capital of France is", return_tensors="pt")',
+        "",
+        "# Read features along the way: the model answers as before.",
+        f'with splice(base, {used}, error="keep") as features:',
+        "    base(**inputs)",
+        f"strongest = features[{literal(config.output_site)}][0, -1].topk(5)  # of the last token",
+        "print(strongest.indices.tolist(), strongest.values.tolist())",
+        "",
+        "# Put the reconstruction in place of the true activations.",
+        f'with splice(base, {used}, error="drop"):',
+        "    logits = base(**inputs).logits",
+    ]

@@ -25,7 +25,7 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
     axes = figure.subplots(1, 2)
     for axis, metric, label in (
         (axes[0], "fvu", "FVU (lower is better)"),
-        (axes[1], "ce_recovered_zero", "CE recovered, zero ablation (higher is better)"),
+        (axes[1], "ce_recovered_zero", "CE recovered (higher is better)"),
     ):
         for number, (name, entry) in enumerate(report.dictionaries.items()):
             metrics = entry["metrics"]
@@ -39,7 +39,9 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
             )
         axis.set_xlabel("L0: active features per token")
         axis.set_ylabel(label)
-        axis.set_ylim(-0.05, 1.05)
+        # From 0 to 1, and further where a dictionary is worse than nothing.
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(-0.05, low), max(1.05, high))
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
     if len(report.dictionaries) > 1:

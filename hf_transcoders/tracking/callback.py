@@ -283,15 +283,20 @@ def feature_row(feature) -> dict[str, Any]:
     """
     row = {
         "feature": feature.index,
-        "density": feature.density,
-        "max_activation": feature.max_activation,
-        "mean_activation": feature.mean_activation,
+        "density": _rounded(feature.density),
+        "max_activation": _rounded(feature.max_activation),
+        "mean_activation": _rounded(feature.mean_activation),
         "raises": ", ".join(token.strip() for token, _ in feature.top_tokens[:5]),
         "lowers": ", ".join(token.strip() for token, _ in feature.bottom_tokens[:5]),
     }
     for number in range(3):
         row[f"context_{number + 1}"] = _context(feature.contexts[number]) if number < len(feature.contexts) else None
     return row
+
+
+def _rounded(value: float) -> float:
+    """To four digits: a table is for reading."""
+    return float(f"{value:.4g}")
 
 
 def _context(context) -> str:

@@ -115,8 +115,9 @@ class TranscoderTrainingArguments(TrainingArguments):
     eval_loss_tokens: int = field(
         default=4096, metadata={"help": "Tokens that measure the language model's loss in an evaluation."}
     )
-    report_to: None | str | list[str] = field(
-        default=None, metadata={"help": "Trackers; Trackio where it is installed. 'none' for none."}
+    # `str` as well; so annotated, the command line takes several.
+    report_to: list[str] | None = field(
+        default=None, metadata={"help": "Trackers, or 'none'; Trackio where it is installed."}
     )
     project: str = field(default="hf_transcoders", metadata={"help": "Under which trackers file the run."})
     trackio_static_space_id: str | None | Literal[False] = field(

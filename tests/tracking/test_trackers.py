@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -153,7 +154,8 @@ def test_tensorboard_has_one_run_with_the_rich_records(make_trainer):
     (image, *_) = events.Images("sparsity_fidelity")
     assert image.step == 6 and image.width > image.height > 300
     text = events.Tensors(f"features/{NAME}/text_summary")
-    assert [event.step for event in text] == [6, 12]
+    # Not at 12: the weights are no numbers by then.
+    assert [event.step for event in text] == [6]
     table = text[0].tensor_proto.string_val[0].decode()
     assert "<script" not in table and "&lt;script&gt;" in table
     alerts = events.Tensors("alerts/Not a finite number/text_summary")
@@ -172,10 +174,25 @@ def test_a_markdown_table_survives_any_text():
 # ----------------------------------------------------------------------------------------------------------- wandb
 
 
+def wandb_records(data):
+    """The records of an offline run's file: a LevelDB log of 32 KiB blocks, after a header of 7 bytes."""
+    position, record = 7, b""
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            yield record
+            record = b""
+
+
 def test_wandb_offline_has_the_rich_records(make_trainer, tmp_path, monkeypatch):
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trainer = make_trainer(callbacks=[frequent()], report_to="wandb", max_steps=6)
@@ -183,15 +200,24 @@ def test_wandb_offline_has_the_rich_records(make_trainer, tmp_path, monkeypatch)
     folder = wandb.run.dir
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
+    # The process that writes the file may still be at it.
+    for _ in range(100):
+        records = [Record.FromString(data) for data in wandb_records(path.read_bytes())]
+        if records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
     lines = []
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
+    for record in records:
         if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            lines.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            line = {}
+            for item in record.history.item:
+                name, *inner = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if inner:
+                    line.setdefault(name, {})[inner[0]] = value
+                else:
+                    line[name] = value
+            lines.append(line)
     local = local_run(trainer)
     found = [(line["train/global_step"], line[f"train/{NAME}/l0"]) for line in lines if f"train/{NAME}/l0" in line]
     assert found == local.history(f"train/{NAME}/l0")

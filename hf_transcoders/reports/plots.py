@@ -12,7 +12,7 @@ COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9
 DASHES = ("", "6 3", "2 3")
 
 _WIDTH, _HEIGHT = 400, 262
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 34, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 44
 _LEGEND_ROW = 19
 
 

@@ -41,6 +41,9 @@ _MAX_GROUPS = 32
 # Before and after together. Features that fire less often are not judged: of a handful of firings the jackknife takes the
 # spread for smaller than it is.
 _MIN_FIRINGS = 20
+# A change, in nats, up to which a feature counts as the same: 10%. The same tokens are compared, so that far smaller changes
+# stand out from chance, and after a few steps every feature has one.
+_TOLERANCE = 0.1
 # Of the features that are listed as changed, the share that may have been listed by chance.
 _FALSE_DISCOVERY_RATE = 0.05
 # Places in which a feature fires most that its label is made of.
@@ -94,8 +97,8 @@ class DriftReport:
             For each dictionary, of the old transcoder on the activations of now: `fvu`, `normalized_mse`, `l0`;
             `ce_spliced`, the cross-entropy of the model of now with the reconstruction in place of the true output;
             `kl_spliced`, the divergence of its predictions by that; and `features_changed`, the share of its features
-            that fire otherwise, beyond what chance explains (of those that fire at least 20 times, before and after
-            together; more probe text judges more of them).
+            whose firing rate or mean activation has changed by more than 10%, beyond what chance explains (features that
+            fire less than 20 times, before and after together, are not judged: more probe text judges more of them).
         model (`dict[str, float]`):
             `ce`, the cross-entropy of the model itself; `kl`, the mean KL divergence of its predictions from those at
             the baseline, in nats; `top1_agreement` with them.
@@ -372,6 +375,7 @@ class DriftProbe:
                 "groups": len(self.groups),
                 "false_discovery_rate": _FALSE_DISCOVERY_RATE,
                 "min_firings": _MIN_FIRINGS,
+                "tolerance": _TOLERANCE,
             },
         )
 
@@ -570,9 +574,13 @@ def _log_mean(tokens, fired, activation):
 
 
 def _p_value(change: Tensor, error: Tensor, groups: int) -> Tensor:
-    """Two-sided, by Student's t with `groups - 1` degrees of freedom; 1 where there is no change or none was measured."""
+    """
+    How likely such a change is by chance where the true one is within the tolerance: two-sided, by Student's t with
+    `groups - 1` degrees of freedom; 1 where the change itself is within it, or none was measured.
+    """
     freedom = groups - 1
-    square = (change / error).square().where(change != 0, 0)
+    excess = (change.abs() - _TOLERANCE).clamp(min=0)
+    square = (excess / error).square().where(excess != 0, 0)
     # Wallace (1959): the normal deviate that is as unlikely as a t.
     normal = (freedom * (square / freedom).log1p()).sqrt() * (8 * freedom + 1) / (8 * freedom + 3)
     return torch.special.erfc(normal / math.sqrt(2)).nan_to_num(1.0)

@@ -14,7 +14,7 @@ DASHES = ("", "6 3", "2 3")
 L0_LABEL = "L0: active features per token"
 
 _WIDTH, _HEIGHT = 400, 262
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 34, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 44
 _LEGEND_ROW = 19
 
 

@@ -47,7 +47,8 @@ class TranscoderProbeCallback(TrainerCallback):
     - `probe/<dictionary>/fvu`, `normalized_mse`, `l0`: the old transcoder on the activations of now;
     - `probe/<dictionary>/ce_spliced`, `kl_spliced`, and `probe/together/...` with all in place at once: the model of now
       with the reconstruction in place of its MLP's output;
-    - `probe/<dictionary>/features_changed`: the share of features whose firing changed beyond what chance explains;
+    - `probe/<dictionary>/features_changed`: the share of features whose firing rate or mean activation changed by more
+      than 10%, beyond what chance explains;
     - `probe/ce`, `probe/kl`, `probe/top1_agreement`: the model itself, and its predictions against the baseline's;
     - `probe/task/<metric>`: what `task_metrics` returns;
     - the table `probe/changed_features` (see [`FeatureChange`]) and the page `probe/drift`.

@@ -86,8 +86,9 @@ def test_numbers_are_the_evaluators(base, rows, activation):
 
 
 @pytest.mark.parametrize("layer", range(NUM_LAYERS))
-def test_a_planted_change_shows_where_it_was_planted(base, dictionaries, rows, layer):
+def test_a_planted_change_shows_where_it_was_planted(base, dictionaries, layer):
     """The MLP of one layer writes three times as much: below nothing moves, there the output, above everything."""
+    rows = [{"input_ids": row} for row in tiny_tokens(64, 48)]
     probe = probe_of(base, dictionaries, rows, num_features=1000)
     before = probe.baseline_report()
     with torch.no_grad():
@@ -105,6 +106,22 @@ def test_a_planted_change_shows_where_it_was_planted(base, dictionaries, rows, l
         share = now.dictionaries[f"l{above}"]["features_changed"]
         assert share * 64 == sum(change.dictionary == f"l{above}" for change in now.changed)
     assert now.model["kl"] > 0.01
+
+
+def test_a_change_of_all_features_that_is_small_is_none(base, rows):
+    """Paired comparisons see a scale of 1.02 on every activation without any doubt; it is not what to report."""
+    reader = dictionary(base, 1, activation="relu", k=None)
+    reader.b_enc.data.zero_()
+    for scale, changed in ((1.02, False), (1.5, True)):
+        probe = probe_of(base, {"reader": reader}, rows)
+        norm = base.model.layers[1].post_attention_layernorm.weight
+        with torch.no_grad():
+            norm.mul_(scale)
+            now = probe.measure(base)
+            norm.div_(scale)
+        assert bool(now.dictionaries["reader"]["features_changed"] > 0.9) == bool(now.changed) == changed
+    assert {round(math.exp(change.log_mean_change), 3) for change in now.changed} == {1.5}
+    assert all(change.log_odds_change == 0 for change in now.changed)
 
 
 @torch.no_grad()
@@ -225,10 +242,11 @@ def test_noise_is_not_reported_as_drift(rate):
 
 
 def test_p_values_are_students():
-    change = torch.tensor([0.0, 1.0, 2.0, 2.042, 5.0, float("nan")], dtype=torch.float64)
-    found = _p_value(change, torch.ones(6, dtype=torch.float64), groups=31)
+    # Beyond the tolerance of 0.1, in standard errors.
+    change = torch.tensor([0.0, 0.1, -1.1, 2.1, 2.142, -5.1, float("nan")], dtype=torch.float64)
+    found = _p_value(change, torch.ones(7, dtype=torch.float64), groups=31)
     # Two-sided tails of Student's t with 30 degrees of freedom, from tables.
-    expected = [1.0, 0.32531, 0.05462, 0.05003, 2.329e-5, 1.0]
+    expected = [1.0, 1.0, 0.32531, 0.05462, 0.05003, 2.329e-5, 1.0]
     assert found.tolist() == pytest.approx(expected, rel=0.01)
 
 

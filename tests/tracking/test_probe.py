@@ -29,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture
 def rows():
-    return [{"input_ids": row} for row in tiny_tokens(16, 48, seed=1)]
+    return [{"input_ids": row} for row in tiny_tokens(32, 64, seed=1)]
 
 
 def model_and_transcoders(**changes):
@@ -167,9 +167,8 @@ def test_a_bf16_model(tmp_path, rows):
     assert callback.history[-1]["kl"] > 0 and np.isfinite(list(callback.history[-1].values())).all()
 
 
-def test_lora(tmp_path, tokenizer):
+def test_lora(tmp_path, rows, tokenizer):
     peft = pytest.importorskip("peft")
-    rows = [{"input_ids": row} for row in tiny_tokens(40, 24, seed=1)]
     model, transcoders = model_and_transcoders()
     before = copy.deepcopy(model)
     config = peft.LoraConfig(

@@ -75,13 +75,11 @@ def log_note(facts: CardFacts) -> str | None:
     entries = facts.log
     if not entries:
         return None
-    runtime = facts.run.latest().get("train/train_runtime")
-    took = f" The run took {_duration(runtime)}." if runtime else ""
     status = facts.run.facts.get("status")
     ended = f" It ended as '{status}'." if status in ("failed", "interrupted") else ""
     shown = len(_thinned(entries))
     which = f"{shown} of its {len(entries)} entries" if shown < len(entries) else "all of its entries"
-    return f"The log of the run is on batches of training text, each seen before the step that learns from it; the table has {which}.{took}{ended}"
+    return f"The log of the run is on batches of training text, each seen before the step that learns from it; the table has {which}.{ended}"
 
 
 def alerts(facts: CardFacts) -> Markdown | None:
@@ -114,10 +112,6 @@ def _value(value) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
 
 
 def _thinned(entries: Sequence, rows: int = _LOG_ROWS) -> list:

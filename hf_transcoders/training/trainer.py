@@ -29,7 +29,7 @@ from ..hub import make_card
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
-from ..tracking import Run, TranscoderTrackingCallback, TranscoderTrackioCallback
+from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
 from .arguments import TranscoderTrainingArguments
 from .checkpoint_files import only_run
 from .checkpoints import ExactCheckpoints
@@ -532,11 +532,10 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         """
         if not self.args.should_save:
             return
-        run = Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
         card = make_card(
             self.model,
             repo_id=self.hub_model_id or self.args.hub_model_id,
-            run=run,
+            run=self._run_in(self.args.output_dir),
             license=license,
             tags=[tags] if isinstance(tags, str) else tags,
             model_name=model_name,

@@ -7,11 +7,10 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 
-from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainingArguments
+from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub.cards import is_generated
 from hf_transcoders.hub.local_server import Fault
 from hf_transcoders.tracking import AlertThresholds, LocalTracker
-from hf_transcoders.training import TranscoderTrainer
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 from tests.training.test_trainer import make_model, make_trainer
@@ -33,11 +32,8 @@ def during(strategy, **changes):
 
 def test_push_at_the_end_carries_the_numbers(hub, base, tmp_path):
     model = make_model(base)
-    args = TranscoderTrainingArguments(
-        str(tmp_path), max_steps=4, per_device_train_batch_size=32, harvest_batch_size=8, buffer_tokens=128,
-        save_strategy="no", use_cpu=True, disable_tqdm=True, report_to="none", eval_tokens=64, eval_loss_tokens=32,
-    )  # fmt: skip
-    trainer = TranscoderTrainer(model, base, args, train_dataset=token_rows(64), eval_dataset=token_rows(16))
+    trainer = make_trainer(base, tmp_path, model, max_steps=4, eval_tokens=64, eval_loss_tokens=32)
+    trainer.eval_dataset = token_rows(16)
     trainer.train()
     trainer.push_to_hub("me/trained", private=True)
     assert hub.repos["me/trained"].private and hub.log("me/trained")[0] == "End of training"

@@ -64,6 +64,13 @@ def atomic_file(target: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(target: str | os.PathLike, text: str) -> Path:
+    """Writes a text as a file that is whole at any moment, in UTF-8, and gives its path."""
+    with atomic_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(target)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

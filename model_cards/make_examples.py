@@ -144,11 +144,7 @@ def main():
     for name in args.names:
         if not args.render_only:
             record(name)
-        card = card_of_record(HERE / name)
-        for file, content in {"README.md": card.text, **card.files}.items():
-            target = HERE / name / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
+        card_of_record(HERE / name).save(HERE / name)
 
 
 if __name__ == "__main__":

@@ -38,18 +38,16 @@ def run(args):
     from ..hub import card_of_folder, push_folder
     from ..hub.cards import own_card
     from ..hub.push_files import run_records
-    from ..tracking import Run
+    from ..tracking import recorded_run
 
     if not Path(args.folder).is_dir():
         raise TranscoderError(f"There is no folder {args.folder}: give the one that training wrote.")
-    recorded = Path(args.folder, "tracking", "run.json").exists()
-    run = Run.load(args.folder) if recorded else None
     by_hand = own_card(args.folder)
     commit = push_folder(
         args.folder,
         args.repo_id,
         card=lambda repo_id: by_hand or card_of_folder(args.folder, repo_id=repo_id, license=args.license),
-        records=run_records(run),
+        records=run_records(recorded_run(args.folder)),
         commit_message=args.message,
         private=args.private or None,
         token=args.token,

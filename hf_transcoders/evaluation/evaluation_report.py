@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TranscoderError
-from ..files import atomic_file
+from ..files import write_text
 from ..markdown import escape, table
 from ..models.transcoder_set import INDEX_NAME
 
@@ -111,8 +111,7 @@ class EvaluationReport:
             )
         for name in self.dictionaries:
             config = json.loads(paths[name].read_text()) | {"evaluation": self.of(name)}
-            with atomic_file(paths[name]) as partial:
-                partial.write_text(json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            write_text(paths[name], json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -125,10 +124,7 @@ class EvaluationReport:
 
     def save_json(self, path: str | os.PathLike) -> Path:
         """Write [`~EvaluationReport.to_dict`] as JSON."""
-        path = Path(path)
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
-        return path
+        return write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":

@@ -13,7 +13,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from ..errors import TranscoderError
-from ..files import atomic_file
+from ..files import write_text
 
 
 CONFIGURATION_FILE, MODELING_FILE = "configuration_transcoder.py", "modeling_transcoder.py"
@@ -38,15 +38,13 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     write_code_files(folder)
     config = Path(folder, "config.json")
     values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-    with atomic_file(config) as partial:
-        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def write_code_files(folder: str | os.PathLike) -> None:
     """Writes the two files alone."""
     for name, source in remote_code_files().items():
-        with atomic_file(Path(folder, name)) as partial:
-            partial.write_text(source, encoding="utf-8")
+        write_text(Path(folder, name), source)
 
 
 @functools.cache

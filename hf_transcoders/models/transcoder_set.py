@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import ModelOutput, cached_file
 
 from ..errors import TranscoderError
-from ..files import atomic_directory, atomic_file
+from ..files import atomic_directory, write_text
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
 from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
 
@@ -257,8 +257,7 @@ def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_m
         "base_model_name_or_path": base_model,
         "dictionaries": {name: {"subfolder": subfolder} for name, subfolder in subfolders.items()},
     }
-    with atomic_file(Path(folder) / INDEX_NAME) as partial:
-        partial.write_text(json.dumps(index, indent=2) + "\n")
+    write_text(Path(folder) / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
 
 def dictionary_name(config: TranscoderConfig) -> str:

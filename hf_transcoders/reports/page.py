@@ -7,7 +7,7 @@ from typing import Any
 
 from ..evaluation.evaluation_report import METRICS, TOGETHER, EvaluationReport, format_number
 from ..evaluation.features import FeatureExplanation
-from ..files import atomic_file
+from ..files import write_text
 from . import plots
 
 
@@ -64,10 +64,7 @@ def write_report(
         `Path`: the file.
     """
     html = render_report(title=title, history=history, report=report, features=features, info=info)
-    path = Path(path)
-    with atomic_file(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
+    return write_text(path, html)
 
 
 def render_report(

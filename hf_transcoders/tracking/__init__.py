@@ -4,7 +4,7 @@ from .alerts import AlertThresholds
 from .callback import TranscoderTrackingCallback
 from .local import LocalTracker
 from .probe import TranscoderProbeCallback
-from .run import Run, find_runs
+from .run import Run, find_runs, recorded_run
 from .tensorboard import TensorBoardTracker
 from .tracker import Alert, Tracker
 from .trackers import trackers_for

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..files import atomic_file
+from ..files import atomic_file, write_text
 from .process import this_process
 from .tracker import Alert, Tracker
 
@@ -69,8 +69,7 @@ class LocalTracker(Tracker):
             started = self._read_facts().get("started", now)
             for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(f"{TABLES}/*.jsonl")):
                 kept = [line for line in read_lines(path) if line["step"] <= resume_step]
-                with atomic_file(path) as partial:
-                    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._facts = {
             "format_version": 1,
             **facts,
@@ -103,8 +102,8 @@ class LocalTracker(Tracker):
             shutil.copyfile(path, partial)
 
     def page(self, step, name, html) -> None:
-        with self._writing(), atomic_file(self.folder / PAGES / f"{file_name(name)}.html") as partial:
-            partial.write_text(html, encoding="utf-8")
+        with self._writing():
+            write_text(self.folder / PAGES / f"{file_name(name)}.html", html)
 
     def alert(self, step: int, alert: Alert) -> None:
         self._append(ALERTS, {"step": step, "level": alert.level, "title": alert.title, "text": alert.text})
@@ -145,8 +144,8 @@ class LocalTracker(Tracker):
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write_facts(self) -> None:
-        with self._writing(), atomic_file(self.folder / RUN_FILE) as partial:
-            partial.write_text(json.dumps(self._facts, indent=2, default=str) + "\n")
+        with self._writing():
+            write_text(self.folder / RUN_FILE, json.dumps(self._facts, indent=2, default=str) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -221,6 +221,11 @@ class Run:
         return report.protocol if same and metrics.keys() & filed.keys() else None
 
 
+def recorded_run(folder: str | os.PathLike) -> Run | None:
+    """The run whose records lie in a folder; `None` where there are none."""
+    return Run.load(folder) if Path(folder, FOLDER, RUN_FILE).exists() else None
+
+
 def find_runs(root: str | os.PathLike) -> Iterator[Run]:
     """
     The runs in a folder and below it, in the order of their names. One whose `run.json` cannot be read is among them, with

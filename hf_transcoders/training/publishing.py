@@ -15,7 +15,7 @@ from ..hub.cards import make_card, own_card
 from ..hub.hub_errors import hub_errors
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
 from ..hub.upload import make_repo, push_folder
-from ..tracking import Run
+from ..tracking import Run, recorded_run
 
 
 logger = logging.get_logger(__name__)
@@ -108,10 +108,9 @@ class Publishing:
     def _push_job(self, folder: Path, license: str | None = None, mirrored=None, **arguments):
         """A function that pushes a staged folder and then removes it."""
         # Made now: a job in the background runs while the numbers change. The records are staged for the same reason.
-        run = Run.load(folder) if (folder / "tracking" / "run.json").exists() else None
-        log = run or Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
+        run = self._run_in(folder)
         card = own_card(self.args.output_dir) or make_card(
-            self.model, repo_id=arguments["repo_id"], run=log, license=license
+            self.model, repo_id=arguments["repo_id"], run=run, license=license
         )
 
         def job():
@@ -124,13 +123,16 @@ class Publishing:
 
         return job
 
+    def _run_in(self, folder: str | os.PathLike) -> Run:
+        """The run as its records in a folder have it, alerts and all; without records, what the Trainer has logged."""
+        return recorded_run(folder) or Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
+
     def _staged(self, folder: str | os.PathLike) -> Path:
         """A folder of its own with what shall be pushed from `folder`: a run goes on writing and removing files."""
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.args.output_dir))
         for name, path in dictionary_files(folder).items():
             link_or_copy(path, staged / name)
-        recorded = (Path(self.args.output_dir) / "tracking" / "run.json").exists()
-        for name, path in run_records(Run.load(self.args.output_dir) if recorded else None).items():
+        for name, path in run_records(recorded_run(self.args.output_dir)).items():
             # Lines are added to these while the run goes on.
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, staged / name)

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
-from ..files import atomic_file
+from ..files import write_text
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ..models.transcoder_set import write_index
 from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
@@ -200,8 +200,7 @@ def _keep_plan(output: Path, configs, groups, args, train_dataset, resume: bool)
                 f"{output} holds no sweep to resume ({PLAN_FILE} is not there): start without resuming, or give the "
                 "folder of the sweep."
             )
-        with atomic_file(path) as partial:
-            partial.write_text(json.dumps(plan, indent=2) + "\n")
+        write_text(path, json.dumps(plan, indent=2) + "\n")
         return
     if not resume:
         raise TranscoderError(f"{output} already holds a sweep: continue it with --resume, or give another folder.")

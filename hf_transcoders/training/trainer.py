@@ -3,13 +3,11 @@
 import contextlib
 import math
 import os
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate.utils import broadcast, broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TrackioCallback
@@ -18,18 +16,18 @@ from transformers.trainer_utils import SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from .. import __version__
 from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
-from ..files import atomic_file
+from ..files import write_text
 from ..hub import make_card
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
-from ..tracking import Run, TranscoderTrackingCallback, TranscoderTrackioCallback
+from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
+from ..tracking.callback import versions
 from .arguments import TranscoderTrainingArguments
 from .checkpoint_files import only_run
 from .checkpoints import ExactCheckpoints
@@ -469,8 +467,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         else:
             (dictionary,) = dictionaries.values()
             dictionary.save_pretrained(output_dir)
-        with atomic_file(Path(output_dir) / "training_args.json") as partial:
-            partial.write_text(self.args.to_json_string())
+        write_text(Path(output_dir) / "training_args.json", self.args.to_json_string())
 
     def _training_summary(self) -> dict:
         args = self.args
@@ -499,12 +496,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             "skip_first": args.skip_first,
             "outlier_factor": args.outlier_factor or None,
             "seed": args.seed,
-            "versions": {
-                "hf_transcoders": __version__,
-                "transformers": transformers.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -532,11 +524,10 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         """
         if not self.args.should_save:
             return
-        run = Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
         card = make_card(
             self.model,
             repo_id=self.hub_model_id or self.args.hub_model_id,
-            run=run,
+            run=self._run_in(self.args.output_dir),
             license=license,
             tags=[tags] if isinstance(tags, str) else tags,
             model_name=model_name,

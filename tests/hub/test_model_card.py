@@ -64,7 +64,7 @@ def three(base):
     )
 
 
-def trainer_for(base, folder, model, **changes):
+def trainer_for(base, folder, model, rows=None, **changes):
     changes = {
         "max_steps": 40,
         "per_device_train_batch_size": 32,
@@ -80,8 +80,8 @@ def trainer_for(base, folder, model, **changes):
         model,
         base,
         TranscoderTrainingArguments(str(folder), **changes),
-        train_dataset=token_rows(64),
-        eval_dataset=token_rows(8, seed=1),
+        train_dataset=rows or token_rows(64),
+        eval_dataset=rows or token_rows(8, seed=1),
     )
 
 
@@ -143,20 +143,7 @@ def test_a_downloaded_dataset_is_named_by_its_id(base, tmp_path):
     rows = Dataset.from_list(token_rows(8))
     rows.info.download_checksums = {"hf://datasets/me/text@0123abc/train.parquet": {}}
     rows = rows.map(lambda row: row)
-    trainer = TranscoderTrainer(
-        dictionary(base),
-        base,
-        TranscoderTrainingArguments(
-            str(tmp_path),
-            max_steps=1,
-            per_device_train_batch_size=8,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=rows,
-        eval_dataset=rows,
-    )
+    trainer = trainer_for(base, tmp_path, dictionary(base), rows, max_steps=1, per_device_train_batch_size=8)
     trainer.train()
     trainer.evaluate()
     trainer.save_model()

@@ -7,11 +7,10 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 
-from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainingArguments
+from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub.cards import is_generated
 from hf_transcoders.hub.local_server import Fault
-from hf_transcoders.tracking import LocalTracker
-from hf_transcoders.training import TranscoderTrainer
+from hf_transcoders.tracking import AlertThresholds, LocalTracker
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 from tests.training.test_trainer import make_model, make_trainer
@@ -33,11 +32,8 @@ def during(strategy, **changes):
 
 def test_push_at_the_end_carries_the_numbers(hub, base, tmp_path):
     model = make_model(base)
-    args = TranscoderTrainingArguments(
-        str(tmp_path), max_steps=4, per_device_train_batch_size=32, harvest_batch_size=8, buffer_tokens=128,
-        save_strategy="no", use_cpu=True, disable_tqdm=True, report_to="none", eval_tokens=64, eval_loss_tokens=32,
-    )  # fmt: skip
-    trainer = TranscoderTrainer(model, base, args, train_dataset=token_rows(64), eval_dataset=token_rows(16))
+    trainer = make_trainer(base, tmp_path, model, max_steps=4, eval_tokens=64, eval_loss_tokens=32)
+    trainer.eval_dataset = token_rows(16)
     trainer.train()
     trainer.push_to_hub("me/trained", private=True)
     assert hub.repos["me/trained"].private and hub.log("me/trained")[0] == "End of training"
@@ -115,6 +111,16 @@ def test_a_push_that_fails_is_a_warning_and_the_run_goes_on(hub, base, tmp_path,
     assert trainer.state.global_step == 12
     assert "The push of step 4 failed, and the run goes on: The Hub failed in the middle of the push" in caplog.text
     assert hub.log("me/run")[:2] == ["Training in progress, step 12", "Training in progress, step 8"]
+
+
+def test_the_card_beside_the_run_is_the_one_on_the_hub_and_names_its_alerts(hub, base, tmp_path):
+    trainer = make_trainer(base, tmp_path, hub_model_id="me/run")
+    trainer.tracking.thresholds = AlertThresholds(spike_factor=0.0, window=2)
+    trainer.train()
+    trainer.push_to_hub()
+    card = (tmp_path / "README.md").read_text()
+    assert "Alerts raised during the run: Loss spike (1)." in card
+    assert hub.files("me/run")["README.md"].decode() == card
 
 
 def test_a_card_written_by_hand_beside_the_run_is_the_one_that_is_pushed(hub, base, tmp_path):

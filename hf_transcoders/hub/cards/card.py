@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ...files import atomic_file
+from ...files import write_text
 
 
 logger = logging.get_logger(__name__)
@@ -43,14 +43,14 @@ class TranscoderCard:
             `Path`: the card's file.
         """
         for name, content in self.files.items():
-            _write(Path(folder, name), content)
+            write_text(Path(folder, name), content)
         path = Path(folder, README)
         if _written_by_hand(folder) is not None:
             path = path.with_name("README.generated.md")
             logger.warning(
                 f"{README} in {folder} was edited by hand and stays as it is: the new model card is in {path.name}."
             )
-        return _write(path, self.text)
+        return write_text(path, self.text)
 
 
 def generated(text: str, files: dict[str, str]) -> TranscoderCard:
@@ -93,9 +93,3 @@ def _unsealed(card: str, words: str) -> str | None:
     """What stands before the seal; `None` where it has none with these words, or was edited."""
     text, found, _ = card.rpartition(words)
     return text if found and card == _sealed(text, words) else None
-
-
-def _write(path: Path, text: str) -> Path:
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return path

@@ -10,9 +10,7 @@ from ...markdown import Markdown, code, escape
 from ...models import TranscoderModel, TranscoderSet
 from ...models.transcoder_set import INDEX_NAME
 from ...reports.page import MEANINGS
-from ...tracking import Run
-from ...tracking.local import FOLDER as TRACKING
-from ...tracking.local import RUN_FILE
+from ...tracking import Run, recorded_run
 from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
 from .facts import CardFacts, gather_facts
@@ -101,10 +99,8 @@ def card_of_folder(
     """
     folder = Path(folder)
     kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
-    run = None
-    if (folder / TRACKING / RUN_FILE).exists():
-        run = Run.load(folder)
-    elif (folder / "trainer_state.json").exists():
+    run = recorded_run(folder)
+    if run is None and (folder / "trainer_state.json").exists():
         run = Run.from_log_history(json.loads((folder / "trainer_state.json").read_text())["log_history"])
     return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ...files import atomic_file
+from ...files import atomic_file, write_text
 
 
 # What the Hub's default .gitattributes sends to LFS, and the size above which everything goes there.
@@ -81,5 +81,4 @@ class Store:
         return commit
 
     def save(self) -> None:
-        with atomic_file(self.folder / "repos.json") as partial:
-            partial.write_text(json.dumps({name: asdict(repo) for name, repo in self.repos.items()}))
+        write_text(self.folder / "repos.json", json.dumps({name: asdict(repo) for name, repo in self.repos.items()}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evaluation.evaluation_report import METRICS
-from ...files import atomic_file
+from ...files import write_text
 from ..page import page_templates, present
 from ..plots import L0_LABEL, Chart
 from .chart import FrontChart, require_points, step_line
@@ -51,10 +51,7 @@ def write_pareto_page(
             several_runs=len({d.run for group in fronts for d in group.dictionaries}) > 1,
         )
     )
-    path = Path(path)
-    with atomic_file(path) as partial:
-        partial.write_text(html, encoding="utf-8")
-    return path
+    return write_text(path, html)
 
 
 def _page_group(group: ParetoFronts) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Circuits: which parts of a model do a task, found by patching."""

@@ -345,7 +345,7 @@ class Blocks:
             own = (query * key[:, :, :, None]).sum(-1, keepdim=True)
         else:
             own = (query.flatten(3, 4) @ key.transpose(-1, -2)).unflatten(3, (groups, queries))
-        shared = query.reshape(prompts, kv_heads, -1, width) @ shared_key.transpose(-1, -2)
+        shared = query.reshape(prompts, kv_heads, rows * groups * queries, width) @ shared_key.transpose(-1, -2)
         scores = torch.cat([shared.view(prompts, kv_heads, rows, groups, queries, prefix), own], dim=-1)
         scores = scores * self._scaling(layer, query)
         softcap = self.recording.options[layer].get("softcap")
@@ -358,7 +358,7 @@ class Blocks:
             by_head = pattern.permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
             edit.write(by_head)
             pattern = by_head.unflatten(2, (kv_heads, groups)).transpose(1, 2)
-        z = pattern[..., :prefix].reshape(prompts, kv_heads, -1, prefix) @ shared_value
+        z = pattern[..., :prefix].reshape(prompts, kv_heads, rows * groups * queries, prefix) @ shared_value
         z = z.view(prompts, kv_heads, rows, groups, queries, width)
         if window == 1:
             z = z + pattern[..., prefix:] * value[:, :, :, None]

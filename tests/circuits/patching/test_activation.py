@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.patching import (
@@ -13,6 +14,7 @@ from hf_transcoders.circuits.patching import (
     patch_residual,
 )
 from hf_transcoders.lm.attention import num_heads
+from hf_transcoders.tasks import Task, end_logits, row_metrics
 from tests.circuits.patching.brute_force import activations, at, patched, prompt, tiny_task
 from tests.tiny_models import TINY_CONFIGS, tiny_model
 
@@ -84,13 +86,16 @@ def test_mlps_and_attention_layers_equal_one_forward_each(family):
     names = ["S", "END", "all"]
     for sweep, component in ((patch_mlps, "mlp.out"), (patch_attention, "attn.out")):
         result = sweep(model, task, names)
+        expected = torch.empty(LAYERS, len(names), len(task))
         for column, name in enumerate(names):
             for row, position in enumerate(positions_of(task, name)):
                 source = activations(model, prompt(task, row, "corrupted"))
                 for layer in range(LAYERS):
-                    patch = (component, layer, None, position, at(source[component, layer], component, None, position))
-                    expected = patched(model, task, row, [patch])
-                    close(result.values[layer, column, row], torch.tensor(expected))
+                    value = at(source[component, layer], component, None, position)
+                    expected[layer, column, row] = patched(
+                        model, task, row, [(component, layer, None, position, value)]
+                    )
+        close(result.values, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,6 +125,7 @@ def test_rows_of_several_patches_equal_one_forward_per_row(family):
     ]
     for name in ("S", "END", "all"):
         found = engine.run(PatchPlan.from_sites(rows, engine.position(name)))
+        expected = torch.empty(len(rows), len(task))
         for number, sites in enumerate(rows):
             for row, position in enumerate(positions_of(task, name)):
                 source = activations(model, prompt(task, row, "corrupted"))
@@ -136,7 +142,8 @@ def test_rows_of_several_patches_equal_one_forward_per_row(family):
                     if component == "resid_post":
                         component, layer = "resid_pre", layer + 1
                     patches.append((component, layer, head, position, value))
-                close(found.values[number, row], torch.tensor(patched(model, task, row, patches)))
+                expected[number, row] = patched(model, task, row, patches)
+        close(found.values, expected)
 
 
 def test_denoising_puts_clean_activations_into_the_corrupted_run():
@@ -157,24 +164,22 @@ def test_ablations_write_what_they_say(component):
             for kind in ("zero", "mean", "resample")
         }
         assert found["zero"].source is None
+        expected = {"zero": torch.empty(1, 4, 5), "mean": torch.empty(1, 4, 5)}
         for row, position in enumerate(positions_of(task, name)):
+
+            def run(head, written, row=row, position=position):
+                return patched(model, task, row, [(component, 1, head, position, written)])
+
             for head in range(4):
                 mean = torch.stack([corrupted[other][component, 1] for other in groups[row]]).mean(0)
                 value = at(mean, component, head, position)
-                for kind, written in (("zero", torch.zeros_like(value)), ("mean", value)):
-                    expected = patched(model, task, row, [(component, 1, head, position, written)])
-                    close(found[kind].values[0, head, row], torch.tensor(expected))
+                expected["zero"][0, head, row] = run(head, torch.zeros_like(value))
+                expected["mean"][0, head, row] = run(head, value)
                 others = [each for each in range(5) if each != row and (each < 3) == (row < 3)]
-                results = [
-                    patched(
-                        model,
-                        task,
-                        row,
-                        [(component, 1, head, position, at(clean[each][component, 1], component, head, position))],
-                    )
-                    for each in others
-                ]
-                assert min(abs(found["resample"].values[0, head, row] - value) for value in results) < 1e-4
+                results = [run(head, at(clean[each][component, 1], component, head, position)) for each in others]
+                assert min(abs(found["resample"].values[0, head, row] - result) for result in results) < 1e-5
+        close(found["zero"].values, expected["zero"])
+        close(found["mean"].values, expected["mean"])
 
 
 def test_given_values_are_written():
@@ -183,11 +188,12 @@ def test_given_values_are_written():
     values = torch.randn(2, 3, 32)
     sites = ["layers.1.attn.head.1.query", "layers.0.mlp.out"]
     found = engine.run(PatchPlan.from_sites(sites, engine.position("S"), values))
+    expected = torch.empty(2, len(task))
     for row, position in enumerate(positions_of(task, "S")):
         for number, patch in enumerate([("query", 1, 1), ("mlp.out", 0, None)]):
             value = values[number, row, : 8 if number == 0 else 32]
-            expected = patched(model, task, row, [(*patch, position, value)])
-            close(found.values[number, row], torch.tensor(expected))
+            expected[number, row] = patched(model, task, row, [(*patch, position, value)])
+    close(found.values, expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
@@ -204,8 +210,6 @@ def test_batches_do_not_matter(family):
 
 def test_metrics_of_all_logits_equal_those_of_whole_forwards():
     model, task = tiny_model("gemma2"), tiny_task()
-    from hf_transcoders.tasks import end_logits, row_metrics
-
     expected = row_metrics(end_logits(model, task), task.answers())
     for name in ("logit_difference", "probability_difference", "accuracy", "candidate_accuracy", "rank"):
         close(patch_heads(model, task, metric=name, layers=[2]).base, expected[name])
@@ -266,9 +270,5 @@ def test_pairs_of_unequal_length_are_refused():
     task = tiny_task()
     rows = task.dataset.to_list()
     rows[1]["corrupted_ids"].append(5)
-    from datasets import Dataset
-
-    from hf_transcoders.tasks import Task
-
     with pytest.raises(TranscoderError, match="row 1 have 12 and 13"):
         patch_heads(tiny_model("llama"), Task(Dataset.from_list(rows), "tiny"))

@@ -1,6 +1,7 @@
 """Patching: activations and paths of many changed runs at once, and edits of attention."""
 
 from .activation import patch_attention, patch_heads, patch_mlps, patch_residual
+from .edits import AttentionEdit, edited_attention
 from .engine import PatchedValues, PatchEngine
 from .paths import path_patch
 from .plan import PatchPlan

@@ -23,6 +23,7 @@ _EXPORTS = {
     "replace": "lm",
     "ablate": "lm",
     "splice": "lm",
+    "edit_attention": "lm",
     "offline_model": "lm",
     "load_texts": "data",
     "pack_tokens": "data",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         explain_features,
         measure_drift,
     )
-    from .lm import Site, ablate, capture, offline_model, register_architecture, replace, splice
+    from .lm import Site, ablate, capture, edit_attention, offline_model, register_architecture, replace, splice
     from .models import TranscoderConfig, TranscoderModel, TranscoderOutput, TranscoderSet
     from .reports import write_report
     from .tracking import TranscoderProbeCallback, TranscoderTrackingCallback

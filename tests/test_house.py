@@ -16,7 +16,7 @@ FLOORS = [
     {"data", "tasks"},
     {"evaluation"},
     {"reports"},
-    {"tracking", "hub"},
+    {"tracking", "hub", "circuits"},
     {"training"},
     {"cli"},
 ]

@@ -1,6 +1,7 @@
 """The way into a base language model: where to read and write, reading, and replacing."""
 
 from .architectures import Architecture, architecture_of, locate, num_layers, register_architecture, site_width
+from .attention import AttentionCall, edit_attention
 from .capture import capture
 from .offline_models import offline_model
 from .replace import ablate, replace, splice

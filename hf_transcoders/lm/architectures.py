@@ -248,6 +248,11 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
     site = Site.parse(site)
     if site.module is not None:
         return Location(_named_module(model, site.module), site.point)
+    if site.head is not None:
+        raise TranscoderError(
+            f"'{site}' is inside the attention module, where there is nothing to hook; use `edit_attention` or the "
+            "functions of `hf_transcoders.circuits`."
+        )
 
     architecture = architecture_of(model)
     blocks = _blocks(model)

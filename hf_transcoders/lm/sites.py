@@ -19,14 +19,19 @@ POINTS = (
     "resid_post",
 )
 
+HEAD_POINTS = ("query", "key", "value", "pattern", "z")
+
 
 @dataclass(frozen=True)
 class Site:
     """A place in a base model whose activation can be read or replaced.
 
-    Two text forms exist, and `str(site)` gives them back:
+    Three text forms exist, and `str(site)` gives them back:
 
     - `layers.8.mlp.in`: a layer (counted from 0) and one of the points of a transformer block.
+    - `layers.8.attn.head.3.z`: a head (counted from 0) and one of `query`, `key` (both after the rotary embedding),
+      `value`, `pattern` and `z`, what the head read. With grouped queries the number of a `key` or `value` is that of
+      the key-value head. Such places are inside attention: see [`edit_attention`] and patching.
     - `module:model.layers.8.mlp.down_proj:in`: the input or output of any module, by its name in `named_modules()`.
 
     The points of a block, in the order in which a sequential block reaches them:
@@ -45,11 +50,13 @@ class Site:
 
     Args:
         point (`str`):
-            One of the points above, or `"in"` / `"out"` of a module.
+            One of the points above, one of a head, or `"in"` / `"out"` of a module.
         layer (`int`, *optional*):
-            Layer of a block's point.
+            Layer of a block's or head's point.
         module (`str`, *optional*):
-            Dotted name of a module, for the second form.
+            Dotted name of a module, for the last form.
+        head (`int`, *optional*):
+            Number of a head.
 
     Example:
 
@@ -63,10 +70,12 @@ class Site:
     point: str
     layer: int | None = None
     module: str | None = None
+    head: int | None = None
 
     def __post_init__(self):
         if self.module is None:
-            valid = self.point in POINTS and self.layer is not None and self.layer >= 0
+            points = POINTS if self.head is None else HEAD_POINTS
+            valid = self.point in points and self.layer is not None and self.layer >= 0
         else:
             valid = self.point in ("in", "out") and self.layer is None and self.module != ""
         if not valid:
@@ -81,6 +90,8 @@ class Site:
         """
         if isinstance(site, Site):
             return site
+        if in_head := re.fullmatch(r"layers\.(\d+)\.attn\.head\.(\d+)\.(.+)", site):
+            return cls(point=in_head[3], layer=int(in_head[1]), head=int(in_head[2]))
         if in_block := re.fullmatch(r"layers\.(\d+)\.(.+)", site):
             return cls(point=in_block[2], layer=int(in_block[1]))
         if in_module := re.fullmatch(r"module:(.+):(in|out)", site):
@@ -88,6 +99,8 @@ class Site:
         raise TranscoderError(_misspelt(site))
 
     def __str__(self):
+        if self.head is not None:
+            return f"layers.{self.layer}.attn.head.{self.head}.{self.point}"
         if self.module is None:
             return f"layers.{self.layer}.{self.point}"
         return f"module:{self.module}:{self.point}"
@@ -104,11 +117,13 @@ def parse_sites(sites) -> list[Site]:
 
 
 def _misspelt(text):
-    number = re.search(r"\d+", text)
-    layer = number[0] if number else "0"
-    nearest = difflib.get_close_matches(text, [f"layers.{layer}.{point}" for point in POINTS], n=1)
+    layer, head = (re.findall(r"\d+", text) + ["0", "0"])[:2]
+    known = [f"layers.{layer}.{point}" for point in POINTS]
+    known += [f"layers.{layer}.attn.head.{head}.{point}" for point in HEAD_POINTS]
+    nearest = difflib.get_close_matches(text, known, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return (
-        f"'{text}' is not a site: write 'layers.<number>.<point>' with one of the points {', '.join(POINTS)}, or "
+        f"'{text}' is not a site: write 'layers.<number>.<point>' with one of the points {', '.join(POINTS)}, "
+        f"'layers.<number>.attn.head.<number>.<point>' with one of {', '.join(HEAD_POINTS)}, or "
         f"'module:<dotted name>:in' or ':out' for any other module.{hint}"
     )

@@ -1,8 +1,9 @@
 import pytest
 
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.lm import Site
+from hf_transcoders.lm import Site, locate
 from hf_transcoders.lm.sites import POINTS, parse_sites
+from tests.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -73,3 +74,12 @@ def test_parse_sites():
     assert parse_sites(["layers.1.mlp.in", mlp_in, "layers.0.mlp.in"]) == [Site.parse("layers.1.mlp.in"), mlp_in]
     with pytest.raises(TranscoderError, match="No site was given"):
         parse_sites([])
+
+
+def test_heads_are_sites_that_say_how_they_are_read():
+    site = Site.parse("layers.8.attn.head.3.query")
+    assert (site.layer, site.head, site.point, str(site)) == (8, 3, "query", "layers.8.attn.head.3.query")
+    with pytest.raises(TranscoderError, match="Did you mean 'layers.8.attn.head.3.query'"):
+        Site.parse("layers.8.attn.head.3.quary")
+    with pytest.raises(TranscoderError, match="edit_attention"):
+        locate(tiny_model("gpt2"), "layers.0.attn.head.3.z")

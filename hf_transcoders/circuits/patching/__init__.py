@@ -1,0 +1,16 @@
+"""Patching: activations and paths of many changed runs at once, edits of attention, and scores of heads."""
+
+from .activation import patch_attention, patch_heads, patch_mlps, patch_residual
+from .edits import AttentionEdit, edited_attention
+from .engine import PatchedValues, PatchEngine
+from .paths import path_patch
+from .plan import PatchPlan
+from .results import PatchResult
+from .scores import (
+    ComponentOutputs,
+    attention_between,
+    component_outputs,
+    copying_scores,
+    logit_attribution,
+    pattern_scores,
+)

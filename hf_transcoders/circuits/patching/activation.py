@@ -1,0 +1,183 @@
+"""Activation patching: what each head, MLP or point of the residual stream does for a task."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.architectures import num_layers
+from ...lm.attention import num_heads
+from ...lm.sites import HEAD_POINTS
+from ...tasks import Task
+from .engine import PatchEngine
+from .plan import PatchPlan
+from .results import PatchResult
+
+
+def patch_heads(
+    base: PreTrainedModel,
+    task: Task,
+    position: str | int | torch.Tensor = "END",
+    component: Literal["z", "query", "key", "value", "pattern"] = "z",
+    *,
+    layers: Iterable[int] | None = None,
+    direction: Literal["noising", "denoising"] = "noising",
+    ablation: str = "counterfactual",
+    metric: str | Callable | None = None,
+    **settings,
+) -> PatchResult:
+    """Patch one head at a time.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            A causal language model, in evaluation mode.
+        task ([`Task`]):
+            Clean and corrupted prompts.
+        position (`str`, `int` or `torch.LongTensor` of shape `(prompts,)`, *optional*, defaults to `"END"`):
+            The token to patch at: the name of a position of the task, an index, or `"all"` tokens at once.
+        component (`str`, *optional*, defaults to `"z"`):
+            `"z"`, what the head read, before the output projection; `"query"`, `"key"` (both after the rotary
+            embedding) or `"value"`; or `"pattern"`, where the head looks from that token. With grouped queries `"key"`
+            and `"value"` are those of key-value heads, each of which changes all heads that share it.
+        layers (`Iterable[int]`, *optional*):
+            The layers, all by default.
+        direction, ablation, metric:
+            As [`PatchEngine`] has them.
+        settings:
+            `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
+
+    Returns:
+        [`PatchResult`] with the axes `layer` and `head`.
+
+    Raises:
+        [`TranscoderError`]: the task has no such position or no corrupted prompts, or the model's attention cannot be
+            edited.
+
+    Example:
+
+    ```python
+    >>> result = patch_heads(model, task, position="END")
+    >>> result.top(3)
+    [{'layer': '9', 'head': '9', 'effect': 0.41}, ...]
+    ```
+    """
+    if component not in HEAD_POINTS:
+        raise TranscoderError(f"A head has no component '{component}': choose from {', '.join(HEAD_POINTS)}.")
+    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    layers = _layers(base, layers)
+    heads = num_heads(base)[component in ("key", "value")]
+    plan = PatchPlan.grid(layers, component, heads, engine.position(position)[None])
+    axes = {"layer": _names(layers), "head": _names(range(heads))}
+    return _result(engine, plan, axes, component, _name(position))
+
+
+def patch_residual(
+    base: PreTrainedModel,
+    task: Task,
+    positions: Iterable[str | int] | None = None,
+    *,
+    layers: Iterable[int] | None = None,
+    direction: Literal["noising", "denoising"] = "noising",
+    ablation: str = "counterfactual",
+    metric: str | Callable | None = None,
+    **settings,
+) -> PatchResult:
+    """Patch the residual stream that enters one block, at one token at a time.
+
+    Args:
+        base, task:
+            As in [`patch_heads`].
+        positions (`Iterable[str | int]`, *optional*):
+            The tokens, as names of positions of the task or indices; every token by default, which takes prompts of one
+            length.
+        layers (`Iterable[int]`, *optional*):
+            The layers, all by default; the number of layers stands for the stream that leaves the last block.
+        direction, ablation, metric, settings:
+            As in [`patch_heads`].
+
+    Returns:
+        [`PatchResult`] with the axes `layer` and `position`.
+    """
+    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    return _sweep(engine, "resid_pre", _layers(base, layers), positions)
+
+
+def patch_mlps(
+    base: PreTrainedModel,
+    task: Task,
+    positions: Iterable[str | int] | None = ("END",),
+    *,
+    layers: Iterable[int] | None = None,
+    direction: Literal["noising", "denoising"] = "noising",
+    ablation: str = "counterfactual",
+    metric: str | Callable | None = None,
+    **settings,
+) -> PatchResult:
+    """Patch the output of one MLP at a time, as [`patch_residual`] does with the residual stream.
+
+    Args:
+        positions (`Iterable[str | int]`, *optional*, defaults to `("END",)`):
+            As in [`patch_residual`]; `None` for every token, `["all"]` for all tokens at once.
+        base, task, layers, direction, ablation, metric, settings:
+            As in [`patch_residual`].
+
+    Returns:
+        [`PatchResult`] with the axes `layer` and `position`.
+    """
+    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    return _sweep(engine, "mlp.out", _layers(base, layers), positions)
+
+
+def patch_attention(
+    base: PreTrainedModel,
+    task: Task,
+    positions: Iterable[str | int] | None = ("END",),
+    *,
+    layers: Iterable[int] | None = None,
+    direction: Literal["noising", "denoising"] = "noising",
+    ablation: str = "counterfactual",
+    metric: str | Callable | None = None,
+    **settings,
+) -> PatchResult:
+    """Patch the output of one attention layer at a time, as [`patch_mlps`] does with MLPs."""
+    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    return _sweep(engine, "attn.out", _layers(base, layers), positions)
+
+
+def _sweep(engine, component, layers, positions):
+    if positions is None:
+        if (engine.last != engine.last[0]).any():
+            raise TranscoderError(
+                "The prompts differ in length, so their tokens have no common numbers: name positions, such as "
+                f"{', '.join(engine.task.position_names)}."
+            )
+        positions = range(int(engine.last[0]) + 1)
+    positions = [positions] if isinstance(positions, (str, int)) else list(positions)
+    plan = PatchPlan.grid(layers, component, 1, torch.stack([engine.position(each) for each in positions]))
+    axes = {"layer": _names(layers), "position": _names(positions)}
+    return _result(engine, plan, axes, component, None)
+
+
+def _result(engine, plan, axes, component, position):
+    patched = engine.run(plan)
+    shape = [len(cells) for cells in axes.values()]
+    protocol = {"method": "activation patching", "component": component, **engine.protocol()}
+    if position is not None:
+        protocol["position"] = position
+    return PatchResult(
+        patched.values.view(*shape, -1), patched.base, patched.source, axes, engine.readout.name, protocol
+    )
+
+
+def _layers(base, layers):
+    return list(range(num_layers(base)) if layers is None else layers)
+
+
+def _names(numbers):
+    return [str(number) for number in numbers]
+
+
+def _name(position):
+    return "given" if isinstance(position, torch.Tensor) else position

@@ -1,0 +1,395 @@
+"""Running single blocks of a model on many changed versions of some prompts at once."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+from ...lm.architectures import architecture_of, locate, num_layers
+from ...lm.attention import AttentionCall, attention_modules, edit_attention
+from ...lm.hooks import hide_forward
+from ...lm.sites import HEAD_POINTS, Site
+from .recording import Recording, Window
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Values to write at one component of one layer.
+
+    Args:
+        component (`str`): One of `COMPONENTS`.
+        rows (`torch.LongTensor` of shape `(entries,)`): The version of the prompts that each entry changes.
+        heads (`torch.LongTensor` of shape `(entries,)`): The head; unused where the component has none.
+        offsets (`torch.LongTensor` of shape `(prompts, entries)`, *optional*): The token of the window; `None` for all.
+        values (`torch.Tensor` of shape `(prompts, entries, [window,] width)`): What to write.
+        keep (`torch.BoolTensor` of shape `(prompts, entries)`, *optional*): Where to write, everywhere if `None`.
+    """
+
+    component: str
+    rows: torch.Tensor
+    heads: torch.Tensor
+    offsets: torch.Tensor | None
+    values: torch.Tensor
+    keep: torch.Tensor | None = None
+
+    def write(self, tensor: torch.Tensor) -> None:
+        """Change `tensor` in place.
+
+        Args:
+            tensor (`torch.Tensor`): `(prompts, rows, window, width)`, or `(prompts, rows, heads, window, width)` for
+                the components of a head.
+        """
+        headed = self.component in HEAD_POINTS
+        if self.offsets is None:
+            where = (slice(None), self.rows, self.heads) if headed else (slice(None), self.rows)
+        else:
+            prompts = torch.arange(len(tensor), device=tensor.device)[:, None]
+            where = (prompts, self.rows, self.heads, self.offsets) if headed else (prompts, self.rows, self.offsets)
+        values = self.values.to(tensor.dtype)
+        if self.keep is not None:
+            values = torch.where(self.keep[..., None], values, tensor[where])
+        tensor[where] = values
+
+    def at(self, offset: torch.Tensor) -> "Edit":
+        """The same edit on a window of one token, `offset` of the present one, `(prompts,)`."""
+        prompts = torch.arange(len(offset), device=offset.device)
+        if self.offsets is None:
+            values, keep = self.values[prompts, :, offset], None
+        else:
+            values, keep = self.values, self.offsets == offset[:, None]
+        offsets = torch.zeros(values.shape[:2], dtype=torch.long, device=values.device)
+        return replace(self, offsets=offsets, values=values, keep=keep)
+
+    def shifted(self, first: int, count: int) -> "Edit | None":
+        """The part of the edit that is for `count` rows from `first` on, which become rows 0 and so on."""
+        chosen = (self.rows >= first) & (self.rows < first + count)
+        if not chosen.any():
+            return None
+        if chosen.all() and first == 0:
+            return self
+        return replace(
+            self,
+            rows=self.rows[chosen] - first,
+            heads=self.heads[chosen],
+            offsets=None if self.offsets is None else self.offsets[:, chosen],
+            values=self.values[:, chosen],
+        )
+
+
+class _Computed(Exception):
+    """Ends a block's forward as soon as its attention has what was asked for."""
+
+
+class Blocks:
+    """Runs single blocks on changed versions of recorded prompts.
+
+    Keys and values of tokens before the window come from the recording. A version is a row: hidden states are
+    `(prompts, rows, window, hidden)`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        recording ([`Recording`]): The run that the versions are changes of, with `key` and `value`.
+        window ([`Window`]): The tokens to run, those of the recording or the last of them.
+        last (`torch.LongTensor` of shape `(prompts,)`): Index of the last token of each prompt.
+
+    Attributes:
+        mlp_output (`torch.Tensor` of shape `(prompts, rows, window, hidden)`):
+            What the MLP gave that ran last.
+    """
+
+    def __init__(self, model: PreTrainedModel, recording: Recording, window: Window, last: torch.Tensor):
+        self.model = model
+        self.recording = recording
+        self.window = window
+        self.end = last - window.start
+        self.num_layers = num_layers(model)
+        self.blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(self.num_layers)]
+        name = architecture_of(model).attention_output
+        self.output_projections = [module.get_submodule(name) for module in attention_modules(model)]
+        # Tokens before a window are shared by all versions of a prompt.
+        self.prefix = int(window.start.max())
+        self._cache = {}
+        self._edits: list[Edit] = []
+        self._attention_output = self._mlp_output = None
+        self.mlp_output = None
+        self._shape = None
+        self._end_only = False
+        self._catch = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within the block, the model's blocks belong to this object."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(edit_attention(self.model, compute=self._attend))
+            mlp = architecture_of(self.model).mlp
+            for layer, block in enumerate(self.blocks):
+                attention = locate(self.model, Site("attn.out", layer)).module
+                hide_forward(stack, attention, self._wrap_attention(attention.forward))
+                last = locate(self.model, Site("mlp.out", layer)).module
+                hide_forward(stack, last, self._wrap_mlp(last.forward))
+                if not isinstance(mlp, str):
+                    first = block.get_submodule(mlp[0])
+                    hide_forward(stack, first, self._wrap_first_of_mlp(first.forward))
+            yield
+
+    def recorded(self, part: str, layer: int) -> torch.Tensor:
+        """An activation of the recording at the tokens of the window, `(prompts, [heads,] window, width)`."""
+        key = (part, layer)
+        if key not in self._cache:
+            offset = 0 if part in ("key", "value") else self.recording.window.start
+            self._cache[key] = self.window.take(self.recording.parts[part][layer], offset)
+        return self._cache[key]
+
+    def run(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        edits: list[Edit],
+        attention_output: torch.Tensor | None = None,
+        mlp_output: torch.Tensor | None = None,
+        end_only: bool = False,
+    ) -> torch.Tensor:
+        """Run a block.
+
+        Args:
+            layer (`int`): The block.
+            hidden (`torch.Tensor` of shape `(prompts, rows, window, hidden)`): Residual stream entering it.
+            edits (`list[Edit]`): Changes inside it.
+            attention_output, mlp_output (`torch.Tensor`, *optional*): What attention and MLP answer instead of
+                running, each of the shape of `hidden`.
+            end_only (`bool`, *optional*, defaults to `False`): Whether only the last token of each prompt is wanted.
+
+        Returns:
+            `torch.Tensor` of shape `(prompts, rows, window, hidden)`, or with a window of 1 if `end_only`.
+        """
+        if end_only and self.window.size > 1:
+            if attention_output is None:
+                attention_output = self._attention_at_end(layer, hidden, edits)
+            else:
+                attention_output = self.at_end(attention_output)
+            mlp_output = None if mlp_output is None else self.at_end(mlp_output)
+            hidden = self.at_end(hidden)
+            edits = [edit.at(self.end) for edit in edits if edit.component == "mlp.out"]
+        self._attention_output, self._mlp_output = attention_output, mlp_output
+        self._edits = edits
+        return self._call(layer, hidden)
+
+    def attention_parts(self, layer: int, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Queries, keys and values of a block, each `(prompts, rows, heads or kv_heads, window, head_dim)`."""
+        self._catch, self._attention_output, self._edits = {}, None, []
+        try:
+            self._call(layer, hidden)
+        except _Computed:
+            return self._catch
+        finally:
+            self._catch = None
+
+    def head_outputs(self, layer: int, rows: int, edits: list[Edit]) -> torch.Tensor:
+        """What attention answers for recorded prompts with changes at its heads, `(prompts, rows, window, hidden)`."""
+
+        def expanded(part):
+            value = self.recorded(part, layer)
+            return value[:, None].expand(-1, rows, *value.shape[1:]).clone()
+
+        if any(edit.component in ("query", "key", "value", "pattern") for edit in edits):
+            query, key, value = (expanded(part) for part in ("query", "key", "value"))
+            self._edits = edits
+            z = self._heads(layer, query, key, value)
+        else:
+            z = expanded("z")
+            for edit in edits:
+                if edit.component == "z":
+                    edit.write(z)
+        output = self.output_projections[layer](z.transpose(2, 3).flatten(3))
+        for edit in edits:
+            if edit.component == "attn.out":
+                edit.write(output)
+        return output
+
+    def at_end(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The last token of each prompt, `(prompts, rows, window, width)` to `(prompts, rows, 1, width)`."""
+        return tensor[torch.arange(len(tensor), device=tensor.device), :, self.end][:, :, None]
+
+    def _attention_at_end(self, layer, hidden, edits):
+        self._end_only = True
+        self._attention_output, self._edits, self._catch = None, edits, {}
+        try:
+            self._call(layer, hidden)
+        except _Computed:
+            output = self.output_projections[layer](self._catch["z"].transpose(2, 3).flatten(3))
+        finally:
+            self._end_only, self._catch = False, None
+        for edit in edits:
+            if edit.component == "attn.out":
+                edit.at(self.end).write(output)
+        return output
+
+    def _call(self, layer, hidden):
+        prompts, rows, window, width = hidden.shape
+        self._shape = (prompts, rows, window)
+        flat = hidden.reshape(prompts * rows, window, width)
+        arguments = dict(self.recording.calls[layer])
+        first = next(iter(arguments))
+        arguments[first] = flat
+        # The mask of a window is ours to apply, in `_pattern`.
+        arguments["attention_mask"] = None
+        if window == self.window.size:
+            for name in ("position_embeddings", "position_ids"):
+                if arguments.get(name) is not None:
+                    arguments[name] = self._positions(arguments[name], rows)
+        try:
+            return self.blocks[layer](**arguments).view(prompts, rows, window, width)
+        finally:
+            self._attention_output = self._mlp_output = None
+
+    def _positions(self, value, rows):
+        """Something that a block is told about each token, for the tokens of the window."""
+        if isinstance(value, tuple):
+            return tuple(self._positions(each, rows) for each in value)
+        index = self.window.index
+        if (self.window.start == self.window.start[0]).all():
+            return value[:1, index[0]]
+        taken = value[0, index]
+        return taken[:, None].expand(-1, rows, *taken.shape[1:]).flatten(0, 1)
+
+    def _wrap_attention(self, forward):
+        def attention(*args, **kwargs):
+            if self._attention_output is not None:
+                return self._attention_output.flatten(0, 1), None
+            output, *rest = forward(*args, **kwargs)
+            return self._written("attn.out", output), *rest
+
+        return attention
+
+    def _wrap_mlp(self, forward):
+        def mlp(hidden):
+            if self._mlp_output is not None:
+                return self._mlp_output.reshape(*hidden.shape[:-1], -1)
+            output = self._written("mlp.out", forward(hidden))
+            self.mlp_output = output.view(*self._shape, -1)
+            return output
+
+        return mlp
+
+    def _wrap_first_of_mlp(self, forward):
+        return lambda hidden: forward(hidden) if self._mlp_output is None else hidden[..., :0]
+
+    def _written(self, component, output):
+        for edit in self._edits:
+            if edit.component == component:
+                edit.write(output.view(*self._shape, -1))
+        return output
+
+    def _attend(self, call: AttentionCall):
+        """Attention of the block that is running, for transformers: z, `(batch, window, heads, head_dim)`."""
+        prompts, rows, window = self._shape
+        query, key, value = (each.unflatten(0, (prompts, rows)) for each in (call.query, call.key, call.value))
+        if self._catch is not None and not self._end_only:
+            self._catch.update(query=query, key=key, value=value)
+            raise _Computed
+        z = self._heads(call.layer, query, key, value)
+        if self._catch is not None:
+            self._catch["z"] = z
+            raise _Computed
+        return z.flatten(0, 1).transpose(1, 2)
+
+    def _heads(self, layer, query, key, value):
+        """z of all heads, `(prompts, rows, heads, window, head_dim)`, with the edits of the heads."""
+        edits = {part: [edit for edit in self._edits if edit.component == part] for part in HEAD_POINTS}
+        for part, tensor in (("query", query), ("key", key), ("value", value)):
+            for edit in edits[part]:
+                edit.write(tensor)
+        patterns, outputs = edits["pattern"], edits["z"]
+        if self._end_only:
+            query = self.at_end(query.flatten(1, 2)).unflatten(1, query.shape[1:3])
+            patterns, outputs = ([edit.at(self.end) for edit in each] for each in (patterns, outputs))
+        options = self.recording.options[layer]
+        if self.prefix == 0 and not patterns and options.get("softcap") is None:
+            z = self._fused(layer, query, key, value)
+        else:
+            z = self._in_parts(layer, query, key, value, patterns)
+        for edit in outputs:
+            edit.write(z)
+        return z
+
+    def _fused(self, layer, query, key, value):
+        prompts, rows, heads, _, _ = query.shape
+        # Without tokens before it, the window begins at the first token of every prompt, so that all masks are one.
+        mask, _ = self._masks(layer)
+        if self._end_only:
+            mask = mask[:, None].expand(-1, rows, -1, -1).flatten(0, 1)[:, None]
+        z = scaled_dot_product_attention(
+            query.flatten(0, 1),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            attn_mask=mask if self._end_only else mask[:1],
+            scale=self._scaling(layer, query),
+            enable_gqa=key.shape[2] != heads,
+        )
+        return z.unflatten(0, (prompts, rows))
+
+    def _in_parts(self, layer, query, key, value, patterns):
+        """Tokens before the window, which all rows of a prompt share, and those of the window, joined by one softmax."""
+        prompts, rows, heads, queries, width = query.shape
+        kv_heads, window = key.shape[2], key.shape[3]
+        groups, prefix = heads // kv_heads, self.prefix
+        # (prompts, kv_heads, rows, groups, queries, width)
+        query = query.unflatten(2, (kv_heads, groups)).transpose(1, 2)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)
+        shared_key, shared_value = (self.recording.parts[part][layer][:, :, :prefix] for part in ("key", "value"))
+        if window == 1:
+            own = (query * key[:, :, :, None]).sum(-1, keepdim=True)
+        else:
+            own = (query.flatten(3, 4) @ key.transpose(-1, -2)).unflatten(3, (groups, queries))
+        shared = query.reshape(prompts, kv_heads, rows * groups * queries, width) @ shared_key.transpose(-1, -2)
+        scores = torch.cat([shared.view(prompts, kv_heads, rows, groups, queries, prefix), own], dim=-1)
+        scores = scores * self._scaling(layer, query)
+        softcap = self.recording.options[layer].get("softcap")
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        own_mask, shared_mask = self._masks(layer)
+        scores += torch.cat([shared_mask, own_mask], dim=-1)[:, None, None, None]
+        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        for edit in patterns:
+            by_head = pattern.permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
+            edit.write(by_head)
+            pattern = by_head.unflatten(2, (kv_heads, groups)).transpose(1, 2)
+        z = pattern[..., :prefix].reshape(prompts, kv_heads, rows * groups * queries, prefix) @ shared_value
+        z = z.view(prompts, kv_heads, rows, groups, queries, width)
+        if window == 1:
+            z = z + pattern[..., prefix:] * value[:, :, :, None]
+        else:
+            z = z + (pattern[..., prefix:].flatten(3, 4) @ value).unflatten(3, (groups, queries))
+        return z.transpose(1, 2).flatten(2, 3)
+
+    def _masks(self, layer):
+        """Masks from the queries to the tokens of the window and to those before it, `(prompts, queries, keys)`."""
+        mask = self.recording.masks[layer]
+        key = ("mask", id(mask), self._end_only)
+        if key not in self._cache:
+            queries = self.window.index
+            if self._end_only:
+                queries = (self.window.start + self.end)[:, None]
+            rows = mask[queries]
+            own = rows.gather(2, self.window.index[:, None].expand(-1, queries.shape[1], -1))
+            shared = rows[..., : self.prefix]
+            outside = torch.arange(self.prefix, device=mask.device) >= self.window.start[:, None]
+            shared = shared.masked_fill(outside[:, None], torch.finfo(mask.dtype).min)
+            self._cache[key] = own, shared
+        return self._cache[key]
+
+    def _scaling(self, layer, query):
+        scaling = self.recording.options[layer].get("scaling")
+        return query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def joined_pattern(self, pattern: torch.Tensor) -> torch.Tensor:
+        """Pattern rows over all tokens, `(prompts, ..., seq)`, in the order of `_in_parts`: before, then in, the window."""
+        index = self.window.index.reshape(len(pattern), *[1] * (pattern.dim() - 2), -1)
+        own = pattern.gather(-1, index.expand(*pattern.shape[:-1], -1))
+        before = torch.arange(self.prefix, device=pattern.device) < self.window.start[:, None]
+        shared = pattern[..., : self.prefix] * before.reshape(len(pattern), *[1] * (pattern.dim() - 2), -1)
+        return torch.cat([shared, own], dim=-1)

@@ -1,0 +1,176 @@
+"""Edits of attention: make chosen heads look elsewhere, in a forward or while generating."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.attention import attention_modules, edit_attention, num_heads
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """What some heads look at from one token, or from all.
+
+    Args:
+        heads (`Sequence[tuple[int, int]]`):
+            Layer and head of each.
+        kind (`"force"`, `"block"` or `"reweigh"`):
+            `"force"`: the heads look at `keys` only, with `weights`. `"block"`: they do not look at `keys`, and the rest
+            of the row stays as it is. `"reweigh"`: what they give to `keys` is multiplied by `weights`.
+        keys (`torch.LongTensor` of shape `(prompts, keys)`):
+            The tokens, as indices into the input; -1 is no token.
+        query (`torch.LongTensor` of shape `(prompts,)`, *optional*):
+            From which token, as an index into the input; every token by default, generated ones included.
+        weights (`torch.Tensor` of shape `(prompts, keys)` or `float`, *optional*):
+            Forced weights, all equal and of sum 1 by default; or the factors of `"reweigh"`.
+        onwards (`bool`, *optional*, defaults to `False`):
+            Whether all tokens behind `query` are edited too, generated ones included.
+        renormalize (`bool`, *optional*, defaults to `False`):
+            Whether rows that were blocked or reweighed are scaled to sum to 1.
+    """
+
+    heads: Sequence[tuple[int, int]]
+    kind: Literal["force", "block", "reweigh"]
+    keys: torch.Tensor
+    query: torch.Tensor | None = None
+    weights: torch.Tensor | float | None = None
+    onwards: bool = False
+    renormalize: bool = False
+
+
+@contextmanager
+def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[AttentionEdit]) -> Iterator[None]:
+    """Apply edits of attention in every forward of `model` inside the `with` block, `generate` included.
+
+    Batches are the prompts of the edits in order, each repeated where `generate` runs several beams or samples. What a
+    head cannot see from `query`, such as later tokens or those outside its sliding window, it does not look at even by
+    force.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model.
+        edits ([`AttentionEdit`] or an iterable of them):
+            Edits of one head are applied in this order.
+
+    Raises:
+        [`TranscoderError`]: a head does not exist, tensors do not fit each other or the batch, or the model's attention
+            cannot be edited.
+
+    Example:
+
+    ```python
+    >>> edit = AttentionEdit(heads=[(12, 3), (13, 4)], kind="force", keys=wrong_colours, query=tokens.positions["END"])
+    >>> with edited_attention(model, edit):
+    ...     model.generate(**inputs, max_new_tokens=1)
+    ```
+    """
+    edits = [edits] if isinstance(edits, AttentionEdit) else list(edits)
+    modules, heads = attention_modules(model), num_heads(model)[0]
+    layers = len(modules)
+    by_layer = {}
+    for edit in edits:
+        _check(edit, layers, heads)
+        for layer in {layer for layer, _ in edit.heads}:
+            by_layer.setdefault(layer, []).append((edit, [head for at, head in edit.heads if at == layer]))
+
+    decoder = model.get_decoder()
+    tokens, mask = 0, None
+
+    def keep_mask(module, args, kwargs):
+        nonlocal mask
+        mask = kwargs["attention_mask"]
+
+    def count(module, args, kwargs):
+        nonlocal tokens
+        call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+        cache = call.get("past_key_values")
+        tokens = new.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+
+    def change(pattern, layer):
+        if layer not in by_layer:
+            return None
+        pattern = pattern.clone()
+        for edit, chosen in by_layer[layer]:
+            pattern[:, chosen] = _changed(edit, pattern[:, chosen], mask[:, 0] == 0, tokens)
+        return pattern
+
+    with ExitStack() as stack:
+        stack.callback(decoder.register_forward_pre_hook(count, with_kwargs=True).remove)
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(keep_mask, with_kwargs=True).remove)
+        stack.enter_context(edit_attention(model, pattern=change))
+        yield
+
+
+def _changed(edit, pattern, seen, tokens):
+    """Rows of some heads after an edit.
+
+    Args:
+        edit ([`AttentionEdit`]): The edit.
+        pattern (`torch.Tensor` of shape `(batch, heads, queries, keys)`): Before.
+        seen (`torch.BoolTensor` of shape `(batch or 1, queries, keys)`): Where queries may look.
+        tokens (`int`): How many tokens there are by now.
+    """
+    batch, _, queries, length = pattern.shape
+    device = pattern.device
+    prompts = len(edit.keys)
+    if batch % prompts:
+        raise TranscoderError(f"The edit is for {prompts} prompts, but the model was called with a batch of {batch}.")
+
+    def repeated(tensor):
+        return tensor.to(device).repeat_interleave(batch // prompts, dim=0)
+
+    # With a cache the queries are the last tokens, and with a sliding window the cache lacks the first ones.
+    at = torch.arange(tokens - queries, tokens, device=device)
+    forgotten = max(tokens - length, 0)
+    rows = torch.ones(batch, queries, dtype=torch.bool, device=device)
+    if edit.query is not None:
+        query = repeated(edit.query)[:, None]
+        rows = at >= query if edit.onwards else at == query
+    # (batch, queries, keys of the edit): where they are in the row, and which of them the query can see.
+    keys = repeated(edit.keys)
+    place = keys - forgotten
+    index = place.clamp(0, length - 1)[:, None].expand(-1, queries, -1)
+    inside = (keys >= 0) & (place >= 0) & (place < length)
+    visible = inside[:, None] & seen.expand(batch, -1, -1).gather(2, index)
+    listed = torch.zeros(batch, queries, length, device=device)
+    if edit.kind == "force":
+        if edit.weights is None:
+            weights = 1 / (keys >= 0).sum(1, keepdim=True).clamp(min=1).expand(keys.shape)
+        else:
+            weights = repeated(torch.as_tensor(edit.weights, dtype=torch.float32).expand(edit.keys.shape))
+        new = listed.scatter_add(2, index, weights[:, None] * visible)[:, None].to(pattern.dtype)
+    else:
+        factor = 0.0 if edit.kind == "block" else edit.weights
+        factor = repeated(torch.as_tensor(factor, dtype=torch.float32).expand(edit.keys.shape))
+        change = listed.scatter_add(2, index, (factor[:, None] - 1) * visible)
+        new = pattern * (1 + change)[:, None].to(pattern.dtype)
+        if edit.renormalize:
+            total = new.sum(-1, keepdim=True)
+            new = torch.where(total > 0, new / total.clamp(min=torch.finfo(new.dtype).tiny), new)
+    return torch.where(rows[:, None, :, None], new, pattern)
+
+
+def _check(edit, layers, heads):
+    if edit.kind not in ("force", "block", "reweigh"):
+        raise TranscoderError(f"There is no edit '{edit.kind}': choose force, block or reweigh.")
+    for layer, head in edit.heads:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise TranscoderError(
+                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
+                f"0 to {heads - 1}."
+            )
+    if edit.keys.dim() != 2 or (edit.query is not None and edit.query.shape != edit.keys.shape[:1]):
+        raise TranscoderError(
+            f"An edit has keys of shape (prompts, keys) and a query of shape (prompts,), not {tuple(edit.keys.shape)} and "
+            f"{None if edit.query is None else tuple(edit.query.shape)}."
+        )
+    if edit.kind == "reweigh" and edit.weights is None:
+        raise TranscoderError("To reweigh attention takes weights: give a factor, or one for each prompt and key.")

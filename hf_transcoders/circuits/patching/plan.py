@@ -1,0 +1,149 @@
+"""What to patch: rows of patches, each row one changed run of every prompt."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.architectures import num_layers
+from ...lm.attention import num_heads
+from ...lm.sites import HEAD_POINTS, Site
+
+
+COMPONENTS = ("resid_pre", *HEAD_POINTS, "attn.out", "mlp.out")
+ALL_POSITIONS = -1
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """Rows of patches, as tensors. A row is one changed run of every prompt; an entry is one patch of one row.
+
+    Args:
+        num_rows (`int`):
+            How many rows there are.
+        row (`torch.LongTensor` of shape `(entries,)`):
+            The row of each entry.
+        layer (`torch.LongTensor` of shape `(entries,)`):
+            The layer; the number of layers stands for the residual stream behind the last block.
+        component (`torch.LongTensor` of shape `(entries,)`):
+            Index into `COMPONENTS`: `resid_pre`, `query`, `key`, `value`, `pattern`, `z`, `attn.out`, `mlp.out`.
+        head (`torch.LongTensor` of shape `(entries,)`):
+            The head (the key-value head for `key` and `value`), 0 where the component has none.
+        position (`torch.LongTensor` of shape `(entries, prompts)`):
+            The token in each prompt, or -1 for all of them. An entry has -1 in all prompts or in none.
+        values (`torch.Tensor`, *optional*):
+            What to write, `(entries, prompts, width)`, or `(entries, prompts, seq, width)` where the entries are for
+            all positions. Without it the engine's source run says.
+    """
+
+    num_rows: int
+    row: torch.Tensor
+    layer: torch.Tensor
+    component: torch.Tensor
+    head: torch.Tensor
+    position: torch.Tensor
+    values: torch.Tensor | None = None
+
+    @classmethod
+    def from_sites(
+        cls, rows: Sequence[str | Site | Iterable[str | Site]], position: torch.Tensor, values=None
+    ) -> "PatchPlan":
+        """A plan from sites: each row patches one site or several at once.
+
+        Args:
+            rows (`Sequence`):
+                For each row a site or several: `layers.8.attn.head.3.z` (or `query`, `key`, `value`, `pattern`), and
+                the points `resid_pre`, `resid_post`, `attn.out` and `mlp.out` of a layer.
+            position (`torch.LongTensor` of shape `(prompts,)` or `(entries, prompts)`):
+                The token in each prompt, -1 for all.
+            values (`torch.Tensor`, *optional*):
+                As [`PatchPlan`] has them.
+        """
+        entries = []
+        for number, sites in enumerate(rows):
+            for site in [sites] if isinstance(sites, (str, Site)) else sites:
+                site = Site.parse(site)
+                layer, point = site.layer, site.point
+                if point == "resid_post":
+                    layer, point = layer + 1, "resid_pre"
+                if point not in COMPONENTS:
+                    raise TranscoderError(
+                        f"'{site}' cannot be patched: choose resid_pre, resid_post, attn.out, mlp.out or a point of a "
+                        "head such as 'layers.0.attn.head.0.z'."
+                    )
+                entries.append((number, layer, COMPONENTS.index(point), site.head or 0))
+        columns = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(1)
+        position = torch.as_tensor(position)
+        if position.dim() == 1:
+            position = position.expand(len(entries), -1)
+        return cls(len(rows), *columns, position, values)
+
+    @classmethod
+    def grid(
+        cls, layers: Iterable[int], component: str, heads: int = 1, positions: torch.Tensor | None = None
+    ) -> "PatchPlan":
+        """One patch per row: every layer, every head and every position, in this order.
+
+        Args:
+            layers (`Iterable[int]`):
+                The layers.
+            component (`str`):
+                One of `COMPONENTS`.
+            heads (`int`, *optional*, defaults to 1):
+                How many heads, 1 for components that have none.
+            positions (`torch.LongTensor` of shape `(positions, prompts)`):
+                The tokens of each column.
+        """
+        layers = torch.as_tensor(list(layers))
+        layer, head, column = torch.cartesian_prod(layers, torch.arange(heads), torch.arange(len(positions))).unbind(1)
+        count = len(layer)
+        code = torch.full((count,), COMPONENTS.index(component))
+        return cls(count, torch.arange(count), layer, code, head, positions[column])
+
+    def check(self, model: PreTrainedModel, last: torch.Tensor) -> None:
+        """Refuse a plan that does not fit a model and prompts whose last tokens are at `last`.
+
+        Raises:
+            [`TranscoderError`]: a layer, head or position does not exist.
+        """
+        layers, (heads, kv_heads) = num_layers(model), num_heads(model)
+        residual = self.component == COMPONENTS.index("resid_pre")
+        outside = (self.layer < 0) | (self.layer >= layers + residual.long())
+        if outside.any():
+            raise TranscoderError(
+                f"A patch is at layer {int(self.layer[outside][0])}, but this model has the layers 0 to {layers - 1}."
+            )
+        shared = (self.component == COMPONENTS.index("key")) | (self.component == COMPONENTS.index("value"))
+        most = torch.where(shared, kv_heads, heads)
+        outside = (self.head < 0) | (self.head >= most)
+        if outside.any():
+            first = int(outside.nonzero()[0])
+            kind = "key-value heads" if shared[first] and kv_heads != heads else "heads"
+            raise TranscoderError(
+                f"A patch is at head {int(self.head[first])} of layer {int(self.layer[first])}, but this model has the "
+                f"{kind} 0 to {int(most[first]) - 1}."
+            )
+        if self.position.shape != (len(self.row), len(last)):
+            raise TranscoderError(
+                f"The plan has positions of shape {tuple(self.position.shape)}, but there are {len(self.row)} patches "
+                f"and {len(last)} prompts."
+            )
+        everywhere = self.position == ALL_POSITIONS
+        beyond = (self.position < ALL_POSITIONS) | (self.position > last)
+        if beyond.any():
+            entry, prompt = beyond.nonzero()[0].tolist()
+            raise TranscoderError(
+                f"A patch is at token {int(self.position[entry, prompt])} of prompt {prompt}, which ends with token "
+                f"{int(last[prompt])}."
+            )
+        if (everywhere.any(1) != everywhere.all(1)).any():
+            raise TranscoderError("A patch is at all positions of some prompts only: make it two plans.")
+
+    def select(self, prompts: torch.Tensor) -> "PatchPlan":
+        """The plan for some of the prompts."""
+        values = None if self.values is None else self.values[:, prompts]
+        return PatchPlan(
+            self.num_rows, self.row, self.layer, self.component, self.head, self.position[:, prompts], values
+        )

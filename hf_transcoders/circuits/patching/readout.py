@@ -1,0 +1,114 @@
+"""From the residual stream behind the last block to the metric of a task, with only the logits it needs."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.architectures import locate, num_layers
+from ...lm.hooks import hide_forward
+from ...lm.sites import Site
+from ...tasks import AnswerBatch, Task
+from ...tasks.metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
+
+
+_METRICS = {
+    "logit_difference": lambda logits, answers, base: logit_difference(logits, answers.right, answers.wrong),
+    "probability_difference": lambda logits, answers, base: probability_difference(
+        logits, answers.right, answers.wrong
+    ),
+    "accuracy": lambda logits, answers, base: accuracy(logits, answers.right),
+    "candidate_accuracy": lambda logits, answers, base: accuracy(logits, answers.right, answers.candidates),
+    "rank": lambda logits, answers, base: rank(logits, answers.right),
+    "kl_divergence": lambda logits, answers, base: kl_divergence(logits, base),
+}
+# Metrics that read the logits of a few tokens only.
+_TOKENS_READ = {"logit_difference": ("right", "wrong"), "candidate_accuracy": ("right", "candidates")}
+_MOST_LOGITS = 64_000_000
+
+
+class Readout:
+    """Computes a metric from residual streams.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+        task ([`Task`]):
+            Whose answers count.
+        metric (`str` or `Callable`, *optional*):
+            The task's own by default: `"logit_difference"`, `"probability_difference"`, `"accuracy"`,
+            `"candidate_accuracy"`, `"rank"`, `"kl_divergence"` (from the base run, in nats), or a function of logits
+            `(rows, vocab)` and their [`AnswerBatch`] that gives `(rows,)`.
+    """
+
+    def __init__(self, model: PreTrainedModel, task: Task, metric: str | Callable | None = None):
+        metric = task.metric if metric is None else metric
+        if isinstance(metric, str) and metric not in _METRICS:
+            raise TranscoderError(f"There is no metric '{metric}': choose from {', '.join(_METRICS)}, or a function.")
+        self.model = model
+        self.name = metric if isinstance(metric, str) else metric.__name__
+        self._metric = (
+            _METRICS[metric] if isinstance(metric, str) else lambda logits, answers, _: metric(logits, answers)
+        )
+        self._needs_base = metric == "kl_divergence"
+        self._answers = task.answers(device=model.device)
+        self._columns = None
+        if isinstance(metric, str) and metric in _TOKENS_READ:
+            ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
+            self._columns = ids[ids >= 0].unique()
+            self._answers = AnswerBatch(
+                *(self._numbered(ids) for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
+            )
+
+    @torch.no_grad()
+    def __call__(self, hidden: torch.Tensor, prompts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
+        """The metric of some changed runs.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(prompts, rows, hidden)`): Residual streams behind the last block.
+            prompts (`torch.LongTensor` of shape `(prompts,)`): Which prompts of the task they are.
+            base (`torch.Tensor` of shape `(prompts, hidden)`, *optional*): The same of the base run.
+
+        Returns:
+            `torch.Tensor` of shape `(prompts, rows)` in fp32.
+        """
+        count, rows, width = hidden.shape
+        prompt = torch.arange(count, device=hidden.device).repeat_interleave(rows)
+        reference = self.logits(base) if self._needs_base else None
+        columns = self.model.get_output_embeddings().weight.shape[0] if self._columns is None else len(self._columns)
+        size = max(1, _MOST_LOGITS // columns)
+        values = []
+        for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
+            rows_of = prompts.to(chosen.device)[chosen]
+            answers = AnswerBatch(
+                *(ids[rows_of] for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
+            )
+            values.append(
+                self._metric(self.logits(flat), answers, None if reference is None else reference[chosen]).float()
+            )
+        return torch.cat(values).view(count, rows)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of residual streams behind the last block, `(rows, hidden)` to `(rows, columns needed)`.
+
+        The model's own forward computes them, final norm, soft-caps and scales included; its blocks are not run.
+        """
+        rows = hidden[:, None]
+        with ExitStack() as stack:
+            for layer in range(num_layers(self.model)):
+                block = locate(self.model, Site("resid_pre", layer)).module
+                hide_forward(stack, block, lambda *args, **kwargs: rows)
+            head = self.model.get_output_embeddings()
+            if self._columns is not None:
+                bias = None if head.bias is None else head.bias[self._columns]
+                weight = head.weight[self._columns]
+                hide_forward(stack, head, lambda states: linear(states, weight, bias))
+            return self.model(inputs_embeds=torch.zeros_like(rows), use_cache=False).logits[:, 0]
+
+    def _numbered(self, ids):
+        """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""
+        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)
+        return torch.where((ids >= 0) & (self._columns[places] == ids), places, -1)

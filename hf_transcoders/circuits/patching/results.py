@@ -1,0 +1,149 @@
+"""What patching found: a number for each place and prompt, and how sure it is."""
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...errors import TranscoderError
+from ...files import atomic_file
+
+
+@dataclass
+class PatchResult:
+    """Metrics of patched runs, for each place and prompt.
+
+    Args:
+        values (`torch.Tensor`): `(places..., prompts)`: the metric of each patched run; NaN where there is none.
+        base (`torch.Tensor` of shape `(prompts,)`): The metric without patches.
+        source (`torch.Tensor` of shape `(prompts,)`, *optional*): That of the run the patches come from.
+        axes (`dict[str, list[str]]`): Name of each axis of the places -> names of its cells.
+        metric (`str`): Name of the metric.
+        protocol (`dict`): How it was measured, as JSON.
+    """
+
+    values: torch.Tensor
+    base: torch.Tensor
+    source: torch.Tensor | None
+    axes: dict[str, list[str]]
+    metric: str
+    protocol: dict = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many cells each axis has."""
+        return tuple(self.values.shape[:-1])
+
+    @property
+    def effects(self) -> torch.Tensor:
+        """Mean change of the metric by each patch, one number per place.
+
+        Where patches come from a source run, the change is a share of the whole way to it: 0 is the base run and 1 the
+        source run (the ratio of the two means, `(patched - base) / (source - base)`). Else it is in the metric's unit.
+        """
+        change = self.values.double().mean(-1) - self.base.double().mean()
+        return change if self.source is None else change / (self.source.double().mean() - self.base.double().mean())
+
+    def intervals(
+        self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bootstrap intervals of the effects: prompts are drawn with replacement.
+
+        Args:
+            confidence (`float`, *optional*, defaults to 0.95): Share of intervals that hold the true effect.
+            resamples (`int`, *optional*, defaults to 1000): How often to draw.
+            seed (`int`, *optional*, defaults to 0): The same seed gives the same intervals.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: lower and upper ends, each of the shape of `effects`.
+        """
+        if not 0 < confidence < 1:
+            raise TranscoderError(f"confidence is {confidence}, but it lies between 0 and 1.")
+        prompts = len(self.base)
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.randint(prompts, (resamples, prompts), generator=generator)
+        weights = torch.zeros(resamples, prompts, dtype=torch.float64)
+        weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64)).div_(prompts)
+        change = (self.values.double() - self.base.double()).flatten(0, -2) @ weights.T
+        if self.source is not None:
+            change /= weights @ (self.source.double() - self.base.double())
+        ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+        low, high = change.quantile(ends, dim=1)
+        return low.view(self.shape), high.view(self.shape)
+
+    def top(self, k: int = 10, largest: bool | None = None) -> list[dict]:
+        """The `k` places with the greatest effects.
+
+        Args:
+            k (`int`, *optional*, defaults to 10): How many.
+            largest (`bool`, *optional*): `True` for the highest, `False` for the lowest, by magnitude if left out.
+
+        Returns:
+            `list[dict]`: the cell of each axis, and `effect`.
+        """
+        effects = self.effects.flatten()
+        score = {None: effects.abs(), True: effects, False: -effects}[largest]
+        score = score.nan_to_num(nan=-torch.inf)
+        names = list(self.axes)
+        found = []
+        for index in score.topk(min(k, len(score))).indices.tolist():
+            place = torch.unravel_index(torch.tensor(index), self.shape)
+            cell = {name: self.axes[name][int(at)] for name, at in zip(names, place, strict=True)}
+            found.append({**cell, "effect": effects[index].item()})
+        return found
+
+    def to_dict(self) -> dict:
+        """Everything as JSON, values of each prompt included."""
+        return {
+            "axes": self.axes,
+            "metric": self.metric,
+            "protocol": self.protocol,
+            "effects": _numbers(self.effects),
+            "base": _numbers(self.base),
+            "source": None if self.source is None else _numbers(self.source),
+            "values": _numbers(self.values),
+        }
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write everything to a JSON file, which [`PatchResult.from_json`] reads."""
+        with atomic_file(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> "PatchResult":
+        """Read what [`PatchResult.to_json`] wrote."""
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        source = None if data["source"] is None else _tensor(data["source"])
+        return cls(
+            _tensor(data["values"]), _tensor(data["base"]), source, data["axes"], data["metric"], data["protocol"]
+        )
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write one line for each place to a CSV file: its cells, effect, interval and mean metric."""
+        low, high = self.intervals()
+        columns = [each.flatten().tolist() for each in (self.effects, low, high, self.values.double().mean(-1))]
+        cells = torch.cartesian_prod(*(torch.arange(size) for size in self.shape)).view(-1, len(self.shape))
+        names = list(self.axes)
+        with atomic_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*names, "effect", "low", "high", self.metric])
+            for cell, *numbers in zip(cells.tolist(), *columns, strict=True):
+                writer.writerow([*(self.axes[name][at] for name, at in zip(names, cell, strict=True)), *numbers])
+
+
+def _numbers(tensor):
+    """Nested lists of numbers, with None for NaN, which JSON does not have."""
+    flat = [None if number != number else number for number in tensor.flatten().tolist()]
+    for size in reversed(tensor.shape[1:]):
+        flat = [flat[start : start + size] for start in range(0, len(flat), size)]
+    return flat
+
+
+def _tensor(numbers):
+    def filled(each):
+        return [filled(one) for one in each] if isinstance(each, list) else float("nan") if each is None else each
+
+    return torch.tensor(filled(numbers))

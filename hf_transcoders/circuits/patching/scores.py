@@ -1,0 +1,287 @@
+"""What heads and MLPs look like from the side: logit attribution, norms, and scores of their weights and patterns."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ...errors import TranscoderError
+from ...lm.architectures import architecture_of, locate, num_layers
+from ...lm.attention import attention_modules, edit_attention, num_heads
+from ...lm.hooks import read_at, write_at
+from ...lm.norms import frozen_norm, norm_bias
+from ...lm.sites import Site
+from ...tasks import Task
+from .results import PatchResult
+
+
+@dataclass(frozen=True)
+class ComponentOutputs:
+    """What heads and MLPs add to the residual stream at one token of each prompt.
+
+    Args:
+        heads (`torch.Tensor` of shape `(prompts, layers, heads, hidden)`):
+            Each head through the output projection; where a norm follows, with the scale that it has for the whole.
+        mlps (`torch.Tensor` of shape `(prompts, layers, hidden)`):
+            Each MLP, behind the norm that may follow.
+        rest (`torch.Tensor` of shape `(prompts, hidden)`):
+            What is left of the stream behind the last block: embeddings and the biases of attention.
+        final (`torch.Tensor` of shape `(prompts, hidden)`):
+            The stream behind the last block.
+    """
+
+    heads: torch.Tensor
+    mlps: torch.Tensor
+    rest: torch.Tensor
+    final: torch.Tensor
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """Euclidean norm of what each head adds, `(prompts, layers, heads)`."""
+        return self.heads.norm(dim=-1)
+
+
+@torch.no_grad()
+def component_outputs(
+    base: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
+) -> ComponentOutputs:
+    """What each head and MLP adds to the residual stream at a token.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        task ([`Task`]): Prompts.
+        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        position (`str`, *optional*, defaults to `"END"`): Name of the token.
+        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+
+    Returns:
+        [`ComponentOutputs`] in fp32.
+
+    Raises:
+        [`TranscoderError`]: the task has no such position, or the model's attention cannot be edited.
+    """
+    batches = [
+        _component_outputs(base, task, which, position, list(rows))
+        for rows in torch.arange(len(task)).split(batch_size)
+    ]
+    return ComponentOutputs(*(torch.cat(each) for each in zip(*batches, strict=True)))
+
+
+def _component_outputs(base, task, which, position, rows):
+    tokens = task.tokens(which, rows, base.device)
+    at = _position(task, tokens, position)
+    prompts = torch.arange(len(at), device=base.device)
+    layers = num_layers(base)
+    post_norm = architecture_of(base).attention_post_norm
+    z, attention, mlps, final = {}, {}, {}, {}
+
+    def keep(store, layer):
+        return lambda value: store.__setitem__(layer, value[prompts, at])
+
+    with ExitStack() as stack:
+        stack.enter_context(edit_attention(base, z=lambda value, layer: z.__setitem__(layer, value[prompts, :, at])))
+        for layer in range(layers):
+            read_at(stack, locate(base, Site("attn.out", layer)), keep(attention, layer))
+            read_at(stack, locate(base, Site("mlp.branch", layer)), keep(mlps, layer))
+        read_at(stack, locate(base, Site("resid_post", layers - 1)), keep(final, 0))
+        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+
+    parts = []
+    for layer in range(layers):
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer))
+        if post_norm is not None:
+            norm = locate(base, Site("resid_pre", layer)).module.get_submodule(post_norm)
+            added = frozen_norm(norm, attention[layer].float()[:, None])(added)
+        parts.append(added)
+    head_parts = torch.stack(parts, dim=1)
+    mlp_parts = torch.stack([mlps[layer] for layer in range(layers)], dim=1).float()
+    last = final[0].float()
+    return head_parts, mlp_parts, last - head_parts.sum((1, 2)) - mlp_parts.sum(1), last
+
+
+@torch.no_grad()
+def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
+    """Direct logit attribution: what each head and MLP adds at `END` to the logit difference of right and wrong answers.
+
+    The final norm keeps the scale that it has for the whole stream, and logits are those before a soft-cap. The
+    attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        task ([`Task`]): Prompts with wrong answers.
+        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+
+    Returns:
+        [`PatchResult`] with the axes `layer` and `head`, where the MLP is a last head named `mlp`; `values` are nats and
+        `base` is 0. `protocol["rest"]` is the mean attribution of embeddings and biases.
+
+    Raises:
+        [`TranscoderError`]: a prompt has no wrong answers, or the model's attention cannot be edited.
+    """
+    answers = task.answers(device=base.device)
+    if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
+        raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
+    unembedding = base.get_output_embeddings()
+    direction = _mean_of(unembedding.weight, answers.right) - _mean_of(unembedding.weight, answers.wrong)
+    norm = base.base_model.get_submodule(architecture_of(base).final_norm)
+    values, rest = [], []
+    for rows in torch.arange(len(task)).split(batch_size):
+        parts = component_outputs(base, task.select(rows.tolist()), which, batch_size=batch_size)
+        toward = direction[rows.to(direction.device)]
+        each = torch.cat([parts.heads, parts.mlps[:, :, None]], dim=2)
+        values.append(torch.einsum("plho,po->lhp", frozen_norm(norm, parts.final[:, None, None])(each), toward))
+        rest.append(((frozen_norm(norm, parts.final)(parts.rest) + norm_bias(norm)) * toward).sum(-1))
+    rest = torch.cat(rest)
+    if unembedding.bias is not None:
+        bias = unembedding.bias[:, None]
+        rest = rest + (_mean_of(bias, answers.right) - _mean_of(bias, answers.wrong))[:, 0]
+    values = torch.cat(values, dim=2).cpu()
+    heads = [str(head) for head in range(values.shape[1] - 1)] + ["mlp"]
+    protocol = {"method": "direct logit attribution", "prompts": which, "rest": rest.mean().item()}
+    axes = {"layer": [str(layer) for layer in range(len(values))], "head": heads}
+    return PatchResult(values, torch.zeros(len(task)), None, axes, "logit_difference", protocol)
+
+
+@torch.no_grad()
+def attention_between(
+    base: PreTrainedModel,
+    task: Task,
+    query: str,
+    keys: Sequence[str],
+    which: str = "clean",
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """How much each head looks from one named token at others.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        task ([`Task`]): Prompts.
+        query (`str`): Name of the position that looks.
+        keys (`Sequence[str]`): Names of the positions that are looked at.
+        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+
+    Returns:
+        `torch.Tensor` of shape `(layers, heads, keys, prompts)` in fp32, on the CPU.
+    """
+    found = []
+    for rows in torch.arange(len(task)).split(batch_size):
+        tokens = task.tokens(which, rows.tolist(), base.device)
+        prompts = torch.arange(len(rows), device=base.device)[:, None]
+        at = _position(task, tokens, query)[:, None]
+        to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
+        kept = {}
+
+        def keep(pattern, layer, kept=kept, prompts=prompts, at=at, to=to):
+            kept[layer] = pattern[prompts, :, at, to].float().cpu()
+
+        with edit_attention(base, pattern=keep):
+            base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+        # (prompts, keys, heads) of each layer
+        found.append(torch.stack([kept[layer] for layer in range(len(kept))]).permute(0, 3, 2, 1))
+    return torch.cat(found, dim=3)
+
+
+@torch.no_grad()
+def pattern_scores(
+    base: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
+) -> dict[str, torch.Tensor]:
+    """How much each head looks at the previous token, at the same token before, and behind it, on random tokens twice.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        length (`int`, *optional*, defaults to 25): How many random tokens are repeated once.
+        prompts (`int`, *optional*, defaults to 8): How many such sequences.
+        seed (`int`, *optional*, defaults to 0): Of the tokens.
+        bos_token_id (`int`, *optional*): A token before each sequence.
+
+    Returns:
+        `dict[str, torch.Tensor]`: mean attention of each head, `(layers, heads)`, between 0 and 1: `previous_token`,
+        over all tokens; `duplicate_token` (to the first occurrence of the token) and `induction` (to the token behind
+        that), over the second half.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = base.get_input_embeddings().num_embeddings
+    half = torch.rand(prompts, vocabulary, generator=generator).topk(length, dim=1).indices
+    ids = torch.cat([half, half], dim=1)
+    first = 0
+    if bos_token_id is not None:
+        ids, first = torch.cat([torch.full((prompts, 1), bos_token_id), ids], dim=1), 1
+    second = torch.arange(first + length, first + 2 * length)
+    every = torch.arange(first + 1, first + 2 * length)
+    looks = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
+    scores = {name: [] for name in looks}
+
+    def keep(pattern, layer):
+        for name, (queries, back) in looks.items():
+            scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
+
+    with edit_attention(base, pattern=keep):
+        base.get_decoder()(input_ids=ids.to(base.device), use_cache=False)
+    return {name: torch.stack(layers) for name, layers in scores.items()}
+
+
+@torch.no_grad()
+def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
+    """How often a head that looks at a token raises, or lowers, the logit of that same token most.
+
+    Each token stands alone. Its residual stream behind the first block goes through the values and the output projection
+    of each head, the final norm and the unembedding (Wang et al., 2022).
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        token_ids (`Sequence[int]`): The tokens, such as names.
+        top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
+
+    Returns:
+        `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
+        logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
+    """
+    ids = torch.as_tensor(token_ids, device=base.device)
+    first, z = {}, {}
+    with ExitStack() as stack:
+        stack.enter_context(edit_attention(base, z=lambda value, layer: z.__setitem__(layer, value[:, :, 0])))
+        read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
+        for layer in range(1, num_layers(base)):
+            write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
+        # A token alone looks at itself, so that z is its value.
+        base.get_decoder()(input_ids=ids[:, None], use_cache=False)
+    norm = base.base_model.get_submodule(architecture_of(base).final_norm)
+    unembedding = base.get_output_embeddings()
+    scores = {"copying": [], "negative_copying": []}
+    for layer in range(num_layers(base)):
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer))
+        for name, sign in (("copying", 1), ("negative_copying", -1)):
+            shares = []
+            for head in range(added.shape[1]):
+                logits = unembedding(norm((sign * added[:, head]).to(base.dtype))).float()
+                own = logits.gather(1, ids[:, None])
+                shares.append(((logits > own).sum(1) < top).float().mean())
+            scores[name].append(torch.stack(shares))
+    return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
+
+
+def output_weight(base: PreTrainedModel, layer: int) -> torch.Tensor:
+    """The output projection of each head of a layer, `(heads, head_dim, hidden)` in fp32."""
+    projection = attention_modules(base)[layer].get_submodule(architecture_of(base).attention_output)
+    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+    return weight.float().unflatten(0, (num_heads(base)[0], -1))
+
+
+def _position(task, tokens, name) -> torch.Tensor:
+    if name not in tokens.positions:
+        raise TranscoderError(
+            f"The task '{task.name}' has no position '{name}': choose from {', '.join(task.position_names)}."
+        )
+    return tokens.positions[name]
+
+
+def _mean_of(weight: nn.Parameter, ids: torch.Tensor) -> torch.Tensor:
+    """Mean rows of `weight` for token ids that are padded with -1, `(rows, width)`."""
+    real = (ids >= 0)[..., None]
+    return (weight[ids.clamp(min=0)].float() * real).sum(1) / real.sum(1)

@@ -1,0 +1,216 @@
+"""Reading and changing what happens inside attention: queries, keys, values, patterns and outputs of single heads."""
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from ..errors import TranscoderError
+from .architectures import locate, num_layers
+from .sites import Site
+
+
+NAME = "hf_transcoders"
+
+# Attention module -> its layer and who edits it now.
+_edited: "weakref.WeakKeyDictionary[nn.Module, _Edited]" = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class _Edited:
+    layer: int
+    editors: list = field(default_factory=list)
+
+
+@dataclass
+class AttentionCall:
+    """One attention computation, as the model asks for it.
+
+    Args:
+        layer (`int`):
+            Layer of the block.
+        query (`torch.Tensor` of shape `(batch, heads, queries, head_dim)`):
+            Queries, after the rotary embedding.
+        key, value (`torch.Tensor` of shape `(batch, kv_heads, keys, head_dim)`):
+            Keys, after the rotary embedding, and values, those of a cache included. With grouped queries several heads
+            share one.
+        mask (`torch.Tensor` of shape `(batch or 1, 1, queries, keys)`):
+            0 where a query may look and the lowest number elsewhere; causality and sliding windows are in it.
+        module (`torch.nn.Module`):
+            The attention module.
+        options (`dict`):
+            What else the model passes: `scaling`, `dropout`, `softcap` and the like.
+    """
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    module: nn.Module
+    options: dict[str, Any]
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model's own eager attention on this call.
+
+        Returns:
+            `tuple`: z, what the heads read, `(batch, queries, heads, head_dim)`, and the pattern
+            `(batch, heads, queries, keys)`.
+        """
+        return _eager(self.module)(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+    def mix(self, pattern: torch.Tensor) -> torch.Tensor:
+        """What the heads read if they look as `pattern` says: z, `(batch, queries, heads, head_dim)`."""
+        groups = pattern.shape[1] // self.value.shape[1]
+        return (pattern @ self.value.repeat_interleave(groups, dim=1)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Editor:
+    query: Callable | None = None
+    key: Callable | None = None
+    value: Callable | None = None
+    pattern: Callable | None = None
+    z: Callable | None = None
+    compute: Callable | None = None
+
+
+@contextmanager
+def edit_attention(
+    model: PreTrainedModel,
+    *,
+    query: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
+    key: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
+    value: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
+    pattern: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
+    z: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
+    compute: Callable[[AttentionCall], torch.Tensor] | None = None,
+) -> Iterator[None]:
+    """Read or change parts of attention in every forward of `model` inside the `with` block, `generate` included.
+
+    Each function is called as `function(tensor, layer)` in every layer and answers with the tensor to use instead, or
+    with `None` to leave it. Without functions the logits are those of eager attention, bit for bit. Blocks may be
+    nested; the functions of the inner one see what those of the outer one have changed.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model.
+        query (`Callable`, *optional*):
+            Gets the queries, `(batch, heads, queries, head_dim)`, after the rotary embedding.
+        key, value (`Callable`, *optional*):
+            Get the keys (after the rotary embedding) and values, `(batch, kv_heads, keys, head_dim)`, those of a cache
+            included. With grouped queries several heads share one.
+        pattern (`Callable`, *optional*):
+            Gets where each head looks, `(batch, heads, queries, keys)`, with rows that sum to 1.
+        z (`Callable`, *optional*):
+            Gets what each head read, `(batch, heads, queries, head_dim)`, before the output projection.
+        compute (`Callable`, *optional*):
+            Computes z, `(batch, queries, heads, head_dim)`, from an [`AttentionCall`] in place of the model; patterns
+            are then not computed.
+
+    Raises:
+        [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
+
+    Example:
+
+    ```python
+    >>> # Freeze the patterns: gradients go through the values only.
+    >>> with edit_attention(model, pattern=lambda pattern, layer: pattern.detach()):
+    ...     model(input_ids).logits[0, -1, target].backward()
+
+    >>> # Let head 3 of layer 8 look at the first token.
+    >>> def look_at_first(pattern, layer):
+    ...     if layer == 8:
+    ...         pattern[:, 3] = 0
+    ...         pattern[:, 3, :, 0] = 1
+    ...         return pattern
+    >>> with edit_attention(model, pattern=look_at_first):
+    ...     model.generate(input_ids)
+    ```
+    """
+    modules = attention_modules(model)
+    editor = _Editor(query, key, value, pattern, z, compute)
+    configs = {id(config): config for config in (module.config for module in modules)}
+    for config in (model.config, model.config.get_text_config()):
+        configs[id(config)] = config
+    # The setter of a config also sets those below it, so all are read before any is set.
+    earlier = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in earlier:
+            config._attn_implementation = NAME
+        for layer, module in enumerate(modules):
+            _edited.setdefault(module, _Edited(layer)).editors.append(editor)
+        yield
+    finally:
+        for config, implementation in earlier:
+            config._attn_implementation = implementation
+        for module in modules:
+            if module in _edited:
+                _edited[module].editors = [other for other in _edited[module].editors if other is not editor]
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The attention module of each layer.
+
+    Raises:
+        [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
+    """
+    modules = [locate(model, Site("attn.out", layer)).module for layer in range(num_layers(model))]
+    kinds = {type(module) for module in modules}
+    editable = all(_eager(module) is not None for module in modules) and model._can_set_attn_implementation()
+    if not editable or getattr(model.config, "reorder_and_upcast_attn", False):
+        raise TranscoderError(
+            f"The attention of this {model.config.model_type} model ({', '.join(kind.__name__ for kind in kinds)}) does "
+            "not go through transformers' AttentionInterface, so heads cannot be read or changed; load a model of a "
+            "family whose attention does."
+        )
+    return modules
+
+
+def num_heads(model: PreTrainedModel) -> tuple[int, int]:
+    """How many query heads and how many key-value heads a layer has."""
+    config = model.config.get_text_config()
+    return config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _eager(module):
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _attention(module, query, key, value, attention_mask, **options):
+    edited = _edited[module]
+    call = AttentionCall(edited.layer, query, key, value, attention_mask, module, options)
+    for part in ("query", "key", "value"):
+        setattr(call, part, _apply(edited, part, getattr(call, part))[0])
+    for editor in edited.editors:
+        if editor.compute is not None:
+            return editor.compute(call), None
+    z, pattern = call.run()
+    pattern, changed = _apply(edited, "pattern", pattern)
+    if changed:
+        z = call.mix(pattern)
+    z, _ = _apply(edited, "z", z.transpose(1, 2))
+    return z.transpose(1, 2), pattern
+
+
+def _apply(edited, part, tensor):
+    """The tensor after all functions for this part, and whether any of them answered."""
+    changed = False
+    for editor in edited.editors:
+        function = getattr(editor, part)
+        new = None if function is None else function(tensor, edited.layer)
+        if new is not None:
+            tensor, changed = new, True
+    return tensor, changed
+
+
+AttentionInterface.register(NAME, _attention)
+# For a name it does not know, transformers builds no mask at all, and attention is no longer causal.
+AttentionMaskInterface.register(NAME, eager_mask)

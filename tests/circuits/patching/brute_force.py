@@ -1,0 +1,174 @@
+"""Patching one run at a time, with whole forwards and nothing shared: what the fast paths must equal."""
+
+from contextlib import ExitStack
+
+import torch
+from datasets import Dataset
+
+from hf_transcoders import Site, edit_attention
+from hf_transcoders.lm.architectures import architecture_of, locate, num_layers
+from hf_transcoders.lm.attention import attention_modules, num_heads
+from hf_transcoders.lm.hooks import read_at, write_at
+from hf_transcoders.tasks import Task, logit_difference
+from tests.tiny_models import tiny_tokens
+
+
+def tiny_task(lengths=(9, 12, 10), shared=3, corrupted=True, templates=None, seed=0) -> Task:
+    """Random prompts; the corrupted ones differ from token `shared` on, but not in every token."""
+    rows = []
+    for number, length in enumerate(lengths):
+        clean, other = tiny_tokens(2, length, seed + number)
+        keep = torch.arange(length) % 3 == 1
+        keep[:shared] = True
+        rows.append(
+            {
+                "clean": str(number),
+                "clean_ids": clean.tolist(),
+                "corrupted": str(number),
+                "corrupted_ids": torch.where(keep, clean, other).tolist(),
+                "answer_ids": [3 + number],
+                "wrong_ids": [30 + number, 40 + number],
+                "candidate_ids": [3 + number, 30 + number, 40 + number],
+                "positions": {"S": 4 + number % 2, "END": length - 1},
+                "template": 0 if templates is None else templates[number],
+            }
+        )
+    dataset = Dataset.from_list(rows)
+    if not corrupted:
+        dataset = dataset.remove_columns(["corrupted", "corrupted_ids"])
+    return Task(dataset, "tiny", settings={"seed": seed})
+
+
+def metric(model, task, row, logits):
+    answers = task.answers([row])
+    return logit_difference(logits[None], answers.right, answers.wrong)[0]
+
+
+def prompt(task, row, which="clean"):
+    return torch.tensor([task[row][f"{which}_ids"]])
+
+
+@torch.no_grad()
+def activations(model, ids):
+    """Every component of every layer of one prompt: `(component, layer)` -> tensor without the batch axis."""
+    found = {}
+
+    def keep(part):
+        return lambda value, layer: found.__setitem__((part, layer), value[0].clone())
+
+    parts = ("query", "key", "value", "pattern", "z")
+    with ExitStack() as stack:
+        stack.enter_context(edit_attention(model, **{part: keep(part) for part in parts}))
+        for layer in range(num_layers(model)):
+            for point in ("resid_pre", "attn.out", "mlp.out", "resid_post"):
+                location = locate(model, Site(point, layer))
+                read_at(stack, location, lambda v, key=(point, layer): found.__setitem__(key, v[0].clone()))
+        model(ids)
+    return found
+
+
+@torch.no_grad()
+def patched(model, task, row, patches, which="clean"):
+    """Metric of one prompt with patches: `(component, layer, head, positions, value)`, positions `None` for all."""
+    streams = [patch for patch in patches if patch[0] in ("resid_pre", "attn.out", "mlp.out")]
+    heads = [patch for patch in patches if patch not in streams]
+
+    def edit(part):
+        def function(tensor, layer):
+            chosen = [patch for patch in heads if patch[:2] == (part, layer)]
+            if not chosen:
+                return None
+            tensor = tensor.clone()
+            for _, _, head, at, value in chosen:
+                tensor[0, head, slice(None) if at is None else at] = value
+            return tensor
+
+        return function
+
+    with ExitStack() as stack:
+        parts = sorted({patch[0] for patch in heads} - {"z"})
+        stack.enter_context(edit_attention(model, **{part: edit(part) for part in parts}))
+        for _, layer, head, at, value in (patch for patch in heads if patch[0] == "z"):
+            stack.callback(_hook_z(model, layer, head, at, value).remove)
+        for component, layer, _, at, value in streams:
+            point, of = ("resid_post", layer - 1) if layer == num_layers(model) else (component, layer)
+
+            def write(tensor, at=at, value=value):
+                tensor = tensor.clone()
+                tensor[0, slice(None) if at is None else at] = value
+                return tensor
+
+            write_at(stack, locate(model, Site(point, of)), write)
+        logits = model(prompt(task, row, which)).logits[0, -1]
+    return metric(model, task, row, logits).item()
+
+
+def _hook_z(model, layer, head, at, value):
+    module = attention_modules(model)[layer]
+    projection = module.get_submodule(architecture_of(model).attention_output)
+    heads = num_heads(model)[0]
+
+    def hook(module, args):
+        z = args[0].clone()
+        z.view(*z.shape[:-1], heads, -1)[0, slice(None) if at is None else at, head] = value
+        return (z, *args[1:])
+
+    return projection.register_forward_pre_hook(hook)
+
+
+def at(value, component, head, position):
+    """The part of a recorded activation that a patch writes."""
+    if component in ("query", "key", "value", "pattern", "z"):
+        value = value[head]
+    return value if position is None else value[position]
+
+
+@torch.no_grad()
+def path_patched(model, task, row, sender, receivers, position, freeze_mlps, which=("clean", "corrupted")):
+    """One sender in two hooked forwards. `receivers` is `None` for the logits; `position` is `None` for all."""
+    clean, other = (activations(model, prompt(task, row, name)) for name in which)
+    heads, layers = num_heads(model)[0], num_layers(model)
+    layer, head = sender
+    seen = {}
+    with ExitStack() as stack:
+
+        def read(part):
+            return lambda value, at: seen.__setitem__((part, at), value[0].clone())
+
+        parts = ("query", "key", "value")
+        stack.enter_context(edit_attention(model, **{part: read(part) for part in parts}))
+        for each in range(layers):
+            for other_head in range(heads):
+                handle = _hook_z(model, each, other_head, None, clean["z", each][other_head])
+                stack.callback(handle.remove)
+            if each == layer and head < heads:
+                stack.callback(_hook_z(model, each, head, position, at(other["z", each], "z", head, position)).remove)
+            location = locate(model, Site("mlp.out", each))
+            read_at(stack, location, lambda v, each=each: seen.__setitem__(("mlp.out", each), v[0].clone()))
+            value = clean["mlp.out", each].clone() if freeze_mlps or (each == layer and head == heads) else None
+            if each == layer and head == heads:
+                index = slice(None) if position is None else position
+                value[index] = other["mlp.out", each][index]
+            if value is not None:
+                # The reader must see what the MLP would give, so a receiver is not frozen.
+                frozen = not any(site.head is None and site.layer == each for site in receivers or [])
+                if frozen or (each == layer and head == heads):
+                    write_at(stack, location, lambda tensor, value=value: value[None].to(tensor))
+        logits = model(prompt(task, row, which[0])).logits[0, -1]
+    if receivers is None:
+        return metric(model, task, row, logits).item()
+    patches = []
+    for site in receivers:
+        component = "mlp.out" if site.head is None else site.point
+        reached = site.layer > layer or (site.layer == layer and site.head is None and head < heads)
+        if reached:
+            patches.append(
+                (
+                    component,
+                    site.layer,
+                    site.head,
+                    position,
+                    at(seen[component, site.layer], component, site.head, position),
+                )
+            )
+    return patched(model, task, row, patches, which[0])

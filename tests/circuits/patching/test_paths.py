@@ -1,0 +1,88 @@
+"""Path patching against two hooked forwards per sender."""
+
+import pytest
+import torch
+
+from hf_transcoders import Site, TranscoderError
+from hf_transcoders.circuits.patching import path_patch
+from tests.circuits.patching.brute_force import path_patched, tiny_task
+from tests.circuits.patching.test_activation import FAMILIES, LAYERS, close, positions_of
+from tests.tiny_models import tiny_model
+
+
+def by_brute_force(model, task, receivers, name, freeze_mlps, which=("clean", "corrupted")):
+    sites = None if receivers == "logits" else [Site.parse(site) for site in receivers]
+    values = torch.empty(LAYERS, 5, len(task))
+    for row, position in enumerate(positions_of(task, name)):
+        for layer in range(LAYERS):
+            for head in range(5):
+                values[layer, head, row] = path_patched(
+                    model, task, row, (layer, head), sites, position, freeze_mlps, which
+                )
+    return values
+
+
+def check(model, task, receivers, name, freeze_mlps, **options):
+    which = ("corrupted", "clean") if options.get("direction") == "denoising" else ("clean", "corrupted")
+    result = path_patch(model, task, receivers, name, sender_mlps=True, freeze_mlps=freeze_mlps, **options)
+    expected = by_brute_force(model, task, receivers, name, freeze_mlps, which)
+    close(result.values, expected)
+    assert (result.values - result.base).abs().max() > 1e-3
+    assert result.axes["head"] == ["0", "1", "2", "3", "mlp"]
+    without = path_patch(model, task, receivers, name, freeze_mlps=freeze_mlps, **options)
+    close(without.values, expected[:, :4])
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_to_query(family, freeze_mlps):
+    check(tiny_model(family), tiny_task(), ["layers.2.attn.head.1.query"], "END", freeze_mlps)
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_to_logits(family, freeze_mlps):
+    check(tiny_model(family), tiny_task(), "logits", "END", freeze_mlps)
+
+
+@pytest.mark.parametrize("name", ["S", "all"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma3_text", "phi", "opt"])
+def test_keys_and_values_of_several_layers(family, name):
+    receivers = ["layers.1.attn.head.1.value", "layers.2.attn.head.0.key", "layers.2.attn.head.1.query"]
+    check(tiny_model(family), tiny_task(lengths=(9, 11)), receivers, name, False)
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2", "opt"])
+def test_mlps_as_receivers(family, freeze_mlps):
+    receivers = ["layers.1.mlp.in", "layers.2.mlp.in", "layers.2.attn.head.3.query"]
+    check(tiny_model(family), tiny_task(lengths=(9, 11)), receivers, "S", freeze_mlps)
+
+
+def test_logits_of_all_positions_and_denoising():
+    check(tiny_model("gpt2"), tiny_task(), "logits", "all", False)
+    check(tiny_model("llama"), tiny_task(), ["layers.2.attn.head.1.value"], "S", False, direction="denoising")
+
+
+def test_batches_do_not_matter():
+    model, task = tiny_model("llama"), tiny_task()
+    receivers = ["layers.1.attn.head.1.value", "layers.2.attn.head.0.query"]
+    whole = path_patch(model, task, receivers, "S")
+    for batch_size in (1, 5):
+        close(path_patch(model, task, receivers, "S", batch_size=batch_size).values, whole.values)
+
+
+@pytest.mark.parametrize(
+    "receivers, position, message",
+    [
+        (["layers.2.attn.head.7.query"], "END", "heads 0 to 3"),
+        (["layers.2.attn.head.3.value"], "END", "key-value heads 0 to 1"),
+        (["layers.1.attn.head.0.z"], "END", "receives nothing"),
+        (["logits", "layers.1.mlp.in"], "END", "'logits' alone"),
+        (["layers.7.mlp.in"], "END", "layers 0 to 2"),
+        ("logits", "S", "read at END"),
+    ],
+)
+def test_wrong_input_is_refused_with_a_sentence(receivers, position, message):
+    with pytest.raises(TranscoderError, match=message):
+        path_patch(tiny_model("llama"), tiny_task(), receivers, position)

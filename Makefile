@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-CODE := hf_transcoders tests examples benchmarks
+CODE := hf_transcoders tests examples benchmarks model_cards
 
 .PHONY: demo test test-slow style quality install clean
 

@@ -163,11 +163,13 @@ def heatmap_svg(heatmap: Heatmap) -> str:
     """A heatmap as an `<svg>` element whose cells tell their number, interval and note on hover."""
     rows, columns = len(heatmap.rows), len(heatmap.columns)
     width, height = _cell_size(columns, 500), min(_cell_size(rows, 560), 20.0)
-    left = 28 + 7 * max(len(name) for name in heatmap.rows)
+    # The legend is 190 wide, whatever the map.
+    pad = max(0.0, (190 - columns * width) / 2 - 30)
+    left = 28 + 7 * max(len(name) for name in heatmap.rows) + pad
     tilted = max(len(name) for name in heatmap.columns) * 7 > width
     bottom = 14 + (6 * max(len(name) for name in heatmap.columns) if tilted else 14)
     top, legend = 6, 26
-    whole = (left + columns * width + 8, top + rows * height + bottom + 16 + legend)
+    whole = (left + columns * width + 8 + pad + (30 if pad else 0), top + rows * height + bottom + 16 + legend)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole[0]:.0f} {whole[1]:.0f}" role="img" '
         f'style="max-width:{whole[0] * 1.25:.0f}px" aria-label="{escape(heatmap.title)}" '
@@ -190,8 +192,8 @@ def heatmap_svg(heatmap: Heatmap) -> str:
     parts.append(f"{escape(heatmap.column_label)}</text>")
     across = top + rows * height / 2
     parts.append(
-        f'<text x="11" y="{across:.1f}" text-anchor="middle" fill-opacity=".7" '
-        f'transform="rotate(-90 11 {across:.1f})">{escape(heatmap.row_label)}</text>'
+        f'<text x="{11 + pad:.1f}" y="{across:.1f}" text-anchor="middle" fill-opacity=".7" '
+        f'transform="rotate(-90 {11 + pad:.1f} {across:.1f})">{escape(heatmap.row_label)}</text>'
     )
     parts += _svg_legend(heatmap.limit, middle, under + bottom + 22)
     parts.append("</svg>")
@@ -211,10 +213,8 @@ def attention_svg(view: AttentionView) -> str:
         f'style="max-width:{whole * 1.3:.0f}px" aria-label="{escape(view.title)}" '
         f'font-family="system-ui, sans-serif" font-size="{min(10.5, max(8, size)):.1f}" fill="currentColor">'
     ]
-    parts.append(
-        f'<path d="M{margin:.1f} 2 V{2 + count * size:.1f} H{margin + count * size:.1f} Z" fill="currentColor" '
-        'fill-opacity=".05"/>'
-    )
+    steps = " ".join(f"h{size:.2f} v{size:.2f}" for _ in range(count))
+    parts.append(f'<path d="M{margin:.1f} 2 {steps} H{margin:.1f} Z" fill="currentColor" fill-opacity=".05"/>')
     for at in range(0, count, step):
         along, name = margin + (at + 0.5) * size, escape(names[at][:12])
         parts.append(f'<text x="{margin - 4:.1f}" y="{2 + (at + 0.8) * size:.1f}" text-anchor="end">{name}</text>')

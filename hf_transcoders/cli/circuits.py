@@ -98,7 +98,7 @@ def run(args):
 
 def _patch(args):
     from ..circuits import patching
-    from ..circuits.reuse import save_patch
+    from ..circuits.reuse import attention_views, save_patch
 
     make = _task_function(args)
     sweep = args.component in _SWEEPS
@@ -123,7 +123,12 @@ def _patch(args):
         result = getattr(patching, _SWEEPS[args.component])(model, task, positions, **settings)
     else:
         result = patching.patch_heads(model, task, args.position, args.component, **settings)
-    page = save_patch(result, args.output)
+    views = []
+    if not sweep and args.component not in ("key", "value"):
+        strongest = result.top(1)[0]
+        head = (int(strongest["layer"]), int(strongest["head"]))
+        views = attention_views(model, tokenizer, task, {head: "greatest effect:"})
+    page = save_patch(result, args.output, views)
     if args.json:
         print_json({**result.to_dict(), "top": result.top(10), "report": str(page)})
         return

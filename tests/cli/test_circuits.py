@@ -33,6 +33,8 @@ def test_patch_writes_page_json_and_csv_with_the_same_numbers(folder, tmp_path, 
     with open(tmp_path / "out" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
+    strongest = printed["top"][0]
+    assert f"greatest effect: {strongest['layer']}.{strongest['head']}, ioi, prompt 0" in page
     for row in rows:
         effect = saved["effects"][int(row["layer"])][int(row["head"])]
         assert float(row["effect"]) == pytest.approx(effect, rel=1e-6)

@@ -20,7 +20,7 @@ class Overlap:
         shared (`int`): Heads that are among the strongest of both tasks, summed over stages.
         possible (`int`): The most there could be.
         fraction (`float`): `shared / possible`.
-        low, high (`float`): Bootstrap interval of the fraction: prompts of both tasks are drawn again.
+        low, high (`float`): Bootstrap interval of the fraction: prompts of both tasks are drawn again, receivers are kept.
         null (`float`): Mean fraction where heads are shuffled.
         null_high (`float`): 95th percentile of it.
         p_value (`float`): Share of shuffles with at least this overlap, one added to both counts.

@@ -83,7 +83,7 @@ def repair_outcomes(
     """Accuracy under the edit, under each part of it, and under controls.
 
     Controls: the same heads look at the right colour, or at two random other tokens; and random other heads of the same
-    layers, as many as there are, look at the wrong colours. The edit uses the right answer: it shows what the heads do
+    layers, as many as there are, look at the wrong colours, in place of both parts and of each. The edit uses the right answer: it shows what the heads do
     and is no way to use a model.
 
     Args:
@@ -119,6 +119,13 @@ def repair_outcomes(
         edit = AttentionEdit(both, "force", random_tokens(task, generator), task.tokens().positions["END"])
         add(f"random tokens {draw + 1}", both, edit)
 
+    if inhibition and negative:
+        for name, part in (("inhibition alone", inhibition), ("negative mover alone", negative)):
+            for draw in range(head_draws):
+                others = random_heads(part, num_heads(base)[0], generator, both)
+                if others:
+                    add(f"{name}, random heads {draw + 1}", others, forced(task, others))
+
     predictions = predict_at_end(base, task, conditions, **settings)
     return [outcome(name, heads[name], each, predictions["none"], task) for name, each in predictions.items()]
 
@@ -145,13 +152,16 @@ def outcome(condition: str, heads: list[Head], found: Predictions, before: Predi
     )
 
 
-def random_heads(heads: Sequence[Head], per_layer: int, generator: random.Random) -> list[Head]:
-    """As many other heads of the same layers; in a layer without enough of them, all that are left."""
+def random_heads(
+    heads: Sequence[Head], per_layer: int, generator: random.Random, excluded: Sequence[Head] | None = None
+) -> list[Head]:
+    """As many other heads of the same layers, none of `excluded`; in a layer without enough of them, all that are left."""
+    excluded = set(heads if excluded is None else excluded)
     found = []
     for layer in sorted({layer for layer, _ in heads}):
-        chosen = [head for at, head in heads if at == layer]
-        others = [head for head in range(per_layer) if head not in chosen]
-        found += [(layer, head) for head in sorted(generator.sample(others, min(len(chosen), len(others))))]
+        count = sum(at == layer for at, _ in heads)
+        others = [head for head in range(per_layer) if (layer, head) not in excluded]
+        found += [(layer, head) for head in sorted(generator.sample(others, min(count, len(others))))]
     return found
 
 

@@ -5,8 +5,6 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from ...files import atomic_file
 from ...reports.heatmap import AttentionView, Heatmap, Section, Table, write_page, write_png
 from ..patching import PatchResult
@@ -171,7 +169,7 @@ def _overlap_table(result):
         ]
         rows.append(row + [paper.get(f"overlap at {each.share:.0%}", "")] if paper else row)
     headers = ["top", "heads a stage", "shared", "overlap", "bootstrap 95%", "null: any head", "p", "null: same layer"]
-    note = "Heads count by magnitude. An interval of resampled prompts tends to lie low: noise moves heads out of the top."
+    note = "Heads count by magnitude. The interval resamples prompts with the receivers kept; it tends to lie low, as noise moves heads out of the top."
     return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _footnotes(result))
 
 
@@ -216,8 +214,11 @@ def _repair_tables(result, repair):
     if not repair.outcomes:
         return [Table(title, ["outcome"], [["No head passes the tests, so there is nothing to edit."]])]
     paper = result.published.figures if result.published else {}
-    rows = []
+    rows, draws = [], {}
     for each in repair.outcomes:
+        if each.condition[-1].isdigit():
+            draws.setdefault(each.condition.rstrip("0123456789 "), []).append(each)
+            continue
         row = [
             each.condition,
             ", ".join(map(_head, each.heads)),
@@ -228,12 +229,20 @@ def _repair_tables(result, repair):
             each.new_mistakes,
         ]
         rows.append(row + [paper.get(each.condition, "")] if paper else row)
-    for control in ("random heads", "random tokens"):
-        shares = torch.tensor([e.accuracy.mean for e in repair.outcomes if e.condition.startswith(control)])
-        if len(shares):
-            text = f"{shares.mean():.3f} (from {shares.min():.3f} to {shares.max():.3f})"
-            row = [f"{control}: all {len(shares)} draws", "", text, "", "", "", ""]
-            rows.append(row + [""] if paper else row)
+    for control, found in draws.items():
+        row = [
+            f"control: {control}",
+            f"{len(found)} draws",
+            _range([each.accuracy.mean for each in found], 3),
+            _range([each.candidate_accuracy.mean for each in found], 3),
+            " / ".join(
+                f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
+                for kind in ("right", "wrong_listed", "other")
+            ),
+            _range([each.fixed for each in found], 1),
+            _range([each.new_mistakes for each in found], 1),
+        ]
+        rows.append(row + [""] if paper else row)
     headers = [
         "edit",
         "heads",
@@ -243,7 +252,10 @@ def _repair_tables(result, repair):
         "fixed",
         "new mistakes",
     ]
-    note = "Accuracy in the full vocabulary with Wilson's 95% interval. Random heads are of the same layers."
+    note = (
+        "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
+        "highest; random heads are of the same layers; each draw is in repair.csv."
+    )
     tables = [Table(title, headers + ["paper"] if paper else headers, rows, note + _footnotes(result))]
     if repair.movers is not None:
         tables.append(_mover_table(repair.movers, paper))
@@ -317,6 +329,11 @@ def _footnotes(result):
     if result.published is None:
         return ""
     return "\nPaper: " + " ".join(f"({number}) {note}" for number, note in enumerate(result.published.footnotes, 1))
+
+
+def _range(values, digits):
+    mean = sum(values) / len(values)
+    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def _interval(result, place):

@@ -119,7 +119,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     sections.append(
         Section(
             "Path patching, stage by stage",
-            "Orange: the head helps the task. Blue: it works against it. Framed heads have a role.",
+            "Orange: the head helps the task. Blue: it works against it. Framed: movers, negative movers, inhibition heads and content gatherers.",
             heatmaps=[each for number in sorted(maps) for each in maps[number]],
         )
     )
@@ -319,8 +319,8 @@ def _write_csv(path, table):
 
 def _marks(result):
     marks = {}
-    for role, heads in result.roles.heads.items():
-        for head in heads:
+    for role in ("mover", "negative mover", "inhibition", "content gatherer"):
+        for head in result.roles.heads[role]:
             marks[head] = f"{marks[head]}, {role}" if head in marks else role
     return marks
 

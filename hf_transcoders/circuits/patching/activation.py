@@ -26,6 +26,7 @@ def patch_heads(
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
     """Patch one head at a time.
@@ -45,6 +46,9 @@ def patch_heads(
             The layers, all by default.
         direction, ablation, metric:
             As [`PatchEngine`] has them.
+        engine ([`PatchEngine`], *optional*):
+            One for the same model and task whose recorded runs are used again; what it was made with counts then, and
+            `direction`, `ablation`, `metric` and `settings` do not.
         settings:
             `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
 
@@ -65,7 +69,7 @@ def patch_heads(
     """
     if component not in HEAD_POINTS:
         raise TranscoderError(f"A head has no component '{component}': choose from {', '.join(HEAD_POINTS)}.")
-    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     layers = _layers(base, layers)
     heads = num_heads(base)[component in ("key", "value")]
     plan = PatchPlan.grid(layers, component, heads, engine.position(position)[None])
@@ -82,6 +86,7 @@ def patch_residual(
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
     """Patch the residual stream that enters one block, at one token at a time.
@@ -94,13 +99,13 @@ def patch_residual(
             length.
         layers (`Iterable[int]`, *optional*):
             The layers, all by default; the number of layers stands for the stream that leaves the last block.
-        direction, ablation, metric, settings:
+        direction, ablation, metric, engine, settings:
             As in [`patch_heads`].
 
     Returns:
         [`PatchResult`] with the axes `layer` and `position`.
     """
-    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     return _sweep(engine, "resid_pre", _layers(base, layers), positions)
 
 
@@ -113,6 +118,7 @@ def patch_mlps(
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
     """Patch the output of one MLP at a time, as [`patch_residual`] does with the residual stream.
@@ -120,13 +126,13 @@ def patch_mlps(
     Args:
         positions (`Iterable[str | int]`, *optional*, defaults to `("END",)`):
             As in [`patch_residual`]; `None` for every token, `["all"]` for all tokens at once.
-        base, task, layers, direction, ablation, metric, settings:
+        base, task, layers, direction, ablation, metric, engine, settings:
             As in [`patch_residual`].
 
     Returns:
         [`PatchResult`] with the axes `layer` and `position`.
     """
-    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     return _sweep(engine, "mlp.out", _layers(base, layers), positions)
 
 
@@ -139,10 +145,11 @@ def patch_attention(
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
     """Patch the output of one attention layer at a time, as [`patch_mlps`] does with MLPs."""
-    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     return _sweep(engine, "attn.out", _layers(base, layers), positions)
 
 

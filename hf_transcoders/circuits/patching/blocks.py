@@ -5,8 +5,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import AttentionCall, attention_modules, edit_attention
@@ -111,6 +113,7 @@ class Blocks:
         self.output_projections = [module.get_submodule(name) for module in attention_modules(model)]
         # Tokens before a window are shared by all versions of a prompt.
         self.prefix = int(window.start.max())
+        self._one_start = bool((window.start == window.start[0]).all())
         self._cache = {}
         self._edits: list[Edit] = []
         self._attention_output = self._mlp_output = None
@@ -195,20 +198,37 @@ class Blocks:
             value = self.recorded(part, layer)
             return value[:, None].expand(-1, rows, *value.shape[1:]).clone()
 
+        written = [edit for edit in edits if edit.component == "z"]
         if any(edit.component in ("query", "key", "value", "pattern") for edit in edits):
             query, key, value = (expanded(part) for part in ("query", "key", "value"))
             self._edits = edits
-            z = self._heads(layer, query, key, value)
+            output = self._project(layer, self._heads(layer, query, key, value))
+        elif sum(len(edit.rows) for edit in written) <= rows:
+            # Few heads change: what they change is added, and the others are not projected again.
+            output = expanded("attn.out")
+            z, prompts = self.recorded("z", layer), torch.arange(len(output), device=output.device)[:, None]
+            for edit in written:
+                weight = head_weight(self.output_projections[layer], z.shape[1])[edit.heads]
+                if edit.offsets is None:
+                    change = torch.einsum("pewd,edo->pewo", edit.values.to(z.dtype) - z[:, edit.heads], weight)
+                    output.index_add_(1, edit.rows, change)
+                else:
+                    change = edit.values.to(z.dtype) - z[prompts, edit.heads, edit.offsets]
+                    where = (prompts, edit.rows, edit.offsets)
+                    output.index_put_(where, torch.einsum("ped,edo->peo", change, weight), accumulate=True)
         else:
             z = expanded("z")
-            for edit in edits:
-                if edit.component == "z":
-                    edit.write(z)
-        output = self.output_projections[layer](z.transpose(2, 3).flatten(3))
+            for edit in written:
+                edit.write(z)
+            output = self._project(layer, z)
         for edit in edits:
             if edit.component == "attn.out":
                 edit.write(output)
         return output
+
+    def _project(self, layer, z):
+        """z of all heads through the output projection, `(prompts, rows, window, hidden)`."""
+        return self.output_projections[layer](z.transpose(2, 3).flatten(3))
 
     def at_end(self, tensor: torch.Tensor) -> torch.Tensor:
         """The last token of each prompt, `(prompts, rows, window, width)` to `(prompts, rows, 1, width)`."""
@@ -220,7 +240,7 @@ class Blocks:
         try:
             self._call(layer, hidden)
         except _Computed:
-            output = self.output_projections[layer](self._catch["z"].transpose(2, 3).flatten(3))
+            output = self._project(layer, self._catch["z"])
         finally:
             self._end_only, self._catch = False, None
         for edit in edits:
@@ -251,7 +271,7 @@ class Blocks:
         if isinstance(value, tuple):
             return tuple(self._positions(each, rows) for each in value)
         index = self.window.index
-        if (self.window.start == self.window.start[0]).all():
+        if self._one_start:
             return value[:1, index[0]]
         taken = value[0, index]
         return taken[:, None].expand(-1, rows, *taken.shape[1:]).flatten(0, 1)
@@ -393,3 +413,9 @@ class Blocks:
         before = torch.arange(self.prefix, device=pattern.device) < self.window.start[:, None]
         shared = pattern[..., : self.prefix] * before.reshape(len(pattern), *[1] * (pattern.dim() - 2), -1)
         return torch.cat([shared, own], dim=-1)
+
+
+def head_weight(projection: nn.Module, heads: int) -> torch.Tensor:
+    """The part of an output projection that belongs to each head, `(heads, head_dim, hidden)`."""
+    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+    return weight.unflatten(0, (heads, -1))

@@ -42,7 +42,8 @@ class PatchEngine:
 
     Below the first patched layer, and before the first patched token, a changed run is the base run: neither is run
     again. All rows and prompts of a batch go through a layer together, and join it at the layer of their first patch.
-    Of the last layer and the logits only what the metric needs is computed.
+    Of the last layer and the logits only what the metric needs is computed. An engine that is used several times runs
+    the prompts themselves only once, where the activations of all of them fit into memory.
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
@@ -106,6 +107,7 @@ class PatchEngine:
         self.last = self.tokens.positions["END"]
         self.num_layers = num_layers(base)
         self._means = None
+        self._kept: Batch | None = None
         if paired or (ablation == "mean" and task.has_corrupted):
             source = task.tokens(names[1])
             if not torch.equal(source.lengths, self.tokens.lengths):
@@ -126,6 +128,15 @@ class PatchEngine:
                 f"A prompt has token {int(self.tokens.input_ids.max())}, which the model does not know: make the task "
                 "with the model's own tokenizer."
             )
+
+    @classmethod
+    def of(cls, base: PreTrainedModel, task: Task, engine: "PatchEngine | None", **settings) -> "PatchEngine":
+        """A given engine, if it is for this model and task, or a new one."""
+        if engine is None:
+            return cls(base, task, **settings)
+        if engine.model is not base or engine.task is not task:
+            raise TranscoderError("The engine is for another model or task: make one with PatchEngine(base, task).")
+        return engine
 
     def position(self, position: str | int | torch.Tensor) -> torch.Tensor:
         """Token indices in each prompt, `(prompts,)`, from the name of a position, an index, or `"all"` (-1).
@@ -191,11 +202,27 @@ class PatchEngine:
         parts |= components & {"z"}
         if components & {"query", "key", "value", "pattern"}:
             parts |= {"query"}
-        window = Window.until(self.last, first).size
-        size = self._prompts_per_batch(window, len(parts) + len(source_parts), plan.num_rows)
+        window = Window.until(self.last, first)
+        kept = self._kept
+        if kept is not None and kept.holds(parts, source_parts, window):
+            yield kept
+            return
+        if kept is not None:
+            # What was asked for before will be asked for again, so it is recorded with the rest if that fits.
+            more = parts | kept.recording.parts.keys(), source_parts | kept.source_parts
+            earlier = first.clone()
+            earlier[kept.prompts] = first[kept.prompts].minimum(kept.recording.window.start.cpu())
+            wider = Window.until(self.last, earlier)
+            if self._prompts_per_batch(wider.size, sum(map(len, more)), plan.num_rows) >= len(self.last):
+                (parts, source_parts), first, window = more, earlier, wider
+            self._kept = None
+        size = self._prompts_per_batch(window.size, len(parts) + len(source_parts), plan.num_rows)
         means = self._group_means(source_parts) if self.ablation == "mean" and source_parts else None
         for prompts in self._order.split(size):
-            yield Batch(self, prompts, Window.until(self.last[prompts], first[prompts]), parts, source_parts, means)
+            window = Window.until(self.last[prompts], first[prompts])
+            batch = Batch(self, prompts, window, parts, source_parts, means)
+            self._kept = batch if len(prompts) == len(self.last) else None
+            yield batch
 
     def protocol(self) -> dict:
         """How it patches, as JSON."""
@@ -324,6 +351,7 @@ class Batch:
     def __init__(self, engine: PatchEngine, prompts, window: Window, parts, source_parts, means):
         self.engine = engine
         self.prompts = prompts
+        self.source_parts = source_parts
         device = engine.model.device
         longest = int(engine.tokens.lengths[prompts].max())
         self.last = engine.last[prompts].to(device)
@@ -346,6 +374,11 @@ class Batch:
             source_ids = engine.source_ids[prompts, :longest].to(device)
             self.other = record(engine.model, source_ids, self.last, window, source_parts)
             self.source = engine.readout(self.other.final[:, None], prompts, self.recording.final)[:, 0]
+
+    def holds(self, parts: set[str], source_parts: set[str], window: Window) -> bool:
+        """Whether what is recorded is enough for patches of these activations in a window of that size."""
+        enough = parts <= self.recording.parts.keys() and source_parts <= self.source_parts
+        return enough and window.size <= self.recording.window.size
 
     def run(self, plan: PatchPlan, bar=None) -> torch.Tensor:
         """Metrics of the rows of a plan that is for these prompts, `(rows, prompts)`."""

@@ -29,6 +29,7 @@ def path_patch(
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
     """Patch the direct paths from each head to some receivers.
@@ -53,6 +54,9 @@ def path_patch(
             Whether the MLPs between sender and receivers keep their output of the base run.
         direction, ablation, metric:
             As [`PatchEngine`] has them.
+        engine ([`PatchEngine`], *optional*):
+            One for the same model and task whose recorded runs are used again; what it was made with counts then, and
+            `direction`, `ablation`, `metric` and `settings` do not.
         settings:
             `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
 
@@ -72,7 +76,7 @@ def path_patch(
     torch.Size([30, 9])
     ```
     """
-    engine = PatchEngine(base, task, direction=direction, ablation=ablation, metric=metric, **settings)
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     sites = _receivers(receivers)
     position = engine.position(position)
     to_logits = sites is None
@@ -111,7 +115,7 @@ def path_patch(
     return PatchResult(
         values.view(layers, kinds, -1),
         base_values,
-        source_values if ablation == "counterfactual" else None,
+        source_values if engine.ablation == "counterfactual" else None,
         {"layer": [str(layer) for layer in range(layers)], "head": names},
         engine.readout.name,
         protocol,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
@@ -16,6 +15,7 @@ from ...lm.hooks import read_at, write_at
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
 from ...tasks import Task
+from .blocks import head_weight
 from .results import PatchResult
 
 
@@ -269,8 +269,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
 def output_weight(base: PreTrainedModel, layer: int) -> torch.Tensor:
     """The output projection of each head of a layer, `(heads, head_dim, hidden)` in fp32."""
     projection = attention_modules(base)[layer].get_submodule(architecture_of(base).attention_output)
-    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
-    return weight.float().unflatten(0, (num_heads(base)[0], -1))
+    return head_weight(projection, num_heads(base)[0]).float()
 
 
 def _position(task, tokens, name) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders import Site, TranscoderError
-from hf_transcoders.circuits.patching import path_patch
+from hf_transcoders.circuits.patching import PatchEngine, patch_heads, patch_residual, path_patch
 from tests.circuits.patching.brute_force import path_patched, tiny_task
 from tests.circuits.patching.test_activation import FAMILIES, LAYERS, close, positions_of
 from tests.tiny_models import tiny_model
@@ -86,3 +86,39 @@ def test_batches_do_not_matter():
 def test_wrong_input_is_refused_with_a_sentence(receivers, position, message):
     with pytest.raises(TranscoderError, match=message):
         path_patch(tiny_model("llama"), tiny_task(), receivers, position)
+
+
+def test_an_engine_used_again_gives_the_same():
+    model, task = tiny_model("llama"), tiny_task()
+    receivers = ["layers.2.attn.head.1.query"]
+    alone = [
+        patch_heads(model, task, "END"),
+        path_patch(model, task, receivers),
+        patch_heads(model, task, "S"),
+        patch_residual(model, task, ["S", "END"]),
+        patch_heads(model, task, "all", "pattern"),
+        path_patch(model, task, receivers, "all"),
+        path_patch(model, task, "logits", sender_mlps=True),
+    ]
+    forwards = []
+    engine = PatchEngine(model, task)
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: forwards.append(kwargs.get("input_ids") is not None), with_kwargs=True
+    )
+    again = [
+        patch_heads(model, task, "END", engine=engine),
+        path_patch(model, task, receivers, engine=engine),
+        patch_heads(model, task, "S", engine=engine),
+        patch_residual(model, task, ["S", "END"], engine=engine),
+        patch_heads(model, task, "all", "pattern", engine=engine),
+        path_patch(model, task, receivers, "all", engine=engine),
+        path_patch(model, task, "logits", sender_mlps=True, engine=engine),
+    ]
+    for first, second in zip(alone, again, strict=True):
+        close(second.values, first.values)
+    before = sum(forwards)
+    patch_heads(model, task, "S", engine=engine)
+    path_patch(model, task, receivers, engine=engine)
+    assert sum(forwards) == before and before < 14
+    with pytest.raises(TranscoderError, match="another model or task"):
+        patch_heads(model, task.select([0]), engine=engine)

@@ -23,6 +23,7 @@ logger = logging.get_logger(__name__)
 FOLDER = "tracking"
 RUN_FILE = "run.json"
 SCALARS, HISTOGRAMS, ALERTS = "scalars.jsonl", "histograms.jsonl", "alerts.jsonl"
+CLOSING_METRIC = "train/train_runtime"
 TABLES, IMAGES, PAGES = "tables", "images", "pages"
 
 
@@ -68,7 +69,10 @@ class LocalTracker(Tracker):
         else:
             started = self._read_facts().get("started", now)
             for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(f"{TABLES}/*.jsonl")):
-                kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+                # The closing log comes after the last checkpoint: a run that continues from there writes it again.
+                kept = [
+                    line for line in read_lines(path) if line["step"] <= resume_step and CLOSING_METRIC not in line
+                ]
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._facts = {
             "format_version": 1,

@@ -44,6 +44,13 @@ def test_resuming_drops_what_lies_after_the_checkpoint(run_dir):
     assert run.facts["resumed"]["step"] == 2
 
 
+def test_a_run_that_was_complete_gets_no_second_closing_log(run_dir):
+    tracker = LocalTracker(run_dir)
+    tracker.scalars(3, {"train/train_runtime": 5.0})
+    tracker.start({"name": "first"}, resume_step=3)
+    assert [line["step"] for line in Run.load(run_dir).scalars] == [1, 2, 3]
+
+
 def test_a_new_run_replaces_the_records_of_an_old_one(run_dir):
     LocalTracker(run_dir).start({"name": "second"})
     run = Run.load(run_dir)

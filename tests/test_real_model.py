@@ -173,8 +173,11 @@ def test_the_code_in_the_readme_runs(path, tmp_path, monkeypatch, capsys):
     """Word for word, but for the Hub id, the amount of text and the place of the output."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(blocks) == 3
-    code = "\n".join(blocks)
+    *quick, reuse = blocks
+    assert len(quick) == 3 and "reuse_circuit(base, tokenizer)" in reuse
+    # That one takes minutes here; tests/circuits/test_reuse.py runs it on a tiny model.
+    exec(reuse.partition("\n\n")[0], {})
+    code = "\n".join(quick)
     for written, here in (
         ("HuggingFaceTB/SmolLM2-135M-Instruct", str(path)),
         ("max_tokens=1_000_000", "max_tokens=4096, use_cpu=True, report_to='none', disable_tqdm=True"),

@@ -13,13 +13,13 @@ engine, which runs the prompts itself ("alone"), and with one that has run them 
 Both sides run in one process, in turn; figures are medians of rounds and ratios are between medians. Brute force takes
 minutes, so it runs on `--sample` heads spread over all layers and its time is that for all heads; with `--sample 144`
 all run. Every fast result is compared with the brute-force one. Peak memory is what a process of its own takes for each
-row, above loading the model.
+row, above the model and what was recorded for both sides.
 """
 
 import argparse
 import functools
 import json
-import resource
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -235,15 +235,29 @@ def measure_memory(args):
     args.sample = 1
     brute = BruteForce(model, task)
 
-    def peak():
-        if args.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
     fast, slow, cells, _ = list(rows_of(args, brute, model, task).values())[int(number)]
-    before = peak()
+    before = in_use(args.device)
     fast() if side == "fast" else slow(cells[0])
-    print(peak() - before)
+    print(peak(args.device) - before)
+
+
+def in_use(device):
+    """MiB taken now; from here on `peak` counts afresh."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    # Loading took more than is in use, so the highest mark so far would hide what follows.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    return status_mib("VmRSS")
+
+
+def peak(device):
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else status_mib("VmHWM")
+
+
+def status_mib(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def main():

@@ -45,6 +45,8 @@ class Architecture:
             The three projections, where they are separate.
         fused_qkv (`str`, *optional*):
             The one projection that computes all three.
+        fused_by_head (`bool`, *optional*, defaults to `False`):
+            Whether its outputs are those of one head after the other, instead of all queries, all keys, all values.
         attention_output (`str`, *optional*):
             The projection from the heads back to the hidden size.
         parallel_residual (`bool` or `str`, *optional*, defaults to `False`):
@@ -70,6 +72,7 @@ class Architecture:
     key: str | None = None
     value: str | None = None
     fused_qkv: str | None = None
+    fused_by_head: bool = False
     attention_output: str | None = None
     parallel_residual: bool | str = False
     pre_norm: bool | str = True
@@ -143,6 +146,7 @@ _ARCHITECTURES = {
         final_norm="final_layer_norm",
         embeddings="embed_in",
         fused_qkv="query_key_value",
+        fused_by_head=True,
         attention_output="dense",
         parallel_residual="use_parallel_residual",
     ),

@@ -68,6 +68,12 @@ class Activation:
         """
         return {}
 
+    def magnitude(self, model: TranscoderModel) -> tuple[torch.Tensor | float, torch.Tensor]:
+        """
+        An active feature is `gain * (W_enc x) + bias`: both of them, `(num_features,)` or, for a gain of one, a number.
+        """
+        return 1.0, model.b_enc
+
     def shift_(self, model: TranscoderModel, shift: torch.Tensor) -> None:
         """Adds `shift (num_features,)` to every pre-activation, as folding an input offset needs it."""
         model.b_enc.add_(shift)
@@ -152,6 +158,9 @@ class Gated(Activation):
         if model.W_skip is not None:
             reconstruction = reconstruction + F.linear(inputs, model.W_skip.detach())
         return {"gate_loss": model.reconstruction_error(reconstruction, targets, mask), **_l1(model, gate)}
+
+    def magnitude(self, model):
+        return model.r_mag.exp(), model.b_mag
 
     def shift_(self, model, shift):
         super().shift_(model, shift)

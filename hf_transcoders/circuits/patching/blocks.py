@@ -5,13 +5,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import AttentionCall, attention_modules, edit_attention
+from ...lm.heads import output_weight
 from ...lm.hooks import hide_forward
 from ...lm.sites import HEAD_POINTS, Site
 from .recording import Recording, Window
@@ -208,7 +207,7 @@ class Blocks:
             output = expanded("attn.out")
             z, prompts = self.recorded("z", layer), torch.arange(len(output), device=output.device)[:, None]
             for edit in written:
-                weight = head_weight(self.output_projections[layer], z.shape[1])[edit.heads]
+                weight = output_weight(self.model, layer)[edit.heads]
                 if edit.offsets is None:
                     change = torch.einsum("pewd,edo->pewo", edit.values.to(z.dtype) - z[:, edit.heads], weight)
                     output.index_add_(1, edit.rows, change)
@@ -413,9 +412,3 @@ class Blocks:
         before = torch.arange(self.prefix, device=pattern.device) < self.window.start[:, None]
         shared = pattern[..., : self.prefix] * before.reshape(len(pattern), *[1] * (pattern.dim() - 2), -1)
         return torch.cat([shared, own], dim=-1)
-
-
-def head_weight(projection: nn.Module, heads: int) -> torch.Tensor:
-    """The part of an output projection that belongs to each head, `(heads, head_dim, hidden)`."""
-    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
-    return weight.unflatten(0, (heads, -1))

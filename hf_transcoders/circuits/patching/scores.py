@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
-from ...lm.attention import attention_modules, edit_attention, num_heads
+from ...lm.attention import edit_attention
+from ...lm.heads import output_weight
 from ...lm.hooks import read_at, write_at
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
 from ...tasks import Task
-from .blocks import head_weight
 from .results import PatchResult
 
 
@@ -92,7 +92,7 @@ def _component_outputs(base, task, which, position, rows):
 
     parts = []
     for layer in range(layers):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer))
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
         if post_norm is not None:
             norm = locate(base, Site("resid_pre", layer)).module.get_submodule(post_norm)
             added = frozen_norm(norm, attention[layer].float()[:, None])(added)
@@ -255,7 +255,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     unembedding = base.get_output_embeddings()
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(base)):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer))
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
         for name, sign in (("copying", 1), ("negative_copying", -1)):
             shares = []
             for head in range(added.shape[1]):
@@ -264,12 +264,6 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
                 shares.append(((logits > own).sum(1) < top).float().mean())
             scores[name].append(torch.stack(shares))
     return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
-
-
-def output_weight(base: PreTrainedModel, layer: int) -> torch.Tensor:
-    """The output projection of each head of a layer, `(heads, head_dim, hidden)` in fp32."""
-    projection = attention_modules(base)[layer].get_submodule(architecture_of(base).attention_output)
-    return head_weight(projection, num_heads(base)[0]).float()
 
 
 def _position(task, tokens, name) -> torch.Tensor:

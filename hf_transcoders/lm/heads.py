@@ -1,0 +1,73 @@
+"""The weights of single attention heads, whatever way a family stores them."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .architectures import architecture_of
+from .attention import attention_modules, num_heads
+
+
+def output_weight(model: PreTrainedModel, layer: int) -> torch.Tensor:
+    """The output projection of each head of a layer, `(heads, head_dim, hidden)`."""
+    weight, _ = _weights(_output_projection(model, layer))
+    return weight.T.unflatten(0, (num_heads(model)[0], -1))
+
+
+def output_bias(model: PreTrainedModel, layer: int) -> torch.Tensor | None:
+    """What the output projection of a layer adds at every token, `(hidden,)`."""
+    return _output_projection(model, layer).bias
+
+
+def query_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The query projection of each head, before any norm of queries and the rotary embedding.
+
+    Returns:
+        `tuple`: `(heads, head_dim, hidden)`, and the bias `(heads, head_dim)` if there is one.
+    """
+    return _projection(model, layer, "query")
+
+
+def key_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As [`query_weight`], for the keys of each key-value head."""
+    return _projection(model, layer, "key")
+
+
+def value_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As [`query_weight`], for the values of each key-value head."""
+    return _projection(model, layer, "value")
+
+
+def _projection(model, layer, part):
+    architecture = architecture_of(model)
+    module = attention_modules(model)[layer]
+    heads, kv_heads = num_heads(model)
+    count = heads if part == "query" else kv_heads
+    if architecture.fused_qkv is None:
+        weight, bias = _weights(module.get_submodule(getattr(architecture, part)))
+    else:
+        weight, bias = _weights(module.get_submodule(architecture.fused_qkv))
+        rows = _fused_rows(part, heads, kv_heads, len(weight), architecture.fused_by_head).to(weight.device)
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    return weight.unflatten(0, (count, -1)), None if bias is None else bias.unflatten(0, (count, -1))
+
+
+def _fused_rows(part, heads, kv_heads, width, by_head):
+    """Rows of a fused projection that compute one of the three parts, head after head."""
+    rows = torch.arange(width)
+    number = ("query", "key", "value").index(part)
+    if by_head:
+        return rows.view(heads, 3, -1)[:, number].reshape(-1)
+    head_dim = width // (heads + 2 * kv_heads)
+    return rows.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])[number]
+
+
+def _output_projection(model, layer) -> nn.Module:
+    return attention_modules(model)[layer].get_submodule(architecture_of(model).attention_output)
+
+
+def _weights(projection):
+    """Weight `(out, in)` and bias `(out,)` of a projection."""
+    weight = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
+    return weight, projection.bias

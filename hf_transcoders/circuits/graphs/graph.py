@@ -1,0 +1,376 @@
+"""The attribution graph of a prompt: which features, tokens and errors made the model say what it says."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ...errors import TranscoderError
+from ...files import atomic_directory, write_text
+
+
+#: What a node can be. Codes in files are indices into this tuple: add at the end only.
+KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
+
+TENSORS_NAME, INFO_NAME = "graph.safetensors", "graph.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What one target of a graph is.
+
+    Args:
+        label (`str`): Such as `" Mary"` or `" Mary - John"`.
+        position (`int`): The token behind which it is read.
+        weight (`float`): Its share where influence is counted; a logit's probability by default.
+        probability (`float`, *optional*): Of the token, where the target is the logit of one.
+        token_id (`int`, *optional*): That token.
+    """
+
+    label: str
+    position: int
+    weight: float
+    probability: float | None = None
+    token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, as plain values: what [`AttributionGraph.node`] answers with."""
+
+    number: int
+    kind: str
+    layer: int
+    position: int
+    index: int
+    dictionary: str | None
+    value: float
+    total: float | None
+
+
+@dataclass
+class AttributionGraph:
+    r"""Nodes and their direct effects on each other, with attention patterns and norm scales held as they were.
+
+    The weight of an edge is exactly what the source adds to the target's pre-activation (or logit). For every node that
+    was expanded, `sum of its incoming weights + rest = total`: see [`~AttributionGraph.row_residuals`].
+
+    Nodes are ordered so that every edge leads from a lower to a higher number.
+
+    Args:
+        kind (`torch.LongTensor` of shape `(nodes,)`):
+            Index into [`KINDS`]: `token` and `position` embeddings, `feature`s of dictionaries, what they miss (`error`),
+            whole outputs of MLPs without a dictionary (`mlp`), `bias`es of a layer (over all positions), `target`s.
+        layer (`torch.LongTensor` of shape `(nodes,)`):
+            Layer that writes; -1 for embeddings, the number of layers for targets behind the last block.
+        position (`torch.LongTensor` of shape `(nodes,)`):
+            Token of the prompt; -1 for biases.
+        index (`torch.LongTensor` of shape `(nodes,)`):
+            Number of the feature; id of the token; number of the target in `targets`; otherwise -1.
+        dictionary (`torch.LongTensor` of shape `(nodes,)`):
+            Index into `dictionaries` for features and errors; otherwise -1.
+        value (`torch.Tensor` of shape `(nodes,)`):
+            Activation of a feature; norm of what an error, MLP, bias or embedding writes; 0 for targets.
+        total (`torch.Tensor` of shape `(nodes,)`):
+            Pre-activation of a feature, or value of a target, that the row of the node sums to; NaN for those without
+            a row (embeddings, errors, MLPs, biases, and features that were not expanded).
+        rest, rest_abs (`torch.Tensor` of shape `(nodes,)`):
+            Sum, and sum of magnitudes, of all direct effects on the node that are not among the edges.
+        rest_error (`torch.Tensor` of shape `(nodes,)`):
+            The part of `rest_abs` that comes from errors.
+        source, target (`torch.LongTensor` of shape `(edges,)`):
+            Nodes that each edge leads from and to; sorted by `target`.
+        weight (`torch.Tensor` of shape `(edges,)`):
+            Direct effects.
+        input_ids (`list[int]`), tokens (`list[str]`):
+            The prompt.
+        targets (`list[TargetInfo]`):
+            What is explained.
+        dictionaries (`list[str]`):
+            Names of the dictionaries.
+        num_layers (`int`):
+            Layers of the base model.
+        metadata (`dict`):
+            Protocol as JSON: model and revision, dictionaries and where they come from, settings, versions, pruning.
+    """
+
+    kind: torch.Tensor
+    layer: torch.Tensor
+    position: torch.Tensor
+    index: torch.Tensor
+    dictionary: torch.Tensor
+    value: torch.Tensor
+    total: torch.Tensor
+    rest: torch.Tensor
+    rest_abs: torch.Tensor
+    rest_error: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+    input_ids: list[int]
+    tokens: list[str]
+    targets: list[TargetInfo]
+    dictionaries: list[str]
+    num_layers: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------------------ what is in it
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.kind)
+
+    @property
+    def num_edges(self) -> int:
+        return len(self.weight)
+
+    def is_kind(self, *kinds: str) -> torch.Tensor:
+        """`(nodes,)` bool: which nodes are of one of these kinds."""
+        codes = torch.tensor([KINDS.index(kind) for kind in kinds])
+        return torch.isin(self.kind, codes)
+
+    @property
+    def expanded(self) -> torch.Tensor:
+        """`(nodes,)` bool: which nodes have a row, so that what they consist of is known."""
+        return ~self.total.isnan()
+
+    @property
+    def target_weights(self) -> torch.Tensor:
+        """`(nodes,)`: weight of each target, 0 elsewhere; sums to 1."""
+        weights = torch.zeros(self.num_nodes, dtype=torch.float64)
+        nodes = self.is_kind("target").nonzero()[:, 0]
+        given = torch.tensor([target.weight for target in self.targets], dtype=torch.float64)[self.index[nodes]]
+        weights[nodes] = given / given.sum()
+        return weights
+
+    def node(self, number: int) -> Node:
+        """One node as plain values."""
+        if not 0 <= number < self.num_nodes:
+            raise TranscoderError(f"There is no node {number}: the graph has the nodes 0 to {self.num_nodes - 1}.")
+        dictionary = int(self.dictionary[number])
+        total = float(self.total[number])
+        return Node(
+            number=number,
+            kind=KINDS[self.kind[number]],
+            layer=int(self.layer[number]),
+            position=int(self.position[number]),
+            index=int(self.index[number]),
+            dictionary=None if dictionary < 0 else self.dictionaries[dictionary],
+            value=float(self.value[number]),
+            total=None if total != total else total,
+        )
+
+    def label(self, number: int) -> str:
+        """A short text for a node, such as `L8 feature 1203 at " gave"`."""
+        node = self.node(number)
+        if node.kind == "target":
+            return self.targets[node.index].label
+        if node.kind == "bias":
+            return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
+        at = f'at "{self.tokens[node.position]}" ({node.position})'
+        if node.kind in ("token", "position"):
+            return f"{node.kind} {at}"
+        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"
+
+    def find(self, dictionary: str, feature: int, position: int) -> int:
+        """Number of the node of a feature.
+
+        Raises:
+            [`TranscoderError`]: the feature is not in the graph.
+        """
+        if dictionary not in self.dictionaries:
+            raise TranscoderError(
+                f"The graph has no dictionary '{dictionary}': choose from {', '.join(self.dictionaries)}."
+            )
+        found = (
+            self.is_kind("feature")
+            & (self.dictionary == self.dictionaries.index(dictionary))
+            & (self.index == feature)
+            & (self.position == position)
+        ).nonzero()
+        if not len(found):
+            raise TranscoderError(
+                f"Feature {feature} of {dictionary} at token {position} is not in the graph: it was not active there, or "
+                "was left out as too weak (build the graph with more `max_features`, prune less)."
+            )
+        return int(found[0])
+
+    def incoming(self, number: int) -> list[tuple[int, float]]:
+        """(source, weight) of the edges into a node, strongest first."""
+        return self._edges(self.target == number, self.source)
+
+    def outgoing(self, number: int) -> list[tuple[int, float]]:
+        """(target, weight) of the edges out of a node, strongest first."""
+        return self._edges(self.source == number, self.target)
+
+    def _edges(self, chosen, ends):
+        weights = self.weight[chosen]
+        order = weights.abs().argsort(descending=True, stable=True)
+        return list(zip(ends[chosen][order].tolist(), weights[order].tolist(), strict=True))
+
+    def row_residuals(self) -> torch.Tensor:
+        """How far each row is from its total, relative to the larger of total and the row's largest weight.
+
+        Returns:
+            `torch.Tensor` of shape `(nodes,)`: 0 up to rounding; NaN for nodes without a row.
+        """
+        sums = self.rest.double().index_add(0, self.target, self.weight.double())
+        largest = self.total.double().abs()
+        largest = largest.scatter_reduce(0, self.target, self.weight.double().abs(), "amax")
+        return (sums - self.total.double()).abs() / largest.clamp(min=1e-30)
+
+    # ------------------------------------------------------------------------------------------------ what to do with it
+
+    def influence(self) -> torch.Tensor:
+        """How much of the targets each node accounts for: see [`~hf_transcoders.circuits.graphs.influence.influence`]."""
+        from .influence import influence
+
+        return influence(self)
+
+    def scores(self) -> dict[str, float]:
+        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`]."""
+        from .influence import scores
+
+        return scores(self)
+
+    def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
+        """The part of the graph that matters most: see [`~hf_transcoders.circuits.graphs.pruning.prune`]."""
+        from .pruning import prune
+
+        return prune(self, nodes, edges)
+
+    def select(self, keep: torch.Tensor, keep_edges: torch.Tensor | None = None) -> "AttributionGraph":
+        """The graph of some nodes. What the others, and edges left out, contribute goes into `rest`.
+
+        Args:
+            keep (`torch.BoolTensor` of shape `(nodes,)`): Nodes.
+            keep_edges (`torch.BoolTensor` of shape `(edges,)`, *optional*): Edges between them, all by default.
+
+        Returns:
+            [`AttributionGraph`]
+        """
+        stays = keep[self.source] & keep[self.target]
+        if keep_edges is not None:
+            stays &= keep_edges
+        gone = ~stays & keep[self.target]
+        to, weight = self.target[gone], self.weight[gone]
+        from_error = self.is_kind("error", "mlp")[self.source[gone]]
+        number = torch.cumsum(keep.long(), 0) - 1
+        changed = {
+            name: getattr(self, name)[keep]
+            for name in ("kind", "layer", "position", "index", "dictionary", "value", "total")
+        }
+        return dataclasses.replace(
+            self,
+            **changed,
+            rest=self.rest.index_add(0, to, weight)[keep],
+            rest_abs=self.rest_abs.index_add(0, to, weight.abs())[keep],
+            rest_error=self.rest_error.index_add(0, to, weight.abs() * from_error)[keep],
+            source=number[self.source[stays]],
+            target=number[self.target[stays]],
+            weight=self.weight[stays],
+        )
+
+    # ------------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Saves the graph as `graph.safetensors` and `graph.json`; nothing half-written is ever found there.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): A folder, made if it does not exist.
+        """
+        with atomic_directory(save_directory, replacing="graph.*") as partial:
+            save_file(
+                {name: getattr(self, name).contiguous() for name in _TENSORS},
+                partial / TENSORS_NAME,
+                metadata={"format": "pt"},
+            )
+            info = {
+                "format_version": FORMAT_VERSION,
+                "input_ids": self.input_ids,
+                "tokens": self.tokens,
+                "targets": [dataclasses.asdict(target) for target in self.targets],
+                "dictionaries": self.dictionaries,
+                "num_layers": self.num_layers,
+                "metadata": self.metadata,
+            }
+            write_text(partial / INFO_NAME, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AttributionGraph":
+        """Loads a graph from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder, or Hub id.
+            kwargs: `revision`, `token`, `cache_dir`, `subfolder` ... as for any model.
+
+        Returns:
+            [`AttributionGraph`]
+
+        Raises:
+            [`TranscoderError`]: there is no graph there, or its files are damaged or too new.
+        """
+        from transformers.utils import cached_file
+
+        try:
+            paths = [cached_file(pretrained_model_name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)]
+        except OSError as error:
+            raise TranscoderError(
+                f"{pretrained_model_name_or_path} is no attribution graph (no {INFO_NAME} and {TENSORS_NAME} there): give "
+                "a folder or repo that `save_pretrained` of a graph has made."
+            ) from error
+        try:
+            info = json.loads(Path(paths[0]).read_text(encoding="utf-8"))
+            tensors = load_file(paths[1])
+            if info["format_version"] > FORMAT_VERSION:
+                raise TranscoderError(
+                    f"This graph was written in format {info['format_version']}, and this version of hf_transcoders reads "
+                    f"up to format {FORMAT_VERSION}: upgrade it with `pip install -U hf_transcoders`."
+                )
+            graph = cls(
+                **{name: tensors[name] for name in _TENSORS},
+                input_ids=info["input_ids"],
+                tokens=info["tokens"],
+                targets=[TargetInfo(**target) for target in info["targets"]],
+                dictionaries=info["dictionaries"],
+                num_layers=info["num_layers"],
+                metadata=info["metadata"],
+            )
+            graph._check()
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            if isinstance(error, TranscoderError):
+                raise
+            raise TranscoderError(
+                f"The graph in {Path(paths[0]).parent} cannot be read ({type(error).__name__}: {error}): a file is damaged "
+                "or cut short, so copy or download it again."
+            ) from error
+        return graph
+
+    def _check(self):
+        """Refuse files whose parts do not fit each other."""
+        sizes = {len(getattr(self, name)) for name in _NODE_TENSORS}
+        ends = torch.cat([self.source, self.target])
+        fits = (
+            len(sizes) == 1
+            and len(self.source) == len(self.target) == len(self.weight)
+            and (not len(ends) or (ends.min() >= 0 and ends.max() < self.num_nodes))
+            and bool((self.kind >= 0).all() and (self.kind < len(KINDS)).all())
+            and bool((self.position < len(self.tokens)).all() and (self.dictionary < len(self.dictionaries)).all())
+            and bool((self.index[self.is_kind("target")] < len(self.targets)).all())
+            and len(self.tokens) == len(self.input_ids)
+        )
+        if not fits:
+            raise ValueError("its tensors and its JSON do not fit each other")
+
+
+_NODE_TENSORS = (
+    "kind", "layer", "position", "index", "dictionary", "value", "total", "rest", "rest_abs", "rest_error",
+)  # fmt: skip
+_TENSORS = (*_NODE_TENSORS, "source", "target", "weight")

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from ...errors import TranscoderError
 from ...files import atomic_directory, write_text
 
+
+if TYPE_CHECKING:
+    from ...evaluation.features import FeatureExplanation
 
 #: What a node can be. Codes in files are indices into this tuple: add at the end only.
 KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
@@ -277,6 +281,46 @@ class AttributionGraph:
             target=number[self.target[stays]],
             weight=self.weight[stays],
         )
+
+    # ------------------------------------------------------------------------------------------------ seeing it
+
+    def to_html(
+        self,
+        path: str | os.PathLike,
+        features: Mapping[str, Sequence["FeatureExplanation"]] | None = None,
+    ) -> Path:
+        """Writes the graph as one HTML page to walk through, which works offline. Prune a large graph first.
+
+        Args:
+            path (`str` or `os.PathLike`): The file to write.
+            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
+                Dictionary -> explanations ([`explain_features`]), to be shown with the features.
+
+        Returns:
+            `Path`: the file.
+
+        Raises:
+            [`TranscoderError`]: the graph has too many edges for a browser.
+        """
+        from ...reports.graph import write_graph
+        from .page_data import page_data
+
+        return write_graph(path, page_data(self, features))
+
+    def to_viewer_json(self, path: str | os.PathLike, **kwargs) -> Path:
+        """Writes the graph as the JSON of published viewers: see [`~hf_transcoders.circuits.graphs.export.to_viewer_json`].
+
+        Args:
+            path (`str` or `os.PathLike`): The file to write, such as `ioi.json`; its name is the slug, if none is given.
+            kwargs: `slug`, `scan`, `features` ... as there.
+
+        Returns:
+            `Path`: the file.
+        """
+        from .export import to_viewer_json
+
+        content = to_viewer_json(self, kwargs.pop("slug", Path(path).stem), **kwargs)
+        return write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
 
     # ------------------------------------------------------------------------------------------------ files
 

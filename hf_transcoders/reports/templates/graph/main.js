@@ -1,0 +1,188 @@
+// What the user does, and what is drawn anew for it.
+
+function redraw() {
+  // The node under the pointer may move away without the pointer leaving it.
+  hovered = null;
+  hideTooltip();
+  byId("graph").hidden = state.view !== "graph";
+  byId("pinned").hidden = state.view !== "pinned";
+  byId("view-graph").setAttribute("aria-pressed", state.view === "graph");
+  byId("view-pinned").setAttribute("aria-pressed", state.view === "pinned");
+  for (const name of ["nodes", "edges"]) {
+    byId(name).value = state[name];
+    byId(`${name}-value`).textContent = `${state[name]}%`;
+  }
+  if (byId("search").value !== state.search) byId("search").value = state.search;
+  prune();
+  const found = state.search.trim() ? NODES.filter((node) => matches(node) && shown.nodes[node.number]).length : null;
+  byId("search-count").textContent = found === null ? "" : `${found} found`;
+  if (state.view === "graph") {
+    drawNodes();
+    drawStates();
+    drawEdges();
+  }
+  drawPinned();
+}
+
+// Changes something, and shows and remembers it. What had the focus in the panel keeps it by its id.
+function act(change, focusId) {
+  change();
+  writeHash();
+  redraw();
+  drawPanel();
+  if (focusId) byId(focusId)?.focus();
+}
+
+function select(number, { focusPanel = false } = {}) {
+  act(() => {
+    state.selected = number;
+    openGroup = null;
+  });
+  if (number === null) {
+    announce("Nothing selected");
+    return;
+  }
+  setCurrent(number);
+  reveal(number);
+  announce(`${NODES[number].label} selected`);
+  if (focusPanel) panel.focus();
+}
+
+function hover(number) {
+  hovered = number;
+  drawEdges();
+}
+
+function changeView(view) {
+  act(() => { state.view = view; });
+}
+
+byId("view-graph").addEventListener("click", () => changeView("graph"));
+byId("view-pinned").addEventListener("click", () => changeView("pinned"));
+byId("overview").addEventListener("click", () => { select(null); panel.focus(); });
+byId("reset").addEventListener("click", (event) => {
+  event.preventDefault();
+  history.replaceState(null, "", location.pathname + location.search);
+  restore();
+});
+byId("group").addEventListener("click", () => act(() => {
+  openGroup = makeGroup(marked);
+  state.selected = null;
+  marked.clear();
+}, "rename"));
+for (const name of ["nodes", "edges"]) {
+  byId(name).addEventListener("input", (event) => act(() => { state[name] = Number(event.target.value); }));
+}
+byId("search").addEventListener("input", (event) => {
+  state.search = event.target.value;
+  writeHash();
+  redraw();
+});
+byId("search").addEventListener("keydown", (event) => {
+  if (event.key === "Escape") {
+    act(() => { state.search = ""; });
+    event.stopPropagation();
+  }
+  if (event.key !== "Enter" || !state.search.trim()) return;
+  const found = [...BY_INFLUENCE, ...NODES.filter((node) => FIXED.has(node.kind))]
+    .filter((node) => matches(node) && shown.nodes[node.number]);
+  if (!found.length) return;
+  const next = found[(found.findIndex((node) => node.number === state.selected) + 1) % found.length];
+  select(next.number);
+  byId("search").focus();
+});
+
+const numberOf = (event) => {
+  const mark = event.target.closest?.("[data-number]");
+  return mark ? Number(mark.dataset.number) : null;
+};
+svg.addEventListener("click", (event) => {
+  const number = numberOf(event);
+  select(number);
+  if (number !== null) focusNode(number);
+});
+svg.addEventListener("mouseover", (event) => {
+  const number = numberOf(event);
+  if (number === null) return;
+  hover(number);
+  showTooltip(number);
+});
+svg.addEventListener("mouseout", () => {
+  hideTooltip();
+  hover(null);
+});
+svg.addEventListener("focusin", (event) => {
+  const number = numberOf(event);
+  if (number === null) return;
+  setCurrent(number);
+  if (marks[number].matches(":focus-visible")) {
+    hover(number);
+    showTooltip(number);
+  }
+});
+svg.addEventListener("focusout", () => {
+  hideTooltip();
+  hover(null);
+});
+svg.addEventListener("keydown", (event) => {
+  const number = numberOf(event);
+  if (number === null || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key.startsWith("Arrow")) {
+    const next = nodeTowards(number, event.key);
+    if (next !== null) focusNode(next);
+  } else if (event.key === "Enter" || event.key === " ") {
+    select(number);
+  } else return;
+  event.preventDefault();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches?.("input:not([type=checkbox]):not([type=range])") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape") {
+    const focused = svg.contains(document.activeElement) ? current : null;
+    act(() => {
+      state.selected = null;
+      state.search = "";
+      openGroup = null;
+      marked.clear();
+    });
+    if (focused !== null && shown.nodes[focused]) focusNode(focused);
+  } else if (event.key === "p") {
+    const number = (svg.contains(document.activeElement) ? current : null) ?? state.selected;
+    if (number !== null) act(() => togglePin(number));
+  } else if (event.key === "g") {
+    changeView(state.view === "graph" ? "pinned" : "graph");
+  } else if (event.key === "/") {
+    byId("search").focus();
+    event.preventDefault();
+  }
+});
+
+let waiting = false;
+function soon(draw) {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    draw();
+  });
+}
+stage.addEventListener("scroll", () => soon(() => {
+  stick();
+  drawEdges();
+}));
+window.addEventListener("resize", () => soon(redraw));
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawEdges);
+window.addEventListener("hashchange", () => {
+  if (location.hash !== ownHash) restore();
+});
+
+function restore() {
+  readHash();
+  setCurrent(firstNode());
+  redraw();
+  drawPanel();
+  // What is explained mostly stands behind the last token.
+  if (state.selected === null) stage.scrollLeft = stage.scrollWidth;
+  else if (state.view === "graph") reveal(state.selected);
+}
+restore();

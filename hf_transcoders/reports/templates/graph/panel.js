@@ -1,0 +1,209 @@
+// The side panel: the selected node, a group, or the graph as a whole.
+
+const panel = byId("panel");
+const FIRST_ENDS = 12;
+
+function drawPanel() {
+  const group = openGroup;
+  const parts = group ? groupParts(group) : state.selected !== null ? nodeParts(NODES[state.selected]) : overviewParts();
+  panel.replaceChildren(...parts.filter(Boolean));
+  panel.scrollTop = 0;
+}
+
+function nodeParts(node) {
+  const kinds = {
+    token: "embedding of a token", position: "embedding of a position", feature: "feature", target: "target",
+    error: "what the dictionary misses", mlp: "whole output of an MLP without a dictionary", bias: "biases of a layer",
+  };
+  const dictionary = DATA.dictionaries[node.dictionary];
+  const isPinned = state.pins.includes(node.number);
+  return [
+    element("h2", {}, node.label),
+    element("div", { class: "kind" }, kinds[node.kind], dictionary ? ` of ${dictionary}` : ""),
+    element("div", { class: "actions" },
+      element("button", { id: "pin", type: "button", "aria-pressed": isPinned, onclick: () => act(() => togglePin(node.number), "pin") },
+        isPinned ? "Unpin" : "Pin"),
+      element("button", { id: "clear", type: "button", onclick: () => select(null) }, "Clear")),
+    element("dl", {}, factsOf(node).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]), sumParts(node)),
+    ...(node.details ? featureParts(node.details) : []),
+    ...endsParts("Made of", node.incoming, "source"),
+    ...endsParts("Goes into", node.outgoing, "target"),
+  ];
+}
+
+// How the row adds up: the edges, and what is not among them.
+function sumParts(node) {
+  if (node.total === null) return [];
+  const edges = node.incoming.reduce((sum, edge) => sum + edge.weight, 0);
+  return [
+    element("dt", {}, node.kind === "feature" ? "pre-activation" : "value"),
+    element("dd", {}, `${number3(node.total)} = ${number3(edges)} from edges ${node.rest < 0 ? "−" : "+"} ${number3(Math.abs(node.rest))} not in the graph`),
+  ];
+}
+
+function endsParts(title, edges, side) {
+  const known = shownEdges(edges);
+  if (!known.length) return [];
+  const most = Math.abs(known[0].weight);
+  const list = element("ul", { class: "ends-list" }, known.slice(0, FIRST_ENDS).map((edge) => endItem(edge, side, most)));
+  const sum = known.reduce((total, edge) => total + edge.weight, 0);
+  const left = known.length - FIRST_ENDS;
+  const more = left > 0 && element("button", { class: "more", type: "button", onclick: () => {
+    const first = known.slice(FIRST_ENDS).map((edge) => endItem(edge, side, most));
+    list.append(...first);
+    more.remove();
+    first[0].firstChild.focus();
+  } }, `Show ${left} more`);
+  return [
+    element("h3", {}, title, element("span", { class: "soft small" }, `${known.length} edges, sum ${signed(sum)}`)), list, more,
+  ];
+}
+
+function endItem(edge, side, most) {
+  const node = NODES[edge[side]];
+  const sign = edge.weight > 0 ? "up" : "down";
+  const bar = element("span", { class: `bar-of ${sign}` });
+  bar.style.width = `calc(${(100 * Math.abs(edge.weight)) / most}% - 12px)`;
+  return element("li", {}, element("button", {
+    class: "end", type: "button", "data-number": node.number, title: `${node.label} ${node.about}`,
+    onclick: () => select(node.number, { focusPanel: true }),
+    onmouseenter: () => hover(node.number), onmouseleave: () => hover(null),
+  }, weightText(edge.weight), element("span", { class: "name" }, node.label, node.about ? element("i", {}, ` ${node.about}`) : ""), bar));
+}
+
+function featureParts(details) {
+  const tokens = (name, kind, list) => list.length ? element("ul", { class: "tokens" }, element("li", { class: "name" }, name),
+    list.map(([token, value]) => element("li", { class: kind, title: signed(value) }, visible(token)))) : null;
+  return [
+    element("h3", {}, "What it does",
+      element("span", { class: "soft small" }, `fires on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
+    tokens("raises", "raised", details.top_tokens),
+    tokens("lowers", "lowered", details.bottom_tokens),
+    details.contexts.length
+      ? element("ul", { class: "contexts" }, details.contexts.map((context) => element("li", {},
+        element("span", { class: "value" }, number3(context.activations[context.peak])),
+        element("span", { class: "text" }, context.tokens.map((token, i) => contextToken(token, context, i, details.max_activation))))))
+      : element("p", { class: "soft" }, "Never fired on the tokens searched."),
+  ];
+}
+
+function contextToken(token, context, i, most) {
+  const value = context.activations[i];
+  const title = number3(value);
+  if (i === context.peak) return element("mark", { title }, visible(token));
+  if (value <= 0 || most <= 0) return visible(token);
+  // A style attribute is what feature.css paints.
+  return element("span", { title, style: `--a:${Math.min(1, value / most).toFixed(2)}` }, visible(token));
+}
+
+function groupParts(group) {
+  const name = element("input", { class: "rename", id: "rename", value: group.name, "aria-label": "Name of the group", oninput: (event) => {
+    group.name = event.target.value.trim() || "Group";
+    writeHash();
+    drawPinned();
+  } });
+  return [
+    element("h2", {}, "Group"),
+    element("div", { class: "kind" }, "Its edges are the sums of its members' edges."),
+    element("div", { class: "actions" }, name, element("button", { id: "ungroup", type: "button", onclick: () => act(() => {
+      state.groups = state.groups.filter((other) => other !== group);
+      openGroup = null;
+    }) }, "Ungroup")),
+    element("h3", {}, "Members"),
+    element("ul", { class: "ends-list" }, group.members.map((number) => element("li", { class: "member" },
+      element("button", { class: "end", type: "button", onclick: () => select(number, { focusPanel: true }) },
+        element("span", { class: "soft" }, NODES[number].kind), element("span", { class: "name" }, NODES[number].label)),
+      element("button", { type: "button", class: "small", "aria-label": `Take ${NODES[number].label} out of the group`,
+        onclick: () => act(() => leaveGroup(number)) }, "Take out")))),
+  ];
+}
+
+function overviewParts() {
+  const { scores, pruning } = DATA;
+  const count = (kind) => NODES.filter((node) => node.kind === kind).length;
+  return [
+    element("h2", {}, "What made the model say this"),
+    element("p", { class: "soft" },
+      "Each edge is exactly what one node adds to the next, with attention patterns and norm scales held as they were. " +
+      "Select a node to see what it is made of and where it goes."),
+    element("div", { class: "legend", role: "img", "aria-label": "Legend" }, legendItems()),
+    element("h3", {}, "Targets"),
+    element("ul", { class: "ends-list" }, NODES.filter((node) => node.kind === "target").map((node) => {
+      const { probability, weight } = DATA.targets[node.index];
+      return element("li", {}, element("button", { class: "end", type: "button", onclick: () => select(node.number, { focusPanel: true }) },
+        element("span", { class: "weight" }, percent(probability ?? weight)), element("span", { class: "name" }, visible(node.label))));
+    })),
+    element("h3", {}, "How far it can be trusted"),
+    element("dl", {}, rows([
+      ["replacement", `${percent(scores.replacement)} of the influence comes from tokens, the rest from errors`],
+      ["completeness", `${percent(scores.completeness)} of what nodes are made of is no error`],
+      ["not in the graph", `${percent(scores.rest)} of the influence`],
+    ])),
+    pruning ? element("p", {},
+      `Pruned to ${percent(pruning.nodes)} of the influence of nodes and ${percent(pruning.edges)} of that of edges: ` +
+      `${pruning.dropped_nodes.toLocaleString("en")} nodes with ${percent(pruning.dropped_influence)} of the influence were left out, ` +
+      `${pruning.dropped_error_nodes.toLocaleString("en")} of them errors (${percent(pruning.dropped_error_influence)}).`) : null,
+    ...certificateParts(DATA.certificate),
+    element("h3", {}, "What is in it"),
+    element("dl", {}, rows([
+      ["nodes", `${NODES.length.toLocaleString("en")}: ${["feature", "error", "mlp", "bias", "position", "token", "target"]
+        .filter(count).map((kind) => `${count(kind)} ${kind === "bias" ? "biases" : `${kind}s`}`).join(", ")}`],
+      ["edges", EDGES.length.toLocaleString("en")],
+      ...Object.entries(DATA.facts).map(([name, value]) => [name.replaceAll("_", " "), factText(value)]),
+      ["dictionaries", DATA.dictionaries.join(", ")],
+    ])),
+    element("h3", {}, "Keys"),
+    element("dl", {}, rows([
+      [keys("Tab"), "to the graph and on"], [keys("←", "↑", "→", "↓"), "to the next node"], [keys("Enter"), "select"],
+      [keys("p"), "pin or unpin"], [keys("g"), "graph or pinned nodes"], [keys("/"), "search, Enter for the next match"],
+      [keys("Esc"), "clear"],
+    ])),
+  ];
+}
+
+function legendItems() {
+  const item = (kind, text) => {
+    const picture = svgElement("svg", { width: 14, height: 14, class: `node ${kind}`, "aria-hidden": true });
+    picture.append(...pointParts({ kind }, { x: 7, y: 7, r: 5 }).slice(1, 2));
+    return element("span", {}, picture, text);
+  };
+  const stroke = (name, text) => element("span", {}, svgElement("svg", { width: 18, height: 6 },
+    svgElement("line", { x1: 0, x2: 18, y1: 3, y2: 3, "stroke-width": 3, stroke: `var(--${name})` })), text);
+  const present = new Set(NODES.map((node) => node.kind));
+  const names = { feature: "feature", error: "error", mlp: "whole MLP", bias: "biases", position: "position" };
+  return [
+    ...Object.entries(names).filter(([kind]) => present.has(kind)).map(([kind, text]) => item(kind, text)),
+    stroke("positive", "adds to"), stroke("negative", "takes from"),
+  ];
+}
+
+function certificateParts(certificate) {
+  if (!certificate) return [];
+  const { edges = [], ...facts } = certificate;
+  const name = (end) => (typeof end === "number" && NODES[end] ? NODES[end].label : String(end));
+  return [
+    element("h3", {}, "Certificate", element("span", { class: "soft small" }, "predicted against measured")),
+    element("dl", {}, rows(Object.entries(facts).map(([key, value]) => [key.replaceAll("_", " "), factText(value)]))),
+    edges.length ? element("table", { id: "certificate" },
+      element("thead", {}, element("tr", {}, ["edge", "predicted", "measured"].map((text) => element("th", { scope: "col" }, text)))),
+      element("tbody", {}, edges.map((edge) => element("tr", {}, element("td", {}, `${name(edge.source)} → ${name(edge.target)}`),
+        element("td", {}, signed(edge.predicted)), element("td", {}, signed(edge.measured)))))) : null,
+  ];
+}
+
+function rows(pairs) {
+  return pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+}
+
+function keys(...names) {
+  return names.map((name) => element("kbd", {}, name));
+}
+
+function factText(value) {
+  if (typeof value === "number") return Number.isInteger(value) ? value.toLocaleString("en") : number3(value);
+  if (Array.isArray(value)) return value.map(factText).join(", ");
+  if (value !== null && typeof value === "object") {
+    return Object.entries(value).map(([name, inner]) => `${name.replaceAll("_", " ")} ${factText(inner)}`).join(", ");
+  }
+  return value === null ? "–" : String(value);
+}

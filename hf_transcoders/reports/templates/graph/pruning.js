@@ -1,0 +1,49 @@
+// Which nodes and edges are shown: the strongest that together carry a share of the influence.
+
+const shown = { nodes: new Array(NODES.length).fill(true), edges: EDGES };
+
+const BY_INFLUENCE = NODES.filter((node) => !FIXED.has(node.kind)).sort((a, b) => b.influence - a.influence);
+const BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
+
+function prune() {
+  const nodes = new Array(NODES.length).fill(true);
+  strongest(BY_INFLUENCE, (node) => node.influence, state.nodes / 100, (node, keep) => { nodes[node.number] = keep; });
+  // What was chosen by hand stays in sight.
+  const chosen = [...state.pins, ...(state.selected === null ? [] : [state.selected])];
+  chosen.forEach((number) => { nodes[number] = true; });
+  const candidates = BY_FLOW.filter((edge) => nodes[edge.source] && nodes[edge.target]);
+  let edges = [];
+  strongest(candidates, (edge) => edge.flow, state.edges / 100, (edge, keep) => { if (keep) edges.push(edge); });
+  if (state.nodes < 100 || state.edges < 100) {
+    // Features to which, and nodes from which, nothing leads any more say nothing.
+    const fixed = new Set(chosen);
+    for (let changed = true; changed;) {
+      changed = false;
+      const into = new Set(edges.map((edge) => edge.target));
+      const outOf = new Set(edges.map((edge) => edge.source));
+      for (const node of BY_INFLUENCE) {
+        const alive = outOf.has(node.number) && (into.has(node.number) || node.kind !== "feature" || node.total === null);
+        if (nodes[node.number] && !alive && !fixed.has(node.number)) {
+          nodes[node.number] = false;
+          changed = true;
+        }
+      }
+      if (changed) edges = edges.filter((edge) => nodes[edge.source] && nodes[edge.target]);
+    }
+  }
+  shown.nodes = nodes;
+  shown.edges = edges;
+}
+
+function strongest(ordered, size, share, decide) {
+  const total = ordered.reduce((sum, entry) => sum + size(entry), 0);
+  let before = 0;
+  for (const entry of ordered) {
+    decide(entry, share >= 1 || before < share * total * (1 - 1e-9));
+    before += size(entry);
+  }
+}
+
+function matches(node) {
+  return node.haystack.includes(state.search.trim().toLowerCase());
+}

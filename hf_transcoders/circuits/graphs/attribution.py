@@ -343,6 +343,8 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         targets=infos,
         dictionaries=run.names,
         num_layers=run.num_layers,
+        target_vector=rows.targets.vector.cpu(),
+        target_bias=rows.targets.bias.cpu(),
         metadata=_protocol(run, settings),
     )  # fmt: skip
     # Features that end a graph, because what they read is not linear, are nodes without a row.

@@ -1,7 +1,7 @@
 """What an attribution graph explains: logits, differences of logits, features, directions."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -92,6 +92,7 @@ def resolve_targets(
     if not resolved:
         raise TranscoderError("There is nothing to explain: give at least one target.")
     layers, points, positions, vectors, biases, infos = zip(*resolved, strict=True)
+    infos = [replace(info, layer=layer, point=point) for info, layer, point in zip(infos, layers, points, strict=True)]
     device = run.token_embedding.device
     width = max(len(vector) for vector in vectors)
     if any(len(vector) != width for vector in vectors):
@@ -103,7 +104,7 @@ def resolve_targets(
         vector=torch.stack([vector.to(device) for vector in vectors]),
         bias=torch.tensor(biases, device=device),
     )
-    return functionals, list(infos)
+    return functionals, infos
 
 
 def _as_target(target):

@@ -1,3 +1,5 @@
 """Attribution graphs: what made a model say what it says, through features, errors and tokens."""
 
+from .attribution import attribution_graph, attribution_graphs
 from .graph import KINDS, AttributionGraph, Node, TargetInfo
+from .targets import Target

@@ -36,6 +36,7 @@ class TargetInfo:
         weight (`float`): Its share where influence is counted; a logit's probability by default.
         probability (`float`, *optional*): Of the token, where the target is the logit of one.
         token_id (`int`, *optional*): That token.
+        layer (`int`, *optional*), point (`str`, *optional*): Where it is read; `"final"` behind the final norm.
     """
 
     label: str
@@ -43,6 +44,8 @@ class TargetInfo:
     weight: float
     probability: float | None = None
     token_id: int | None = None
+    layer: int | None = None
+    point: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class AttributionGraph:
             Names of the dictionaries.
         num_layers (`int`):
             Layers of the base model.
+        target_vector (`torch.Tensor` of shape `(targets, width)`), target_bias (`torch.Tensor` of shape `(targets,)`):
+            The targets as functions of what is read there: `vector @ x + bias`. With them a target can be measured again.
         metadata (`dict`):
             Protocol as JSON: model and revision, dictionaries and where they come from, settings, versions, pruning.
     """
@@ -123,6 +128,8 @@ class AttributionGraph:
     targets: list[TargetInfo]
     dictionaries: list[str]
     num_layers: int
+    target_vector: torch.Tensor
+    target_bias: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------ what is in it
@@ -409,6 +416,7 @@ class AttributionGraph:
             and bool((self.position < len(self.tokens)).all() and (self.dictionary < len(self.dictionaries)).all())
             and bool((self.index[self.is_kind("target")] < len(self.targets)).all())
             and len(self.tokens) == len(self.input_ids)
+            and len(self.target_vector) == len(self.target_bias) == len(self.targets)
         )
         if not fits:
             raise ValueError("its tensors and its JSON do not fit each other")
@@ -417,4 +425,4 @@ class AttributionGraph:
 _NODE_TENSORS = (
     "kind", "layer", "position", "index", "dictionary", "value", "total", "rest", "rest_abs", "rest_error",
 )  # fmt: skip
-_TENSORS = (*_NODE_TENSORS, "source", "target", "weight")
+_TENSORS = (*_NODE_TENSORS, "source", "target", "weight", "target_vector", "target_bias")

@@ -1,0 +1,133 @@
+"""Several attribution graphs as one: what they share, and how two of them differ."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from ...errors import TranscoderError
+from ...lm.sites import Site
+from .graph import AttributionGraph
+
+
+# Within a layer, what is written first.
+_ORDER = {"resid_pre": 1, "attn.out": 2, "attn.branch": 2, "mlp.out": 3, "mlp.branch": 3, "resid_post": 4}
+
+
+def union(graphs: Sequence[AttributionGraph], align: Literal["position", "feature"] = "position") -> AttributionGraph:
+    """The mean of several graphs: a node that a graph does not have counts as 0 there.
+
+    Args:
+        graphs (`Sequence[AttributionGraph]`): Graphs of one model, the same dictionaries and as many targets.
+        align (`"position"` or `"feature"`, *optional*, defaults to `"position"`):
+            Which nodes are the same: those of one feature at one position, for prompts of equal length; or those of one
+            feature wherever it is, with its edges summed over positions.
+
+    Returns:
+        [`AttributionGraph`]: its rows sum to the mean of the graphs' totals.
+
+    Raises:
+        [`TranscoderError`]: the graphs do not fit each other.
+    """
+    return _combine(graphs, [1 / len(graphs)] * len(graphs) if graphs else [], align, "union")
+
+
+def contrast(
+    graph: AttributionGraph, other: AttributionGraph, align: Literal["position", "feature"] = "position"
+) -> AttributionGraph:
+    """One graph less another: what makes the difference between two prompts.
+
+    Args:
+        graph, other ([`AttributionGraph`]): Graphs of one model, the same dictionaries and as many targets.
+        align (`"position"` or `"feature"`, *optional*, defaults to `"position"`): As in [`union`].
+
+    Returns:
+        [`AttributionGraph`]: activations, totals and edges are differences; rows sum.
+    """
+    return _combine([graph, other], [1.0, -1.0], align, "contrast")
+
+
+def _combine(graphs, factors, align, how):
+    _check(graphs, align)
+    first = graphs[0]
+    keys = torch.cat([_keys(graph, align) for graph in graphs])
+    unique, node_of = keys.unique(dim=0, return_inverse=True)
+    count = len(unique)
+    node_of = node_of.split([graph.num_nodes for graph in graphs])
+    summed = {
+        name: torch.zeros(count, dtype=torch.float64) for name in ("value", "total", "rest", "rest_abs", "rest_error")
+    }
+    expanded = torch.zeros(count, dtype=torch.bool)
+    sources, targets, weights = [], [], []
+    for graph, nodes, factor in zip(graphs, node_of, factors, strict=True):
+        expanded[nodes[graph.expanded]] = True
+        for name, sums in summed.items():
+            size = abs(factor) if name in ("rest_abs", "rest_error") else factor
+            sums.index_add_(0, nodes, getattr(graph, name).double().nan_to_num() * size)
+        sources.append(nodes[graph.source])
+        targets.append(nodes[graph.target])
+        weights.append(graph.weight.double() * factor)
+    edges = torch.cat(targets) * count + torch.cat(sources)
+    edges, edge_of = edges.unique(return_inverse=True)
+    weight = torch.zeros(len(edges), dtype=torch.float64).index_add_(0, edge_of, torch.cat(weights))
+    summed["total"][~expanded] = float("nan")
+    layer, _, kind, dictionary, index, position = unique.T
+    same_place = align == "position"
+    return AttributionGraph(
+        kind=kind.contiguous(), layer=layer.contiguous(), position=position.contiguous(), index=index.contiguous(),
+        dictionary=dictionary.contiguous(),
+        **{name: sums.float() for name, sums in summed.items()},
+        source=edges % count,
+        target=edges // count,
+        weight=weight.float(),
+        input_ids=first.input_ids if same_place else [],
+        tokens=first.tokens if same_place else [],
+        targets=first.targets,
+        dictionaries=first.dictionaries,
+        num_layers=first.num_layers,
+        target_vector=first.target_vector,
+        target_bias=first.target_bias,
+        metadata={
+            **first.metadata,
+            how: {
+                "align": align,
+                "prompts": [graph.input_ids for graph in graphs],
+                "targets": [[target.label for target in graph.targets] for graph in graphs],
+            },
+        },
+    )  # fmt: skip
+
+
+def _keys(graph, align):
+    """What makes a node the same in two graphs, `(nodes, 6)`, such that sorting keeps edges leading upwards."""
+    sites = [Site.parse(entry["output_site"]) for entry in graph.metadata["dictionaries"]]
+    order = torch.tensor([_ORDER[site.point] for site in sites] + [0])[graph.dictionary]
+    order = torch.where(graph.is_kind("mlp"), _ORDER["mlp.out"], order)
+    order = torch.where(graph.is_kind("target"), max(_ORDER.values()) + 1, order)
+    layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
+    position = graph.position
+    if align == "feature":
+        # Embeddings of positions stay what they are; everything else is wherever it is.
+        position = torch.where(graph.is_kind("position"), position, -1)
+    return torch.stack([layer, order, graph.kind, graph.dictionary, graph.index, position], dim=1)
+
+
+def _check(graphs, align):
+    if not graphs:
+        raise TranscoderError("There are no graphs to combine: give at least one.")
+    if align not in ("position", "feature"):
+        raise TranscoderError(f"align='{align}' is unknown; use 'position' or 'feature'.")
+    first = graphs[0]
+    for graph in graphs[1:]:
+        if graph.dictionaries != first.dictionaries or graph.num_layers != first.num_layers:
+            raise TranscoderError("The graphs are of different models or dictionaries: combine graphs of the same.")
+        if len(graph.targets) != len(first.targets):
+            raise TranscoderError(
+                f"The graphs have {len(first.targets)} and {len(graph.targets)} targets: name the same number for each, such "
+                "as one difference of logits."
+            )
+        if align == "position" and len(graph.tokens) != len(first.tokens):
+            raise TranscoderError(
+                f"The prompts have {len(first.tokens)} and {len(graph.tokens)} tokens: combine prompts of equal length, or "
+                'use align="feature".'
+            )

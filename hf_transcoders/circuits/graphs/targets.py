@@ -1,0 +1,235 @@
+"""What an attribution graph explains: logits, differences of logits, features, directions."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...errors import TranscoderError
+from ...lm.sites import Site
+from ...models.linear_parts import encoder_rows
+from .adjoint import FINAL, Functionals
+from .graph import TargetInfo
+from .recording import READS, LinearRun
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to explain. Make it with [`Target.logit`], [`Target.difference`], [`Target.feature`] or
+    [`Target.direction`]; where targets are asked for, a token (text or id) stands for its logit and a pair of tokens for
+    the difference of theirs.
+
+    Args:
+        tokens (`tuple`, *optional*): A token, or two of which the second is subtracted, as text or id.
+        dictionary (`str`, *optional*), number (`int`, *optional*): A feature.
+        vector (`torch.Tensor`, *optional*), site (`str`, *optional*): A direction, and where it is read.
+        position (`int`, *optional*, defaults to -1): Token of the prompt; negative numbers count from the end.
+        label (`str`, *optional*): What it is called.
+        weight (`float`, *optional*): Its share where influence is counted. By default a logit's probability, else 1.
+    """
+
+    tokens: tuple[str | int, ...] = ()
+    dictionary: str | None = None
+    number: int | None = None
+    vector: torch.Tensor | None = None
+    site: str | None = None
+    position: int = -1
+    label: str | None = None
+    weight: float | None = None
+
+    @classmethod
+    def logit(cls, token: str | int, position: int = -1, weight: float | None = None) -> "Target":
+        """The logit of a token, less the mean of all logits (which no probability depends on)."""
+        return cls(tokens=(token,), position=position, weight=weight)
+
+    @classmethod
+    def difference(cls, token: str | int, other: str | int, position: int = -1) -> "Target":
+        """The logit of a token less that of another."""
+        return cls(tokens=(token, other), position=position)
+
+    @classmethod
+    def feature(cls, dictionary: str, number: int, position: int = -1) -> "Target":
+        """The pre-activation of a feature, active or not."""
+        return cls(dictionary=dictionary, number=number, position=position)
+
+    @classmethod
+    def direction(
+        cls, vector: torch.Tensor, site: str | None = None, position: int = -1, label: str | None = None
+    ) -> "Target":
+        """A direction of the activation at a site, `(width,)`; without a site, of what the unembedding reads."""
+        return cls(vector=vector, site=site, position=position, label=label)
+
+
+@torch.no_grad()
+def resolve_targets(
+    run: LinearRun,
+    targets: "Iterable[Target | str | int | tuple | torch.Tensor] | None",
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_logits: int = 10,
+    logit_mass: float = 0.95,
+) -> tuple[Functionals, list[TargetInfo]]:
+    """Targets as functionals of a run.
+
+    Args:
+        run ([`LinearRun`]): The run.
+        targets (`Iterable`, *optional*): Targets or what stands for them. By default the most likely next tokens.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for tokens given as text, and for labels.
+        max_logits (`int`, *optional*, defaults to 10), logit_mass (`float`, *optional*, defaults to 0.95):
+            Without `targets`: as many of the most likely tokens as have this probability, but not more.
+
+    Returns:
+        `tuple`: the functionals, and what each of them is.
+
+    Raises:
+        [`TranscoderError`]: something named is not in the vocabulary, the prompt, the dictionaries or the model.
+    """
+    if targets is None:
+        targets = [Target.logit(token) for token in _likely(run.logits[-1], max_logits, logit_mass)]
+    elif isinstance(targets, (str, int, Target, torch.Tensor)):
+        targets = [targets]
+    resolved = [_resolve(run, _as_target(target), tokenizer) for target in targets]
+    if not resolved:
+        raise TranscoderError("There is nothing to explain: give at least one target.")
+    layers, points, positions, vectors, biases, infos = zip(*resolved, strict=True)
+    infos = [replace(info, layer=layer, point=point) for info, layer, point in zip(infos, layers, points, strict=True)]
+    device = run.token_embedding.device
+    width = max(len(vector) for vector in vectors)
+    if any(len(vector) != width for vector in vectors):
+        raise TranscoderError("The targets are read at places of different widths: make one graph for each width.")
+    functionals = Functionals(
+        layer=torch.tensor(layers, device=device),
+        point=list(points),
+        position=torch.tensor(positions, device=device),
+        vector=torch.stack([vector.to(device) for vector in vectors]),
+        bias=torch.tensor(biases, device=device),
+    )
+    return functionals, infos
+
+
+def _as_target(target):
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, torch.Tensor) and target.dim() == 1:
+        return Target.direction(target)
+    if isinstance(target, (str, int)):
+        return Target.logit(target)
+    if isinstance(target, (tuple, list)) and len(target) == 2:
+        return Target.difference(*target)
+    raise TranscoderError(
+        f"{target!r} is no target: give a token, a pair of tokens for the difference of their logits, a vector, or what "
+        "the functions of `Target` make."
+    )
+
+
+def _likely(logits, most, mass):
+    probabilities = logits.float().softmax(-1)
+    top = probabilities.topk(min(most, len(probabilities)))
+    reached = top.values.cumsum(0) >= mass
+    count = int(reached.long().argmax()) + 1 if reached.any() else len(top.values)
+    return top.indices[:count].tolist()
+
+
+def _resolve(run, target, tokenizer):
+    position = check_position(run, target.position)
+    if target.tokens:
+        return _resolve_tokens(run, target, position, tokenizer)
+    if target.dictionary is not None:
+        return _resolve_feature(run, target, position)
+    layer, point = run.num_layers, FINAL
+    width = run.token_embedding.shape[-1]
+    if target.site is not None:
+        site = Site.parse(target.site)
+        if site.point not in READS or site.layer is None or site.layer >= run.num_layers:
+            raise TranscoderError(
+                f"A direction cannot be explained at '{site}': choose one of {', '.join(READS)} of the layers 0 to "
+                f"{run.num_layers - 1}."
+            )
+        if site.point == "resid_mid" and run.parallel:
+            raise TranscoderError(f"'{site}' does not exist in this model; use resid_pre or resid_post.")
+        layer, point = site.layer, site.point
+    if target.vector.dim() != 1 or len(target.vector) != width:
+        raise TranscoderError(
+            f"The direction has the shape {tuple(target.vector.shape)}, but what is read there is {width} wide."
+        )
+    label = target.label or f"direction at {target.site or 'the final norm'}"
+    info = TargetInfo(label, position, 1.0 if target.weight is None else target.weight)
+    return layer, point, position, target.vector.float(), 0.0, info
+
+
+def _resolve_tokens(run, target, position, tokenizer):
+    head = run.model.get_output_embeddings()
+    ids = [_token_id(token, tokenizer, len(head.weight)) for token in target.tokens]
+    probabilities = run.logits[position].float().softmax(-1)
+    rows = head.weight[ids].float()
+    bias = None if head.bias is None else head.bias.float()
+    names = [_text(token, tokenizer) for token in ids]
+    if len(ids) == 2:
+        vector = rows[0] - rows[1]
+        constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
+        info = TargetInfo(target.label or f"{names[0]} - {names[1]}", position, _or(target.weight, 1.0))
+    else:
+        vector = rows[0] - head.weight.float().mean(0)
+        constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())
+        probability = float(probabilities[ids[0]])
+        weight = _or(target.weight, probability)
+        info = TargetInfo(target.label or names[0], position, weight, probability, ids[0])
+    return run.num_layers, FINAL, position, vector, constant, info
+
+
+def _resolve_feature(run, target, position):
+    if target.dictionary not in run.names:
+        raise TranscoderError(f"There is no dictionary '{target.dictionary}': choose from {', '.join(run.names)}.")
+    dictionary = run.dictionaries[run.names.index(target.dictionary)]
+    if not 0 <= target.number < dictionary.config.num_features:
+        raise TranscoderError(
+            f"Feature {target.number} does not exist: '{target.dictionary}' has the features 0 to "
+            f"{dictionary.config.num_features - 1}."
+        )
+    site = Site.parse(dictionary.config.input_site)
+    if site.point not in READS:
+        raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', behind an MLP: they end a graph.")
+    rows, biases = encoder_rows(dictionary, torch.tensor([target.number], device=dictionary.device))
+    label = target.label or f"{target.dictionary} feature {target.number}"
+    info = TargetInfo(label, position, _or(target.weight, 1.0))
+    return site.layer, site.point, position, rows[0], float(biases[0]), info
+
+
+def check_position(run: LinearRun, position: int) -> int:
+    """A token of the prompt, counted from the start."""
+    length = len(run.input_ids)
+    if not -length <= position < length:
+        raise TranscoderError(f"The prompt has the tokens 0 to {length - 1}, but token {position} was asked for.")
+    return position % length
+
+
+def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
+    if isinstance(token, int):
+        if not 0 <= token < vocabulary:
+            raise TranscoderError(f"Token {token} does not exist: the model knows the tokens 0 to {vocabulary - 1}.")
+        return token
+    if tokenizer is None:
+        raise TranscoderError(f"Give the tokenizer too, or token ids instead of texts such as {token!r}.")
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    if len(ids) != 1:
+        parts = ", ".join(repr(_text(part, tokenizer)) for part in ids)
+        raise TranscoderError(
+            f"{token!r} is not one token of this model but {len(ids)} ({parts}): give a single token, often one with a "
+            "leading space."
+        )
+    return ids[0]
+
+
+def _text(token: int, tokenizer) -> str:
+    return str(token) if tokenizer is None else token_strings(tokenizer, [token])[0]
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token on its own."""
+    from ...evaluation.features import token_texts
+
+    return token_texts(tokenizer, list(ids))
+
+
+def _or(value, default):
+    return default if value is None else value

@@ -256,24 +256,23 @@ def _viewer_node(graph, number, name, numbers, labels):
 def _metadata(graph, slug, scan, description):
     from ... import __version__
 
-    facts = graph.metadata
     # Those of the whole graph, where this is a part of it.
-    scores = facts.get("scores") or graph.scores()
-    pruning = facts.get("pruning", {})
+    scores = graph.metadata.get("scores") or graph.scores()
+    settings = graph.metadata.get("settings", {})
+    pruning = graph.metadata.get("pruning", {})
     generation = {
-        name: facts[key]
+        name: settings[key]
         for name, key in (
             ("max_n_logits", "max_logits"),
             ("desired_logit_prob", "logit_mass"),
-            ("batch_size", "batch_size"),
             ("max_feature_nodes", "max_features"),
         )
-        if facts.get(key) is not None
+        if key in settings
     }
     return {
         "slug": slug,
         "scan": scan,
-        "prompt": facts.get("prompt") or "".join(graph.tokens),
+        "prompt": "".join(graph.tokens),
         "prompt_tokens": graph.tokens,
         "transcoder_list": graph.dictionaries,
         "schema_version": 1,

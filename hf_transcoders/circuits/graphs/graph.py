@@ -18,6 +18,7 @@ from ...files import atomic_directory, write_text
 
 if TYPE_CHECKING:
     from ...evaluation.features import FeatureExplanation
+    from .certificate import Certificate
 
 #: What a node can be. Codes in files are indices into this tuple: add at the end only.
 KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
@@ -185,10 +186,11 @@ class AttributionGraph:
             return self.targets[node.index].label
         if node.kind == "bias":
             return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
-        at = f'at "{self.tokens[node.position]}" ({node.position})'
+        # In a union over positions there is none.
+        at = "" if node.position < 0 or not self.tokens else f' at "{self.tokens[node.position]}" ({node.position})'
         if node.kind in ("token", "position"):
-            return f"{node.kind} {at}"
-        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"
+            return f"{node.kind}{at or f' {max(node.index, node.position)}'}"
+        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind}{at}"
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.
@@ -295,6 +297,7 @@ class AttributionGraph:
         self,
         path: str | os.PathLike,
         features: Mapping[str, Sequence["FeatureExplanation"]] | None = None,
+        certificate: "Certificate | None" = None,
     ) -> Path:
         """Writes the graph as one HTML page to walk through, which works offline. Prune a large graph first.
 
@@ -302,6 +305,8 @@ class AttributionGraph:
             path (`str` or `os.PathLike`): The file to write.
             features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
                 Dictionary -> explanations ([`explain_features`]), to be shown with the features.
+            certificate ([`~hf_transcoders.circuits.graphs.certificate.Certificate`], *optional*):
+                To show its single edges; its summary is shown in any case.
 
         Returns:
             `Path`: the file.
@@ -312,7 +317,7 @@ class AttributionGraph:
         from ...reports.graph import write_graph
         from .page_data import page_data
 
-        return write_graph(path, page_data(self, features))
+        return write_graph(path, page_data(self, features, certificate))
 
     def to_viewer_json(self, path: str | os.PathLike, **kwargs) -> Path:
         """Writes the graph as the JSON of published viewers: see [`~hf_transcoders.circuits.graphs.export.to_viewer_json`].

@@ -11,22 +11,27 @@ from .node_ids import node_ids
 
 
 if TYPE_CHECKING:
+    from .certificate import Certificate
     from .graph import AttributionGraph
 
 #: Edges that a browser still draws without a pause.
 MAX_EDGES = 50_000
 # Told in places of their own.
-_NO_FACTS = ("prompt", "pruning", "scores", "certificate")
+_NO_FACTS = ("scores", "pruning", "certificate", "dictionaries")
 
 
 def page_data(
-    graph: "AttributionGraph", features: Mapping[str, Sequence[FeatureExplanation]] | None = None
+    graph: "AttributionGraph",
+    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
+    certificate: "Certificate | None" = None,
 ) -> dict[str, Any]:
     """What [`~hf_transcoders.reports.graph.render_graph`] takes.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations of its features.
+        certificate ([`~hf_transcoders.circuits.graphs.certificate.Certificate`], *optional*):
+            For its single edges; its summary is in the graph already.
 
     Returns:
         `dict`: plain values.
@@ -47,11 +52,13 @@ def page_data(
     influences = influence(graph)
     flow = normalized_weights(graph) * (influences + graph.target_weights)[graph.target]
     metadata = graph.metadata
+    summary = metadata.get("certificate")
+    known = {entry["name"]: entry for entry in metadata.get("dictionaries", ())}
     return {
-        "prompt": metadata.get("prompt") or "".join(graph.tokens),
+        "prompt": "".join(graph.tokens) or ", ".join(target.label for target in graph.targets),
         "tokens": graph.tokens,
         "num_layers": graph.num_layers,
-        "dictionaries": graph.dictionaries,
+        "dictionaries": [known.get(name, {"name": name}) for name in graph.dictionaries],
         "targets": [
             {"label": target.label, "weight": target.weight, "probability": target.probability}
             for target in graph.targets
@@ -67,7 +74,7 @@ def page_data(
         # Of the whole graph, where this is a part of it.
         "scores": metadata.get("scores") or graph.scores(),
         "pruning": metadata.get("pruning"),
-        "certificate": metadata.get("certificate"),
+        "certificate": certificate.to_dict() if certificate else summary and {"summary": summary},
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
     }
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import TranscoderError
-from .influence import influence, normalized_weights
+from .influence import influence, normalized_weights, scores
 
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def prune(graph: "AttributionGraph", nodes: float = 0.8, edges: float = 0.98) ->
 
     Tokens, positions and targets stay. Features without an edge in or out, and other nodes without one out, go as well.
     What is left out goes into `rest` of each row, so that rows still sum; what was dropped is counted in
-    `metadata["pruning"]`, errors by themselves.
+    `metadata["pruning"]`, errors by themselves, and `metadata["scores"]` are those of the whole graph.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
@@ -51,6 +51,7 @@ def prune(graph: "AttributionGraph", nodes: float = 0.8, edges: float = 0.98) ->
     missed = graph.is_kind("error", "mlp") & dropped
     pruned.metadata = {
         **graph.metadata,
+        "scores": graph.metadata.get("scores") or scores(graph),
         "pruning": {
             "nodes": nodes,
             "edges": edges,

@@ -36,15 +36,16 @@ def render_graph(data: Mapping[str, Any]) -> str:
     Args:
         data (`Mapping[str, Any]`): Plain values, with
 
-            - `prompt` (`str`), `tokens` (`list[str]`), `num_layers` (`int`), `dictionaries` (`list[str]`);
+            - `prompt` (`str`), `tokens` (`list[str]`), `num_layers` (`int`);
+            - `dictionaries`: `name` of each, and what else there is to tell of it;
             - `targets`: `label`, `weight` and `probability` (or `None`) of each;
             - `nodes`: `id`, `kind`, `label`, `layer`, `position`, `index`, `dictionary` (number or -1), `value`,
               `influence`, `total` (or `None`) and `rest` of each;
             - `edges`: equally long lists `source` and `target` (numbers of nodes), `weight`, and `flow`, the influence
               that each carries;
             - `features`: `"dictionary/index"` -> [`~hf_transcoders.evaluation.FeatureExplanation`] as a `dict`;
-            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `certificate` (or `None`; `edges`
-              with `source`, `target`, `predicted` and `measured`, and further facts), `facts` (what else to tell).
+            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `certificate` (or `None`;
+              a [`~hf_transcoders.circuits.graphs.certificate.Certificate`] as a `dict`), `facts` (what else to tell).
 
     Returns:
         `str`: HTML.

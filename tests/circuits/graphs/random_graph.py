@@ -104,5 +104,20 @@ def random_graph(
         targets=infos,
         dictionaries=names,
         num_layers=num_layers,
-        metadata={"model": "some/model", "revision": "abc123", "max_features": 2048, **(metadata or {})},
+        target_vector=torch.zeros(len(infos), 8),
+        target_bias=torch.zeros(len(infos)),
+        metadata={
+            "model": "some/model",
+            "revision": "abc123",
+            "settings": {"max_features": 2048, "max_logits": 10, "logit_mass": 0.95},
+            "dictionaries": [
+                {
+                    "name": name,
+                    "from": "me/set",
+                    "output_site": name.replace(".transcoder", ".out").replace(".sae", ".out"),
+                }
+                for name in names
+            ],
+            **(metadata or {}),
+        },
     )

@@ -103,7 +103,7 @@ def check_graph(data):
 
 @pytest.fixture
 def graph():
-    return random_graph(difference=True, metadata={"max_logits": 10, "logit_mass": 0.95, "model": "org/tiny model"})
+    return random_graph(difference=True, metadata={"model": "org/tiny model"})
 
 
 def explained(graph, name, count=2):

@@ -38,7 +38,7 @@ def test_the_page_holds_the_graph(tmp_path):
 
 def test_it_asks_for_nothing_and_runs_only_its_own_script(tmp_path):
     evil = "</script><script>alert(1)</script><!-- <style>"
-    graph = random_graph(tokens=("<s>", evil, " b"), metadata={"prompt": evil, "model": evil, "nan": float("nan")})
+    graph = random_graph(tokens=("<s>", evil, " b"), metadata={"model": evil, "nan": float("nan")})
     html = graph.to_html(tmp_path / "graph.html").read_text()
     scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()

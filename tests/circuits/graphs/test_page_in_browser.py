@@ -8,7 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from hf_transcoders.circuits.graphs.certificate import Certificate
+from hf_transcoders.circuits.graphs.combine import union
 from hf_transcoders.evaluation.features import FeatureContext, FeatureExplanation
 
 from .random_graph import random_graph
@@ -17,10 +20,6 @@ from .random_graph import random_graph
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 EVIL = "</script><script>document.title = 'owned'</script><!--"
-CERTIFICATE = {
-    "correlation": 0.99,
-    "edges": [{"source": 0, "target": EVIL, "predicted": 1.25, "measured": -1.5}],
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,13 @@ def graph():
         tokens=("<s>", " When", EVIL, " and", " gave"),
         features=2,
         difference=True,
-        metadata={"certificate": CERTIFICATE},
     )
+
+
+def certificate_of(graph):
+    """Of one edge, which is wrong."""
+    one = torch.tensor([0])
+    return Certificate(one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,8 @@ def address(graph, tmp_path_factory):
     explained = [
         FeatureExplanation(i, 0.01, 3.0, 1.0, [context], [(" up" + EVIL, 2.0)], [(" down", -1.0)]) for i in features
     ]
-    path = graph.to_html(tmp_path_factory.mktemp("page") / "graph.html", {"layers.0.mlp.transcoder": explained})
+    folder = tmp_path_factory.mktemp("page")
+    path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained}, certificate_of(graph))
     return path.as_uri()
 
 
@@ -271,9 +276,12 @@ def test_search(page, graph):
 
 
 def test_the_overview_has_certificate_protocol_and_pruning(page, graph):
+    page.get_by_text("4 dictionaries").click()
     text = page.locator("#panel").inner_text()
-    assert "correlation" in text and "+1.25" in text and "−1.5" in text
-    assert page.locator("#certificate td").first.inner_text() == f"{graph.label(0)} → {EVIL}"
+    assert page.locator("#certificate td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
+    page.get_by_text("1 edges one by one").click()
+    cells = page.locator("#certified-edges td").all_inner_texts()
+    assert cells == [f"{graph.label(0)} → {EVIL}", "+1.25", "−1.5"]
     assert "some/model" in text and "abc123" in text and "layers.1.attn.sae" in text
     scores = graph.scores()
     assert f"{100 * scores['replacement']:.0f}% of the influence comes from tokens" in text
@@ -286,4 +294,18 @@ def test_dark_and_narrow(browser, address, graph):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert shown(tab) == graph.num_nodes
     assert tab.evaluate("document.documentElement.scrollWidth") <= 420
+    tab.close()
+
+
+def test_a_union_over_positions(browser, graph, tmp_path):
+    whole = union([graph, graph], align="feature")
+    tab = browser.new_page(viewport={"width": 1366, "height": 768})
+    complaints = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(whole.to_html(tmp_path / "union.html").as_uri())
+    shot(tab, "graph_union.png")
+    assert shown(tab) == whole.num_nodes
+    mark(tab, strongest_feature(whole)).click()
+    assert tab.locator("#panel h2").inner_text() == whole.label(strongest_feature(whole))
+    assert complaints == []
     tab.close()

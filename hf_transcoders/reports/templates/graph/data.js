@@ -7,6 +7,9 @@ const EDGES = DATA.edges.source.map((source, i) => ({
   source, target: DATA.edges.target[i], weight: DATA.edges.weight[i], flow: DATA.edges.flow[i],
 }));
 const FIXED = new Set(["token", "target"]);
+// Tokens and targets are boxes at the edges; a union of prompts has tokens at no position, which are points.
+const isBox = (node) => node.kind === "target" || (node.kind === "token" && node.position >= 0);
+const NUM_POSITIONS = NODES.reduce((most, node) => Math.max(most, node.position + 1), DATA.tokens.length);
 const BY_ID = new Map(NODES.map((node, number) => [node.id, number]));
 const TOTAL_INFLUENCE = NODES.reduce((sum, node) => sum + node.influence, 0);
 
@@ -30,11 +33,11 @@ for (const node of NODES) {
 
 // A label for where there is little room.
 function briefly(node) {
-  const token = node.position < 0 ? "" : visible(DATA.tokens[node.position]).trim();
+  if (node.position < 0 || node.kind === "target" || !DATA.tokens.length) return visible(node.label);
+  const token = visible(DATA.tokens[node.position]).trim();
   if (node.kind === "feature") return `L${node.layer} #${node.index} at ${token}`;
   if (node.kind === "error" || node.kind === "mlp") return `L${node.layer} ${node.kind} at ${token}`;
-  if (node.kind === "token" || node.kind === "position") return `${token} (${node.position})`;
-  return visible(node.label);
+  return `${token} (${node.position})`;
 }
 
 // In a few words, what a feature is for: the token it fires on most and what it promotes.
@@ -48,7 +51,7 @@ function aboutNode(node) {
 }
 
 function haystack(node) {
-  const words = [node.label, node.id, node.kind, DATA.dictionaries[node.dictionary] ?? ""];
+  const words = [node.label, node.id, node.kind, DATA.dictionaries[node.dictionary]?.name ?? ""];
   if (node.details) {
     words.push(...node.details.top_tokens.map(([token]) => token));
     words.push(...node.details.contexts.map((context) => context.tokens[context.peak]));

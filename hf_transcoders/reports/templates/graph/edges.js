@@ -53,7 +53,8 @@ function line(pen, edge, colours, width) {
   const to = place[edge.target];
   const y1 = whereY(edge.source) - (from.height / 2 || 0);
   const y2 = whereY(edge.target) + (to.height / 2 || 0);
-  const middle = (y1 + y2) / 2;
+  // Within a layer, from attention's dictionary to the MLP's: an arc, which no other node lies on.
+  const middle = Math.abs(y1 - y2) < grid.step * 2 && !to.height ? Math.min(y1, y2) - 22 : (y1 + y2) / 2;
   pen.strokeStyle = edge.weight > 0 ? colours.up : colours.down;
   pen.lineWidth = width;
   pen.beginPath();

@@ -14,16 +14,16 @@ const measure = document.createElement("canvas").getContext("2d");
 measure.font = "12px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const textWidth = (text) => measure.measureText(text).width;
 
-const MOST_INFLUENCE = Math.max(1e-30, ...NODES.filter((node) => !FIXED.has(node.kind)).map((node) => node.influence));
+const MOST_INFLUENCE = Math.max(1e-30, ...NODES.filter((node) => !isBox(node)).map((node) => node.influence));
 NODES.forEach((node) => {
   place[node.number].r = 3.2 + 3.8 * Math.sqrt(node.influence / MOST_INFLUENCE);
 });
 
-// Column -1 holds the biases, which have no token.
+// Column -1 holds what has no position: biases, and everything in a union over positions.
 function layOut(width, height) {
   const visibleNodes = NODES.filter((node) => shown.nodes[node.number]);
-  const inner = visibleNodes.filter((node) => !FIXED.has(node.kind));
-  const hasBias = inner.some((node) => node.position < 0);
+  const inner = visibleNodes.filter((node) => !isBox(node));
+  const hasNowhere = visibleNodes.some((node) => node.position < 0);
   const cells = new Map();
   for (const node of inner) {
     const key = `${node.position}:${row(node)}`;
@@ -33,15 +33,15 @@ function layOut(width, height) {
   const busiest = new Map();
   for (const cell of cells.values()) {
     busiest.set(cell[0].position, Math.max(busiest.get(cell[0].position) ?? 0, cell.length));
-    const rank = (node) => ["feature", "mlp", "error", "position", "bias"].indexOf(node.kind);
+    const rank = (node) => ["feature", "mlp", "error", "position", "bias", "token"].indexOf(node.kind);
     cell.sort((a, b) => rank(a) - rank(b) || b.influence - a.influence);
   }
 
   const available = width - EDGE_OF_PAGE.left - EDGE_OF_PAGE.right;
-  const columns = [...(hasBias ? [-1] : []), ...DATA.tokens.keys()].map((position) => ({
+  const columns = [...(hasNowhere ? [-1] : []), ...Array(NUM_POSITIONS).keys()].map((position) => ({
     position,
     most: busiest.get(position) ?? 0,
-    least: position < 0 ? 34 : Math.min(58, Math.max(busiest.has(position) ? 30 : 24, textWidth(visible(DATA.tokens[position])) + 12)),
+    least: position < 0 ? 34 : Math.min(58, Math.max(busiest.has(position) ? 30 : 24, textWidth(visible(DATA.tokens[position] ?? "")) + 12)),
   }));
   // As many nodes side by side as there is room for, the same in all columns that need it.
   let perLine = MOST_PER_LINE;
@@ -103,7 +103,7 @@ function layOut(width, height) {
       place[node.number].y = middle + (line - (count - 1) / 2) * step;
     });
   }
-  for (const node of visibleNodes.filter((other) => other.kind === "token")) {
+  for (const node of visibleNodes.filter((other) => other.kind === "token" && isBox(other))) {
     const column = columnOf.get(node.position);
     Object.assign(place[node.number], {
       x: column.left + column.width / 2, y: grid.height - 8 - TOKEN_HEIGHT / 2, width: column.width - 4, height: TOKEN_HEIGHT - 4,

@@ -12,9 +12,14 @@ tokenLayer.append(tokenStrip);
 targetLayer.append(targetStrip);
 svg.append(lanes, innerLayer, tokenLayer, targetLayer);
 
+function layerOf(node) {
+  if (!isBox(node)) return innerLayer;
+  return node.kind === "token" ? tokenLayer : targetLayer;
+}
+
 const marks = NODES.map((node) => {
   const mark = svgElement("g", { class: `node ${node.kind}`, role: "button", tabindex: -1, "data-number": node.number });
-  (node.kind === "token" ? tokenLayer : node.kind === "target" ? targetLayer : innerLayer).append(mark);
+  layerOf(node).append(mark);
   return mark;
 });
 // The one node that Tab leads to; arrow keys lead on from there.
@@ -23,7 +28,7 @@ let current = null;
 function drawNode(node) {
   const mark = marks[node.number];
   const at = place[node.number];
-  mark.replaceChildren(...(FIXED.has(node.kind) ? boxParts(node, at) : pointParts(node, at)));
+  mark.replaceChildren(...(isBox(node) ? boxParts(node, at) : pointParts(node, at)));
 }
 
 function pointParts(node, { x, y, r }) {
@@ -31,6 +36,7 @@ function pointParts(node, { x, y, r }) {
     feature: () => svgElement("circle", { cx: x, cy: y, r }),
     error: () => svgElement("path", { d: `M${x},${y - r - 1} L${x + r + 1},${y} L${x},${y + r + 1} L${x - r - 1},${y} Z` }),
     mlp: () => svgElement("rect", { x: x - r, y: y - r, width: 2 * r, height: 2 * r, rx: 1.5 }),
+    token: () => svgElement("rect", { x: x - r, y: y - r, width: 2 * r, height: 2 * r, rx: 2 }),
     bias: () => svgElement("path", { d: `M${x - r},${y - r} L${x + r},${y - r} L${x},${y + r} Z` }),
     position: () => svgElement("path", { d: `M${x - r},${y + r} L${x + r},${y + r} L${x},${y - r} Z` }),
   }[node.kind]();
@@ -180,7 +186,7 @@ function reveal(number) {
   const margin = 50;
   const low = stage.scrollTop + grid.targetsHeight;
   const high = stage.scrollTop + stage.clientHeight - TOKEN_HEIGHT - 18;
-  if (!FIXED.has(NODES[number].kind)) {
+  if (!isBox(NODES[number])) {
     if (y < low + 12) stage.scrollTop -= low + margin - y;
     if (y > high - 12) stage.scrollTop += y - high + margin;
   }
@@ -190,8 +196,9 @@ function reveal(number) {
 
 // Height at which a node is drawn now.
 function whereY(number) {
-  const { kind } = NODES[number];
-  return place[number].y + (kind === "token" ? grid.tokenShift : kind === "target" ? grid.targetShift : 0);
+  const node = NODES[number];
+  if (!isBox(node)) return place[number].y;
+  return place[number].y + (node.kind === "token" ? grid.tokenShift : grid.targetShift);
 }
 
 // The nearest node in a direction, where steps to the side count double.

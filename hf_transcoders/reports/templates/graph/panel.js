@@ -15,7 +15,7 @@ function nodeParts(node) {
     token: "embedding of a token", position: "embedding of a position", feature: "feature", target: "target",
     error: "what the dictionary misses", mlp: "whole output of an MLP without a dictionary", bias: "biases of a layer",
   };
-  const dictionary = DATA.dictionaries[node.dictionary];
+  const dictionary = DATA.dictionaries[node.dictionary]?.name;
   const isPinned = state.pins.includes(node.number);
   return [
     element("h2", {}, node.label),
@@ -150,8 +150,9 @@ function overviewParts() {
         .filter(count).map((kind) => `${count(kind)} ${kind === "bias" ? "biases" : `${kind}s`}`).join(", ")}`],
       ["edges", EDGES.length.toLocaleString("en")],
       ...Object.entries(DATA.facts).map(([name, value]) => [name.replaceAll("_", " "), factText(value)]),
-      ["dictionaries", DATA.dictionaries.join(", ")],
     ])),
+    element("details", {}, element("summary", {}, `${DATA.dictionaries.length} dictionaries`),
+      element("dl", {}, rows(DATA.dictionaries.map(({ name, ...facts }) => [name, factText(facts)])))),
     element("h3", {}, "Keys"),
     element("dl", {}, rows([
       [keys("Tab"), "to the graph and on"], [keys("←", "↑", "→", "↓"), "to the next node"], [keys("Enter"), "select"],
@@ -179,16 +180,29 @@ function legendItems() {
 
 function certificateParts(certificate) {
   if (!certificate) return [];
-  const { edges = [], ...facts } = certificate;
-  const name = (end) => (typeof end === "number" && NODES[end] ? NODES[end].label : String(end));
-  return [
+  const { summary, edges = [] } = certificate;
+  const modes = Object.keys(summary);
+  const names = { direct: "all but the direct effect", frozen: "attention and norms", free: "nothing" };
+  const parts = [
     element("h3", {}, "Certificate", element("span", { class: "soft small" }, "predicted against measured")),
-    element("dl", {}, rows(Object.entries(facts).map(([key, value]) => [key.replaceAll("_", " "), factText(value)]))),
-    edges.length ? element("table", { id: "certificate" },
-      element("thead", {}, element("tr", {}, ["edge", "predicted", "measured"].map((text) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, edges.map((edge) => element("tr", {}, element("td", {}, `${name(edge.source)} → ${name(edge.target)}`),
-        element("td", {}, signed(edge.predicted)), element("td", {}, signed(edge.measured)))))) : null,
+    element("p", { class: "soft" }, "Features were ablated in the model, and what happened compared with what their edges say."),
+    table("certificate", ["held fast", "edges", "correlation", "same sign", "error"], modes.map((mode) => [
+      names[mode] ?? mode, summary[mode].edges, number3(summary[mode].pearson), percent(summary[mode].sign_agreement),
+      number3(summary[mode].relative_error),
+    ])),
   ];
+  if (edges.length) {
+    parts.push(element("details", {}, element("summary", {}, `${edges.length} edges one by one`),
+      table("certified-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
+        `${edge.source_label} → ${edge.target_label}`, signed(edge.predicted), ...modes.map((mode) => signed(edge[mode])),
+      ]))));
+  }
+  return parts;
+}
+
+function table(id, head, lines) {
+  return element("table", { id }, element("thead", {}, element("tr", {}, head.map((text) => element("th", { scope: "col" }, text)))),
+    element("tbody", {}, lines.map((cells) => element("tr", {}, cells.map((cell) => element("td", {}, String(cell)))))));
 }
 
 function rows(pairs) {

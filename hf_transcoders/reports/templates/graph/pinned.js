@@ -54,7 +54,7 @@ function placeItems(items) {
   lines.forEach((line, number) => {
     let x = 15;
     for (const item of line) {
-      const wanted = 15 + ((item.position + 1) / (DATA.tokens.length + 1)) * (width - 30) - ITEM.width / 2;
+      const wanted = 15 + ((item.position + 1) / (NUM_POSITIONS + 1)) * (width - 30) - ITEM.width / 2;
       item.x = Math.max(x, wanted);
       x = item.x + ITEM.width + ITEM.gapX;
     }

@@ -21,8 +21,8 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# `push_to_hub` is a method of models in transformers; only inside it do models look up.
-ALLOWED = {("models", "hub"), ("hub", "tracking"), ("tasks", "data")}
+# `push_to_hub` is a method of models in transformers; only inside it do models look up, and graphs to the side.
+ALLOWED = {("models", "hub"), ("circuits", "hub"), ("hub", "tracking"), ("tasks", "data")}
 
 
 def imports():

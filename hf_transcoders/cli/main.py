@@ -22,6 +22,7 @@ _COMMANDS = {
     "push": "publish a dictionary or set on the Hub",
     "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
+    "graph": "what made a model say what it says: the attribution graph of a prompt, as a page",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

@@ -27,6 +27,7 @@ _EXPORTS = {
     "DriftReport": "drift",
     "FeatureChange": "drift",
     "measure_drift": "drift",
+    "explain_dictionaries": "features",
     "explain_features": "features",
     "FeatureExplanation": "features",
     "FeatureContext": "features",

@@ -139,36 +139,99 @@ def explain_features(
     Raises:
         [`TranscoderError`]: a feature does not exist, or none fires on the dataset.
     """
-    size = dictionary.config.num_features
-    listed = None if features is None or features == "active" else list(features)
-    if unknown := [index for index in listed or [] if not 0 <= index < size]:
-        raise TranscoderError(
-            f"Feature {unknown[0]} does not exist: this dictionary has the features 0 to {size - 1}."
-        )
+    return explain_dictionaries(
+        base_model, {"": dictionary}, dataset, tokenizer, features={"": features}, num_features=num_features,
+        num_contexts=num_contexts, window=window, num_tokens=num_tokens, max_tokens=max_tokens, batch_size=batch_size,
+        skip_first=skip_first, special_token_ids=special_token_ids, progress=progress,
+    )[""]  # fmt: skip
+
+
+@torch.no_grad()
+def explain_dictionaries(
+    base_model: PreTrainedModel,
+    dictionaries: Mapping[str, TranscoderModel],
+    dataset: Iterable[Mapping],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    features: Mapping[str, Sequence[int] | Literal["active"] | None],
+    num_features: int = 10,
+    num_contexts: int = 5,
+    window: int = 10,
+    num_tokens: int = 10,
+    max_tokens: int = 100_000,
+    batch_size: int = 8,
+    skip_first: int = 1,
+    special_token_ids: Sequence[int] | None = None,
+    progress: bool = True,
+) -> dict[str, list[FeatureExplanation]]:
+    """[`explain_features`] for several dictionaries, which share the forwards of the base model.
+
+    Args:
+        dictionaries (`Mapping[str, TranscoderModel]`): The dictionaries.
+        features (`Mapping[str, Sequence[int] | "active" | None]`):
+            Dictionary -> which of its features; dictionaries that are not named are left out.
+        base_model, dataset, tokenizer, num_features, num_contexts, window, num_tokens, max_tokens, batch_size, skip_first,
+        special_token_ids, progress:
+            As for [`explain_features`].
+
+    Returns:
+        `dict[str, list[FeatureExplanation]]`: by dictionary.
+
+    Raises:
+        [`TranscoderError`]: a feature does not exist, or none of those to choose from fires on the dataset.
+    """
+    dictionaries = {name: dictionaries[name] for name in features}
+    listed = {}
+    for name, dictionary in dictionaries.items():
+        wanted, size = features[name], dictionary.config.num_features
+        listed[name] = None if wanted is None or wanted == "active" else list(wanted)
+        if unknown := [index for index in listed[name] or [] if not 0 <= index < size]:
+            raise TranscoderError(
+                f"Feature {unknown[0]} does not exist: this dictionary has the features 0 to {size - 1}."
+            )
     blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
-    with in_eval_mode(base_model, dictionary):
-        peaks = _Peaks(listed if listed is not None else range(size), num_contexts, dictionary.device)
+    with in_eval_mode(base_model, *dictionaries.values()):
+        peaks = {}
+        for name, dictionary in dictionaries.items():
+            numbers = range(dictionary.config.num_features) if listed[name] is None else listed[name]
+            peaks[name] = _Peaks(numbers, num_contexts, dictionary.device)
         steps = range(0, len(blocks.input_ids), batch_size)
         for start in tqdm(steps, desc="features", disable=not progress):
             rows = range(start, min(start + batch_size, len(blocks.input_ids)))
-            inputs = _inputs(base_model, [dictionary], blocks, rows)
-            for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks.features):
-                peaks.update(activations, some_rows)
-        chosen = range(len(listed)) if listed is not None else peaks.choose(None if features else num_features)
-        if not chosen:
-            raise TranscoderError(
-                "No feature fires on this dataset; search more tokens or check the dictionary's sites."
+            inputs = _inputs(base_model, dictionaries.values(), blocks, rows)
+            for name, dictionary in dictionaries.items():
+                for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks[name].features):
+                    peaks[name].update(activations, some_rows)
+        chosen = {}
+        for name, its_peaks in peaks.items():
+            count = None if features[name] else num_features
+            chosen[name] = range(len(listed[name])) if listed[name] is not None else its_peaks.choose(count)
+            if not chosen[name]:
+                raise TranscoderError(
+                    "No feature fires on this dataset; search more tokens or check the dictionary's sites."
+                )
+        contexts = _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window, batch_size)
+        return {
+            name: _explanations(
+                peaks[name],
+                chosen[name],
+                contexts[name],
+                _promoted_tokens(
+                    base_model, dictionary, [peaks[name].features[i] for i in chosen[name]], tokenizer, num_tokens
+                ),
+                blocks.tokens,
             )
-        contexts = _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, batch_size)
-        raised, lowered = _promoted_tokens(
-            base_model, dictionary, [peaks.features[i] for i in chosen], tokenizer, num_tokens
-        )
+            for name, dictionary in dictionaries.items()
+        }
 
+
+def _explanations(peaks, chosen, contexts, promoted, tokens):
     fired, total, largest = (tensor[chosen].tolist() for tensor in (peaks.fired, peaks.total, peaks.values[0]))
+    raised, lowered = promoted
     return [
         FeatureExplanation(
             index=peaks.features[i],
-            density=fired[j] / blocks.tokens,
+            density=fired[j] / tokens,
             max_activation=largest[j],
             mean_activation=total[j] / max(fired[j], 1),
             contexts=contexts[j],
@@ -308,32 +371,36 @@ def _activations(dictionary, inputs, blocks, rows, features) -> Iterator[tuple[t
         yield part_rows, activations.where(blocks.mask[part_rows].to(activations.device).unsqueeze(-1), 0)
 
 
-def _contexts(base_model, dictionary, blocks, peaks, chosen, tokenizer, window, batch_size):
-    """Contexts of the chosen features; the few blocks they lie in are run once more."""
-    values, rows, positions = (t[:, chosen].T.tolist() for t in (peaks.values, peaks.rows, peaks.positions))
-    features = [peaks.features[i] for i in chosen]
-    wanted = {}
-    for j, (its_values, its_rows, its_positions) in enumerate(zip(values, rows, positions, strict=True)):
-        for rank, (value, row, position) in enumerate(zip(its_values, its_rows, its_positions, strict=True)):
-            if value > 0:
-                wanted.setdefault(row, []).append((j, rank, position))
-    found = [{} for _ in chosen]
+def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window, batch_size):
+    """Contexts of the chosen features of each dictionary; the few blocks they lie in are run once more."""
+    # Block -> dictionary -> (which of the chosen, rank, position of the peak).
+    wanted: dict[int, dict[str, list[tuple[int, int, int]]]] = {}
+    for name, its_peaks in peaks.items():
+        places = (its_peaks.values, its_peaks.rows, its_peaks.positions)
+        places = zip(*(tensor[:, chosen[name]].T.tolist() for tensor in places), strict=True)
+        for j, (its_values, its_rows, its_positions) in enumerate(places):
+            for rank, (value, row, position) in enumerate(zip(its_values, its_rows, its_positions, strict=True)):
+                if value > 0:
+                    wanted.setdefault(row, {}).setdefault(name, []).append((j, rank, position))
+    found = {name: [{} for _ in numbers] for name, numbers in chosen.items()}
     batches = torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size) if wanted else ()
     for batch in batches:
-        inputs = _inputs(base_model, [dictionary], blocks, batch)
-        for some_rows, activations in _activations(dictionary, inputs, blocks, batch, features):
-            activations = activations.cpu()
-            for number, row in enumerate(some_rows.tolist()):
-                for j, rank, position in wanted[row]:
-                    start, end = max(0, position - window), position + window + 1
-                    found[j][rank] = FeatureContext(
-                        tokens=token_texts(tokenizer, blocks.input_ids[row, start:end].tolist()),
-                        activations=activations[number, start:end, j].tolist(),
-                        peak=position - start,
-                        row=row,
-                        position=position,
-                    )
-    return [[by_rank[rank] for rank in sorted(by_rank)] for by_rank in found]
+        inputs = _inputs(base_model, dictionaries.values(), blocks, batch)
+        for name, dictionary in dictionaries.items():
+            features = [peaks[name].features[i] for i in chosen[name]]
+            for some_rows, activations in _activations(dictionary, inputs, blocks, batch, features):
+                activations = activations.cpu()
+                for number, row in enumerate(some_rows.tolist()):
+                    for j, rank, position in wanted[row].get(name, ()):
+                        start, end = max(0, position - window), position + window + 1
+                        found[name][j][rank] = FeatureContext(
+                            tokens=token_texts(tokenizer, blocks.input_ids[row, start:end].tolist()),
+                            activations=activations[number, start:end, j].tolist(),
+                            peak=position - start,
+                            row=row,
+                            position=position,
+                        )
+    return {name: [[by_rank[rank] for rank in sorted(by_rank)] for by_rank in its] for name, its in found.items()}
 
 
 def _promoted_tokens(base_model, dictionary, features, tokenizer, count):

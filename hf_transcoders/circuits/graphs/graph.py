@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,6 +359,41 @@ class AttributionGraph:
                 "metadata": self.metadata,
             }
             write_text(partial / INFO_NAME, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        features: Mapping[str, Sequence["FeatureExplanation"]] | None = None,
+        subfolder: str = "",
+        **kwargs,
+    ):
+        """Publishes the graph with its page and a card, in one commit.
+
+        Args:
+            repo_id (`str`): Such as `"me/my-graph"`; made if it does not exist.
+            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): For the page, as in [`~AttributionGraph.to_html`].
+            subfolder (`str`, *optional*, defaults to `""`): Where in the repo everything goes.
+            kwargs: `commit_message`, `private`, `token`, `revision`.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]
+
+        Raises:
+            [`TranscoderError`]: what kept it from happening, and what to do.
+        """
+        # As with models: publishing is a method of what is published.
+        from ...hub.graphs import push_graph_folder
+        from .card import graph_card
+        from .page_data import MAX_EDGES
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            page = self if self.num_edges <= MAX_EDGES else self.prune()
+            page.to_html(Path(folder, "graph.html"), features)
+            return push_graph_folder(
+                folder, repo_id, lambda name: graph_card(self, name, subfolder), subfolder=subfolder, **kwargs
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AttributionGraph":

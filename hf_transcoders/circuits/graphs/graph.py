@@ -74,9 +74,10 @@ class AttributionGraph:
         layer (`torch.LongTensor` of shape `(nodes,)`):
             Layer that writes; -1 for embeddings, the number of layers for targets behind the last block.
         position (`torch.LongTensor` of shape `(nodes,)`):
-            Token of the prompt; -1 for biases.
+            Token of the prompt; -1 for biases, and in graphs that are summed over positions.
         index (`torch.LongTensor` of shape `(nodes,)`):
-            Number of the feature; id of the token; number of the target in `targets`; otherwise -1.
+            Number of the feature; id of the token; number of the target in `targets`; otherwise -1 (that of the position
+            for embeddings of positions in graphs that are summed over positions).
         dictionary (`torch.LongTensor` of shape `(nodes,)`):
             Index into `dictionaries` for features and errors; otherwise -1.
         value (`torch.Tensor` of shape `(nodes,)`):
@@ -181,7 +182,10 @@ class AttributionGraph:
             return self.targets[node.index].label
         if node.kind == "bias":
             return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
-        at = f'at "{self.tokens[node.position]}" ({node.position})'
+        # Graphs of several prompts have nodes that are wherever they are.
+        at = f'at "{self.tokens[node.position]}" ({node.position})' if node.position >= 0 else "anywhere"
+        if node.position < 0 and node.kind in ("token", "position"):
+            return f"{node.kind} {node.index}"
         if node.kind in ("token", "position"):
             return f"{node.kind} {at}"
         return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"

@@ -105,11 +105,12 @@ def _keys(graph, align):
     order = torch.where(graph.is_kind("mlp"), _ORDER["mlp.out"], order)
     order = torch.where(graph.is_kind("target"), max(_ORDER.values()) + 1, order)
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
-    position = graph.position
+    position, index = graph.position, graph.index
     if align == "feature":
-        # Embeddings of positions stay what they are; everything else is wherever it is.
-        position = torch.where(graph.is_kind("position"), position, -1)
-    return torch.stack([layer, order, graph.kind, graph.dictionary, graph.index, position], dim=1)
+        # What makes one embedding of a position another is the position; everything else is wherever it is.
+        index = torch.where(graph.is_kind("position"), position, index)
+        position = torch.full_like(position, -1)
+    return torch.stack([layer, order, graph.kind, graph.dictionary, index, position], dim=1)
 
 
 def _check(graphs, align):

@@ -80,9 +80,10 @@ class AttributionGraph:
         layer (`torch.LongTensor` of shape `(nodes,)`):
             Layer that writes; -1 for embeddings, the number of layers for targets behind the last block.
         position (`torch.LongTensor` of shape `(nodes,)`):
-            Token of the prompt; -1 for biases.
+            Token of the prompt; -1 for biases, and in graphs that are summed over positions.
         index (`torch.LongTensor` of shape `(nodes,)`):
-            Number of the feature; id of the token; number of the target in `targets`; otherwise -1.
+            Number of the feature; id of the token; number of the target in `targets`; otherwise -1 (that of the position
+            for embeddings of positions in graphs that are summed over positions).
         dictionary (`torch.LongTensor` of shape `(nodes,)`):
             Index into `dictionaries` for features and errors; otherwise -1.
         value (`torch.Tensor` of shape `(nodes,)`):
@@ -187,11 +188,12 @@ class AttributionGraph:
             return self.targets[node.index].label
         if node.kind == "bias":
             return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
-        # In a union over positions there is none.
-        at = "" if node.position < 0 or not self.tokens else f' at "{self.tokens[node.position]}" ({node.position})'
+        # Graphs of several prompts have nodes that are wherever they are.
+        somewhere = node.position >= 0 and self.tokens
+        at = f'at "{self.tokens[node.position]}" ({node.position})' if somewhere else "anywhere"
         if node.kind in ("token", "position"):
-            return f"{node.kind}{at or f' {max(node.index, node.position)}'}"
-        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind}{at}"
+            return f"{node.kind} {at if somewhere else max(node.index, node.position)}"
+        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.

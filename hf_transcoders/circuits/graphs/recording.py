@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers, site_width
+from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
 from ...lm.heads import output_bias, output_weight, value_weight
 from ...lm.hooks import read_at
@@ -216,22 +216,12 @@ def _check(model, dictionaries):
     sites, places = {}, {}
     for name, dictionary in dictionaries.items():
         config = dictionary.config
-        if config.input_site is None or config.output_site is None:
-            raise TranscoderError(
-                f"The configuration of '{name}' does not say where it reads and writes: set its sites."
-            )
         source, target = Site.parse(config.input_site), Site.parse(config.output_site)
         if target.module is not None or target.point not in WRITES:
             raise TranscoderError(
                 f"'{name}' writes to '{target}', which is no part of a linear model: use one that writes to one of the "
                 f"points {', '.join(WRITES)} of a layer."
             )
-        for site, width, verb in ((source, config.d_in, "reads"), (target, config.d_out, "writes")):
-            expected = site_width(model, site)
-            if expected is not None and expected != width:
-                raise TranscoderError(
-                    f"'{name}' {verb} {width} values at '{site}', where this model has {expected}: it is for another model."
-                )
         if source.layer is None or (source.layer, _order(source)) > (target.layer, _order(target)):
             raise TranscoderError(
                 f"'{name}' writes to '{target}' before it reads '{source}': it cannot be spliced in."

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode, named_dictionaries
+from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
-from .dictionaries import check_sites, find_dictionary
+from ..dictionaries import find_dictionary, named_dictionaries
 from .edits import FeatureEdit
 from .intervene import edit_lists, encode_some, input_sites, intervene
 
@@ -91,8 +91,7 @@ def measure_effect(
     >>> effect.pre_activations_after - effect.pre_activations_before
     ```
     """
-    named = named_dictionaries(transcoders)
-    check_sites(model, named)
+    named = named_dictionaries(model, transcoders)
     input_ids = torch.atleast_2d(torch.as_tensor(input_ids)).to(model.device)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape

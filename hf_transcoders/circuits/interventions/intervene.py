@@ -8,12 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode, named_dictionaries
+from ...evaluation.evaluator import in_eval_mode
 from ...lm import FrozenRun, Site, frozen, locate, record_frozen
 from ...lm.hooks import read_at, write_at
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
-from .dictionaries import check_sites, find_dictionary
+from ..dictionaries import find_dictionary, named_dictionaries
 from .edits import FeatureEdit
 from .prompts import PromptTracker
 from .table import EditTable, Entries
@@ -86,8 +86,7 @@ def intervene(
     ...     output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"))
     ```
     """
-    named = named_dictionaries(transcoders)
-    check_sites(model, named)
+    named = named_dictionaries(model, transcoders)
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import TranscoderEvaluator, named_dictionaries
+from ...evaluation.evaluator import TranscoderEvaluator
 from ...evaluation.partial_forward import block_of
 from ...models import TranscoderModel, TranscoderSet
-from .dictionaries import find_dictionary
+from ..dictionaries import find_dictionary, named_dictionaries
 from .edits import FeatureEdit
 from .intervene import edit_lists, intervene
 
@@ -49,7 +49,7 @@ def intervention_losses(
     >>> intervention_losses(model, held_out_blocks, transcoders, edits)["kl"]
     ```
     """
-    named = named_dictionaries(transcoders)
+    named = named_dictionaries(model, transcoders)
     lists = edit_lists(edits)
     if len(lists) > 1:
         raise TranscoderError(

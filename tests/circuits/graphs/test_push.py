@@ -26,7 +26,10 @@ def test_push_and_load(hub):
     assert files.keys() >= {"README.md", "graph.safetensors", "graph.json", "graph.html"}
     card = files["README.md"].decode()
     assert is_generated(card) and 'from_pretrained("me/graph")' in card and "base_model: some/model" in card
-    assert f"| {graph.scores()['completeness']:.3f} |" in card and f"| `Mary` | {graph.targets[0].probability:.1%} |" in card
+    assert (
+        f"| {graph.scores()['completeness']:.3f} |" in card
+        and f"| `Mary` | {graph.targets[0].probability:.1%} |" in card
+    )
     loaded = AttributionGraph.from_pretrained("me/graph")
     assert torch.equal(loaded.weight, graph.weight) and loaded.targets == graph.targets
     assert loaded.metadata == graph.metadata and loaded.tokens == graph.tokens

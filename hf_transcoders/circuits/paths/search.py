@@ -1,7 +1,7 @@
 """The strongest computational paths to a target, by greedy search."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class GreedyPaths:
     Args:
         target (`TargetInfo`): What is explained.
         value (`float`): What it was in this run: what the contributions of all paths of one step sum to.
-        levels (`list[list[Path]]`): Paths of one step, of two ..., each strongest first.
+        levels (`list[list[Path]]`): Paths of one step, of two ..., each strongest first; lengths without any are left out.
         sums (`dict[tuple, dict[str, float]]`):
             For every path that was expanded (`Path.key`; `()` is the target): what all it was expanded into adds, kept or
             not, by kind. Sums to the contribution of the path.
@@ -46,6 +46,10 @@ class GreedyPaths:
     def paths(self) -> list[Path]:
         """Paths of every length, short ones first."""
         return [path for level in self.levels for path in level]
+
+    def with_levels(self, levels: list[list[Path]]) -> "GreedyPaths":
+        """The same of some paths, as [`select_paths`] chooses them; levels without any are left out."""
+        return replace(self, levels=[level for level in levels if level])
 
     def to_graph(self, paths: Sequence[Path] | None = None) -> PathGraph:
         """Paths merged: see [`~hf_transcoders.circuits.paths.path_graph.merge_paths`].
@@ -68,8 +72,8 @@ class GreedyPaths:
 
     def __str__(self):
         lines = [f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}"]
-        for number, level in enumerate(self.levels, start=1):
-            lines += ["", f"{number} step{'s' if number > 1 else ''}"]
+        for level in self.levels:
+            lines += ["", f"{len(level[0])} step{'s' if len(level[0]) > 1 else ''}"]
             for path in level:
                 factors = " * ".join(
                     f"{name} {value:.4g}" for step in path.steps for name, value in shown_factors(step, path.steps[-1])

@@ -71,27 +71,19 @@ class GreedyPaths:
         }
 
     def __str__(self):
-        lines = [f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}"]
+        lines = [
+            f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
+            "A path adds the product of the last step's factors, of the attention of its other heads and of the weights of "
+            "its other features.",
+        ]
         for level in self.levels:
             lines += ["", f"{len(level[0])} step{'s' if len(level[0]) > 1 else ''}"]
             for path in level:
-                factors = " * ".join(
-                    f"{name} {value:.4g}" for step in path.steps for name, value in shown_factors(step, path.steps[-1])
+                factors = " <- ".join(
+                    " * ".join(f"{name} {value:.4g}" for name, value in step.factors) for step in path.steps
                 )
-                lines += [f"  {path.contribution:+.4f}  {path}", f"           = {factors}"]
+                lines += [f"  {path.contribution:+.4f}  {path}", f"           {factors}"]
         return "\n".join(lines)
-
-
-def shown_factors(step: Step, last: Step) -> list[tuple[str, float]]:
-    """By name, what a step puts into the product along a path that ends in `last`."""
-    names = {
-        "feature": ("activation", "weight"), "head": ("attention", "OV"), "error": ("norm", "weight"),
-        "mlp": ("norm", "weight"),
-    }.get(step.kind, (None, "weight"))  # fmt: skip
-    if step is last:
-        factors = zip(names, (step.activation, step.weight), strict=True)
-        return [(name, value) for name, value in factors if name is not None]
-    return [] if step.kind == "skip" else [(names[1] if step.kind == "feature" else names[0], step.factor)]
 
 
 @torch.no_grad()

@@ -60,6 +60,13 @@ class Step:
         """What everything below this step is multiplied with: the weight of a feature, the attention of a head."""
         return self.weight if self.kind == "feature" else self.activation
 
+    @property
+    def factors(self) -> list[tuple[str, float]]:
+        """Activation and weight by the names they have for this kind of step."""
+        first = {"feature": "activation", "head": "attention", "error": "norm", "mlp": "norm"}.get(self.kind)
+        second = ("OV" if self.kind == "head" else "weight", self.weight)
+        return [second] if first is None else [(first, self.activation), second]
+
     def __str__(self):
         token = f'"{printable(self.token)}" ({self.position})'
         if self.kind == "head":

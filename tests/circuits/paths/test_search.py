@@ -240,6 +240,9 @@ def test_text_and_json_say_the_same():
         for entry, path in zip(level, paths, strict=True):
             assert entry["contribution"] == path.contribution == entry["steps"][-1]["contribution"]
             assert f"{path.contribution:+.4f}  {path}" in text and entry["text"] == str(path)
+    last = found.levels[1][0].steps[-1]
+    line = text.split(str(found.levels[1][0]))[-1].splitlines()[1]
+    assert line.endswith(" * ".join(f"{name} {value:.4g}" for name, value in last.factors))
     json.dumps(found.to_graph().to_dict())
 
 

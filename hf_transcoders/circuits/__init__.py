@@ -1,5 +1,14 @@
-"""Circuits: which parts of a model do a task, found by patching and by changing features."""
+"""Circuits: what makes a model do what it does, found by patching, by taking it apart and by changing features."""
 
+from .graphs import (
+    AttributionGraph,
+    Target,
+    attribution_graph,
+    attribution_graphs,
+    certificate,
+    contrast,
+    union,
+)
 from .interventions import FeatureEdit, InterventionEffect, intervene, intervention_losses, measure_effect
 from .patching import (
     AttentionEdit,
@@ -18,3 +27,4 @@ from .patching import (
     path_patch,
     pattern_scores,
 )
+from .paths import GreedyPaths, Path, PathFilter, PathGraph, greedy_paths, select_paths

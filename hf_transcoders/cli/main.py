@@ -23,6 +23,7 @@ _COMMANDS = {
     "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
     "graph": "what made a model say what it says: the attribution graph of a prompt, as a page",
+    "paths": "the strongest paths through features, heads and tokens to a logit or feature",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

@@ -1,0 +1,6 @@
+"""Computational paths: how a target came about, step by step through features, heads and tokens."""
+
+from .filters import PathFilter, select_paths
+from .path_graph import PathGraph, PathNode, merge_paths
+from .search import GreedyPaths, greedy_paths
+from .steps import Path, Step

@@ -1,0 +1,305 @@
+"""What each writer at a token adds to what is read there: one step of a path, for many paths at once."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ...lm.sites import Site
+from ...models.linear_parts import decoder_rows, encoder_rows
+from ..graphs.adjoint import FINAL
+from ..graphs.recording import READS, LinearRun, Writer
+from .contributions import Collector, Contributions, Reads
+from .filters import PathFilter
+from .steps import BIASES, KINDS
+
+
+_STREAM, _BRANCH, _OUTPUT = range(3)
+# Heights within a layer from which the stream is read, where attention and MLP follow each other.
+_HEIGHTS = {"resid_pre": 0, "attn.in": 1, "resid_mid": 2, "mlp.in": 2, "resid_post": 3}
+# Elements of the largest temporary: features of some tokens times hidden size, or heads times tokens.
+_MAX_ELEMENTS = 2**24
+
+
+class Expander:
+    """Takes apart what is read in a run, into what wrote it (Dunefsky et al. 2024, Eq. 7-8, 23-28).
+
+    Attention patterns and norm scales are held as they were, so that each norm is one linear map and everything that
+    wrote to a token adds to what is read there: the sum over all writers is the value that was read.
+
+    Args:
+        run ([`LinearRun`]): The recorded prompt.
+    """
+
+    def __init__(self, run: LinearRun):
+        self.run = run
+        self.device = run.token_embedding.device
+        self.writer_of = {writer.dictionary: writer for writer in run.writers.values() if writer.dictionary >= 0}
+        self.continues = {
+            number: Site.parse(run.dictionaries[number].config.input_site).point in READS for number in self.writer_of
+        }
+        # What is written to the whole stream hides all that was written before.
+        floors = torch.full((4 * run.num_layers + 1,), -1)
+        for site in run.writers:
+            if site.point in ("resid_pre", "resid_post"):
+                height = 4 * site.layer + (3 if site.point == "resid_post" else 0)
+                floors[height + 1 :] = floors[height + 1 :].clamp(min=height)
+        self.floors = floors.to(self.device)
+        self.values = []
+        for number, layer in enumerate(run.layers):
+            stream = run.activations[Site("resid_pre", number)]
+            values = layer.attention_norm(stream[:, None])[:, 0].float() @ layer.value.T
+            width = layer.output.shape[0] // len(layer.pattern)
+            self.values.append(values.unflatten(1, (-1, width)))
+        counts = [writer.offsets.diff().max() for writer in run.writers.values()]
+        heads = max(len(layer.pattern) for layer in run.layers)
+        widest = max(int(torch.stack(counts).max()) * run.token_embedding.shape[-1], heads * len(run.input_ids), 1)
+        self._rows_per_chunk = max(1, _MAX_ELEMENTS // widest)
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def read(
+        self,
+        layer: int,
+        point: str,
+        position: torch.Tensor,
+        vector: torch.Tensor,
+        bias: torch.Tensor,
+        scale: torch.Tensor | None = None,
+    ) -> Reads:
+        """Functionals of what is read at one place.
+
+        Args:
+            layer (`int`): Layer; the number of layers for `"final"`.
+            point (`str`): One of `recording.READS`, or `"final"`: behind the final norm.
+            position (`torch.LongTensor` of shape `(rows,)`): Tokens.
+            vector (`torch.Tensor` of shape `(rows, hidden)`): What the activation there is multiplied with.
+            bias (`torch.Tensor` of shape `(rows,)`): What is added.
+            scale (`torch.Tensor` of shape `(rows,)`, *optional*): What the value counts with; 1 by default.
+
+        Returns:
+            [`Reads`]
+        """
+        vector, bias = vector.float(), bias.float()
+        if point == FINAL:
+            norm, norm_bias = self.run.final_norm, self.run.final_bias
+        else:
+            norm, norm_bias = self.run.norm_before(Site(point, layer))
+        if isinstance(norm_bias, torch.Tensor):
+            bias = bias + vector @ norm_bias.float()
+        if norm is not None:
+            vector = norm[position, 0].transpose(vector)
+        scale = torch.ones_like(bias) if scale is None else scale
+        return self._before_norm(layer, point, position, vector, bias, scale)
+
+    def _before_norm(self, layer, point, position, vector, bias, scale):
+        """Reads of a place whose norm, if there is one, the vectors are already in front of."""
+        space = {"attn.branch": _BRANCH, "attn.out": _OUTPUT}.get(point, _STREAM)
+        if space == _STREAM:
+            # With a parallel residual the MLP reads what attention reads.
+            above = 1 if point == "mlp.in" and self.run.parallel else _HEIGHTS.get(point, 0)
+            height = 4 * layer + above
+            floor = int(self.floors[height])
+        else:
+            height, floor = 4 * layer + 2, 4 * layer + 1
+        columns = (torch.full_like(position, value) for value in (space, floor, height))
+        return Reads(vector, scale, bias, torch.full_like(position, layer), position, *columns)
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    @torch.no_grad()
+    def expand(
+        self, reads: Reads, keep: int | None = None, filters: Sequence[PathFilter] = ()
+    ) -> tuple[Contributions, torch.Tensor]:
+        """What every writer adds to every reader.
+
+        Args:
+            reads ([`Reads`]): The readers.
+            keep (`int`, *optional*): How many of the strongest are wanted, over all readers. All by default.
+            filters (`Sequence[PathFilter]`, *optional*): Which writers are wanted; any one must hold.
+
+        Returns:
+            `tuple`: [`Contributions`], among which are the `keep` strongest and the `keep` strongest that continue, and
+            the sums of all that was added, kept or not, by kind, `(rows, kinds)`.
+        """
+        found, sums = [], []
+        for start in range(0, len(reads), self._rows_per_chunk):
+            collector = Collector(reads[start : start + self._rows_per_chunk], keep, filters)
+            self._expand(collector)
+            part = Contributions.cat(collector.parts)
+            part.row.add_(start)
+            found.append(part)
+            sums.append(collector.sums)
+        return Contributions.cat(found), torch.cat(sums)
+
+    def _expand(self, collector):
+        reads = collector.reads
+        rows = torch.arange(len(reads), device=self.device)
+        collector.add("bias", rows, reads.layer, 1.0, reads.constant, reads.position, BIASES.index("own"))
+        for layer in range(min(int(reads.layer.max()), self.run.num_layers - 1), -1, -1):
+            for height, step in enumerate((self._before, self._attention, self._mlp, self._after)):
+                height = 4 * layer + height
+                rows = ((reads.floor <= height) & (height < reads.height)).nonzero()[:, 0]
+                if len(rows):
+                    step(collector, layer, rows)
+        rows = (reads.floor < 0).nonzero()[:, 0]
+        position = reads.position[rows]
+        for kind, written in (("token", self.run.token_embedding), ("position", self.run.position_embedding)):
+            if written is not None:
+                index = self.run.input_ids[position] if kind == "token" else -1
+                products = (reads.vector[rows] * written[position]).sum(-1)
+                collector.add(kind, rows, -1, 1.0, products, position, index)
+
+    def _before(self, collector, layer, rows):
+        self._written(collector, Site("resid_pre", layer), rows)
+
+    def _after(self, collector, layer, rows):
+        self._written(collector, Site("resid_post", layer), rows)
+
+    def _mlp(self, collector, layer, rows):
+        bias = self.run.layers[layer].mlp_post_bias
+        if Site("mlp.branch", layer) not in self.run.writers:
+            self._norm_bias(collector, layer, rows, bias, "norm")
+        self._written(collector, Site("mlp.branch", layer), rows)
+        self._written(collector, Site("mlp.out", layer), rows)
+
+    def _attention(self, collector, layer, rows):
+        """What attention writes: heads, or a dictionary of what they write."""
+        run, reads = self.run, collector.reads
+        space = reads.space[rows]
+        if Site("attn.branch", layer) in run.writers:
+            self._written(collector, Site("attn.branch", layer), rows[space == _STREAM])
+            rows, space = rows[space > _STREAM], space[space > _STREAM]
+        self._norm_bias(collector, layer, rows[space < _OUTPUT], run.layers[layer].attention_post_bias, "attention")
+        if Site("attn.out", layer) in run.writers:
+            self._written(collector, Site("attn.out", layer), rows[space < _OUTPUT])
+            rows = rows[space == _OUTPUT]
+        if len(rows):
+            self._heads(collector, layer, rows)
+
+    def _norm_bias(self, collector, layer, rows, bias, name):
+        if isinstance(bias, torch.Tensor):
+            reads = collector.reads
+            products = reads.vector[rows] @ bias.float()
+            collector.add("bias", rows, layer, 1.0, products, reads.position[rows], BIASES.index(name))
+
+    def _heads(self, collector, layer, rows):
+        """`A[h, t, s] * (W_O[h] f) . v_h(s)` for every head and source token (Eq. 8)."""
+        maps, values = self.run.layers[layer], self.values[layer]
+        position = collector.reads.position[rows]
+        vector = self._at(Site("attn.out", layer), collector.reads[rows])
+        tokens, kv_heads, width = values.shape
+        read = (vector @ maps.output.T).view(len(rows), kv_heads, -1, width)
+        carried = torch.einsum("nkgd,tkd->nkgt", read, values).flatten(1, 2)
+        pattern = maps.pattern[:, position].transpose(0, 1)
+        shape = pattern.shape
+        head = torch.arange(shape[1], device=self.device)[:, None].expand(shape)
+        source = torch.arange(tokens, device=self.device).expand(shape)
+        row = rows[:, None, None].expand(shape)
+        collector.add(
+            "head", row.flatten(), layer, pattern.flatten(), carried.flatten(), source.flatten(), head.flatten(),
+            continues=True,
+        )  # fmt: skip
+        collector.add("bias", rows, layer, 1.0, vector @ maps.attention_constant, position, BIASES.index("attention"))
+
+    def _written(self, collector, site, rows):
+        """What a dictionary, or an MLP without one, writes: features, what it misses, bias, skip connection."""
+        writer = self.run.writers.get(site)
+        if writer is None or not len(rows):
+            return
+        position, layer, number = collector.reads.position[rows], site.layer, writer.dictionary
+        vector = self._at(site, collector.reads[rows])
+        error = writer.error[position]
+        norm = error.norm(dim=-1)
+        products = (error * vector).sum(-1) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        collector.add("error" if number >= 0 else "mlp", rows, layer, norm, products, position, dictionary=number)
+        if number < 0:
+            return
+        self._features(collector, writer, rows, position, vector)
+        works = writer.works[position].float()
+        collector.add(
+            "bias", rows, layer, 1.0, works * (vector @ writer.bias), position, BIASES.index("decoder"), number
+        )
+        if writer.skip is not None:
+            read = self.run.activations[Site.parse(self.run.dictionaries[number].config.input_site)][position]
+            products = works * ((vector @ writer.skip) * read).sum(-1)
+            collector.add("skip", rows, layer, 1.0, products, position, dictionary=number, continues=True)
+
+    def _features(self, collector, writer, rows, position, vector):
+        dictionary = self.run.dictionaries[writer.dictionary]
+        counts = writer.offsets[position + 1] - writer.offsets[position]
+        # One pair for each row and feature active at its token.
+        pair = torch.arange(len(rows), device=self.device).repeat_interleave(counts)
+        first = (writer.offsets[position] - (counts.cumsum(0) - counts))[pair]
+        active = first + torch.arange(len(pair), device=self.device)
+        feature = writer.feature[active]
+        decoder = decoder_rows(dictionary, feature.to(dictionary.device)).to(self.device)
+        collector.add(
+            "feature", rows[pair], writer.site.layer, writer.activation[active], (decoder * vector[pair]).sum(-1),
+            position[pair], feature, writer.dictionary, self.continues[writer.dictionary],
+        )  # fmt: skip
+
+    def _at(self, site, reads):
+        """Vectors for what is written at a site, before a post-norm if there is one."""
+        layer = self.run.layers[site.layer]
+        if site.point == "mlp.out" and layer.mlp_post_norm is not None:
+            return layer.mlp_post_norm[reads.position, 0].transpose(reads.vector)
+        if site.point == "attn.out" and layer.attention_post_norm is not None:
+            through = layer.attention_post_norm[reads.position, 0].transpose(reads.vector)
+            return torch.where((reads.space == _OUTPUT)[:, None], reads.vector, through)
+        return reads.vector
+
+    # ------------------------------------------------------------------------------------------------ the next step
+
+    @torch.no_grad()
+    def follow(self, steps: Contributions, reads: Reads) -> Reads:
+        """What the writers of some steps read in turn (Eq. 25-28).
+
+        A feature reads its encoder row, and counts with what the reader makes of its decoder row; a head reads
+        `W_V W_O f` at the token it looks at, and counts with its pattern. The value of what is read, times its scale, is
+        the contribution of the step.
+
+        Args:
+            steps ([`Contributions`]): Steps that continue.
+            reads ([`Reads`]): What `row` of the steps counts in.
+
+        Returns:
+            [`Reads`]: one row for each step.
+        """
+        parents = reads[steps.row]
+        scale = parents.scale * torch.where(steps.kind == KINDS.index("feature"), steps.weight, steps.activation)
+        parts, order = [], []
+        for kind, group, follow in (
+            ("feature", steps.dictionary, self._follow_features),
+            ("skip", steps.dictionary, self._follow_skip),
+            ("head", steps.layer, self._follow_heads),
+        ):
+            chosen = steps.kind == KINDS.index(kind)
+            for number in group[chosen].unique().tolist():
+                rows = (chosen & (group == number)).nonzero()[:, 0]
+                parts.append(follow(number, steps[rows], parents[rows], scale[rows]))
+                order.append(rows)
+        return Reads.cat(parts)[torch.cat(order).argsort()]
+
+    def _follow_features(self, number, steps, parents, scale):
+        dictionary = self.run.dictionaries[number]
+        site = Site.parse(dictionary.config.input_site)
+        vector, bias = encoder_rows(dictionary, steps.index.to(dictionary.device))
+        return self.read(site.layer, site.point, steps.position, vector.to(self.device), bias.to(self.device), scale)
+
+    def _follow_skip(self, number, steps, parents, scale):
+        writer: Writer = self.writer_of[number]
+        site = Site.parse(self.run.dictionaries[number].config.input_site)
+        vector = self._at(writer.site, parents) @ writer.skip
+        return self.read(site.layer, site.point, steps.position, vector, torch.zeros_like(scale), scale)
+
+    def _follow_heads(self, layer, steps, parents, scale):
+        maps = self.run.layers[layer]
+        heads, kv_heads, width = len(maps.pattern), *self.values[layer].shape[1:]
+        vector = self._at(Site("attn.out", layer), parents)
+        rows = torch.arange(len(steps), device=self.device)
+        read = (vector @ maps.output.T).view(len(steps), heads, width)[rows, steps.index]
+        values = read.new_zeros(len(steps), kv_heads, width)
+        values[rows, steps.index // (heads // kv_heads)] = read
+        # The bias of the norm before attention is part of what attention adds to every token.
+        vector = maps.attention_norm[steps.position, 0].transpose(values.flatten(1) @ maps.value)
+        return self._before_norm(layer, "attn.in", steps.position, vector, torch.zeros_like(scale), scale)

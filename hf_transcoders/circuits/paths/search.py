@@ -1,0 +1,207 @@
+"""The strongest computational paths to a target, by greedy search."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import TranscoderError
+from ..dictionaries import Dictionaries, named_dictionaries
+from ..graphs.attribution import encode_prompt, measured
+from ..graphs.graph import TargetInfo
+from ..graphs.recording import record
+from ..graphs.targets import Target, resolve_targets, token_strings
+from .expansion import Expander
+from .filters import Filters, filter_list
+from .path_graph import PathGraph, merge_paths
+from .steps import KINDS, Path, Step, printable
+
+
+@dataclass(frozen=True)
+class GreedyPaths:
+    """What [`greedy_paths`] found.
+
+    Args:
+        target (`TargetInfo`): What is explained.
+        value (`float`): What it was in this run: what the contributions of all paths of one step sum to.
+        levels (`list[list[Path]]`): Paths of one step, of two ..., each strongest first; lengths without any are left out.
+        sums (`dict[tuple, dict[str, float]]`):
+            For every path that was expanded (`Path.key`; `()` is the target): what all it was expanded into adds, kept or
+            not, by kind. Sums to the contribution of the path.
+        input_ids (`list[int]`), tokens (`list[str]`): The prompt.
+        settings (`dict`): Model, dictionaries and arguments, as JSON.
+    """
+
+    target: TargetInfo
+    value: float
+    levels: list[list[Path]]
+    sums: dict[tuple, dict[str, float]]
+    input_ids: list[int]
+    tokens: list[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Paths of every length, short ones first."""
+        return [path for level in self.levels for path in level]
+
+    def with_levels(self, levels: list[list[Path]]) -> "GreedyPaths":
+        """The same of some paths, as [`select_paths`] chooses them; levels without any are left out."""
+        return replace(self, levels=[level for level in levels if level])
+
+    def to_graph(self, paths: Sequence[Path] | None = None) -> PathGraph:
+        """Paths merged: see [`~hf_transcoders.circuits.paths.path_graph.merge_paths`].
+
+        Args:
+            paths (`Sequence[Path]`, *optional*): Some of those found. All by default.
+        """
+        return merge_paths(self.paths if paths is None else paths, self.target, self.value, self.sums)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON, without the sums."""
+        return {
+            "target": asdict(self.target),
+            "value": self.value,
+            "input_ids": self.input_ids,
+            "tokens": self.tokens,
+            "levels": [[{"text": str(path), **path.to_dict()} for path in level] for level in self.levels],
+            "settings": self.settings,
+        }
+
+    def __str__(self):
+        lines = [
+            f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
+            "A path adds the product of the last step's factors, of the attention of its other heads and of the weights of "
+            "its other features.",
+        ]
+        for level in self.levels:
+            lines += ["", f"{len(level[0])} step{'s' if len(level[0]) > 1 else ''}"]
+            for path in level:
+                factors = " <- ".join(
+                    " * ".join(f"{name} {value:.4g}" for name, value in step.factors) for step in path.steps
+                )
+                lines += [f"  {path.contribution:+.4f}  {path}", f"           {factors}"]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def greedy_paths(
+    base_model: PreTrainedModel,
+    transcoders: Dictionaries,
+    prompt: str | Sequence[int],
+    target: Target | str | int | tuple | torch.Tensor | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_paths: int = 15,
+    num_steps: int = 3,
+    filter: Filters | None = None,
+    skip_first: int = 1,
+) -> GreedyPaths:
+    """The strongest computational paths to a target, through features, heads and embeddings (Dunefsky et al. 2024, Alg. 1).
+
+    What is read at a target is taken apart into what each feature, each head with each token it looks at, embeddings,
+    errors and biases add; the strongest of them are taken apart in turn. Attention patterns and norm scales are held as
+    they were, every norm as one linear map, so that what a path is taken apart into sums to what the path adds. Paths of
+    both signs are followed.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]):
+            A causal language model, in evaluation mode. Use fp32 for sums that are exact.
+        transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
+            Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs. MLPs
+            without one end a path.
+        prompt (`str` or `Sequence[int]`):
+            Text, which gets the tokenizer's special tokens, or token ids.
+        target (*optional*):
+            What to explain: a token, a pair of tokens (for the difference of their logits), a vector, or any [`Target`].
+            By default the most likely next token.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Needed for text; otherwise only for labels.
+        num_paths (`int`, *optional*, defaults to 15):
+            Paths of each length: so many of the strongest are reported, and so many of the strongest that can go on (those
+            that end in features, heads and skip connections) are continued.
+        num_steps (`int`, *optional*, defaults to 3):
+            Steps of the longest paths.
+        filter ([`PathFilter`] or a sequence, *optional*):
+            Only steps that meet any of these conditions are taken. All by default.
+        skip_first (`int`, *optional*, defaults to 1):
+            Tokens at the start at which the dictionaries are not used: what MLPs write there are errors.
+
+    Returns:
+        [`GreedyPaths`]
+
+    Raises:
+        [`TranscoderError`]: a dictionary is for another model, the prompt is empty or too long, the target is unknown.
+
+    Example:
+
+    ```python
+    >>> found = greedy_paths(base, transcoders, prompt, (" Mary", " John"), tokenizer=tokenizer)
+    >>> print(found)
+    >>> select_paths(found.paths, contains=PathFilter(kind="head"), ends_with=PathFilter(kind="token"))
+    >>> print(found.to_graph())
+    ```
+    """
+    for name, value in (("num_paths", num_paths), ("num_steps", num_steps)):
+        if value < 1:
+            raise TranscoderError(f"`{name}` is {value}; give at least 1.")
+    filters = filter_list(filter)
+    dictionaries = named_dictionaries(base_model, transcoders)
+    run = record(base_model, dictionaries, [encode_prompt(base_model, prompt, tokenizer)], skip_first)[0]
+    functionals, (info,) = resolve_targets(run, None if target is None else [target], tokenizer, max_logits=1)
+    value = float(measured(run, functionals))
+    ids = run.input_ids.tolist()
+    tokens = [str(token) for token in ids] if tokenizer is None else token_strings(tokenizer, ids)
+
+    expander = Expander(run)
+    place = int(functionals.layer[0]), functionals.point[0]
+    reads = expander.read(*place, functionals.position, functionals.vector, functionals.bias)
+    beam: list[tuple[Step, ...]] = [()]
+    levels: list[list[Path]] = []
+    sums = {}
+    for _ in range(num_steps):
+        found, added = expander.expand(reads, num_paths, filters)
+        for steps, row in zip(beam, added.tolist(), strict=True):
+            sums[tuple(step.key for step in steps)] = dict(zip(KINDS, row, strict=True))
+        reported, continued = found.strongest(num_paths), found.strongest(num_paths, found.continues)
+        extended = _extended(found[reported], beam, run.names, reads.position, tokens)
+        if extended:
+            levels.append([Path(info.label, steps) for steps in extended])
+        beam = _extended(found[continued], beam, run.names, reads.position, tokens)
+        if not beam:
+            break
+        reads = expander.follow(found[continued], reads)
+    settings = {
+        "model": base_model.config.name_or_path or None,
+        "model_type": base_model.config.model_type,
+        "dictionaries": {name: dictionary.config.name_or_path or None for name, dictionary in dictionaries.items()},
+        "num_paths": num_paths,
+        "num_steps": num_steps,
+        "filter": [asdict(one) for one in filters],
+        "skip_first": skip_first,
+    }
+    return GreedyPaths(info, value, levels, sums, ids, tokens, settings)
+
+
+def _extended(found, beam, names, positions, tokens):
+    """Steps of the paths that entries lead to."""
+    to = positions[found.row].tolist()
+    columns = (
+        found.row, found.kind, found.layer, found.position, found.index, found.dictionary, found.activation,
+        found.weight, found.contribution,
+    )  # fmt: skip
+    return [
+        (
+            *beam[row],
+            Step(
+                kind=KINDS[kind], layer=layer, position=position, to=at, index=index,
+                dictionary=None if dictionary < 0 else names[dictionary], activation=activation, weight=weight,
+                contribution=contribution, token=tokens[position],
+            ),
+        )
+        for at, row, kind, layer, position, index, dictionary, activation, weight, contribution in zip(
+            to, *(column.tolist() for column in columns), strict=True
+        )
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Circuits: which parts of a model do a task, found by patching."""
+"""Circuits: which parts of a model do a task, found by patching, and what the weights of features say."""
 
 from .patching import (
     AttentionEdit,
@@ -17,3 +17,4 @@ from .patching import (
     path_patch,
     pattern_scores,
 )
+from .weights import FeatureWeights, MeanContributions, TokenScores, TopConnections

@@ -28,3 +28,4 @@ from .patching import (
     pattern_scores,
 )
 from .paths import GreedyPaths, Path, PathFilter, PathGraph, greedy_paths, select_paths
+from .weights import FeatureWeights, MeanContributions, TokenScores, TopConnections

@@ -308,24 +308,13 @@ class TranscoderEvaluator:
 
     def check(self, named: Mapping[str, TranscoderModel], together: bool = False) -> None:
         """Raises [`TranscoderError`] where a dictionary does not fit the base model, or two do not fit together."""
+        check_fits(self.base_model, named)
         sites = {}
         for name, dictionary in named.items():
-            config = dictionary.config
-            if config.input_site is None or config.output_site is None:
-                raise TranscoderError(
-                    f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`."
-                )
-            for site, width in ((_input(dictionary), config.d_in), (_output(dictionary), config.d_out)):
-                expected = site_width(self.base_model, site)
-                if expected is not None and expected != width:
-                    raise TranscoderError(
-                        f"'{name}' has width {width} at '{site}', but the base model has {expected} there: evaluate it "
-                        f"on the model it was trained for ({config.base_model_name_or_path})."
-                    )
             if together and (other := sites.setdefault(_output(dictionary), name)) != name:
                 raise TranscoderError(
-                    f"'{other}' and '{name}' both write to '{config.output_site}', so they cannot be spliced in together: "
-                    "leave one of them out."
+                    f"'{other}' and '{name}' both write to '{dictionary.config.output_site}', so they cannot be spliced in "
+                    "together: leave one of them out."
                 )
 
     def _progress(self, blocks, what):
@@ -396,6 +385,23 @@ def named_dictionaries(
     if not named:
         raise TranscoderError("There is no dictionary to evaluate; give at least one.")
     return named
+
+
+def check_fits(base_model: PreTrainedModel, named: Mapping[str, TranscoderModel]) -> None:
+    """Raises [`TranscoderError`] where a dictionary's sites are not the base model's, or are wider or narrower there."""
+    for name, dictionary in named.items():
+        config = dictionary.config
+        if config.input_site is None or config.output_site is None:
+            raise TranscoderError(
+                f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`."
+            )
+        for site, width in ((_input(dictionary), config.d_in), (_output(dictionary), config.d_out)):
+            expected = site_width(base_model, site)
+            if expected is not None and expected != width:
+                raise TranscoderError(
+                    f"'{name}' has width {width} at '{site}', but the base model has {expected} there: use it with the "
+                    f"model it was trained for ({config.base_model_name_or_path})."
+                )
 
 
 def _input(dictionary) -> Site:

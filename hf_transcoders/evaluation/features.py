@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TranscoderError
-from ..lm import Site, architecture_of, capture, locate
+from ..lm import Site, capture
+from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models import TranscoderModel
+from ..models.linear_parts import decoder_rows
 from .evaluator import in_eval_mode
 from .token_blocks import TokenBlocks
 
@@ -404,21 +405,15 @@ def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window
 
 
 def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
-    config = dictionary.config
-    unembedding = base_model.get_output_embeddings().weight
-    rows = dictionary.decoder_weight[features].to(unembedding.device, torch.float32)
-    if config.normalization != "none":
-        rows = rows * dictionary.output_scale.to(rows)
+    site = Site.parse(dictionary.config.output_site)
     hidden_size = base_model.config.get_text_config().hidden_size
-    if rows.shape[-1] != hidden_size or unembedding.shape[-1] != hidden_size:
+    widths = {dictionary.config.d_out, base_model.get_output_embeddings().weight.shape[-1]}
+    if widths != {hidden_size} or not (site.module or writes_to_stream(site)):
         return [[] for _ in features], [[] for _ in features]
-    site = Site.parse(config.output_site)
-    if site.point in ("attn.out", "mlp.out"):
-        post_norm = locate(base_model, Site(site.point.replace("out", "branch"), site.layer)).module
-        if post_norm is not locate(base_model, site).module:
-            rows = _through_norm(post_norm, rows)
-    rows = _through_norm(base_model.base_model.get_submodule(architecture_of(base_model).final_norm), rows)
-    logits = rows @ unembedding.float().T
+    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(base_model.device)
+    if site.module is None:
+        rows = written_directions(base_model, site, rows)
+    logits = direct_logits(base_model, rows)
     count = min(count, logits.shape[-1])
     return tuple(
         [
@@ -427,22 +422,6 @@ def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
         ]
         for best in (logits.topk(count), logits.topk(count, largest=False))
     )
-
-
-def _through_norm(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Directions in the stream after a norm whose scale is held fixed, up to that scale.
-
-    The norm is probed rather than read, so that `1 + w` and other parametrisations need no special case.
-    """
-    ones = torch.ones(rows.shape[-1], device=rows.device, dtype=next(norm.parameters(), rows).dtype)
-    # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
-    signs = ones.clone()
-    signs[1::2] = -1
-    gain = signs * (norm(signs) - norm(-signs)) / 2
-    subtracts_mean = (norm(ones) - norm(-ones)).abs().max() < 1e-3 * gain.abs().max()
-    if subtracts_mean:
-        rows = rows - rows.mean(-1, keepdim=True)
-    return rows * gain.float()
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -7,33 +7,75 @@ from torch import nn
 
 
 @dataclass(frozen=True)
+class NormGain:
+    """What a norm does to a direction, up to the scale that it has at a token and without its bias.
+
+    Args:
+        gain (`torch.Tensor` of shape `(hidden,)`): Factor on each dimension.
+        centres (`bool`): Whether the mean is subtracted first, as LayerNorm does.
+    """
+
+    gain: torch.Tensor
+    centres: bool
+
+    def push(self, rows: torch.Tensor) -> torch.Tensor:
+        """What directions before the norm, `(..., hidden)`, are behind it."""
+        return _centred(rows, self.centres) * self.gain.to(rows)
+
+    def pull(self, rows: torch.Tensor) -> torch.Tensor:
+        """What readers behind the norm, `(..., hidden)`, read before it: `push(x) @ f = x @ pull(f)`."""
+        return _centred(rows * self.gain.to(rows), self.centres)
+
+
+def norm_gain(norm: nn.Module, width: int) -> NormGain:
+    """The [`NormGain`] of a norm over `width` dimensions: a LayerNorm, or an RMSNorm of any family.
+
+    All but a plain LayerNorm is probed rather than read, so that `1 + w` and other parametrisations need no special case.
+    """
+    # In fp32: a model in bf16 has its gains exactly, and their sum with a one is not rounded.
+    ones = torch.ones(width, device=next(norm.parameters(), torch.empty(0)).device)
+    if isinstance(norm, nn.LayerNorm):
+        return NormGain(ones if norm.weight is None else norm.weight, centres=True)
+    # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
+    signs = ones.clone()
+    signs[1::2] = -1
+    # Large, so that the epsilon does not count.
+    gain = signs * (norm(1e3 * signs) - norm(-1e3 * signs)) / 2
+    centres = (norm(1e3 * ones) - norm(-1e3 * ones)).abs().max() < 1e-3 * gain.abs().max()
+    return NormGain(gain, bool(centres))
+
+
+def norm_scale(norm: nn.Module, at: torch.Tensor) -> torch.Tensor:
+    """The scale of a norm at `at (..., hidden)`, shape `(..., 1)`: `norm(at)` is its [`NormGain`] times this, and a bias."""
+    if isinstance(norm, nn.LayerNorm):
+        return (at.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt()
+    scaled, exact = norm_gain(norm, at.shape[-1]).push(at), norm(at)
+    return (exact * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
 class FrozenNorm:
     """A norm as the linear map that it is once its scale is frozen: see [`frozen_norm`].
 
     Args:
-        scale (`torch.Tensor` of shape `(..., 1)`): One over the standard deviation, or root mean square, of each token.
-        gain (`torch.Tensor` of shape `(hidden,)` or `float`): What each dimension is multiplied with.
-        centred (`bool`): Whether the mean is subtracted first.
+        scale (`torch.Tensor` of shape `(..., 1)`): What each token is multiplied with.
+        gain ([`NormGain`]): What happens to directions besides.
     """
 
     scale: torch.Tensor
-    gain: torch.Tensor | float
-    centred: bool
+    gain: NormGain
 
     def __call__(self, parts: torch.Tensor) -> torch.Tensor:
         """The map, of tensors that broadcast against the place where the scale was taken."""
-        if self.centred:
-            parts = parts - parts.mean(-1, keepdim=True)
-        return parts * self.scale * self.gain
+        return self.gain.push(parts) * self.scale
 
     def transpose(self, gradients: torch.Tensor) -> torch.Tensor:
         """The map's transpose: what gradients behind the norm are before it."""
-        gradients = gradients * self.gain * self.scale
-        return gradients - gradients.mean(-1, keepdim=True) if self.centred else gradients
+        return self.gain.pull(gradients * self.scale)
 
     def __getitem__(self, tokens) -> "FrozenNorm":
         """The norm at some tokens: what indexing `scale` gives."""
-        return FrozenNorm(self.scale[tokens], self.gain, self.centred)
+        return FrozenNorm(self.scale[tokens], self.gain)
 
 
 def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
@@ -50,16 +92,13 @@ def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
     Returns:
         [`FrozenNorm`]: takes tensors that broadcast against `at`.
     """
-    if isinstance(norm, nn.LayerNorm):
-        scale = (at.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt()
-        return FrozenNorm(scale, 1.0 if norm.weight is None else norm.weight, centred=True)
-    # Of a large constant an RMSNorm gives its gain, whether that is stored as such or, as in Gemma, less 1.
-    gain = norm(torch.full_like(at[(0,) * (at.dim() - 1)], 1e3))
-    scaled, exact = at * gain, norm(at)
-    scale = (exact * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True)
-    return FrozenNorm(scale, gain, centred=False)
+    return FrozenNorm(norm_scale(norm, at), norm_gain(norm, at.shape[-1]))
 
 
 def norm_bias(norm: nn.Module) -> torch.Tensor | float:
     """What a norm adds to every token: its bias, or 0."""
     return norm.bias if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0.0
+
+
+def _centred(rows, centres):
+    return rows - rows.mean(-1, keepdim=True) if centres else rows

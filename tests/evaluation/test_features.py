@@ -14,8 +14,8 @@ from transformers import (
 
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation import explain_features
-from hf_transcoders.evaluation.features import _through_norm
 from hf_transcoders.lm import capture
+from hf_transcoders.lm.norms import norm_gain
 from hf_transcoders.models import TranscoderConfig, TranscoderModel
 
 from .conftest import VOCABULARY, WIDTH, random_dictionary
@@ -160,7 +160,7 @@ def test_the_probed_norm_is_its_derivative_at_fixed_scale(family):
     rows = rows - (rows * centred).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True) * centred
     scale = centred.square().mean(-1, keepdim=True).sqrt()
     rate = (norm(stream + 1e-3 * rows) - norm(stream - 1e-3 * rows)) / 2e-3
-    torch.testing.assert_close(rate * scale, _through_norm(norm, rows), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(rate * scale, norm_gain(norm, 16).push(rows), rtol=1e-2, atol=1e-2)
 
 
 def test_refusals(base, blocks, tokenizer):

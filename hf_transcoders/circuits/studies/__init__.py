@@ -1,0 +1,3 @@
+"""Case studies of the paper on transcoders, on any model."""
+
+from .blind import BlindFeature, BlindStudy, blind_study

@@ -1,0 +1,395 @@
+"""What the weights alone say about features: how they connect, which tokens they read and which logits they write."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...evaluation.evaluator import check_fits, in_eval_mode, named_dictionaries
+from ...evaluation.token_blocks import TokenBlocks
+from ...lm import Site, capture, num_layers
+from ...lm.attention import num_heads
+from ...lm.norms import norm_scale
+from ...lm.stream import (
+    direct_logits,
+    norm_behind,
+    read_directions,
+    reading_stage,
+    writes_to_stream,
+    writing_stage,
+    written_directions,
+)
+from ...models import TranscoderModel, TranscoderSet
+from ...models.linear_parts import decoder_rows, encoder_rows
+from .connections import TopConnections, connection_strengths, strongest_pairs
+from .contributions import MeanContributions, SourceContributions, mean_scaled_activations
+from .heads import OVCircuits
+from .tokens import TokenScores, embedding_scores, extreme_tokens
+
+
+# A layer (all of its heads), or a layer and a head.
+Through = int | tuple[int, int]
+
+
+class FeatureWeights:
+    """The input-invariant view of dictionaries inside their language model (arXiv 2406.11944, §4).
+
+    Directions of features are taken in the residual stream: an encoder row through the gain of the norm that the
+    dictionary reads behind (and through the centring of a LayerNorm), a decoder row through the gain of a post-norm that
+    it writes before, if any. The scales of norms and the patterns of attention depend on the input and are left out, and
+    so are biases: strengths of one feature compare with each other, and are not pre-activations. Where they are part of
+    a result (`mean_contributions`, and `pull_back` on a prompt), it is said.
+
+    `through` names heads in between: `(layer, head)`, or `layer` for all heads of it.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]):
+            The causal language model.
+        transcoders ([`TranscoderSet`], `Mapping[str, TranscoderModel]` or `Iterable[TranscoderModel]`):
+            Its dictionaries. A set need not cover every layer.
+
+    Raises:
+        [`TranscoderError`]: a dictionary has another width than the model, or sites that the model does not have.
+
+    Example:
+
+    ```python
+    >>> weights = FeatureWeights(base, TranscoderSet.from_pretrained("runs/set"))
+    >>> weights.deembedding("layers.0.mlp.transcoder", [17]).texts(tokenizer)
+    >>> weights.top_connections("layers.0.mlp.transcoder", "layers.8.mlp.transcoder", k=5).strengths
+    >>> weights.connections("layers.0.mlp.transcoder", "layers.8.mlp.transcoder", target_features=[3], through=(5, 1))
+    ```
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+    ):
+        self.base_model = base_model
+        self.dictionaries = named_dictionaries(transcoders)
+        check_fits(base_model, self.dictionaries)
+
+    def reads(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
+        """What features read from the residual stream, `(features, hidden)` in fp32.
+
+        Raises:
+            [`TranscoderError`]: there is no such dictionary or feature, or it does not read the stream.
+        """
+        dictionary = self.dictionary(name)
+        rows, _ = encoder_rows(dictionary, self._numbers(name, features))
+        return read_directions(self.base_model, _input(dictionary), rows.to(self.base_model.device)).detach()
+
+    def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
+        """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32.
+
+        Raises:
+            [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
+        """
+        dictionary = self.dictionary(name)
+        rows = decoder_rows(dictionary, self._numbers(name, features)).to(self.base_model.device)
+        return written_directions(self.base_model, _output(dictionary), rows).detach()
+
+    def connections(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_features: Sequence[int] | None = None,
+        target_features: Sequence[int] | None = None,
+        through: Through | None = None,
+    ) -> torch.Tensor:
+        """Connection strengths `W_dec_i . W_enc_j`, or `W_dec_i W_OV W_enc_j` through heads.
+
+        Args:
+            source, target (`str`): Names of the two dictionaries.
+            source_features (`Sequence[int]`, *optional*), target_features (`Sequence[int]`, *optional*):
+                The features i and j. At least one of the two; the other is then all of its dictionary. The strongest of
+                all pairs are found by [`~FeatureWeights.top_connections`].
+            through (`int` or `tuple[int, int]`, *optional*): Heads in between. The direct connection by default.
+
+        Returns:
+            `torch.Tensor` of shape `(sources, targets)`, or `(heads, sources, targets)` through a whole layer.
+
+        Raises:
+            [`TranscoderError`]: nothing can go from the source to the target, or there is no such feature or head.
+        """
+        if source_features is None and target_features is None:
+            raise TranscoderError(
+                "All connections between two dictionaries would be a matrix of features by features: give `source_features` "
+                "or `target_features`, or find the strongest with `top_connections`."
+            )
+        heads = self._path(source, target, through)
+        strengths = connection_strengths(
+            self.writes(source, source_features), self.reads(target, target_features), heads
+        )
+        return strengths if isinstance(through, int) else strengths[0]
+
+    def top_connections(
+        self, source: str, target: str, k: int = 20, *, through: Through | None = None
+    ) -> TopConnections:
+        """The `k` connections of largest magnitude among all pairs of features, computed in parts.
+
+        Args:
+            source, target, through: As for [`~FeatureWeights.connections`].
+            k (`int`, *optional*, defaults to 20): How many.
+        """
+        _check_count(k)
+        heads = self._path(source, target, through)
+        found = strongest_pairs(self.writes(source), self.reads(target), heads, k)
+        head, sources, targets, strengths = (tensor.tolist() for tensor in found)
+        if through is None:
+            layer, head = None, None
+        elif isinstance(through, int):
+            layer = through
+        else:
+            layer, head = through[0], [through[1]] * len(head)
+        return TopConnections(source, target, layer, sources, targets, head, strengths)
+
+    def deembedding(
+        self, name: str, features: Sequence[int] | None = None, k: int = 10, *, through: Through | None = None
+    ) -> TokenScores:
+        """The tokens whose embeddings a feature reads most and least: `W_E W_enc_j`, or `W_E W_OV W_enc_j` through heads.
+
+        Embeddings are those that enter the stream (in Gemma, scaled); positions and the embeddings' norms are left out.
+
+        Args:
+            name (`str`): The dictionary.
+            features (`Sequence[int]`, *optional*): Its features; all by default.
+            k (`int`, *optional*, defaults to 10): Tokens at each end.
+            through (`int` or `tuple[int, int]`, *optional*): Heads in between.
+
+        Returns:
+            [`TokenScores`] of shape `(features, k)`, or `(heads, features, k)` through a whole layer.
+        """
+        _check_count(k)
+        readers = self.pulled(name, features, through)
+        score = lambda rows: embedding_scores(self.base_model, rows)  # noqa: E731
+        return extreme_tokens(score, readers, self.base_model.get_input_embeddings().num_embeddings, k)
+
+    @torch.no_grad()
+    def logits(self, name: str, features: Sequence[int] | None = None, k: int = 10) -> TokenScores:
+        """The tokens whose logits a feature raises and lowers most, directly: `W_dec_i W_U`, through the final norm's gain.
+
+        Args:
+            name, features, k: As for [`~FeatureWeights.deembedding`].
+
+        Returns:
+            [`TokenScores`] of shape `(features, k)`.
+        """
+        _check_count(k)
+        score = lambda rows: direct_logits(self.base_model, rows)  # noqa: E731
+        vocabulary = len(self.base_model.get_output_embeddings().weight)
+        return extreme_tokens(score, self.writes(name, features), vocabulary, k)
+
+    def ov_norms(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
+        """`||W_OV^T W_enc_j||` for every head that writes before the dictionary reads.
+
+        Args:
+            name (`str`): The dictionary.
+            features (`Sequence[int]`, *optional*): Its features; all by default.
+
+        Returns:
+            `torch.Tensor` of shape `(features, layers, heads)`, for as many layers as come before.
+
+        Raises:
+            [`TranscoderError`]: no attention comes before the dictionary.
+        """
+        readers, layers = self.reads(name, features), self.layers_before(name)
+        if not layers:
+            raise TranscoderError(f"No attention writes to the stream before '{name}' reads it.")
+        return torch.stack([OVCircuits(self.base_model, layer).norms(readers) for layer in layers], dim=1)
+
+    def pulled(self, name: str, features: Sequence[int] | None = None, through: Through | None = None) -> torch.Tensor:
+        """What features read from the residual stream of the tokens that heads attend to: `W_OV^T W_enc_j`.
+
+        Args:
+            name, features, through: As for [`~FeatureWeights.deembedding`]; without heads it is what they read themselves.
+
+        Returns:
+            `torch.Tensor` of shape `(features, hidden)`, or `(heads, features, hidden)` through a whole layer.
+        """
+        readers = self.reads(name, features)
+        if through is None:
+            return readers
+        heads = self._heads(through)
+        if _layer(through) not in self.layers_before(name):
+            raise TranscoderError(f"Layer {_layer(through)} attends after '{name}' reads: choose an earlier layer.")
+        pulled = heads.pull(readers)
+        return pulled if isinstance(through, int) else pulled[0]
+
+    @torch.no_grad()
+    def pull_back(self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """What each feature of a dictionary writes along later vectors: `W_dec p` (arXiv 2406.11944, App. D).
+
+        Args:
+            name (`str`): The dictionary.
+            vectors (`torch.Tensor` of shape `(..., hidden)`):
+                Directions that are read from the residual stream later, such as [`~FeatureWeights.reads`] or
+                [`~FeatureWeights.pulled`] give them.
+            input_ids (`torch.LongTensor` of shape `(seq,)`, *optional*):
+                A prompt: the result is then weighted by the features' activations on its tokens, and by the scale that a
+                post-norm of the dictionary's layer, if any, has there.
+
+        Returns:
+            `torch.Tensor` of shape `(..., num_features)`, or `(..., seq, num_features)` with a prompt.
+        """
+        hidden_size = self.base_model.config.get_text_config().hidden_size
+        if vectors.shape[-1] != hidden_size:
+            raise TranscoderError(
+                f"The vectors are {vectors.shape[-1]} wide and the residual stream {hidden_size}: give directions of the "
+                "stream, as `reads` does."
+            )
+        written = vectors.to(self.base_model.device, torch.float32) @ self.writes(name).T
+        if input_ids is None:
+            return written
+        return written.unsqueeze(-2) * self._scaled_activations(name, input_ids)
+
+    def mean_contributions(
+        self,
+        target: str,
+        features: Sequence[int],
+        dataset: Iterable[Mapping],
+        *,
+        sources: Sequence[str] | None = None,
+        only_active: bool = False,
+        max_tokens: int = 100_000,
+        batch_size: int = 8,
+        skip_first: int = 1,
+        special_token_ids: Sequence[int] | None = None,
+    ) -> MeanContributions:
+        """What the features of earlier dictionaries add to some features on average over text, beside their strengths.
+
+        The direct path at the same token, with every norm frozen at the scale that it has there.
+
+        Args:
+            target (`str`): The dictionary of the targets.
+            features (`Sequence[int]`): The targets.
+            dataset (`Iterable[Mapping]`): Rows with `input_ids` of one length.
+            sources (`Sequence[str]`, *optional*): Dictionaries to look at. By default all that write before it reads.
+            only_active (`bool`, *optional*, defaults to `False`): Average over the tokens on which a target is active.
+            max_tokens (`int`, *optional*, defaults to 100,000): Tokens to read.
+            batch_size (`int`, *optional*, defaults to 8): Blocks per forward.
+            skip_first (`int`, *optional*, defaults to 1): Positions at the start of every block that do not count.
+            special_token_ids (`Sequence[int]`, *optional*): Tokens that do not count.
+
+        Returns:
+            [`MeanContributions`]
+
+        Raises:
+            [`TranscoderError`]: no dictionary comes before the target, or one of `sources` does not.
+        """
+        read = self.reads(target, features)
+        if sources is None:
+            writing = [
+                name for name, d in self.dictionaries.items() if name != target and writes_to_stream(_output(d))
+            ]
+            sources = [name for name in writing if self._comes_before(name, target)]
+        if not sources:
+            raise TranscoderError(f"No dictionary of this set writes to the stream before '{target}' reads it.")
+        for source in sources:
+            self._path(source, target, None)
+        blocks = TokenBlocks(
+            dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
+        )
+        means, tokens = mean_scaled_activations(
+            self.base_model,
+            self.dictionary(target),
+            features,
+            {name: self.dictionary(name) for name in sources},
+            blocks,
+            only_active=only_active,
+            batch_size=batch_size,
+        )
+        found = {}
+        for name in sources:
+            strengths = connection_strengths(self.writes(name), read, None)[0].cpu()
+            found[name] = SourceContributions(strengths, (strengths * means[name]).float())
+        return MeanContributions(target, list(features), only_active, tokens.tolist(), found)
+
+    def dictionary(self, name: str) -> TranscoderModel:
+        """The dictionary of a name.
+
+        Raises:
+            [`TranscoderError`]: there is none.
+        """
+        if name not in self.dictionaries:
+            raise TranscoderError(f"There is no dictionary '{name}': choose from {', '.join(self.dictionaries)}.")
+        return self.dictionaries[name]
+
+    def layers_before(self, name: str) -> list[int]:
+        """The layers whose attention writes before a dictionary reads."""
+        stage = reading_stage(self.base_model, _input(self.dictionary(name)))
+        layers = range(num_layers(self.base_model))
+        return [layer for layer in layers if writing_stage(self.base_model, Site("attn.out", layer)) <= stage]
+
+    def _numbers(self, name, features):
+        if features is None:
+            return None
+        size = self.dictionary(name).config.num_features
+        if unknown := [feature for feature in features if not 0 <= feature < size]:
+            raise TranscoderError(f"'{name}' has no feature {unknown[0]}: its features are 0 to {size - 1}.")
+        return torch.tensor(list(features), dtype=torch.long, device=self.dictionary(name).device)
+
+    def _heads(self, through) -> OVCircuits:
+        layer, head = (through, None) if isinstance(through, int) else through
+        layers, heads = num_layers(self.base_model), num_heads(self.base_model)[0]
+        if not 0 <= layer < layers or (head is not None and not 0 <= head < heads):
+            raise TranscoderError(
+                f"There are no heads at `through={through}`: this model has {layers} layers of {heads} heads, both counted "
+                "from 0; give `(layer, head)`, or the layer alone."
+            )
+        return OVCircuits(self.base_model, layer, head)
+
+    def _comes_before(self, source, target) -> bool:
+        written = writing_stage(self.base_model, _output(self.dictionary(source)))
+        return written <= reading_stage(self.base_model, _input(self.dictionary(target)))
+
+    def _path(self, source, target, through) -> OVCircuits | None:
+        """The heads between two dictionaries, after checking that something can go that way."""
+        if source == target or not self._comes_before(source, target):
+            raise TranscoderError(
+                f"Nothing goes from '{source}' to '{target}': the source must write to the stream before the target reads "
+                "it, so take a target in a later layer."
+            )
+        if through is None:
+            return None
+        heads = self._heads(through)
+        written = writing_stage(self.base_model, _output(self.dictionary(source)))
+        if written > heads.reads or _layer(through) not in self.layers_before(target):
+            raise TranscoderError(
+                f"The heads of layer {_layer(through)} are not between '{source}' and '{target}': choose a layer whose "
+                "attention reads after the first and writes before the second."
+            )
+        return heads
+
+    def _scaled_activations(self, name, input_ids) -> torch.Tensor:
+        """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm behind them, if any."""
+        dictionary = self.dictionary(name)
+        post_norm = norm_behind(self.base_model, _output(dictionary))
+        ids = torch.as_tensor(input_ids, device=self.base_model.device).reshape(1, -1)
+        sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), _output(dictionary)]
+        with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
+            self.base_model(input_ids=ids)
+            features = dictionary.encode(activations[sites[0]][0].to(dictionary.device)).float().to(ids.device)
+            if post_norm is not None:
+                features = features * norm_scale(post_norm, activations[sites[1]][0].float())
+        return features
+
+
+def _input(dictionary) -> Site:
+    return Site.parse(dictionary.config.input_site)
+
+
+def _output(dictionary) -> Site:
+    return Site.parse(dictionary.config.output_site)
+
+
+def _layer(through) -> int:
+    return through if isinstance(through, int) else through[0]
+
+
+def _check_count(k):
+    if k < 1:
+        raise TranscoderError(f"k is {k}: give a number of at least 1.")

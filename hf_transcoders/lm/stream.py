@@ -1,0 +1,112 @@
+"""The residual stream as the place where everything adds up: what is written to it, and what is read from it, when."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import TranscoderError
+from .architectures import architecture_of, has_parallel_residual, locate
+from .norms import norm_gain
+from .sites import Site
+
+
+_RESIDUAL = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
+
+
+def reads_from_stream(site: Site) -> bool:
+    """Whether what is at a site is the residual stream, or the stream behind a norm."""
+    return site.point in (*_RESIDUAL, "attn.in", "mlp.in")
+
+
+def writes_to_stream(site: Site) -> bool:
+    """Whether what is at a site is added to the residual stream (behind a post-norm, if any), or is the stream."""
+    return site.point in (*_RESIDUAL, "attn.out", "attn.branch", "mlp.out", "mlp.branch")
+
+
+def reading_stage(model: PreTrainedModel, site: Site) -> int:
+    """When a site reads the stream: it sees what was written at this stage or an earlier one.
+
+    Layer l begins at stage 2l; its attention writes at 2l + 1, and its MLP, which reads then, at 2l + 2. With a parallel
+    residual both read at 2l and write at 2l + 2.
+    """
+    _check(reads_from_stream(site), site, "does not read the residual stream")
+    between = 0 if has_parallel_residual(model) else 1
+    return 2 * site.layer + (_RESIDUAL | {"attn.in": 0, "mlp.in": between})[site.point]
+
+
+def writing_stage(model: PreTrainedModel, site: Site) -> int:
+    """When what is written at a site is in the stream; see [`reading_stage`]."""
+    _check(writes_to_stream(site), site, "does not write to the residual stream")
+    attention = 2 if has_parallel_residual(model) else 1
+    stages = _RESIDUAL | {"attn.out": attention, "attn.branch": attention, "mlp.out": 2, "mlp.branch": 2}
+    return 2 * site.layer + stages[site.point]
+
+
+def norm_before(model: PreTrainedModel, site: Site) -> nn.Module | None:
+    """The norm between the stream and a site that reads it, or `None` where the site is the stream."""
+    _check(reads_from_stream(site), site, "does not read the residual stream")
+    if site.point in _RESIDUAL:
+        return None
+    architecture = architecture_of(model)
+    return _submodule(model, site, architecture.attention_norm if site.point == "attn.in" else architecture.mlp_norm)
+
+
+def norm_behind(model: PreTrainedModel, site: Site) -> nn.Module | None:
+    """The post-norm between a site and the stream that it writes to, or `None` where there is none."""
+    _check(writes_to_stream(site), site, "does not write to the residual stream")
+    if site.point not in ("attn.out", "mlp.out"):
+        return None
+    architecture = architecture_of(model)
+    name = architecture.attention_post_norm if site.point == "attn.out" else architecture.mlp_post_norm
+    return None if name is None else _submodule(model, site, name)
+
+
+def stream_before(model: PreTrainedModel, site: Site) -> Site:
+    """The point of the residual stream that a site reads."""
+    stage = reading_stage(model, site)
+    return Site("resid_mid" if stage % 2 else "resid_pre", site.layer) if site.point not in _RESIDUAL else site
+
+
+def read_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
+    """What readers at a site, `(..., width)`, read from the residual stream, up to the scale of the norm before it."""
+    norm = norm_before(model, site)
+    return rows if norm is None else norm_gain(norm, rows.shape[-1]).pull(rows)
+
+
+def written_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
+    """What directions at a site, `(..., width)`, are in the residual stream, up to the scale of a post-norm, if any."""
+    norm = norm_behind(model, site)
+    return rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
+
+
+def direct_logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    """Logits that directions of the residual stream write, `(..., vocabulary)` in the dtype of `rows`.
+
+    Up to the scale of the final norm; biases, a soft-cap and all that later layers make of them are left out.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        rows (`torch.Tensor` of shape `(..., hidden)`): Directions, on the model's device.
+    """
+    unembedding = model.get_output_embeddings().weight
+    if rows.shape[-1] != unembedding.shape[-1]:
+        raise TranscoderError(
+            f"The logits of this model are not read from the residual stream: it is {rows.shape[-1]} wide and the "
+            f"unembedding {unembedding.shape[-1]}."
+        )
+    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+    rows = norm_gain(norm, rows.shape[-1]).push(rows)
+    # A part at a time, so that a copy in another precision stays small.
+    return torch.cat([rows @ part.to(rows.dtype).T for part in unembedding.detach().split(2**14)], dim=-1)
+
+
+def _submodule(model, site, name):
+    return locate(model, Site("resid_pre", site.layer)).module.get_submodule(name)
+
+
+def _check(fits, site, what):
+    if not fits:
+        raise TranscoderError(
+            f"'{site}' {what}, so nothing else connects to it by weights alone: use a dictionary from mlp.in to mlp.branch, "
+            "or one on the stream."
+        )

@@ -22,6 +22,7 @@ _COMMANDS = {
     "push": "publish a dictionary or set on the Hub",
     "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
+    "study": "case studies of transcoders: greater-than, whole-model replacement, blind guesses at features",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

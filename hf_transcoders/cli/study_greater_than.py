@@ -60,6 +60,7 @@ def run(args):
         add_bos=args.add_bos,
         skip_first=args.skip_first,
         transcoders_name=args.path,
+        progress=not args.json,
     )
     page = save_greater_than(study, folder)
     if args.json:

@@ -137,7 +137,7 @@ def test_curves_equal_one_plain_forward_for_each_k(family, tokenizer, layer, ski
     model = model_for_tasks(family)
     transcoder = transcoder_of(model, layer, **changes)
     prompts = YearPrompts.of(tokenizer)
-    study = greater_than_study(model, transcoder, tokenizer, max_k=24, num_features=3, skip_first=skip)
+    study = greater_than_study(model, transcoder, tokenizer, progress=False, max_k=24, num_features=3, skip_first=skip)
     by_feature, by_neuron = variances(model, prompts, transcoder, layer)
 
     def score(**how):

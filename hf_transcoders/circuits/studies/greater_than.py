@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import __version__
@@ -136,6 +137,7 @@ def greater_than_study(
     add_bos: bool | None = None,
     skip_first: int | None = None,
     transcoders_name: str | None = None,
+    progress: bool = True,
 ) -> GreaterThanStudy:
     """
     Repeats the case study of greater-than on any model and a transcoder of one of its MLPs.
@@ -159,6 +161,8 @@ def greater_than_study(
             which transcoders are often not trained. Where the paper's figures apply, 0, as there.
         transcoders_name (`str`, *optional*):
             Repo or folder that the transcoder comes from; by default what its configuration says.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
 
     Returns:
         [`GreaterThanStudy`]
@@ -183,10 +187,11 @@ def greater_than_study(
     if skip_first is None:
         skip_first = 1 if published is None else published.skip_first
     prompts = YearPrompts.of(tokenizer, add_bos)
-    with in_eval_mode(model, transcoder):
-        measured = _Measured(model, transcoder, place, prompts, skip_first)
+    with in_eval_mode(model, transcoder), tqdm(desc="versions", disable=not progress) as bar:
+        measured = _Measured(model, transcoder, place, prompts, skip_first, bar)
         features, variances = measured.features(max(max_k, num_features))
         some = features[:num_features]
+        bar.reset(total=sum(min(max_k, most) + 1 for most in measured.sizes()) + len(some) + 1)
         effects, by_ending = measured.effects(some)
         de_embeddings = _de_embeddings(model, transcoder, tokenizer, some)
         by_year = measured.activations(some)[:, -1].T
@@ -240,7 +245,8 @@ def greater_than_study(
 class _Measured:
     """The unchanged run, and scores of everything that is changed in it."""
 
-    def __init__(self, model, transcoder, place, prompts, skip_first):
+    def __init__(self, model, transcoder, place, prompts, skip_first, bar):
+        self.bar = bar
         self.model, self.transcoder, self.place, self.prompts = model, transcoder, place, prompts
         self.tokens = torch.tensor(list(prompts.candidates.values()), device=model.device)
         self.neurons_at = neurons_location(model, place.layer)
@@ -257,6 +263,10 @@ class _Measured:
         self.rows = MlpRows(model, prompts.input_ids[prompts.scored], place.layer, skip_first)
         self.logits, self.seen = self.rows.record(read)
         self.inputs = self.seen["input"].to(transcoder.device)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many features and neurons there are."""
+        return self.transcoder.config.num_features, self.at_end["neurons"].shape[-1]
 
     def features(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of the highest variance at the last position, and their variances."""
@@ -303,7 +313,11 @@ class _Measured:
 
     def _scores(self, location, versions) -> torch.Tensor:
         """`(versions, prompts)`"""
-        return self.prompts.differences(self.rows.logits(location, versions, self.tokens))
+        found = []
+        for values in versions:
+            found.append(self.prompts.differences(self.rows.logits(location, values, self.tokens)))
+            self.bar.update(len(values))
+        return torch.cat(found)
 
     def _growing(self, activations, writes) -> Iterator[torch.Tensor]:
         """What the transcoder writes with the first 0, 1, 2 ... of some features."""

@@ -1,6 +1,5 @@
 """Many versions of one layer's MLP in one forward, from that layer on."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
@@ -84,22 +83,18 @@ class MlpRows:
         return max(1, _TOKENS // self.input_ids.numel())
 
     @torch.no_grad()
-    def logits(self, location: Location, versions: Iterator[torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+    def logits(self, location: Location, values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """
-        Logits at the last position, with other values at a place of the layer.
+        Logits at the last position, with other values at a place of the layer, from one forward.
 
         Args:
             location ([`Location`]): The place.
-            versions (`Iterator[torch.Tensor]`):
-                Values `(versions, prompts, seq, width)`, as many at a time as fit one forward.
+            values (`torch.Tensor` of shape `(versions, prompts, seq, width)`): What to write, in several versions.
             tokens (`torch.LongTensor` of shape `(tokens,)`): The tokens whose logits are wanted.
 
         Returns:
             `torch.Tensor` of shape `(versions, prompts, tokens)` in fp32.
         """
-        return torch.cat([self._logits(location, values, tokens) for values in versions])
-
-    def _logits(self, location, values, tokens):
         count = len(values)
         rows = values.flatten(0, 1)
 

@@ -2,10 +2,9 @@
 
 import argparse
 import inspect
-from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, add_model_arguments, load_base_model, print_json
+from .common import HelpFormatter, add_model_arguments, load_base_model, output_folder, print_json
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
@@ -91,8 +90,7 @@ def _add_output(parser, folder):
 
 
 def run(args):
-    if Path(args.output).exists() and not Path(args.output).is_dir():
-        raise TranscoderError(f"{args.output} is a file, but results go into a folder: give another --output.")
+    output_folder(args.output)
     {"patch": _patch, "reuse": _reuse}[args.action](args)
 
 

@@ -153,6 +153,13 @@ def load_base_and_rows(args, dictionaries):
     return base, tokenizer, pack_tokens(texts, tokenizer, args.sequence_length)
 
 
+def output_folder(path: str) -> Path:
+    """Where results go, refused before any work if it is a file."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise TranscoderError(f"{path} is a file, but results go into a folder: give another --output.")
+    return Path(path)
+
+
 def best_device() -> str:
     import torch
 

@@ -24,6 +24,7 @@ _COMMANDS = {
     "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
     "graph": "what made a model say what it says: the attribution graph of a prompt, as a page",
     "paths": "the strongest paths through features, heads and tokens to a logit or feature",
+    "study": "case studies of transcoders: greater-than, whole-model replacement, blind guesses at features",
     "info": "what a dictionary or set is; without a path, what this machine has",
 }
 

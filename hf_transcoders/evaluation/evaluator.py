@@ -221,14 +221,17 @@ class TranscoderEvaluator:
                     lambda mask, d=d: replace(model, {_output(d): d}, mask=mask),
                 )
             )
-        if together:
-            start = min(variant.start for variant in variants)
-            by_site = {_output(d): d for d in named.values()}
-            changes = {"spliced": lambda mask: replace(model, by_site, mask=mask)}
+        starts = {variant.key[1]: variant.start for variant in variants if variant.key[0] == "spliced"}
+        groups = {TOGETHER: list(named)} if together is True else together or {}
+        for group, names in groups.items():
+            by_site = {_output(named[name]): named[name] for name in names}
+            changes = {"spliced": lambda mask, by_site=by_site: replace(model, by_site, mask=mask)}
             if means:
-                changes["zero"] = lambda mask: ablate(model, list(means), mask=mask)
-                changes["mean"] = lambda mask: ablate(model, list(means), means, mask=mask)
-            variants += [_Variant((kind, TOGETHER), start, change) for kind, change in changes.items()]
+                sites = list(by_site)
+                changes["zero"] = lambda mask, sites=sites: ablate(model, sites, mask=mask)
+                changes["mean"] = lambda mask, sites=sites: ablate(model, sites, means, mask=mask)
+            start = min(starts[name] for name in names)
+            variants += [_Variant((kind, group), start, change) for kind, change in changes.items()]
         return variants
 
     @torch.no_grad()
@@ -236,7 +239,7 @@ class TranscoderEvaluator:
         self,
         named: Mapping[str, TranscoderModel],
         means: Mapping[Site, torch.Tensor] | None = None,
-        together: bool = False,
+        together: bool | Mapping[str, Sequence[str]] = False,
     ) -> dict[tuple[str, str], LossStatistics]:
         """The statistics behind the losses of the unchanged model and of every changed one.
 
@@ -244,11 +247,14 @@ class TranscoderEvaluator:
             named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
             means (`Mapping[Site, torch.Tensor]`, *optional*):
                 The mean `(d_out,)` at each output site. Without them nothing is ablated.
-            together (`bool`, *optional*, defaults to `False`): Also with every dictionary in place at once.
+            together (`bool` or `Mapping[str, Sequence[str]]`, *optional*, defaults to `False`):
+                Also with every dictionary in place at once, or with several groups of them: a name for each group and the
+                dictionaries in it, no two of which write to one site.
 
         Returns:
             `dict[tuple[str, str], LossStatistics]`: under `("original", "")`, `("spliced", <dictionary>)`,
-            `("spliced", "all together")`, and `("zero", <output site>)` and `("mean", <output site>)`.
+            `("zero", <output site>)` and `("mean", <output site>)`, and under `("spliced", <group>)`, `("zero", <group>)`
+            and `("mean", <group>)`, where the group of every dictionary is `"all together"`.
         """
         return self._measure(self._variants(named, means or {}, together))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import TranscoderError
 from ..files import atomic_file
+from .lines import LineChart
 
 
 # Readable on light and dark pages: what changes is their opacity.
@@ -105,12 +106,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, then tables, maps and attention.
+    """A part of the page: text, then tables, curves, maps and attention.
 
     Args:
         title (`str`): Heading.
         text (`str`, *optional*): A paragraph.
         tables (`Sequence[Table]`, *optional*): Tables.
+        charts (`Sequence[LineChart]`, *optional*): Curves, two side by side where there is room.
         heatmaps (`Sequence[Heatmap]`, *optional*): Maps, two side by side where there is room.
         attention (`Sequence[AttentionView]`, *optional*): Patterns.
     """
@@ -118,6 +120,7 @@ class Section:
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
+    charts: Sequence[LineChart] = ()
     heatmaps: Sequence[Heatmap] = ()
     attention: Sequence[AttentionView] = ()
 
@@ -149,7 +152,8 @@ def write_page(
     environment.filters["cell"] = _cell
     environment.filters["fact"] = _fact
     environment.filters["token"] = _visible
-    # Both escape what they are given.
+    # All escape what they are given.
+    environment.filters["curves"] = lambda chart: Markup(chart.svg())
     environment.filters["map"] = lambda heatmap: Markup(heatmap_svg(heatmap))
     environment.filters["matrix"] = lambda view: Markup(attention_svg(view))
     html = environment.get_template("heatmap.html").render(title=title, sections=sections, protocol=protocol or {})
@@ -157,6 +161,21 @@ def write_page(
     with atomic_file(path) as partial:
         partial.write_text(html, encoding="utf-8")
     return path
+
+
+def tables_text(tables: Sequence[Table]) -> str:
+    """Tables as aligned plain text for a terminal; control characters in them are shown as a blank."""
+    lines = []
+    for table in tables:
+        cells = [[_printable(_cell(cell)) for cell in row] for row in (table.headers, *table.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += ["", table.title]
+        lines += [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
+        ]
+        if table.note:
+            lines.append(table.note)
+    return "\n".join(lines).lstrip()
 
 
 def heatmap_svg(heatmap: Heatmap) -> str:
@@ -324,6 +343,11 @@ def _cell(value):
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "–"
     return "–" if value is None else value
+
+
+def _printable(cell):
+    """Text that commands no terminal."""
+    return "".join(character if character.isprintable() else " " for character in str(cell))
 
 
 def _fact(value):

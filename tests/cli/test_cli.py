@@ -241,7 +241,7 @@ def test_help_is_short_and_names_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("demo", "train", "evaluate", "features", "info"))
+    assert all(command in text for command in ("demo", "train", "evaluate", "features", "study", "info"))
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out

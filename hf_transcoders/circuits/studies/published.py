@@ -1,0 +1,91 @@
+"""Figures of the case studies of Dunefsky et al. (2024), for the one set of transcoders they are of.
+
+Source: [Transcoders Find Interpretable LLM Feature Circuits](https://arxiv.org/abs/2406.11944), and the notebooks
+`greaterthan.ipynb` and `walkthrough.ipynb` released with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+_MODELS = ("gpt2", "openai-community/gpt2")
+_TRANSCODERS = "pchlenski/gpt2-transcoders"
+
+
+@dataclass(frozen=True)
+class PublishedStudy:
+    """
+    What a paper says of a study.
+
+    Args:
+        source (`str`): Paper and notebook.
+        figures (`Mapping[str, float]`): Our name of a number -> the published one.
+        footnotes (`list[str]`): Where the source contradicts itself, and what its settings were.
+        add_bos (`bool`): Whether its prompts begin with the beginning-of-sequence token.
+        skip_first (`int`): Positions at the start that it does not change.
+        layer (`int`, *optional*): The layer that it replaces, for figures of one layer.
+    """
+
+    source: str
+    figures: Mapping[str, float]
+    footnotes: list[str] = field(default_factory=list)
+    add_bos: bool = True
+    skip_first: int = 0
+    layer: int | None = None
+
+
+GREATER_THAN = PublishedStudy(
+    source="Dunefsky, Chlenski and Nanda (2024), arXiv 2406.11944, greaterthan.ipynb",
+    figures={
+        "original": 0.8829,
+        "transcoder": 0.7978,
+        "without 5315": 0.8453,
+        "20 features": 0.8435,
+        "21 features": 0.8433,
+        "22 features": 0.8314,
+        "23 features": 0.7852,
+        "24 features": 0.7862,
+        "crossing": 24,
+    },
+    footnotes=[
+        "Feature 5315 is the 24th by variance in the paper's text and the 23rd in its notebook, where the fall is from 22 "
+        "to 23 features.",
+        "The position of its paths (8 for the last token) says that the notebook's prompts begin with the "
+        "beginning-of-sequence token; it changes every position.",
+        "Endings are the 100 two-digit tokens; scores are means over 1701 to 1798.",
+    ],
+    layer=10,
+)
+
+REPLACEMENT = PublishedStudy(
+    source="Dunefsky, Chlenski and Nanda (2024), arXiv 2406.11944, walkthrough.ipynb",
+    figures={
+        "ce_original": 3.5928,
+        "all ce": 4.2337,
+        "all kl": 0.6684,
+        "inner ce": 4.0624,
+        "inner ce zero": 10.9406,
+    },
+    footnotes=[
+        "The text says that all MLPs are replaced, but the cell loads layers 0 to 10: compare with both rows.",
+        "The zero-ablated loss of 10.9406 is of the layers in the text between the first and the last.",
+        "100 batches of 128 x 128 tokens of OpenWebText, with every position replaced: other text gives other numbers.",
+    ],
+)
+
+
+def published_study(study: PublishedStudy, base_model: str | None, transcoders: str | None) -> PublishedStudy | None:
+    """
+    What is published of a model with its transcoders; the names decide.
+
+    Args:
+        study ([`PublishedStudy`]): The figures that there are.
+        base_model (`str`, *optional*): The language model's name on the Hub.
+        transcoders (`str`, *optional*): The repo of the transcoders, or a folder that ends in its name.
+
+    Returns:
+        [`PublishedStudy`], or `None` for all others.
+    """
+    name = (transcoders or "").replace("\\", "/").rstrip("/")
+    ours = name == _TRANSCODERS or name.endswith("/" + _TRANSCODERS)
+    return study if ours and base_model in _MODELS else None

@@ -1,0 +1,104 @@
+"""`hf-transcoders study`: what it writes, prints and refuses."""
+
+import json
+
+import pytest
+
+from hf_transcoders import TranscoderSet
+from hf_transcoders.cli import main
+from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+from tests.circuits.test_studies import transcoder_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, a set of transcoders of its three layers, one of them alone, and a text."""
+    path = tmp_path_factory.mktemp("study")
+    model = model_for_tasks()
+    model.save_pretrained(path / "model")
+    TOKENIZER.save_pretrained(path / "model")
+    TranscoderSet([transcoder_of(model, layer) for layer in range(3)]).save_pretrained(path / "set")
+    transcoder_of(model, 1).save_pretrained(path / "one")
+    (path / "text.txt").write_text(
+        "\n\n".join(f"The war lasted from 17{n} to 18{n}, and so on." * 3 for n in range(60))
+    )
+    return path
+
+
+def study(folder, action, path, output, *more):
+    return main(
+        ["study", action, str(folder / path), "--model", str(folder / "model"), "--dtype", "float32", "--device", "cpu",
+         "--output", str(output), *more]
+    )  # fmt: skip
+
+
+def test_greater_than_writes_page_json_and_pictures_with_the_same_numbers(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert study(folder, "greater-than", "one", output, "--max-k", "5", "--num-features", "3", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((output / "results.json").read_text())
+    assert printed["feature_curve"] == saved["feature_curve"] and len(saved["feature_curve"]) == 6
+    assert saved["protocol"]["variant"] == "two_token" and saved["published"] is None
+    page = (output / "report.html").read_text()
+    assert f"{saved['original_score']['mean']:.3f}" in page and f"{saved['features'][0]['score']:.4f}" in page
+    assert {path.name for path in output.iterdir()} == {"report.html", "results.json", "curves.png", "years.png"}
+
+
+def test_greater_than_of_one_layer_of_a_set(folder, tmp_path, capsys):
+    chosen = ("--dictionary", "layers.2.mlp.transcoder", "--max-k", "2", "--num-features", "1", "--skip-first", "0")
+    assert study(folder, "greater-than", "set", tmp_path, *chosen, "--no-add-bos") == 0
+    text = capsys.readouterr().out
+    assert "transcoder for the MLP" in text and text.strip().endswith("report.html")
+    assert json.loads((tmp_path / "results.json").read_text())["protocol"]["reads"] == "layers.2.mlp.in"
+
+
+def test_replacement_prints_and_writes_the_table(folder, tmp_path, capsys):
+    text = (
+        "--data",
+        str(folder / "text.txt"),
+        "--sequence-length",
+        "16",
+        "--max-tokens",
+        "200",
+        "--loss-tokens",
+        "100",
+    )
+    assert study(folder, "replacement", "set", tmp_path, *text, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert printed["groups"] == saved["groups"]
+    assert [row["name"] for row in saved["groups"]] == ["all layers", "all but the last layer"]
+    assert study(folder, "replacement", "set", tmp_path, *text) == 0
+    table = capsys.readouterr().out
+    assert f"{saved['groups'][0]['replaced']['ce']:.4f}" in table and "text.txt" in table
+
+
+@pytest.mark.parametrize(
+    "action, path, more, sentence",
+    [
+        ("greater-than", "set", [], "choose one with --dictionary"),
+        ("greater-than", "set", ["--dictionary", "layers.9"], "There is no dictionary 'layers.9'"),
+        ("greater-than", "one", ["--max-k", "0"], "at least 1"),
+        ("greater-than", "one", ["--skip-first", "99"], "skip fewer"),
+        ("greater-than", "nowhere", [], "There is no folder"),
+        ("replacement", "set", ["--data", "no.txt"], "no.txt"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(folder, tmp_path, capsys, action, path, more, sentence):
+    output = tmp_path / "out"
+    assert study(folder, action, path, output, *more) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-transcoders study: ") and sentence in error
+    assert not output.exists()
+
+
+def test_a_file_as_output_and_an_unknown_study(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert study(folder, "replacement", "set", tmp_path / "file") == 2
+    assert "is a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["study", "smaller-than"])
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    shown = capsys.readouterr().out
+    assert all(action in shown for action in ("greater-than", "replacement", "blind"))

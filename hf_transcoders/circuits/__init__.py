@@ -1,5 +1,6 @@
-"""Circuits: which parts of a model do a task, found by patching."""
+"""Circuits: which parts of a model do a task, found by patching and by changing features."""
 
+from .interventions import FeatureEdit, InterventionEffect, intervene, intervention_losses, measure_effect
 from .patching import (
     AttentionEdit,
     PatchEngine,

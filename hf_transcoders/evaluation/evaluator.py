@@ -250,8 +250,31 @@ class TranscoderEvaluator:
             `dict[tuple[str, str], LossStatistics]`: under `("original", "")`, `("spliced", <dictionary>)`,
             `("spliced", "all together")`, and `("zero", <output site>)` and `("mean", <output site>)`.
         """
+        return self._measure(self._variants(named, means or {}, together))
+
+    @torch.no_grad()
+    def measure_changes(
+        self, changes: Mapping[str, Callable[[torch.Tensor], AbstractContextManager]], first_block: int = 0
+    ) -> dict[str, LossStatistics]:
+        """The statistics behind the losses of the model under changes of any kind.
+
+        Args:
+            changes (`Mapping[str, Callable]`):
+                Name -> a function that takes the mask `(batch, seq)` of the positions that count and returns a context
+                manager, within which the base model's decoder is changed. "original" is taken.
+            first_block (`int`, *optional*, defaults to 0):
+                The first block that a change can reach or read; those below are not run again.
+
+        Returns:
+            `dict[str, LossStatistics]`: by name, and under "original" those of the unchanged model.
+        """
+        variants = [_Variant(("changed", name), first_block, change) for name, change in changes.items()]
+        with in_eval_mode(self.base_model):
+            losses = self._measure(variants)
+        return {key[1] or key[0]: statistics for key, statistics in losses.items()}
+
+    def _measure(self, variants):
         model = self.base_model
-        variants = self._variants(named, means or {}, together)
         losses = {key: LossStatistics(model.device) for key in [ORIGINAL, *(variant.key for variant in variants)]}
         for input_ids, mask in self._progress(self.loss_blocks, "losses"):
             # The last position of a block has no next token in it.

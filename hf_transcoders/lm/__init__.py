@@ -3,6 +3,7 @@
 from .architectures import Architecture, architecture_of, locate, num_layers, register_architecture, site_width
 from .attention import AttentionCall, edit_attention
 from .capture import capture
+from .freeze import FrozenRun, frozen, record_frozen
 from .offline_models import offline_model
 from .replace import ablate, replace, splice
 from .sites import Site

@@ -67,17 +67,22 @@ def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Ten
 
 def hide_forward(stack: ExitStack, module: torch.nn.Module, forward: Callable):
     """Let calls of `module` run `forward` instead of its own, until `stack` closes."""
-    # An instance attribute hides the class's `forward`; a module may already have one (accelerate's hooks set it).
-    earlier = module.__dict__.get("forward")
+    hide_method(stack, module, "forward", forward)
+
+
+def hide_method(stack: ExitStack, module: torch.nn.Module, name: str, method: Callable):
+    """Let `method` answer to `module.<name>` instead of the module's own, until `stack` closes."""
+    # An instance attribute hides the class's; a module may already have one (accelerate's hooks set `forward`).
+    earlier = module.__dict__.get(name)
 
     def restore():
         if earlier is None:
-            del module.forward
+            delattr(module, name)
         else:
-            module.forward = earlier
+            setattr(module, name, earlier)
 
     stack.callback(restore)
-    module.forward = forward
+    setattr(module, name, method)
 
 
 def _attach(stack, location, function, writes):

@@ -1,0 +1,267 @@
+"""Changing features inside an ordinary language model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...evaluation.evaluator import in_eval_mode, named_dictionaries
+from ...lm import FrozenRun, Site, frozen, locate, record_frozen
+from ...lm.hooks import read_at, write_at
+from ...models import TranscoderModel, TranscoderSet
+from ...models.linear_parts import decoder_rows, skip_and_bias
+from .dictionaries import check_sites, find_dictionary
+from .edits import FeatureEdit
+from .prompts import PromptTracker
+from .table import EditTable, Entries
+
+
+MODES = ("direct", "frozen", "free")
+
+# Elements of the largest temporary, the features of some tokens.
+_MAX_ELEMENTS = 2**23
+
+
+@contextmanager
+def intervene(
+    model: PreTrainedModel,
+    transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
+    edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
+    *,
+    mode: Literal["direct", "frozen", "free"] = "free",
+    frozen_at: torch.Tensor | FrozenRun | None = None,
+) -> Iterator[FrozenRun | None]:
+    """Edit features in every forward of `model` inside the `with` block, `generate` included.
+
+    The model keeps running its own MLPs: each is its dictionary's reconstruction plus an error that the edit leaves
+    alone. So an edit adds `(new - old) * W_dec[feature]` at the output site, in its units, and without edits nothing
+    changes. What happens to the change further up depends on the mode:
+
+    | `mode`     | held as in the recorded run                      | what carries the change                             |
+    |------------|--------------------------------------------------|-----------------------------------------------------|
+    | `"direct"` | norm scales, attention patterns, outputs of MLPs | residual stream and values: effects are linear      |
+    | `"frozen"` | norm scales, attention patterns                  | these, and the model's own MLPs, which recompute    |
+    | `"free"`   | nothing                                          | the whole model                                     |
+
+    `"direct"` gives what the edges of an attribution graph predict: the change of a pre-activation further up is the
+    sum over edits of `(new - old)` times a constant. The skip connections of those of `transcoders` that write to an MLP's
+    output are linear paths and carry the change too. The old activation is that of the recorded run, also where
+    another edit reaches the feature; in the other two modes it is that of the run at hand, with the edits below it.
+    Effects on logits are linear before a soft-cap (Gemma 2), at `module:lm_head:out`.
+
+    With a cache, an edit acts in the forward that gets its position: those in the prompt when the prompt is read,
+    slices that are open to the right on every new token. The frozen modes freeze the positions of the recorded prompt;
+    tokens that `generate` adds have their patterns, norms and MLPs computed freely.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model, in eval mode.
+        transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
+            Transcoders (with or without skip connection) and SAEs of any activation. Not every layer needs one.
+        edits (list of [`FeatureEdit`], or list of such lists):
+            The edits of all rows of a batch, or one list for each row. When there are several times as many rows as lists,
+            list i belongs to the i-th group of neighbouring rows, as `generate` makes them for several sequences.
+        mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
+            What is frozen, as above.
+        frozen_at (`torch.LongTensor` of shape `(batch, seq)` or [`FrozenRun`], *optional*):
+            The prompts whose run is frozen, or what another [`intervene`] yielded for them; for the frozen modes. One
+            prompt serves any number of rows.
+
+    Yields:
+        [`FrozenRun`]: the recorded run, for further calls; `None` in free mode.
+
+    Raises:
+        [`TranscoderError`]: an unknown mode, dictionary or feature; a dictionary that does not fit the model; a frozen
+            mode without a recorded prompt; and, once the model is called, a position beyond the prompt, two edits of
+            one activation, a wrong number of rows, or another prompt than the recorded one.
+
+    Example:
+
+    ```python
+    >>> edits = [FeatureEdit("layers.8.mlp.transcoder", 1234, position="all", kind="scale", value=5.0)]
+    >>> with intervene(model, transcoders, edits):
+    ...     output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"))
+    ```
+    """
+    named = named_dictionaries(transcoders)
+    check_sites(model, named)
+    lists = edit_lists(edits)
+    if mode not in MODES:
+        raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")
+    tables = _tables(named, lists)
+    run = None if mode == "free" else _frozen_run(model, named, mode, frozen_at)
+    if run is not None:
+        # Known now, so positions need not wait for the first forward to be found wrong.
+        for table in tables.values():
+            table.place(run.input_ids.shape[1])
+    tracker = PromptTracker()
+    workers = []
+    for name, dictionary in named.items():
+        skip = _live_skip(model, named, name) if mode == "direct" else None
+        if name in tables or skip is not None:
+            recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
+            workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skip))
+    with ExitStack() as stack:
+        stack.enter_context(in_eval_mode(*named.values()))
+        stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
+        tracker.attach(stack, model)
+        for worker in workers:
+            worker.attach(stack, model)
+        yield run
+
+
+def edit_lists(edits) -> list[list[FeatureEdit]]:
+    """Edits as a list for each row; a plain list of edits is the one list for all rows."""
+    if isinstance(edits, FeatureEdit):
+        edits = [edits]
+    lists = [list(edits)] if all(isinstance(edit, FeatureEdit) for edit in edits) else [list(row) for row in edits]
+    if not all(isinstance(edit, FeatureEdit) for row in lists for edit in row):
+        raise TranscoderError("`edits` must be a list of FeatureEdit, or a list of such lists, one for each row.")
+    return lists
+
+
+def input_sites(named: Mapping[str, TranscoderModel]) -> list[Site]:
+    """Where dictionaries read, each site once."""
+    return list(dict.fromkeys(Site.parse(dictionary.config.input_site) for dictionary in named.values()))
+
+
+def encode_some(dictionary: TranscoderModel, inputs: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Activations of some features, `(tokens, k)`, for inputs `(tokens, d_in)`.
+
+    All features of a token are computed, as some activations need them; only those asked for are kept.
+    """
+    weight = dictionary.W_enc
+    features = features.to(weight.device)
+    rows = max(1, _MAX_ELEMENTS // dictionary.config.num_features)
+    parts = inputs.to(weight.device, weight.dtype).split(rows)
+    return torch.cat([dictionary.encode(part).index_select(1, features) for part in parts])
+
+
+def _tables(named, lists) -> dict[str, EditTable]:
+    edits = {}
+    for number, row in enumerate(lists):
+        for edit in row:
+            name = find_dictionary(named, edit.dictionary, edit.feature)
+            edits.setdefault(name, []).append((number, edit))
+    return {name: EditTable(some, len(lists)) for name, some in edits.items()}
+
+
+def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
+    if frozen_at is None:
+        raise TranscoderError(
+            f"mode='{mode}' freezes the model as it is on one prompt: give its token ids, (batch, seq), as `frozen_at`."
+        )
+    if not isinstance(frozen_at, FrozenRun):
+        return record_frozen(model, frozen_at, input_sites(named))
+    missing = [str(site) for site in input_sites(named) if site not in frozen_at.activations]
+    if missing:
+        raise TranscoderError(
+            f"The recorded run has no activations at {', '.join(missing)}: call `record_frozen` with `sites` set to the "
+            "input sites of the dictionaries, or give the prompt itself."
+        )
+    return frozen_at
+
+
+def _live_skip(model, named, name) -> torch.Tensor | None:
+    """The skip connection of a dictionary that stands for an MLP, `(d_out, d_in)`."""
+    site = Site.parse(named[name].config.output_site)
+    skip, _ = skip_and_bias(named[name])
+    if skip is None or site.point not in ("mlp.out", "mlp.branch"):
+        return None
+    for other, dictionary in named.items():
+        place = Site.parse(dictionary.config.output_site)
+        same = place.layer == site.layer and place.point in ("mlp.out", "mlp.branch")
+        if other != name and same and dictionary.W_skip is not None:
+            raise TranscoderError(
+                f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice in "
+                "mode 'direct': leave one of them out."
+            )
+    return skip
+
+
+class _Editor:
+    """The edits of one dictionary at work: what it reads in a forward, and what it adds at its output.
+
+    Args:
+        dictionary ([`TranscoderModel`]): The dictionary.
+        table ([`EditTable`], *optional*): Its edits, if it has any.
+        tracker ([`PromptTracker`]): Knows which tokens the forward at hand gets.
+        recorded (`torch.Tensor` of shape `(batch or 1, seq, d_in)`, *optional*):
+            Its inputs in the recorded run, where old activations are those of that run.
+        skip (`torch.Tensor` of shape `(d_out, d_in)`, *optional*): The skip connection, where it carries changes.
+    """
+
+    def __init__(self, dictionary, table, tracker: PromptTracker, recorded, skip):
+        self.dictionary = dictionary
+        self.table = table
+        self.tracker = tracker
+        self.recorded = recorded
+        self.skip = skip
+        self.rows = None if table is None else decoder_rows(dictionary, table.features.to(dictionary.device))
+        self.inputs = None
+
+    def attach(self, stack: ExitStack, model: PreTrainedModel):
+        config = self.dictionary.config
+        source, target = locate(model, config.input_site), locate(model, config.output_site)
+        if source == target:
+            write_at(stack, target, self._rewrite)
+        else:
+            read_at(stack, source, self._read)
+            write_at(stack, target, self._write)
+
+    def _rewrite(self, value):
+        return self._edited(value, value)
+
+    def _read(self, inputs):
+        self.inputs = inputs
+
+    def _write(self, value):
+        inputs, self.inputs = self.inputs, None
+        return self._edited(inputs, value)
+
+    def _edited(self, inputs, value):
+        if inputs is None:
+            config = self.dictionary.config
+            raise TranscoderError(
+                f"A dictionary that writes to '{config.output_site}' cannot read '{config.input_site}': the model reaches "
+                "that later, or not at all."
+            )
+        tokens = self.tracker.tokens
+        if self.skip is not None and tokens.start == 0:
+            length = self.recorded.shape[1]
+            change = (inputs[:, :length] - self.recorded).float() @ self.skip.T.to(inputs.device)
+            value = torch.cat([value[:, :length] + change.to(value.dtype), value[:, length:]], dim=1)
+        if self.table is None:
+            return value
+        entries = self.table.entries(tokens, self.tracker.length)
+        if len(entries.row) == 0:
+            return value
+        return self._add(entries, inputs, value)
+
+    def _add(self, entries: Entries, inputs, value):
+        device = self.rows.device
+        flat = entries.row * self.tracker.tokens.length + entries.position - self.tracker.tokens.start
+        # Tokens with an edit, each once, however many of its features are edited.
+        flat, token = flat.unique(return_inverse=True)
+        token, column = token.to(device), entries.column.to(device)
+        factor, added = entries.factor.to(device), entries.added.to(device)
+        change = added
+        if (entries.factor != 1).any():
+            old = encode_some(self.dictionary, self._inputs_at(flat.to(inputs.device), inputs), self.table.features)
+            change = added + (factor - 1) * old[token, column].float()
+        amounts = torch.zeros(len(flat), len(self.rows), device=device).index_put((token, column), change)
+        delta = (amounts @ self.rows).to(value.device, value.dtype)
+        return value.reshape(-1, value.shape[-1]).index_add(0, flat.to(value.device), delta).view(value.shape)
+
+    def _inputs_at(self, flat, inputs):
+        """What the dictionary reads at some tokens, `(tokens, d_in)`: in the recorded run, where there is one."""
+        live = inputs.reshape(-1, inputs.shape[-1])[flat]
+        if self.recorded is None or self.tracker.tokens.start > 0:
+            return live
+        row, position = flat // inputs.shape[1], flat % inputs.shape[1]
+        prompts, length, _ = self.recorded.shape
+        recorded = self.recorded[row if prompts > 1 else 0, position.clamp(max=length - 1)]
+        return torch.where((position < length)[:, None], recorded, live)

@@ -1,0 +1,219 @@
+"""A language model whose norms, attention patterns and MLPs are held as they were in one run."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import TranscoderError
+from .architectures import architecture_of, locate, num_layers
+from .attention import edit_attention
+from .capture import capture
+from .forwards import ForwardTokens, before_forward
+from .hooks import hide_forward
+from .norms import frozen_norm, norm_bias
+from .sites import Site, parse_sites
+
+
+@dataclass(frozen=True)
+class FrozenRun:
+    """What [`record_frozen`] keeps of a run; all tensors are detached.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, seq)`):
+            The prompts.
+        norms (`dict[torch.nn.Module, Callable]`):
+            Norm module -> the linear map, [`frozen_norm`], that it is at the scales of this run.
+        patterns (`list[torch.Tensor]`):
+            Where the heads of each layer look, `(batch, heads, seq, seq)`.
+        mlp_outputs (`list[torch.Tensor]`):
+            `mlp.out` of each layer, `(batch, seq, hidden)`.
+        activations (`dict[Site, torch.Tensor]`):
+            The activations at the sites that were asked for, `(batch, seq, width)`.
+    """
+
+    input_ids: torch.Tensor
+    norms: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
+    patterns: list[torch.Tensor]
+    mlp_outputs: list[torch.Tensor]
+    activations: dict[Site, torch.Tensor]
+
+
+@torch.no_grad()
+def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
+    """Run a model once and keep what [`frozen`] needs.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model or its base model, in eval mode.
+        input_ids (`torch.LongTensor` of shape `(batch, seq)`):
+            The prompts, of one length and without padding.
+        sites (an iterable of `str` or [`Site`], *optional*):
+            Where to keep the activations as well.
+
+    Returns:
+        [`FrozenRun`]
+
+    Raises:
+        [`TranscoderError`]: the family is not known, its attention cannot be edited, or a site does not exist.
+    """
+    layers = range(num_layers(model))
+    outputs = [Site("mlp.out", layer) for layer in layers]
+    extra = parse_sites(sites) if (sites := list(sites)) else []
+    norm_inputs, patterns = {}, [None] * len(layers)
+
+    def keep_pattern(pattern, layer):
+        patterns[layer] = pattern
+
+    def keep_input(norm, args):
+        norm_inputs[norm] = args[0].reshape(*input_ids.shape, -1)
+
+    with ExitStack() as stack:
+        stack.enter_context(edit_attention(model, pattern=keep_pattern))
+        activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
+        for norm in _norms(model):
+            stack.callback(norm.register_forward_pre_hook(keep_input).remove)
+        model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
+    return FrozenRun(
+        input_ids=input_ids.to(model.device),
+        norms={norm: frozen_norm(norm, _widened(at)) for norm, at in norm_inputs.items()},
+        patterns=patterns,
+        mlp_outputs=[activations[site] for site in outputs],
+        activations={site: activations[site] for site in extra},
+    )
+
+
+@contextmanager
+def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Iterator[None]:
+    """Hold norm scales and attention patterns as they were in a recorded run, inside the `with` block.
+
+    Each norm is then a linear map plus its bias, each head a fixed linear map of the residual stream. With `mlps` the
+    outputs of the MLP modules are constants too, so that the final hidden states are an affine function of the
+    embeddings and of whatever is added to the residual stream. (A soft-cap on the logits, as in Gemma 2, is not
+    frozen.) On the recorded prompt the model computes what it always does, up to rounding. Gradients go through values
+    and norms, and through MLPs unless these are frozen.
+
+    Only the positions of the recorded prompt are frozen. Tokens after it, such as those that `generate` adds, have
+    their norms, patterns and MLPs computed freely, with or without a cache.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model that was recorded, in eval mode.
+        run ([`FrozenRun`]):
+            What [`record_frozen`] returned. One recorded prompt serves batches of any size that repeat it; of several,
+            each belongs to one row of the batch.
+        mlps (`bool`, *optional*, defaults to `False`):
+            Whether to freeze the outputs of the MLPs.
+
+    Raises:
+        [`TranscoderError`]: inside the block, the model is called with another prompt than the recorded one. Called
+            with `inputs_embeds`, it only has to have their number of tokens.
+
+    Example:
+
+    ```python
+    >>> run = record_frozen(model, input_ids)
+    >>> with frozen(model, run, mlps=True), capture(model, "layers.8.mlp.in", stop=False) as activations:
+    ...     model(input_ids)
+    ...     # Through linear paths alone: what token 2 gives to a feature of layer 8 at the last one.
+    ...     (activations["layers.8.mlp.in"][0, -1] @ encoder_row).backward()
+    ```
+    """
+    hold = _Hold(run)
+    with ExitStack() as stack:
+        before_forward(stack, model, hold.begin)
+        for norm, linear in run.norms.items():
+            hold.module(stack, norm, functools.partial(_norm_at, linear, norm_bias(norm)))
+        if mlps:
+            for layer, output in enumerate(run.mlp_outputs):
+                constant = functools.partial(_constant, output)
+                hold.module(stack, locate(model, Site("mlp.out", layer)).module, constant)
+        stack.enter_context(edit_attention(model, pattern=hold.pattern))
+        yield
+
+
+class _Hold:
+    """Puts recorded values at the positions of the recorded prompt."""
+
+    def __init__(self, run: FrozenRun):
+        self.run = run
+        self.tokens = None
+        # How many positions of the forward at hand are frozen: all that the prompt has, or none.
+        self.count = 0
+
+    def begin(self, tokens: ForwardTokens):
+        prompts = self.run.input_ids
+        rows, length = prompts.shape
+        self.tokens = tokens
+        self.count = 0 if tokens.start >= length else length
+        if self.count == 0:
+            return
+        if tokens.start > 0 or tokens.length < length or rows not in (1, tokens.batch):
+            raise TranscoderError(
+                f"The frozen run is of {rows} prompts with {length} tokens, and the model got tokens {tokens.start} to "
+                f"{tokens.start + tokens.length - 1} of {tokens.batch} rows: give it the recorded prompts, whole."
+            )
+        if tokens.input_ids is not None and not (tokens.input_ids[:, :length] == prompts).all():
+            raise TranscoderError(
+                "The model got another prompt than the one it is frozen at: record the run of this prompt, or use a mode "
+                "in which nothing is frozen."
+            )
+
+    def module(self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
+        """Let `function` compute the frozen positions of a module's output from those of its input."""
+        original = module.forward
+
+        @functools.wraps(original)
+        def forward(hidden_states):
+            if self.count == 0:
+                return original(hidden_states)
+            # Some modules see batch and positions as one axis.
+            shaped = hidden_states.reshape(self.tokens.batch, self.tokens.length, -1)
+            output = function(shaped[:, : self.count])
+            if self.count < self.tokens.length:
+                output = torch.cat([output, original(shaped[:, self.count :].contiguous())], dim=1)
+            return output.reshape(*hidden_states.shape[:-1], -1)
+
+        hide_forward(stack, module, forward)
+
+    def pattern(self, pattern: torch.Tensor, layer: int) -> torch.Tensor | None:
+        if self.count == 0:
+            return None
+        # Later positions, and the free places of a cache, are not looked at from the prompt.
+        recorded = F.pad(self.run.patterns[layer], (0, pattern.shape[-1] - self.count))
+        recorded = recorded.expand(len(pattern), -1, -1, -1)
+        return torch.cat([recorded, pattern[:, :, self.count :]], dim=2)
+
+
+def _norms(model) -> list[nn.Module]:
+    """Every norm on or before the residual stream, each once."""
+    architecture = architecture_of(model)
+    names = {
+        architecture.attention_norm,
+        architecture.mlp_norm,
+        architecture.attention_post_norm,
+        architecture.mlp_post_norm,
+    } - {None}
+    blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(num_layers(model))]
+    return [
+        *(block.get_submodule(name) for block in blocks for name in sorted(names)),
+        model.base_model.get_submodule(architecture.final_norm),
+    ]
+
+
+def _norm_at(linear, bias, hidden_states):
+    return (linear(_widened(hidden_states)) + bias).to(hidden_states.dtype)
+
+
+def _constant(recorded, hidden_states):
+    return recorded.expand(len(hidden_states), -1, -1)
+
+
+def _widened(tensor):
+    """Half precision to fp32, in which norms take their scale."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

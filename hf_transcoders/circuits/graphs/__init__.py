@@ -2,4 +2,5 @@
 
 from .attribution import attribution_graph, attribution_graphs
 from .graph import KINDS, AttributionGraph, Node, TargetInfo
+from .head_loadings import HeadLoadings, head_loadings
 from .targets import Target

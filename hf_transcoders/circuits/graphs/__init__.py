@@ -3,4 +3,5 @@
 from .attribution import attribution_graph, attribution_graphs
 from .graph import KINDS, AttributionGraph, Node, TargetInfo
 from .head_loadings import HeadLoadings, head_loadings
+from .qk import QKAttribution, qk_attribution
 from .targets import Target

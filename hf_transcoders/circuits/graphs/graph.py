@@ -172,12 +172,7 @@ class AttributionGraph:
         node = self.node(number)
         if node.kind == "target":
             return self.targets[node.index].label
-        if node.kind == "bias":
-            return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
-        at = f'at "{self.tokens[node.position]}" ({node.position})'
-        if node.kind in ("token", "position"):
-            return f"{node.kind} {at}"
-        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"
+        return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.
@@ -368,6 +363,16 @@ class AttributionGraph:
         )
         if not fits:
             raise ValueError("its tensors and its JSON do not fit each other")
+
+
+def node_label(kind: str, layer: int, position: int, index: int, tokens: list[str], num_layers: int) -> str:
+    """A short text for a node that is no target: see [`AttributionGraph`] for the arguments."""
+    if kind == "bias":
+        return "bias behind the last block" if layer == num_layers else f"L{layer} biases"
+    at = f'at "{tokens[position]}" ({position})'
+    if kind in ("token", "position"):
+        return f"{kind} {at}"
+    return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
 
 
 _NODE_TENSORS = (

@@ -171,7 +171,7 @@ class AttributionGraph:
         """A short text for a node, such as `L8 feature 1203 at " gave"`."""
         node = self.node(number)
         if node.kind == "target":
-            return self.targets[node.index].label
+            return _one_line(self.targets[node.index].label)
         return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
@@ -369,10 +369,14 @@ def node_label(kind: str, layer: int, position: int, index: int, tokens: list[st
     """A short text for a node that is no target: see [`AttributionGraph`] for the arguments."""
     if kind == "bias":
         return "bias behind the last block" if layer == num_layers else f"L{layer} biases"
-    at = f'at "{tokens[position]}" ({position})'
+    at = f'at "{_one_line(tokens[position])}" ({position})'
     if kind in ("token", "position"):
         return f"{kind} {at}"
     return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
+
+
+def _one_line(text):
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 _NODE_TENSORS = (

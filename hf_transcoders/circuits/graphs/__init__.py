@@ -4,4 +4,6 @@ from .attribution import attribution_graph, attribution_graphs
 from .certificate import Certificate, certificate
 from .combine import contrast, union
 from .graph import KINDS, AttributionGraph, Node, TargetInfo
+from .head_loadings import HeadLoadings, head_loadings
+from .qk import QKAttribution, qk_attribution
 from .targets import Target

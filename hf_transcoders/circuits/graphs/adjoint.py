@@ -80,7 +80,7 @@ class Adjoint:
             `torch.Tensor` of shape `(rows, sources)` in fp32; rows sum to the functionals.
         """
         out = torch.zeros(len(self.sources), len(targets), device=self.run.token_embedding.device)
-        _Walk(self.run, self.sources, targets, out).down()
+        Walk(self.run, self.sources, targets, out).down()
         return out.T
 
     def batch_size(self) -> int:
@@ -90,7 +90,7 @@ class Adjoint:
         return max(16, min(512, _BATCH_BYTES // (4 * len(self.run.input_ids) * 3 * max(width, inner))))
 
 
-class _Walk:
+class Walk:
     """One batch of targets on its way down the layers. Gradients are `(tokens, targets, hidden)`."""
 
     def __init__(self, run, sources, targets, out):
@@ -174,7 +174,7 @@ class _Walk:
         inputs = torch.zeros_like(gradient)
         if self.live:
             self._emit_bias(layer, gradient.sum(0) @ maps.attention_constant)
-            inputs = self._through_heads(maps, gradient)
+            inputs = self._through_heads(layer, maps, gradient)
         # The norm's bias goes through the heads as part of their constant; here it counts for what is read directly.
         inputs = self._place(layer, "attn.in", inputs, norm_bias=maps.attention_norm_bias)
         if self.live:
@@ -187,18 +187,22 @@ class _Walk:
             self._emit_bias(layer, gradient.sum(0) @ bias.float())
         return norm[: self.tokens].transpose(gradient)
 
-    def _through_heads(self, maps, gradient):
+    def _through_heads(self, layer, maps, gradient):
         """From gradients of attention's output to gradients of its input, all heads at once."""
+        values = self._at_values(layer, maps, gradient)
+        heads, tokens, targets, width = values.shape
+        kv_heads = maps.value.shape[0] // width
+        values = values.view(kv_heads, heads // kv_heads, tokens, targets, width).sum(1)
+        return values.permute(1, 2, 0, 3).reshape(tokens, targets, -1) @ maps.value
+
+    def _at_values(self, layer, maps, gradient):
+        """Gradients of the values that each head reads, `(heads, tokens, targets, head_dim)`."""
         tokens, targets, _ = gradient.shape
         pattern = maps.pattern[:, :tokens, :tokens]
         heads = len(pattern)
         read = (gradient @ maps.output.T).view(tokens, targets, heads, -1)
         read = read.permute(2, 0, 1, 3).reshape(heads, tokens, -1)
-        values = pattern.transpose(1, 2) @ read
-        width = maps.output.shape[0] // heads
-        kv_heads = maps.value.shape[0] // width
-        values = values.view(kv_heads, heads // kv_heads, tokens, targets, width).sum(1)
-        return values.permute(1, 2, 0, 3).reshape(tokens, targets, -1) @ maps.value
+        return (pattern.transpose(1, 2) @ read).view(heads, tokens, targets, -1)
 
     # ------------------------------------------------------------------------------------------------ reading off
 

@@ -185,15 +185,8 @@ class AttributionGraph:
         """A short text for a node, such as `L8 feature 1203 at " gave"`."""
         node = self.node(number)
         if node.kind == "target":
-            return self.targets[node.index].label
-        if node.kind == "bias":
-            return "bias behind the last block" if node.layer == self.num_layers else f"L{node.layer} biases"
-        # Graphs of several prompts have nodes that are wherever they are.
-        somewhere = node.position >= 0 and self.tokens
-        at = f'at "{self.tokens[node.position]}" ({node.position})' if somewhere else "anywhere"
-        if node.kind in ("token", "position"):
-            return f"{node.kind} {at if somewhere else max(node.index, node.position)}"
-        return f"L{node.layer} {f'feature {node.index}' if node.kind == 'feature' else node.kind} {at}"
+            return _one_line(self.targets[node.index].label)
+        return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.
@@ -463,6 +456,22 @@ class AttributionGraph:
         )
         if not fits:
             raise ValueError("its tensors and its JSON do not fit each other")
+
+
+def node_label(kind: str, layer: int, position: int, index: int, tokens: list[str], num_layers: int) -> str:
+    """A short text for a node that is no target: see [`AttributionGraph`] for the arguments."""
+    if kind == "bias":
+        return "bias behind the last block" if layer == num_layers else f"L{layer} biases"
+    # Graphs of several prompts have nodes that are wherever they are.
+    somewhere = position >= 0 and tokens
+    at = f'at "{_one_line(tokens[position])}" ({position})' if somewhere else "anywhere"
+    if kind in ("token", "position"):
+        return f"{kind} {at if somewhere else max(index, position)}"
+    return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
+
+
+def _one_line(text):
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 _NODE_TENSORS = (

@@ -1,0 +1,394 @@
+"""Head loadings: which attention heads carry the edges of an attribution graph."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...errors import TranscoderError
+from ...lm.sites import Site
+from ...models.linear_parts import decoder_rows, encoder_rows
+from ..dictionaries import Dictionaries, named_dictionaries
+from .adjoint import FINAL, Adjoint, Functionals, Walk
+from .graph import KINDS, AttributionGraph
+from .influence import normalized_weights
+from .recording import LinearRun, record
+from .targets import Target, resolve_targets
+
+
+# Elements of the sources' values at the heads of all layers, of the edges that are split at once.
+_MAX_ELEMENTS = 2**25
+# How far the parts of an edge may sum to something else than its weight before it is clear that the run is another one.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class HeadLoadings:
+    """How edges of a graph are carried: `loadings.sum((1, 2)) + direct = weight`.
+
+    Args:
+        edges (`torch.LongTensor` of shape `(edges,)`): Numbers of the edges in the graph.
+        source, target (`torch.LongTensor` of shape `(edges,)`): Nodes that they lead from and to.
+        weight (`torch.Tensor` of shape `(edges,)`): Their weights in the graph.
+        loadings (`torch.Tensor` of shape `(edges, layers, heads)`): What each head carries away from the source.
+        direct (`torch.Tensor` of shape `(edges,)`): What reaches the target without any head.
+        labels (`dict[int, str]`): Labels of the nodes at their ends.
+    """
+
+    edges: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+    loadings: torch.Tensor
+    direct: torch.Tensor
+    labels: dict[int, str] = field(repr=False)
+
+    def top(self, count: int = 10) -> list[tuple[int, int, int, float]]:
+        """(place in `edges`, layer, head, loading) of the loadings that are largest in magnitude."""
+        layers, heads = self.loadings.shape[1:]
+        flat = self.loadings.flatten()
+        order = flat.abs().topk(min(count, len(flat))).indices
+        return [
+            (at // (layers * heads), at // heads % layers, at % heads, value)
+            for at, value in zip(order.tolist(), flat[order].tolist(), strict=True)
+        ]
+
+    def to_dict(self, heads: int = 5) -> list[dict[str, Any]]:
+        """Plain values for JSON, one entry for each edge, with its strongest heads and the sum of the others.
+
+        Args:
+            heads (`int`, *optional*, defaults to 5): How many heads of each edge are listed.
+        """
+        flat = self.loadings.flatten(1)
+        count = min(heads, flat.shape[1])
+        order = flat.abs().topk(count, dim=1).indices
+        strongest = flat.gather(1, order)
+        number = self.loadings.shape[2]
+        return [
+            {
+                "edge": int(edge),
+                "source": int(source),
+                "target": int(target),
+                "source_label": self.labels[int(source)],
+                "target_label": self.labels[int(target)],
+                "weight": float(weight),
+                "direct": float(direct),
+                "heads": [
+                    {"layer": at // number, "head": at % number, "loading": value}
+                    for at, value in zip(places.tolist(), values.tolist(), strict=True)
+                ],
+                "other_heads": float(total - values.sum()),
+            }
+            for edge, source, target, weight, direct, places, values, total in zip(
+                self.edges, self.source, self.target, self.weight, self.direct, order, strongest, flat.sum(1), strict=True
+            )
+        ]  # fmt: skip
+
+    def to_text(self, count: int = 10) -> str:
+        """The largest loadings as a table."""
+        lines = [f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge"]
+        for edge, layer, head, value in self.top(count):
+            ends = f"{self.labels[int(self.source[edge])]} -> {self.labels[int(self.target[edge])]}"
+            lines.append(f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {ends}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def head_loadings(
+    base_model: PreTrainedModel,
+    transcoders: Dictionaries,
+    graph: AttributionGraph,
+    edges: torch.Tensor | list[int] | None = None,
+    *,
+    targets=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_edges: int = 32,
+) -> HeadLoadings:
+    """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
+
+    A path from source to target may go through several heads. It is counted for the one nearest the source, which is
+    the head that reads it and takes it away from the source's token; paths through no head are the direct part. So every
+    path is counted once, and the parts sum to the weight of the edge. With grouped queries each query head has a part.
+
+    The prompt is run again, as it is in the graph: nothing of the run has to be stored.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
+            What the graph was made with.
+        graph ([`AttributionGraph`]):
+            The graph, pruned or not.
+        edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
+            Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
+            influence.
+        targets (*optional*):
+            As they were given for the graph. Only needed for edges into targets that are not logits of single tokens.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Needed where `targets` are given as text.
+        max_edges (`int`, *optional*, defaults to 32):
+            How many edges by default.
+
+    Returns:
+        [`HeadLoadings`]
+
+    Raises:
+        [`TranscoderError`]: an edge does not exist or comes from a bias, a target is not known, or model and dictionaries
+            are not those of the graph.
+
+    Example:
+
+    ```python
+    >>> graph = attribution_graph(base, transcoders, "The capital of France is", tokenizer=tokenizer)
+    >>> print(head_loadings(base, transcoders, graph).to_text())
+    ```
+    """
+    edges = _chosen(graph, edges, max_edges)
+    run = record_again(base_model, transcoders, graph)
+    adjoint = Adjoint(run)
+    source, target = graph.source[edges], graph.target[edges]
+    functionals, row = _read(run, graph, target, targets, tokenizer)
+    written = _written(run, graph, source)
+    loadings = torch.zeros(len(edges), run.num_layers, len(run.layers[0].pattern))
+    direct = torch.zeros(len(edges))
+    for part in _batches(run, functionals, row, adjoint.batch_size()):
+        own, local = row[part].unique(return_inverse=True)
+        batch, sources = functionals[own], written[part]
+        lift = _Lift(run, batch, local, sources)
+        walk = _Splitting(run, adjoint.sources, batch, local, sources.position, lift.values)
+        walk.down()
+        loadings[part.cpu()], direct[part.cpu()] = walk.loadings.cpu(), lift.direct.cpu()
+    result = HeadLoadings(
+        edges=edges,
+        source=source,
+        target=target,
+        weight=graph.weight[edges],
+        loadings=loadings,
+        direct=direct,
+        labels={number: graph.label(number) for number in torch.cat([source, target]).unique().tolist()},
+    )
+    _check_sums(result)
+    return result
+
+
+def record_again(base_model: PreTrainedModel, transcoders: Dictionaries, graph: AttributionGraph) -> LinearRun:
+    """The run that a graph was made of.
+
+    Raises:
+        [`TranscoderError`]: the dictionaries have other names than those of the graph, or do not fit the model.
+    """
+    named = named_dictionaries(base_model, transcoders)
+    if list(named) != graph.dictionaries:
+        raise TranscoderError(
+            f"The graph was made with the dictionaries {', '.join(graph.dictionaries) or 'none'}, and these are "
+            f"{', '.join(named) or 'none'}: give those of the graph, in their order."
+        )
+    ids = torch.tensor(graph.input_ids)
+    return record(base_model, named, [ids], graph.metadata.get("settings", {}).get("skip_first", 1))[0]
+
+
+def _chosen(graph, edges, most):
+    from_bias = graph.is_kind("bias")[graph.source]
+    if edges is None:
+        carried = normalized_weights(graph) * (graph.influence() + graph.target_weights)[graph.target]
+        carried = torch.where(from_bias, -1.0, carried)
+        return carried.topk(min(most, int((~from_bias).sum()))).indices
+    edges = torch.as_tensor(edges, dtype=torch.long)
+    if edges.dim() != 1 or (len(edges) and not (0 <= int(edges.min()) and int(edges.max()) < graph.num_edges)):
+        raise TranscoderError(f"`edges` are numbers of edges of the graph, 0 to {graph.num_edges - 1}.")
+    if from_bias[edges].any():
+        number = int(edges[from_bias[edges]][0])
+        raise TranscoderError(
+            f"Edge {number} comes from biases, which are at every token and not at one that a head could read: leave "
+            "edges from biases out."
+        )
+    return edges
+
+
+def _read(run, graph, target, given, tokenizer):
+    """What is read at the ends of edges, and which of these functionals belongs to each edge."""
+    nodes, row = target.unique(return_inverse=True)
+    width = run.token_embedding.shape[-1]
+    device = run.token_embedding.device
+    vector = torch.zeros(len(nodes), width, device=device)
+    bias = torch.zeros(len(nodes), device=device)
+    layer, position, points = graph.layer[nodes].to(device), graph.position[nodes].to(device), [""] * len(nodes)
+    is_target = graph.kind[nodes] == KINDS.index("target")
+    for number, dictionary in enumerate(run.dictionaries):
+        mine = (~is_target & (graph.dictionary[nodes] == number)).nonzero()[:, 0]
+        rows, biases = encoder_rows(dictionary, graph.index[nodes[mine]].to(dictionary.device))
+        site = Site.parse(dictionary.config.input_site)
+        vector[mine], bias[mine], layer[mine] = rows.to(device), biases.to(device), site.layer
+        for at in mine.tolist():
+            points[at] = site.point
+    if is_target.any():
+        resolved = _targets(run, graph, given, tokenizer)
+        mine, numbers = is_target.nonzero()[:, 0], graph.index[nodes[is_target]]
+        vector[mine], bias[mine] = resolved.vector[numbers].float(), resolved.bias[numbers].float()
+        layer[mine], position[mine] = resolved.layer[numbers], resolved.position[numbers]
+        for at, number in zip(mine.tolist(), numbers.tolist(), strict=True):
+            points[at] = resolved.point[number]
+    return Functionals(layer, points, position, vector, bias), row.to(device)
+
+
+def _targets(run, graph, given, tokenizer):
+    """All targets of the graph as functionals."""
+    if given is not None:
+        functionals, infos = resolve_targets(run, given, tokenizer)
+        theirs, ours = ([info.label for info in each] for each in (graph.targets, infos))
+        if theirs != ours:
+            raise TranscoderError(
+                f"The graph explains {', '.join(theirs)}, and `targets` are {', '.join(ours)}: give them, and the "
+                "tokenizer, as they were given for the graph."
+            )
+        return functionals
+    unknown = [target.label for target in graph.targets if target.token_id is None]
+    if unknown:
+        raise TranscoderError(
+            f"A graph does not store what its target '{unknown[0]}' reads: give `targets` as they were given for the graph."
+        )
+    return resolve_targets(run, [Target.logit(target.token_id, target.position) for target in graph.targets], None)[0]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What sources write: place (`None` for embeddings), token `(edges,)` and vector `(edges, width)`."""
+
+    site: list[Site | None]
+    position: torch.Tensor
+    vector: torch.Tensor
+
+    def __getitem__(self, rows):
+        return _Written([self.site[row] for row in rows.tolist()], self.position[rows], self.vector[rows])
+
+    def at(self, site: Site | None) -> torch.Tensor:
+        """`(edges, 1)`: 1 for sources that write there."""
+        return torch.tensor([[float(own == site)] for own in self.site], device=self.vector.device)
+
+
+def _written(run, graph, source):
+    device = run.token_embedding.device
+    position = graph.position[source]
+    vector = torch.zeros(len(source), run.token_embedding.shape[-1], device=device)
+    sites: list[Site | None] = [None] * len(source)
+    kind = graph.kind[source]
+    for name, written in (("token", run.token_embedding), ("position", run.position_embedding)):
+        mine = (kind == KINDS.index(name)).nonzero()[:, 0]
+        if len(mine):
+            vector[mine] = written[position[mine]]
+    for site, writer in run.writers.items():
+        if writer.dictionary < 0:
+            mine = (kind == KINDS.index("mlp")) & (graph.layer[source] == site.layer)
+        else:
+            mine = graph.dictionary[source] == writer.dictionary
+        for at in mine.nonzero()[:, 0].tolist():
+            sites[at] = site
+        missed = (mine & (kind != KINDS.index("feature"))).nonzero()[:, 0]
+        vector[missed] = writer.error[position[missed]]
+        features = (mine & (kind == KINDS.index("feature"))).nonzero()[:, 0]
+        if len(features):
+            dictionary, nodes = run.dictionaries[writer.dictionary], source[features]
+            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device)).to(device)
+            vector[features] = rows * graph.value[nodes, None].to(device)
+    return _Written(sites, position.to(device), vector)
+
+
+def _batches(run, functionals, row, targets):
+    """Edges in batches of not too many targets, those of neighbouring ones together."""
+    order = (functionals.layer * len(run.input_ids) + functionals.position).argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    batch = rank[row] // targets
+    edges = max(1, _MAX_ELEMENTS // (run.num_layers * run.layers[0].output.shape[0]))
+    for number in range(int(batch.max()) + 1 if len(batch) else 0):
+        yield from (batch == number).nonzero()[:, 0].split(edges)
+
+
+class _Lift:
+    """What sources write, on its way up through everything but heads: at their own tokens alone.
+
+    Attributes:
+        values (`list[torch.Tensor]`): By layer, the values that each source gives to heads, `(edges, kv_heads * head_dim)`.
+        direct (`torch.Tensor` of shape `(edges,)`): What reaches the target of each edge this way.
+    """
+
+    def __init__(self, run: LinearRun, functionals: Functionals, row: torch.Tensor, sources: _Written):
+        self.run = run
+        self.functionals = functionals
+        self.row = row
+        self.sources = sources
+        self.values: list[torch.Tensor] = []
+        self.direct = torch.zeros(len(row), device=row.device)
+        self.groups = functionals.places()
+        # What skip connections read, by layer and point.
+        self.read: dict[tuple[int, str], torch.Tensor] = {}
+        stream = sources.vector * sources.at(None)
+        for layer, maps in enumerate(run.layers):
+            stream = self._block(layer, maps, stream)
+        self._pass(run.num_layers, FINAL, self._normed(run.final_norm, stream))
+
+    def _block(self, layer, maps, stream):
+        stream = self._pass(layer, "resid_pre", stream)
+        inputs = self._pass(layer, "attn.in", self._normed(maps.attention_norm, stream))
+        self.values.append(inputs @ maps.value.T)
+        branch = self._pass(layer, "attn.out", torch.zeros_like(stream))
+        branch = self._pass(layer, "attn.branch", self._normed(maps.attention_post_norm, branch))
+        between = stream if self.run.parallel else self._pass(layer, "resid_mid", stream + branch)
+        self._pass(layer, "mlp.in", self._normed(maps.mlp_norm, between))
+        output = self._pass(layer, "mlp.out", torch.zeros_like(stream))
+        output = self._pass(layer, "mlp.branch", self._normed(maps.mlp_post_norm, output))
+        return self._pass(layer, "resid_post", between + output + (branch if self.run.parallel else 0.0))
+
+    def _normed(self, norm, vectors):
+        return vectors if norm is None else norm[self.sources.position, 0](vectors)
+
+    def _pass(self, layer, point, vectors):
+        """Past a place: what is there is read, then what is written there takes its place."""
+        self.read[layer, point] = vectors
+        rows = self.groups.get((layer, point))
+        if rows is not None:
+            here = torch.isin(self.row, rows) & (self.functionals.position[self.row] == self.sources.position)
+            self.direct += here * (vectors * self.functionals.vector[self.row]).sum(-1)
+        site = None if point == FINAL else Site(point, layer)
+        writer = self.run.writers.get(site)
+        if writer is None:
+            return vectors
+        written = self.sources.vector * self.sources.at(site)
+        if writer.skip is not None:
+            source = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
+            works = writer.works[self.sources.position, None].float()
+            written = written + works * (self.read[source.layer, source.point] @ writer.skip.T)
+        return written
+
+
+class _Splitting(Walk):
+    """A walk that reads off at each head what it carries from the source of each edge to its target.
+
+    Args:
+        row, position (`torch.LongTensor` of shape `(edges,)`): Functional, and token of the source, of each edge.
+        values (`list[torch.Tensor]`): What [`_Lift`] found.
+    """
+
+    def __init__(self, run, sources, functionals, row, position, values):
+        super().__init__(run, sources, functionals, torch.zeros(len(sources), len(functionals), device=row.device))
+        self.row = row
+        self.position = position
+        self.values = values
+        self.loadings = torch.zeros(len(row), run.num_layers, len(run.layers[0].pattern), device=row.device)
+
+    def _at_values(self, layer, maps, gradient):
+        gradients = super()._at_values(layer, maps, gradient)
+        heads, _, _, width = gradients.shape
+        values = self.values[layer].unflatten(-1, (-1, width))
+        values = values.repeat_interleave(heads // values.shape[1], dim=1)
+        self.loadings[:, layer] = (gradients[:, self.position, self.row].transpose(0, 1) * values).sum(-1)
+        return gradients
+
+
+def _check_sums(result):
+    parts = torch.cat([result.loadings.flatten(1), result.direct[:, None]], dim=1)
+    largest = torch.maximum(parts.abs().sum(1), result.weight.abs())
+    if not ((parts.sum(1) - result.weight).abs() <= _TOLERANCE * largest).all():
+        raise TranscoderError(
+            "The parts of the edges do not sum to their weights, so the graph was made with another model or other "
+            "dictionaries: give those."
+        )

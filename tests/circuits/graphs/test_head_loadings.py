@@ -1,0 +1,150 @@
+"""The parts of an edge sum to its weight, and each is what switching heads off and on says it is."""
+
+import pytest
+import torch
+
+from hf_transcoders import TranscoderError
+from hf_transcoders.circuits.graphs import Target, attribution_graph, head_loadings
+from hf_transcoders.circuits.graphs.head_loadings import _read, record_again
+from hf_transcoders.circuits.graphs.reference import AutogradRows
+from tests.circuits.graphs.utils import mixes
+from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokens
+
+
+HEADS = 4
+
+
+def graph_of(model, dictionaries, **changes):
+    prompt = tiny_tokens(1, 8)[0].tolist()
+    return attribution_graph(model, dictionaries, prompt, max_logits=2, progress=False, **changes)
+
+
+def source_numbers(run, graph):
+    """Number of each node of a graph among all sources of its run."""
+    kinds, positions, indices = [], [], []
+    for segment in AutogradRows(run).sources.segments:
+        size = segment.end - segment.start
+        feature = segment.kind == "feature"
+        kinds += [(segment.kind, segment.layer, segment.writer.dictionary if segment.writer else -1)] * size
+        positions += segment.writer.position.tolist() if feature else ([-1] if segment.kind == "bias" else range(size))
+        indices += segment.writer.feature.tolist() if feature else [-1] * size
+    numbers = {key: number for number, key in enumerate(zip(kinds, positions, indices, strict=True))}
+    found = []
+    for number in range(graph.num_nodes):
+        node = graph.node(number)
+        dictionary = int(graph.dictionary[number])
+        index = node.index if node.kind == "feature" else -1
+        found.append(numbers.get(((node.kind, node.layer, dictionary), node.position, index), -1))
+    return torch.tensor(found)
+
+
+def without_biases(graph):
+    return (~graph.is_kind("bias")[graph.source]).nonzero()[:, 0]
+
+
+@pytest.mark.parametrize("mix", list(mixes(tiny_model("llama"))))
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "gpt_neox"])
+def test_parts_sum_to_the_weight(family, mix):
+    model = tiny_model(family)
+    dictionaries = mixes(model)[mix]
+    graph = graph_of(model, dictionaries, max_features=60)
+    edges = without_biases(graph)
+    result = head_loadings(model, dictionaries, graph, edges)
+    parts = torch.cat([result.loadings.flatten(1), result.direct[:, None]], dim=1)
+    errors = (parts.sum(1) - result.weight).abs() / parts.abs().sum(1).maximum(result.weight.abs().mean())
+    assert errors.max() < 1e-5
+    # Between different tokens all goes through heads; within one token not all does.
+    across = graph.position[result.source] != graph.position[result.target]
+    assert across.any() and (result.direct[across] == 0).all() and (result.direct != 0).any()
+    assert (result.loadings != 0).any(0).any(0).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "mix"), [("llama", "skips"), ("gemma2", "attention"), ("gpt_neox", "over several layers")]
+)
+def test_parts_are_what_switching_heads_says(family, mix):
+    """With all heads below a layer off, and one alone on in it, a source reaches its target by paths of that head only."""
+    model = tiny_model(family)
+    dictionaries = mixes(model)[mix]
+    graph = graph_of(model, dictionaries, max_features=20)
+    edges = without_biases(graph)
+    edges = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(0))[:100]]
+    result = head_loadings(model, dictionaries, graph, edges)
+    run = record_again(model, dictionaries, graph)
+    functionals, row = _read(run, graph, result.target, None, None)
+    # A graph without the features that were not expanded has fewer nodes than there are sources.
+    column = source_numbers(run, graph)[result.source]
+    autograd = AutogradRows(run)
+    patterns = autograd.frozen.patterns
+
+    def effect(layer, heads):
+        on = torch.isin(torch.arange(HEADS), torch.tensor(heads))[:, None, None]
+        autograd.frozen.patterns[:] = [
+            pattern * (on if number == layer else float(number > layer)) for number, pattern in enumerate(originals)
+        ]
+        return autograd.rows(functionals)[row, column]
+
+    originals = list(patterns)
+    scale = result.weight.abs().max()
+    direct = effect(NUM_LAYERS, [])
+    assert (result.direct - direct).abs().max() < 1e-5 * scale
+    for layer in range(NUM_LAYERS):
+        none = effect(layer, [])
+        for head in range(HEADS):
+            expected = effect(layer, [head]) - none
+            assert (result.loadings[:, layer, head] - expected).abs().max() < 2e-5 * scale
+
+
+def test_by_default_the_edges_that_carry_most_and_texts_of_them():
+    model = tiny_model("llama")
+    dictionaries = mixes(model)["relu"]
+    graph = graph_of(model, dictionaries)
+    result = head_loadings(model, dictionaries, graph, max_edges=7)
+    assert len(result.edges) == 7 and not graph.is_kind("bias")[result.source].any()
+    flow = graph.influence() + graph.target_weights
+    sums = graph.rest_abs.double().index_add(0, graph.target, graph.weight.double().abs())
+    carried = graph.weight.double().abs() / sums[graph.target] * flow[graph.target]
+    carried[graph.is_kind("bias")[graph.source]] = 0
+    assert set(result.edges.tolist()) == set(carried.topk(7).indices.tolist())
+    edge, layer, head, value = result.top(3)[0]
+    assert value == result.loadings[edge, layer, head] and abs(value) == result.loadings.abs().max()
+    assert f"L{layer}H{head}" in result.to_text(3) and len(result.to_text(3).splitlines()) == 4
+    for entry in result.to_dict(heads=2):
+        assert len(entry["heads"]) == 2
+        parts = sum(part["loading"] for part in entry["heads"]) + entry["other_heads"] + entry["direct"]
+        assert parts == pytest.approx(entry["weight"], rel=1e-4, abs=1e-4)
+    # A pruned graph has other numbers and the same edges.
+    pruned = graph.prune()
+    again = head_loadings(model, dictionaries, pruned, max_edges=5)
+    assert torch.equal(again.weight, pruned.weight[again.edges])
+
+
+def test_targets_that_no_graph_stores_are_given_again():
+    model = tiny_model("llama")
+    dictionaries = mixes(model)["relu"]
+    targets = [(5, 6), Target.direction(torch.ones(HIDDEN_SIZE), "layers.1.resid_post", position=4, label="one")]
+    graph = graph_of(model, dictionaries, targets=targets)
+    edges = graph.is_kind("target")[graph.target] & ~graph.is_kind("bias")[graph.source]
+    result = head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0], targets=targets)
+    total = result.loadings.sum((1, 2)) + result.direct
+    torch.testing.assert_close(total, result.weight, rtol=1e-4, atol=1e-4)
+    with pytest.raises(TranscoderError, match="does not store what its target '5 - 6' reads: give `targets`"):
+        head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0])
+    with pytest.raises(TranscoderError, match="The graph explains 5 - 6, one, and `targets` are 5 - 7: give them"):
+        head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0], targets=[(5, 7)])
+
+
+def test_refused():
+    model = tiny_model("llama")
+    dictionaries = mixes(model)["relu"]
+    graph = graph_of(model, dictionaries)
+    for edges in ([graph.num_edges], [-1], [[0]]):
+        with pytest.raises(TranscoderError, match=f"numbers of edges of the graph, 0 to {graph.num_edges - 1}"):
+            head_loadings(model, dictionaries, graph, edges)
+    bias = int(graph.is_kind("bias")[graph.source].nonzero()[0])
+    with pytest.raises(TranscoderError, match=f"Edge {bias} comes from biases"):
+        head_loadings(model, dictionaries, graph, [bias])
+    with pytest.raises(TranscoderError, match="give those of the graph, in their order"):
+        head_loadings(model, dictionaries[:2], graph)
+    with pytest.raises(TranscoderError, match="another model or other dictionaries"):
+        head_loadings(tiny_model("llama", seed=1), dictionaries, graph)

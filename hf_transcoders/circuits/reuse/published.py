@@ -37,6 +37,7 @@ GPT2_MEDIUM = Published(
         "duplicate token": [(6, 4)],
     },
     figures={
+        "accuracy, colored-objects": "49.6%",
         "none": "49.6%",
         "inhibition + negative mover": "93.7%, no new mistakes",
         "inhibition alone": "81.5%",

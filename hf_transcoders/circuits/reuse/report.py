@@ -13,6 +13,7 @@ from .roles import ROLES
 
 
 _TITLES = {"ioi": "IOI", "colored-objects": "Colored Objects"}
+_PATTERN_ROLES = ("induction", "duplicate token", "previous token")
 
 
 def save_patch(result: PatchResult, folder: str | os.PathLike, attention: list[AttentionView] | None = None) -> Path:
@@ -90,6 +91,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     _write_csv(folder / "overlap.csv", _overlap_table(result))
     _write_csv(folder / "repair.csv", _repair_csv(result))
     _write_csv(folder / "roles.csv", _roles_table(result))
+    _write_csv(folder / "scores.csv", _scores_csv(result))
     sections = [
         Section("How well the model does the tasks", tables=[_accuracy_table(result)]),
         Section(
@@ -97,7 +99,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
             "Of the heads with the greatest effects in each stage, those that both tasks share, against what chance gives.",
             tables=[_overlap_table(result)],
         ),
-        Section("Heads by role", tables=[_roles_table(result), *_published_heads(result)]),
+        Section("Heads by role", tables=[_roles_table(result), _scores_table(result), *_published_heads(result)]),
     ]
     if result.faithfulness:
         sections.append(
@@ -141,16 +143,21 @@ def summary(result: CircuitReuse) -> str:
         lines += [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
+    if result.published is not None:
+        lines += ["", f"Paper: {result.published.source}"]
+        lines += [f"({number}) {note}" for number, note in enumerate(result.published.footnotes, 1)]
     return "\n".join(lines).lstrip()
 
 
 def _accuracy_table(result):
+    paper = result.published.figures if result.published else {}
     rows = []
     for task, metrics in result.accuracy.items():
-        rows.append([_TITLES[task], *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy"))])
-        rows[-1].append(str(metrics["logit_difference"]))
+        row = [_TITLES[task], *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy", "logit_difference"))]
+        rows.append(row + [paper.get(f"accuracy, {task}", "")] if paper else row)
     headers = ["task", "accuracy, full vocabulary", "accuracy among candidates", "logit difference"]
-    return Table("Clean prompts", headers, rows, f"{result.protocol['prompts']} prompts; 95% intervals.")
+    note = f"{result.protocol['prompts']} prompts; 95% intervals."
+    return Table("Clean prompts", headers + ["paper"] if paper else headers, rows, note)
 
 
 def _overlap_table(result):
@@ -182,6 +189,33 @@ def _roles_table(result):
         f"random tokens of at least {tests.pattern}. Heads as layer.head, the strongest first."
     )
     return Table("Heads that pass the tests", ["role", "heads", "test"], rows, note)
+
+
+def _scores_table(result):
+    """What patterns on random tokens, and what the weights alone, say of each head that has a role."""
+    evidence = result.roles.evidence
+    names = [
+        name
+        for name in evidence
+        if name.startswith("weights:") or name in ("copying", "negative copying", *_PATTERN_ROLES)
+    ]
+    roles = {}
+    for role, heads in result.roles.heads.items():
+        for head in heads:
+            roles.setdefault(head, []).append(role)
+    rows = [
+        [_head(head), ", ".join(roles[head]), *(f"{evidence[name][head].item():.2f}" for name in names)]
+        for head in sorted(roles)
+    ]
+    middle = [f"{evidence[name].median().item():.2f}" for name in names]
+    rows.append(["all heads", "median", *middle])
+    note = (
+        "Previous token, duplicate token and induction: mean attention on random tokens repeated once. From the weights "
+        "alone, and not used as tests: how often a name's query matches its own key best among those of all names; attention "
+        "to the position before where all tokens are the mean token; and K-composition (Elhage et al., 2021) with the "
+        f"previous-token heads {', '.join(map(_head, result.roles.previous))}, the greatest of them."
+    )
+    return Table("Scores of these heads", ["head", "roles", *names], rows, note)
 
 
 def _published_heads(result):
@@ -254,7 +288,7 @@ def _repair_tables(result, repair):
     ]
     note = (
         "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
-        "highest; random heads are of the same layers; each draw is in repair.csv."
+        "highest; random heads are other heads of the same layers, all of them where they are few; each draw is in repair.csv."
     )
     tables = [Table(title, headers + ["paper"] if paper else headers, rows, note + _footnotes(result))]
     if repair.movers is not None:
@@ -306,6 +340,17 @@ def _repair_csv(result):
     ]
     headers = ["selection", "edit", "heads", "accuracy", "low", "high", "candidate_accuracy", "candidate_low"]
     return Table("", [*headers, "candidate_high", "right", "wrong_listed", "other", "fixed", "new_mistakes"], rows)
+
+
+def _scores_csv(result):
+    evidence = result.roles.evidence
+    layers, heads = next(iter(evidence.values())).shape
+    rows = [
+        [layer, head, *(table[layer, head].item() for table in evidence.values())]
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return Table("", ["layer", "head", *evidence], rows)
 
 
 def _write_csv(path, table):

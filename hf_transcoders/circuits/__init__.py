@@ -7,7 +7,9 @@ from .patching import (
     PatchResult,
     attention_between,
     component_outputs,
+    composition_scores,
     copying_scores,
+    duplicate_token_scores,
     edited_attention,
     logit_attribution,
     patch_attention,
@@ -16,4 +18,5 @@ from .patching import (
     patch_residual,
     path_patch,
     pattern_scores,
+    previous_token_scores,
 )

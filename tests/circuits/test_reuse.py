@@ -306,6 +306,8 @@ def test_faithfulness_of_all_heads_and_none(model, colors):
     expected = logit_difference(logits, answers.right, answers.wrong).mean().item()
     assert values["all"].difference == pytest.approx(expected, rel=1e-4)
     assert values["one"].heads == 1
+    for each in found:
+        assert each.difference_low <= each.difference <= each.difference_high
 
 
 def test_mover_change_equals_two_forwards(model, colors):
@@ -379,6 +381,9 @@ def test_with_the_papers_model_its_figures_stand_beside(tmp_path):
     page = save_reuse(found, tmp_path / "reuse").read_text()
     for figure in ("49.6%", "93.7%", "78.1%", "81.5%", "78% (25 of 32)", "13.14 in appendix B.3"):
         assert figure in page
+    printed = summary(found)
+    for figure in ("49.6%", "93.7%", "78% (25 of 32)", "0.69 (p < 0.01)", "(1) The third inhibition head is 13.13"):
+        assert figure in printed
 
 
 def test_attention_views_show_the_pattern(model, colors):

@@ -13,6 +13,12 @@ from .roles import ROLES
 
 
 _TITLES = {"ioi": "IOI", "colored-objects": "Colored Objects"}
+_CONTROLS = {
+    "random heads": "random heads",
+    "random tokens": "random tokens",
+    "inhibition alone, random heads": "random heads for inhibition",
+    "negative mover alone, random heads": "random heads for negative mover",
+}
 _PATTERN_ROLES = ("induction", "duplicate token", "previous token")
 
 
@@ -232,11 +238,23 @@ def _published_heads(result):
 
 def _faithfulness_table(result, task):
     rows = [
-        [each.circuit, each.heads, each.value, f"{each.low:.2f} to {each.high:.2f}", each.difference]
+        [
+            each.circuit,
+            each.heads,
+            f"{_two(each.value)} [{_two(each.low)}, {_two(each.high)}]",
+            f"{_two(each.difference)} [{_two(each.difference_low)}, {_two(each.difference_high)}]",
+        ]
         for each in result.faithfulness[task]
     ]
-    headers = ["circuit", "heads", "faithfulness", "bootstrap 95%", "logit difference"]
-    return Table(f"{_TITLES[task]}: what a circuit keeps", headers, rows)
+    headers = ["circuit", "heads", "faithfulness", "logit difference, nats"]
+    whole, nothing = result.faithfulness[task][:2]
+    note = "95% intervals, bootstrap over prompts."
+    if whole.difference_low <= nothing.difference_high:
+        note += (
+            " The intervals of the logit difference with all heads and with none overlap (or no head does better), so "
+            "faithfulness, which is a share of the way between them, says nothing here."
+        )
+    return Table(f"{_TITLES[task]}: what a circuit keeps", headers, rows, note)
 
 
 def _repair_tables(result, repair):
@@ -255,7 +273,6 @@ def _repair_tables(result, repair):
             continue
         row = [
             each.condition,
-            ", ".join(map(_head, each.heads)),
             str(each.accuracy),
             str(each.candidate_accuracy),
             "{right} / {wrong_listed} / {other}".format(**each.confusion),
@@ -265,8 +282,7 @@ def _repair_tables(result, repair):
         rows.append(row + [paper.get(each.condition, "")] if paper else row)
     for control, found in draws.items():
         row = [
-            f"control: {control}",
-            f"{len(found)} draws",
+            f"{_CONTROLS[control]} ({len(found)} draws)",
             _range([each.accuracy.mean for each in found], 3),
             _range([each.candidate_accuracy.mean for each in found], 3),
             " / ".join(
@@ -279,7 +295,6 @@ def _repair_tables(result, repair):
         rows.append(row + [""] if paper else row)
     headers = [
         "edit",
-        "heads",
         "accuracy",
         "among candidates",
         "right / wrong listed / other",
@@ -297,18 +312,19 @@ def _repair_tables(result, repair):
 
 
 def _mover_table(change, paper):
-    ratio = change.attribution_after / change.attribution_before if change.attribution_before else float("nan")
+    # A ratio of attributions means something only where the first is positive.
+    grown = change.attribution_after / change.attribution_before if change.attribution_before > 0 else None
     rows = [
-        ["attention to the right colour", change.right_before, change.right_after],
-        ["attention to wrong colours", change.wrong_before, change.wrong_after],
-        ["logit attribution, nats", change.attribution_before, change.attribution_after],
-        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}, {change.compared} heads)"],
+        ["attention to the right colour", f"{change.right_before:.1%}", f"{change.right_after:.1%}"],
+        ["attention to wrong colours", f"{change.wrong_before:.1%}", f"{change.wrong_after:.1%}"],
+        ["logit attribution, nats", f"{change.attribution_before:.2f}", f"{change.attribution_after:.2f}"],
+        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)"],
     ]
     figures = {"logit attribution, nats": "logit attribution"}
     changes = [
-        f"{change.right_after - change.right_before:+.2%}",
-        f"{change.wrong_after - change.wrong_before:+.2%}",
-        f"{ratio:.2f} times",
+        f"{100 * (change.right_after - change.right_before):+.1f} points",
+        f"{100 * (change.wrong_after - change.wrong_before):+.1f} points",
+        "" if grown is None else f"{grown:.1f} times",
         "",
     ]
     rows = [[*row, each] for row, each in zip(rows, changes, strict=True)]
@@ -391,6 +407,11 @@ def _unit(result):
     if result.source is None:
         return f"Change of {result.metric.replace('_', ' ')} where the place is ablated; hover for intervals."
     return "Share of the way from the base run to the source run (0 to 1); hover for intervals."
+
+
+def _two(value):
+    """Two digits, without a minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _head(head):

@@ -342,6 +342,14 @@ def test_wrong_input_is_refused_with_a_sentence(call, message):
         call(tiny_model("llama"), tiny_task())
 
 
+def test_attention_that_cannot_be_edited_is_refused():
+    model = tiny_model("gpt2")
+    model.config.reorder_and_upcast_attn = True
+    for sweep in (patch_heads, patch_mlps):
+        with pytest.raises(TranscoderError, match="AttentionInterface"):
+            sweep(model, tiny_task())
+
+
 def test_pairs_of_unequal_length_are_refused():
     task = tiny_task()
     rows = task.dataset.to_list()

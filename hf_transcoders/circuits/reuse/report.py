@@ -150,8 +150,7 @@ def summary(result: CircuitReuse) -> str:
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
     if result.published is not None:
-        lines += ["", f"Paper: {result.published.source}"]
-        lines += [f"({number}) {note}" for number, note in enumerate(result.published.footnotes, 1)]
+        lines += ["", f"Paper: {result.published.source}", _footnotes(result.published)]
     return "\n".join(lines).lstrip()
 
 
@@ -163,6 +162,7 @@ def _accuracy_table(result):
         rows.append(row + [paper.get(f"accuracy, {task}", "")] if paper else row)
     headers = ["task", "accuracy, full vocabulary", "accuracy among candidates", "logit difference"]
     note = f"{result.protocol['prompts']} prompts; 95% intervals."
+    note += _see_notes(result)
     return Table("Clean prompts", headers + ["paper"] if paper else headers, rows, note)
 
 
@@ -183,7 +183,7 @@ def _overlap_table(result):
         rows.append(row + [paper.get(f"overlap at {each.share:.0%}", "")] if paper else row)
     headers = ["top", "heads a stage", "shared", "overlap", "bootstrap 95%", "null: any head", "p", "null: same layer"]
     note = "Heads count by magnitude. The interval resamples prompts with the receivers kept; it tends to lie low, as noise moves heads out of the top."
-    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _footnotes(result))
+    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _see_notes(result))
 
 
 def _roles_table(result):
@@ -233,7 +233,7 @@ def _published_heads(result):
         shared = [head for head in heads if head in found]
         rows.append([role, ", ".join(map(_head, heads)), f"{len(shared)} of {len(heads)}"])
     headers = ["role", "published heads", "found here"]
-    return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result).strip())]
+    return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result.published))]
 
 
 def _faithfulness_table(result, task):
@@ -274,16 +274,18 @@ def _repair_tables(result, repair):
         row = [
             each.condition,
             str(each.accuracy),
+            *([paper.get(each.condition, "")] if paper else []),
             str(each.candidate_accuracy),
             "{right} / {wrong_listed} / {other}".format(**each.confusion),
             each.fixed,
             each.new_mistakes,
         ]
-        rows.append(row + [paper.get(each.condition, "")] if paper else row)
+        rows.append(row)
     for control, found in draws.items():
         row = [
             f"{_CONTROLS[control]} ({len(found)} draws)",
             _range([each.accuracy.mean for each in found], 3),
+            *([""] if paper else []),
             _range([each.candidate_accuracy.mean for each in found], 3),
             " / ".join(
                 f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
@@ -292,10 +294,11 @@ def _repair_tables(result, repair):
             _range([each.fixed for each in found], 1),
             _range([each.new_mistakes for each in found], 1),
         ]
-        rows.append(row + [""] if paper else row)
+        rows.append(row)
     headers = [
         "edit",
         "accuracy",
+        *(["paper"] if paper else []),
         "among candidates",
         "right / wrong listed / other",
         "fixed",
@@ -305,7 +308,7 @@ def _repair_tables(result, repair):
         "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
         "highest; random heads are other heads of the same layers, all of them where they are few; each draw is in repair.csv."
     )
-    tables = [Table(title, headers + ["paper"] if paper else headers, rows, note + _footnotes(result))]
+    tables = [Table(title, headers, rows, note + _see_notes(result))]
     if repair.movers is not None:
         tables.append(_mover_table(repair.movers, paper))
     return tables
@@ -386,15 +389,17 @@ def _marks(result):
     return marks
 
 
-def _footnotes(result):
-    if result.published is None:
-        return ""
-    return "\nPaper: " + " ".join(f"({number}) {note}" for number, note in enumerate(result.published.footnotes, 1))
+def _footnotes(published):
+    return "\n".join(f"({number}) {note}" for number, note in enumerate(published.footnotes, 1))
+
+
+def _see_notes(result):
+    return "" if result.published is None else " On the paper's figures see the notes to its heads."
 
 
 def _range(values, digits):
     mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def _interval(result, place):

@@ -17,7 +17,9 @@ from .patching import (
     PatchResult,
     attention_between,
     component_outputs,
+    composition_scores,
     copying_scores,
+    duplicate_token_scores,
     edited_attention,
     logit_attribution,
     patch_attention,
@@ -26,6 +28,7 @@ from .patching import (
     patch_residual,
     path_patch,
     pattern_scores,
+    previous_token_scores,
 )
 from .paths import GreedyPaths, Path, PathFilter, PathGraph, greedy_paths, select_paths
 from .weights import FeatureWeights, MeanContributions, TokenScores, TopConnections

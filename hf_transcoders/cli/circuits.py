@@ -8,7 +8,12 @@ from .common import HelpFormatter, add_model_arguments, load_base_model, output_
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
-_SWEEPS = {"resid": "patch_residual", "mlp": "patch_mlps", "attn": "patch_attention"}
+_SWEEPS = {
+    "resid": "patch_residual",
+    "resid_mid": "patch_residual",
+    "mlp": "patch_mlps",
+    "attn": "patch_attention",
+}
 
 
 def parse(argv, prog):
@@ -36,13 +41,18 @@ def parse(argv, prog):
         "--component",
         default="z",
         choices=[*_HEAD_COMPONENTS, *_SWEEPS],
-        help="of a head: z (what it read), query, key, value, pattern; or the residual stream, the output of MLPs or of "
-        "attention layers",
+        help="of a head: z (what it read), query, key, value, pattern; or the residual stream before a block (resid) "
+        "or between its attention and MLP (resid_mid), the output of MLPs or of attention layers",
+    )
+    group.add_argument(
+        "--per-query-head",
+        action="store_true",
+        help="with grouped queries: a key or value changes for one head, and not for the others that share it",
     )
     group.add_argument(
         "--position",
         default="END",
-        help="name of a position of the task, or all; several, with commas, for resid, mlp and attn",
+        help="name of a position of the task, or all; several, with commas, for resid, resid_mid, mlp and attn",
     )
     group.add_argument(
         "--receivers",
@@ -103,6 +113,8 @@ def _patch(args):
     positions = args.position.split(",")
     if len(positions) > 1 and (not sweep or args.receivers):
         raise TranscoderError("Heads are patched at one position at a time: give one --position.")
+    if args.per_query_head and sweep:
+        raise TranscoderError("--per-query-head is for keys and values of heads: leave it out.")
     if args.receivers and args.component != "z":
         raise TranscoderError("Paths lead from the outputs of heads to --receivers: leave out --component.")
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
@@ -116,13 +128,18 @@ def _patch(args):
         "progress": not args.json,
     }
     if args.receivers:
-        result = patching.path_patch(model, task, args.receivers.split(","), args.position, **settings)
+        result = patching.path_patch(
+            model, task, args.receivers.split(","), args.position, per_query_head=args.per_query_head, **settings
+        )
     elif sweep:
-        result = getattr(patching, _SWEEPS[args.component])(model, task, positions, **settings)
+        point = {"point": "resid_mid"} if args.component == "resid_mid" else {}
+        result = getattr(patching, _SWEEPS[args.component])(model, task, positions, **point, **settings)
     else:
-        result = patching.patch_heads(model, task, args.position, args.component, **settings)
+        result = patching.patch_heads(
+            model, task, args.position, args.component, per_query_head=args.per_query_head, **settings
+        )
     views = []
-    if not sweep and args.component not in ("key", "value"):
+    if not sweep and (args.per_query_head or args.component not in ("key", "value")):
         strongest = result.top(1)[0]
         head = (int(strongest["layer"]), int(strongest["head"]))
         views = attention_views(model, tokenizer, task, {head: "greatest effect:"})

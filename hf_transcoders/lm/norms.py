@@ -95,6 +95,26 @@ def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
     return FrozenNorm(norm_scale(norm, at), norm_gain(norm, at.shape[-1]))
 
 
+def fold_norm(norm: nn.Module, weight: torch.Tensor, after: bool = False) -> torch.Tensor:
+    """Weights with the gain of a norm, and the centring of a LayerNorm, folded in; its scale is left out.
+
+    Args:
+        norm (`torch.nn.Module`): A LayerNorm, or an RMSNorm of any family.
+        weight (`torch.Tensor` of shape `(..., hidden)`): Rows that read what the norm gives.
+        after (`bool`, *optional*, defaults to `False`): Whether the rows are written into the norm instead.
+
+    Returns:
+        `torch.Tensor`: of the shape of `weight`.
+    """
+    # Of a large constant an RMSNorm gives its gain, whether that is stored as such or, as in Gemma, less 1.
+    centres = isinstance(norm, nn.LayerNorm)
+    gain = norm.weight if centres else norm(weight.new_full(weight.shape[-1:], 1e3))
+    if centres and after:
+        weight = weight - weight.mean(-1, keepdim=True)
+    weight = weight if gain is None else weight * gain
+    return weight - weight.mean(-1, keepdim=True) if centres and not after else weight
+
+
 def norm_bias(norm: nn.Module) -> torch.Tensor | float:
     """What a norm adds to every token: its bias, or 0."""
     return norm.bias if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0.0

@@ -42,7 +42,7 @@ class Site:
     | `attn.in`     | input of the attention module, after its norm                                        |
     | `attn.out`    | output of the attention module                                                       |
     | `attn.branch` | what attention adds to the residual stream: `attn.out` after a post-norm, if any     |
-    | `resid_mid`   | residual stream between attention and MLP; read only; absent if they run in parallel |
+    | `resid_mid`   | residual stream between attention and MLP; only patching writes; absent if parallel  |
     | `mlp.in`      | input of the MLP, after its norm                                                     |
     | `mlp.out`     | output of the MLP                                                                    |
     | `mlp.branch`  | what the MLP adds to the residual stream: `mlp.out` after a post-norm, if any        |

@@ -287,6 +287,8 @@ def write_png(path: str | os.PathLike, heatmap: Heatmap) -> Path:
         axes.plot(column, row, marker="o", markersize=4, markerfacecolor="none", markeredgecolor="black")
     figure.colorbar(image, ax=axes, shrink=0.85)
     protocol = ", ".join(f"{key} {_fact(value)}" for key, value in heatmap.protocol.items() if _is_short(value))
+    if heatmap.marks:
+        protocol = f"Circles: {', '.join(dict.fromkeys(heatmap.marks.values()))}. {protocol}"
     if protocol:
         text = _wrapped(protocol, max(44, 5 * columns + 36))
         figure.supxlabel(text, fontsize=6, color="#555555", parse_math=False)

@@ -30,10 +30,9 @@ from hf_transcoders.circuits.reuse import (
     trace_stages,
 )
 from hf_transcoders.circuits.reuse.movers import spearman_correlation
-from hf_transcoders.circuits.reuse.repair import outcome, random_heads, random_tokens
+from hf_transcoders.circuits.reuse.repair import control_heads, outcome, random_tokens
 from hf_transcoders.circuits.reuse.roles import acts
 from hf_transcoders.circuits.reuse.stages import receiving_heads, strongest_heads
-from hf_transcoders.lm.attention import num_heads
 from hf_transcoders.tasks import colored_objects, end_logits, indirect_object_identification, logit_difference
 from tests.tasks.conftest import byte_level_bpe
 from tests.tiny_models import TINY_CONFIGS
@@ -209,7 +208,7 @@ def test_stages_are_path_patching_with_the_heads_found_before(model):
     assert stages[1].receivers == expected
     if len(stages) > 2:
         assert stages[2].position == "S2"
-        assert {int(site.split(".")[4]) for site in stages[2].receivers} <= set(range(num_heads(model)[1]))
+        assert {int(site.split(".")[4]) for site in stages[2].receivers} <= set(range(4))
     assert circuit_of(stages[:1], 1.0) == strongest_heads(stages[0].result.effects, 12)
     with pytest.raises(TranscoderError, match="name its position"):
         trace_stages(model, type(task)(task.dataset, "other"))
@@ -271,11 +270,15 @@ def test_outcomes_count_by_hand(colors):
 
 def test_controls_are_other_heads_and_other_tokens(colors):
     generator = random.Random(0)
-    for _ in range(20):
-        heads = random_heads([(1, 0), (1, 2), (2, 3)], 4, generator)
+    edited = [(1, 0), (1, 2), (2, 3)]
+    drawn = control_heads(edited, 9, 10, generator)
+    assert len({tuple(heads) for heads in drawn}) == 10
+    for heads in drawn:
         assert sorted(layer for layer, _ in heads) == [1, 1, 2]
-        assert {(1, 0), (1, 2), (2, 3)}.isdisjoint(heads) and len(set(heads)) == 3
-    assert random_heads([(1, 0)], 3, generator, [(1, 0), (1, 2)]) == [(1, 1)]
+        assert set(edited).isdisjoint(heads) and len(set(heads)) == 3
+    # Few enough to try them all: the other heads of the layer of one head.
+    assert control_heads([(1, 2)], 5, 10, generator, edited) == [[(1, 1)], [(1, 3)], [(1, 4)]]
+    assert control_heads([(1, 0)], 2, 10, generator, [(1, 0), (1, 1)]) == []
     at = colors.tokens().positions
     keys = random_tokens(colors, generator)
     for row, pair in enumerate(keys.tolist()):
@@ -303,6 +306,8 @@ def test_faithfulness_of_all_heads_and_none(model, colors):
     expected = logit_difference(logits, answers.right, answers.wrong).mean().item()
     assert values["all"].difference == pytest.approx(expected, rel=1e-4)
     assert values["one"].heads == 1
+    for each in found:
+        assert each.difference_low <= each.difference <= each.difference_high
 
 
 def test_mover_change_equals_two_forwards(model, colors):
@@ -376,6 +381,9 @@ def test_with_the_papers_model_its_figures_stand_beside(tmp_path):
     page = save_reuse(found, tmp_path / "reuse").read_text()
     for figure in ("49.6%", "93.7%", "78.1%", "81.5%", "78% (25 of 32)", "13.14 in appendix B.3"):
         assert figure in page
+    printed = summary(found)
+    for figure in ("49.6%", "93.7%", "78% (25 of 32)", "0.69 (p < 0.01)", "(1) The third inhibition head is 13.13"):
+        assert figure in printed
 
 
 def test_attention_views_show_the_pattern(model, colors):

@@ -47,6 +47,8 @@ def test_patch_writes_page_json_and_csv_with_the_same_numbers(folder, tmp_path, 
     [
         (["--component", "resid", "--position", "S2,END"], ["layer", "position"]),
         (["--component", "mlp"], ["layer", "position"]),
+        (["--component", "resid_mid", "--position", "S2,END"], ["layer", "position"]),
+        (["--component", "value", "--position", "S2", "--per-query-head"], ["layer", "head"]),
         (["--receivers", "layers.2.attn.head.1.query"], ["layer", "head"]),
         (["--component", "pattern", "--direction", "denoising", "--corruption", "s2_io_flip"], ["layer", "head"]),
     ],

@@ -10,7 +10,7 @@ from .scores import (
     ComponentOutputs,
     attention_between,
     component_outputs,
-    copying_scores,
     logit_attribution,
     pattern_scores,
 )
+from .weight_scores import composition_scores, copying_scores, duplicate_token_scores, previous_token_scores

@@ -22,6 +22,7 @@ def patch_heads(
     position: str | int | torch.Tensor = "END",
     component: Literal["z", "query", "key", "value", "pattern"] = "z",
     *,
+    per_query_head: bool = False,
     layers: Iterable[int] | None = None,
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
@@ -42,6 +43,8 @@ def patch_heads(
             `"z"`, what the head read, before the output projection; `"query"`, `"key"` (both after the rotary
             embedding) or `"value"`; or `"pattern"`, where the head looks from that token. With grouped queries `"key"`
             and `"value"` are those of key-value heads, each of which changes all heads that share it.
+        per_query_head (`bool`, *optional*, defaults to `False`):
+            Whether a `"key"` or `"value"` changes for one head only, and the others that share it keep theirs.
         layers (`Iterable[int]`, *optional*):
             The layers, all by default.
         direction, ablation, metric:
@@ -69,18 +72,23 @@ def patch_heads(
     """
     if component not in HEAD_POINTS:
         raise TranscoderError(f"A head has no component '{component}': choose from {', '.join(HEAD_POINTS)}.")
+    if per_query_head and component not in ("key", "value"):
+        raise TranscoderError(f"Every head has its own {component}: per_query_head is for key and value.")
     engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
     layers = _layers(base, layers)
-    heads = num_heads(base)[component in ("key", "value")]
-    plan = PatchPlan.grid(layers, component, heads, engine.position(position)[None])
+    grouped = component in ("key", "value") and not per_query_head
+    heads = num_heads(base)[grouped]
+    code = f"head_{component}" if per_query_head else component
+    plan = PatchPlan.grid(layers, code, heads, engine.position(position)[None])
     axes = {"layer": _names(layers), "head": _names(range(heads))}
-    return _result(engine, plan, axes, component, _name(position))
+    return _result(engine, plan, axes, component, _name(position), per_query_head)
 
 
 def patch_residual(
     base: PreTrainedModel,
     task: Task,
     positions: Iterable[str | int] | None = None,
+    point: Literal["resid_pre", "resid_mid"] = "resid_pre",
     *,
     layers: Iterable[int] | None = None,
     direction: Literal["noising", "denoising"] = "noising",
@@ -89,7 +97,7 @@ def patch_residual(
     engine: PatchEngine | None = None,
     **settings,
 ) -> PatchResult:
-    """Patch the residual stream that enters one block, at one token at a time.
+    """Patch the residual stream at one block, at one token at a time.
 
     Args:
         base, task:
@@ -97,16 +105,26 @@ def patch_residual(
         positions (`Iterable[str | int]`, *optional*):
             The tokens, as names of positions of the task or indices; every token by default, which takes prompts of one
             length.
+        point (`str`, *optional*, defaults to `"resid_pre"`):
+            `"resid_pre"`, what enters the block, or `"resid_mid"`, the stream between its attention and its MLP. What
+            leaves a block enters the next.
         layers (`Iterable[int]`, *optional*):
-            The layers, all by default; the number of layers stands for the stream that leaves the last block.
+            The layers, all by default; with `"resid_pre"` the number of layers stands for the stream that leaves the
+            last block.
         direction, ablation, metric, engine, settings:
             As in [`patch_heads`].
 
     Returns:
         [`PatchResult`] with the axes `layer` and `position`.
+
+    Raises:
+        [`TranscoderError`]: the task has no such position or no corrupted prompts, or attention and MLP of the model run
+            in parallel, so that there is nothing between them.
     """
+    if point not in ("resid_pre", "resid_mid"):
+        raise TranscoderError(f"The residual stream is patched at resid_pre or resid_mid, not at '{point}'.")
     engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
-    return _sweep(engine, "resid_pre", _layers(base, layers), positions)
+    return _sweep(engine, point, _layers(base, layers), positions)
 
 
 def patch_mlps(
@@ -167,12 +185,14 @@ def _sweep(engine, component, layers, positions):
     return _result(engine, plan, axes, component, None)
 
 
-def _result(engine, plan, axes, component, position):
+def _result(engine, plan, axes, component, position, per_query_head=False):
     patched = engine.run(plan)
     shape = [len(cells) for cells in axes.values()]
     protocol = {"method": "activation patching", "component": component, **engine.protocol()}
     if position is not None:
         protocol["position"] = position
+    if per_query_head:
+        protocol["per_query_head"] = True
     return PatchResult(
         patched.values.view(*shape, -1), patched.base, patched.source, axes, engine.readout.name, protocol
     )

@@ -12,7 +12,8 @@ from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import AttentionCall, attention_modules, edit_attention
 from ...lm.heads import output_weight
 from ...lm.hooks import hide_forward
-from ...lm.sites import HEAD_POINTS, Site
+from ...lm.sites import Site
+from .plan import HEAD_COMPONENTS
 from .recording import Recording, Window
 
 
@@ -43,7 +44,7 @@ class Edit:
             tensor (`torch.Tensor`): `(prompts, rows, window, width)`, or `(prompts, rows, heads, window, width)` for
                 the components of a head.
         """
-        headed = self.component in HEAD_POINTS
+        headed = self.component in HEAD_COMPONENTS
         if self.offsets is None:
             where = (slice(None), self.rows, self.heads) if headed else (slice(None), self.rows)
         else:
@@ -168,6 +169,9 @@ class Blocks:
         Returns:
             `torch.Tensor` of shape `(prompts, rows, window, hidden)`, or with a window of 1 if `end_only`.
         """
+        middle = [edit for edit in edits if edit.component == "resid_mid"]
+        if middle:
+            return self._run_halves(layer, hidden, edits, middle, attention_output, end_only)
         if end_only and self.window.size > 1:
             if attention_output is None:
                 attention_output = self._attention_at_end(layer, hidden, edits)
@@ -179,6 +183,17 @@ class Blocks:
         self._attention_output, self._mlp_output = attention_output, mlp_output
         self._edits = edits
         return self._call(layer, hidden)
+
+    def _run_halves(self, layer, hidden, edits, middle, attention_output, end_only):
+        """A block with edits between attention and MLP: once without what the MLP adds, and then without attention."""
+        before = [edit for edit in edits if edit.component not in ("resid_mid", "mlp.out")]
+        stream = self.run(layer, hidden, before, attention_output, torch.zeros_like(hidden), end_only)
+        after = [edit for edit in edits if edit.component == "mlp.out"]
+        if stream.shape[2] != hidden.shape[2]:
+            middle, after = ([edit.at(self.end) for edit in each] for each in (middle, after))
+        for edit in middle:
+            edit.write(stream)
+        return self.run(layer, stream, after, torch.zeros_like(stream))
 
     def attention_parts(self, layer: int, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Queries, keys and values of a block, each `(prompts, rows, heads or kv_heads, window, head_dim)`."""
@@ -198,7 +213,7 @@ class Blocks:
             return value[:, None].expand(-1, rows, *value.shape[1:]).clone()
 
         written = [edit for edit in edits if edit.component == "z"]
-        if any(edit.component in ("query", "key", "value", "pattern") for edit in edits):
+        if any(edit.component in HEAD_COMPONENTS and edit.component != "z" for edit in edits):
             query, key, value = (expanded(part) for part in ("query", "key", "value"))
             self._edits = edits
             output = self._project(layer, self._heads(layer, query, key, value))
@@ -318,10 +333,17 @@ class Blocks:
 
     def _heads(self, layer, query, key, value):
         """z of all heads, `(prompts, rows, heads, window, head_dim)`, with the edits of the heads."""
-        edits = {part: [edit for edit in self._edits if edit.component == part] for part in HEAD_POINTS}
+        edits = {part: [edit for edit in self._edits if edit.component == part] for part in HEAD_COMPONENTS}
         for part, tensor in (("query", query), ("key", key), ("value", value)):
             for edit in edits[part]:
                 edit.write(tensor)
+        if edits["head_key"] or edits["head_value"]:
+            # Heads that share keys and values get their own.
+            groups = query.shape[2] // key.shape[2]
+            key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+            for part, tensor in (("head_key", key), ("head_value", value)):
+                for edit in edits[part]:
+                    edit.write(tensor)
         patterns, outputs = edits["pattern"], edits["z"]
         if self._end_only:
             query = self.at_end(query.flatten(1, 2)).unflatten(1, query.shape[1:3])
@@ -360,6 +382,9 @@ class Blocks:
         query = query.unflatten(2, (kv_heads, groups)).transpose(1, 2)
         key, value = key.transpose(1, 2), value.transpose(1, 2)
         shared_key, shared_value = (self.recording.parts[part][layer][:, :, :prefix] for part in ("key", "value"))
+        if shared_key.shape[1] != kv_heads:
+            each = kv_heads // shared_key.shape[1]
+            shared_key, shared_value = (part.repeat_interleave(each, dim=1) for part in (shared_key, shared_value))
         if window == 1:
             own = (query * key[:, :, :, None]).sum(-1, keepdim=True)
         else:

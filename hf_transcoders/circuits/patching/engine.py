@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
-from ...lm.sites import HEAD_POINTS
 from ...tasks import Task
 from .blocks import Blocks, Edit
-from .plan import ALL_POSITIONS, COMPONENTS, PatchPlan
+from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
 from .readout import Readout
 from .recording import Recording, Window, record
 
@@ -176,7 +175,7 @@ class PatchEngine:
         """
         plan.check(self.model, self.last)
         if plan.values is None:
-            parts = {COMPONENTS[code] for code in plan.component.unique().tolist()}
+            parts = {COMPONENTS[code].removeprefix("head_") for code in plan.component.unique().tolist()}
         else:
             parts = set()
         values = torch.empty(plan.num_rows, len(self.last))
@@ -202,7 +201,7 @@ class PatchEngine:
         parts = {"resid_pre", "attn.out", "mlp.out", "key", "value"} | (base_parts or set())
         components = {COMPONENTS[code] for code in plan.component.unique().tolist()}
         parts |= components & {"z"}
-        if components & {"query", "key", "value", "pattern"}:
+        if components & (set(HEAD_COMPONENTS) - {"z"}):
             parts |= {"query"}
         window = Window.until(self.last, first)
         kept = self._kept
@@ -476,7 +475,7 @@ class Batch:
             attention_output, mlp_output = recorded("attn.out"), recorded("mlp.out").clone()
             for edit in edits:
                 edit.write(mlp_output)
-        elif all(edit.component in ("attn.out", "mlp.out") for edit in edits):
+        elif all(edit.component in ("attn.out", "resid_mid", "mlp.out") for edit in edits):
             attention_output = recorded("attn.out").clone()
             for edit in edits:
                 if edit.component == "attn.out":
@@ -511,7 +510,7 @@ class Batch:
         """What entries of one layer and component write, `(prompts, entries, [window,] width)`."""
         device = self.last.device
         prompts = torch.arange(len(self.prompts), device=device)[:, None]
-        headed = component in HEAD_POINTS
+        headed = component in HEAD_COMPONENTS
         if plan.values is not None:
             # Entries of several components share one tensor, which is as wide as the widest of them.
             width = self.recording.parts["key" if headed else "resid_pre"][0].shape[-1]
@@ -520,12 +519,16 @@ class Batch:
             values = values if position is not None else blocks.window.take(values)
             return blocks.joined_pattern(values) if component == "pattern" else values
         head = plan.head[which].to(device)
+        part = component.removeprefix("head_")
+        if part != component:
+            heads, kv_heads = num_heads(self.engine.model)
+            head = head // (heads // kv_heads)
         if self.engine.ablation == "zero":
-            like = self._like(blocks, component, layer)
+            like = self._like(blocks, part, layer)
             source, offset = like.new_zeros(1).expand(like.shape), blocks.window.start
         else:
-            source = self.other.parts[component][layer]
-            offset = 0 if component in ("key", "value") else self.other.window.start
+            source = self.other.parts[part][layer]
+            offset = 0 if part in ("key", "value") else self.other.window.start
         if position is None:
             values = blocks.window.take(source, offset)
             values = values[:, head] if headed else values[:, None].expand(-1, len(which), -1, -1)
@@ -539,4 +542,4 @@ class Batch:
         if component == "pattern":
             queries = blocks.recorded("query", layer)
             return queries.new_empty(1).expand(*queries.shape[:3], self.recording.masks[layer].shape[-1])
-        return blocks.recorded(component, layer)
+        return blocks.recorded("resid_pre" if component == "resid_mid" else component, layer)

@@ -26,6 +26,7 @@ def path_patch(
     *,
     sender_mlps: bool = False,
     freeze_mlps: bool = False,
+    per_query_head: bool = False,
     direction: Literal["noising", "denoising"] = "noising",
     ablation: str = "counterfactual",
     metric: str | Callable | None = None,
@@ -45,13 +46,17 @@ def path_patch(
             Clean and corrupted prompts.
         receivers (`str`, [`Site`] or an iterable of them, *optional*, defaults to `"logits"`):
             `"logits"`, or any of `layers.8.attn.head.3.query` (or `key`, `value`) and `layers.8.mlp.in`. With grouped
-            queries the number of a `key` or `value` is that of the key-value head, which all heads that share it read.
+            queries the number of a `key` or `value` is that of the key-value head, which all heads that share it read,
+            unless `per_query_head`.
         position (`str`, `int` or `torch.LongTensor` of shape `(prompts,)`, *optional*, defaults to `"END"`):
             The token of senders and receivers, as in [`patch_heads`]; the logits are read at `END`.
         sender_mlps (`bool`, *optional*, defaults to `False`):
             Whether MLPs are senders too.
         freeze_mlps (`bool`, *optional*, defaults to `False`):
             Whether the MLPs between sender and receivers keep their output of the base run.
+        per_query_head (`bool`, *optional*, defaults to `False`):
+            Whether `key` and `value` receivers are those that one head reads, with the number of that head, while other
+            heads that share them keep theirs.
         direction, ablation, metric:
             As [`PatchEngine`] has them.
         engine ([`PatchEngine`], *optional*):
@@ -85,7 +90,7 @@ def path_patch(
             "The logits are read at END, where no direct path from another token leads: choose position='END' or 'all'."
         )
     columns = [str(site).replace("mlp.in", "mlp.out") for site in sites or []]
-    template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position)
+    template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position, None, per_query_head)
     template.check(base, engine.last)
 
     layers, heads = num_layers(base), num_heads(base)[0]
@@ -100,7 +105,7 @@ def path_patch(
         for batch in engine.batches(template, source_parts, base_parts):
             values[:, batch.prompts] = batch.base.cpu()
             base_values[batch.prompts], source_values[batch.prompts] = batch.base.cpu(), batch.source.cpu()
-            paths = _Paths(engine, batch, position[batch.prompts], sites, freeze_mlps, heads)
+            paths = _Paths(engine, batch, position[batch.prompts], sites, freeze_mlps, per_query_head)
             for chunk in senders.split(engine.rows_per_batch(len(batch.prompts), paths.window.size)):
                 rows = chunk[:, 0] * kinds + chunk[:, 1]
                 values[rows[:, None], batch.prompts] = paths.run(chunk).cpu()
@@ -110,6 +115,7 @@ def path_patch(
         "method": "path patching",
         "receivers": ["logits"] if to_logits else [str(site) for site in sites],
         "mlps": "frozen" if freeze_mlps else "recomputed",
+        **({"per_query_head": True} if per_query_head else {}),
         **engine.protocol(),
     }
     return PatchResult(
@@ -125,12 +131,13 @@ def path_patch(
 class _Paths:
     """Path patching of one batch of prompts."""
 
-    def __init__(self, engine, batch, position, sites: Sequence[Site] | None, freeze_mlps, heads):
+    def __init__(self, engine, batch, position, sites: Sequence[Site] | None, freeze_mlps, per_query_head):
         self.engine = engine
         self.batch = batch
         self.sites = sites
         self.freeze_mlps = freeze_mlps
-        self.heads = heads
+        self.per_query_head = per_query_head
+        self.heads, self.kv_heads = num_heads(engine.model)
         self.position = position
         self.everywhere = bool((position == ALL_POSITIONS).all())
         window = batch.recording.window
@@ -164,7 +171,9 @@ class _Paths:
                 parts = blocks.attention_parts(layer, hidden)
                 for site in here:
                     if site.head is not None:
-                        received[site] = parts[site.point][:, :, site.head].clone()
+                        shared = self.per_query_head and site.point in ("key", "value")
+                        head = site.head // (self.heads // self.kv_heads) if shared else site.head
+                        received[site] = parts[site.point][:, :, head].clone()
             mlp_read = any(site.head is None for site in here)
             if self.sites is not None and layer == top - 1 and not mlp_read:
                 break
@@ -228,7 +237,7 @@ class _Paths:
             # (senders, prompts, window, width)
             value = torch.nn.functional.pad(value.transpose(0, 1), (0, width - value.shape[-1]))
             values.append(self._over_all_tokens(value) if self.everywhere else value[:, :, 0])
-        codes = [COMPONENTS.index("mlp.out" if site.head is None else site.point) for site in sites]
+        codes = [COMPONENTS.index(self._component(site)) for site in sites]
         return PatchPlan(
             senders,
             torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long),
@@ -238,6 +247,11 @@ class _Paths:
             self.position.expand(len(sites), -1),
             torch.cat(values) if values else None,
         )
+
+    def _component(self, site):
+        if site.head is None:
+            return "mlp.out"
+        return f"head_{site.point}" if self.per_query_head and site.point in ("key", "value") else site.point
 
     def _over_all_tokens(self, value):
         seq = self.batch.recording.masks[0].shape[-1]

@@ -7,12 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import num_layers
+from ...lm.architectures import has_parallel_residual, num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import HEAD_POINTS, Site
 
 
-COMPONENTS = ("resid_pre", *HEAD_POINTS, "attn.out", "mlp.out")
+#: Components of a head. `head_key` and `head_value` are what one head reads of a key-value head that several share.
+HEAD_COMPONENTS = (*HEAD_POINTS, "head_key", "head_value")
+COMPONENTS = ("resid_pre", *HEAD_COMPONENTS, "attn.out", "resid_mid", "mlp.out")
 ALL_POSITIONS = -1
 
 
@@ -28,7 +30,9 @@ class PatchPlan:
         layer (`torch.LongTensor` of shape `(entries,)`):
             The layer; the number of layers stands for the residual stream behind the last block.
         component (`torch.LongTensor` of shape `(entries,)`):
-            Index into `COMPONENTS`: `resid_pre`, `query`, `key`, `value`, `pattern`, `z`, `attn.out`, `mlp.out`.
+            Index into `COMPONENTS`: `resid_pre`, `query`, `key`, `value`, `pattern`, `z`, `head_key`, `head_value`,
+            `attn.out`, `resid_mid`, `mlp.out`. With grouped queries `key` and `value` are those of a key-value head,
+            for all heads that share it; `head_key` and `head_value` are the same for one of these heads only.
         head (`torch.LongTensor` of shape `(entries,)`):
             The head (the key-value head for `key` and `value`), 0 where the component has none.
         position (`torch.LongTensor` of shape `(entries, prompts)`):
@@ -48,18 +52,25 @@ class PatchPlan:
 
     @classmethod
     def from_sites(
-        cls, rows: Sequence[str | Site | Iterable[str | Site]], position: torch.Tensor, values=None
+        cls,
+        rows: Sequence[str | Site | Iterable[str | Site]],
+        position: torch.Tensor,
+        values: torch.Tensor | None = None,
+        per_query_head: bool = False,
     ) -> "PatchPlan":
         """A plan from sites: each row patches one site or several at once.
 
         Args:
             rows (`Sequence`):
                 For each row a site or several: `layers.8.attn.head.3.z` (or `query`, `key`, `value`, `pattern`), and
-                the points `resid_pre`, `resid_post`, `attn.out` and `mlp.out` of a layer.
+                the points `resid_pre`, `resid_mid`, `resid_post`, `attn.out` and `mlp.out` of a layer.
             position (`torch.LongTensor` of shape `(prompts,)` or `(entries, prompts)`):
                 The token in each prompt, -1 for all.
             values (`torch.Tensor`, *optional*):
                 As [`PatchPlan`] has them.
+            per_query_head (`bool`, *optional*, defaults to `False`):
+                Whether `key` and `value` are those that one head reads, and their number is that of the head, instead
+                of those of a key-value head that several heads may share.
         """
         entries = []
         for number, sites in enumerate(rows):
@@ -68,10 +79,12 @@ class PatchPlan:
                 layer, point = site.layer, site.point
                 if point == "resid_post":
                     layer, point = layer + 1, "resid_pre"
+                if per_query_head and point in ("key", "value"):
+                    point = f"head_{point}"
                 if point not in COMPONENTS:
                     raise TranscoderError(
-                        f"'{site}' cannot be patched: choose resid_pre, resid_post, attn.out, mlp.out or a point of a "
-                        "head such as 'layers.0.attn.head.0.z'."
+                        f"'{site}' cannot be patched: choose resid_pre, resid_mid, resid_post, attn.out, mlp.out or a "
+                        "point of a head such as 'layers.0.attn.head.0.z'."
                     )
                 entries.append((number, layer, COMPONENTS.index(point), site.head or 0))
         columns = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(1)
@@ -106,7 +119,7 @@ class PatchPlan:
         """Refuse a plan that does not fit a model and prompts whose last tokens are at `last`.
 
         Raises:
-            [`TranscoderError`]: a layer, head or position does not exist.
+            [`TranscoderError`]: a layer, head, point or position does not exist.
         """
         layers, (heads, kv_heads) = num_layers(model), num_heads(model)
         residual = self.component == COMPONENTS.index("resid_pre")
@@ -114,6 +127,11 @@ class PatchPlan:
         if outside.any():
             raise TranscoderError(
                 f"A patch is at layer {int(self.layer[outside][0])}, but this model has the layers 0 to {layers - 1}."
+            )
+        if has_parallel_residual(model) and (self.component == COMPONENTS.index("resid_mid")).any():
+            raise TranscoderError(
+                "There is no residual stream between attention and MLP to patch: in this model both read the block's "
+                "input; patch resid_pre."
             )
         shared = (self.component == COMPONENTS.index("key")) | (self.component == COMPONENTS.index("value"))
         most = torch.where(shared, kv_heads, heads)

@@ -54,7 +54,7 @@ class Recording:
         window ([`Window`]): The tokens.
         final (`torch.Tensor` of shape `(prompts, hidden)`): Residual stream behind the last block, at the last token.
         parts (`dict[str, list[torch.Tensor]]`):
-            Name -> activations of each layer: `resid_pre`*, `attn.out`*, `mlp.out`*, `(prompts, window, hidden)`;
+            Name -> activations of each layer: `resid_pre`*, `resid_mid`*, `attn.out`*, `mlp.out`*, `(prompts, window, hidden)`;
             `query`*, `z`*, `(prompts, heads, window, head_dim)`; `pattern`*, `(prompts, heads, window, seq)`; `key`,
             `value`, `(prompts, kv_heads, seq, head_dim)`. `resid_pre` has one more entry, the stream that leaves the
             last block.
@@ -121,7 +121,7 @@ def record(
         for layer in range(num_layers(model)):
             block = locate(model, Site("resid_pre", layer)).module
             stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            for point in ("attn.out", "mlp.out"):
+            for point in ("attn.out", "resid_mid", "mlp.out"):
                 if point in parts:
                     location = locate(model, Site(point, layer))
                     read_at(stack, location, lambda value, point=point: keep(point, value))

@@ -1,4 +1,4 @@
-"""What heads and MLPs look like from the side: logit attribution, norms, and scores of their weights and patterns."""
+"""What heads and MLPs look like from the side: logit attribution, norms, and scores of patterns."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention
 from ...lm.heads import output_weight
-from ...lm.hooks import read_at, write_at
+from ...lm.hooks import read_at
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
 from ...tasks import Task
@@ -224,46 +224,6 @@ def pattern_scores(
     with edit_attention(base, pattern=keep):
         base.get_decoder()(input_ids=ids.to(base.device), use_cache=False)
     return {name: torch.stack(layers) for name, layers in scores.items()}
-
-
-@torch.no_grad()
-def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
-    """How often a head that looks at a token raises, or lowers, the logit of that same token most.
-
-    Each token stands alone. Its residual stream behind the first block goes through the values and the output projection
-    of each head, the final norm and the unembedding (Wang et al., 2022).
-
-    Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
-        token_ids (`Sequence[int]`): The tokens, such as names.
-        top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
-
-    Returns:
-        `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
-        logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
-    """
-    ids = torch.as_tensor(token_ids, device=base.device)
-    first, z = {}, {}
-    with ExitStack() as stack:
-        stack.enter_context(edit_attention(base, z=lambda value, layer: z.__setitem__(layer, value[:, :, 0])))
-        read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
-        for layer in range(1, num_layers(base)):
-            write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
-        # A token alone looks at itself, so that z is its value.
-        base.get_decoder()(input_ids=ids[:, None], use_cache=False)
-    norm = base.base_model.get_submodule(architecture_of(base).final_norm)
-    unembedding = base.get_output_embeddings()
-    scores = {"copying": [], "negative_copying": []}
-    for layer in range(num_layers(base)):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        for name, sign in (("copying", 1), ("negative_copying", -1)):
-            shares = []
-            for head in range(added.shape[1]):
-                logits = unembedding(norm((sign * added[:, head]).to(base.dtype))).float()
-                own = logits.gather(1, ids[:, None])
-                shares.append(((logits > own).sum(1) < top).float().mean())
-            scores[name].append(torch.stack(shares))
-    return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
 
 
 def _position(task, tokens, name) -> torch.Tensor:

@@ -23,6 +23,7 @@ class Faithfulness:
         value (`float`): 1 is the whole model, 0 is all heads ablated.
         low, high (`float`): Bootstrap interval over prompts.
         difference (`float`): Mean logit difference, in nats.
+        difference_low, difference_high (`float`): Its bootstrap interval.
     """
 
     circuit: str
@@ -31,6 +32,8 @@ class Faithfulness:
     low: float
     high: float
     difference: float
+    difference_low: float
+    difference_high: float
 
     def to_dict(self) -> dict:
         """Its fields as JSON."""
@@ -72,5 +75,6 @@ def circuit_faithfulness(
         drawn = (each - nothing)[draws].mean(1) / (model - nothing)[draws].mean(1)
         low, high = drawn.quantile(ends).tolist()
         value = ((each - nothing).mean() / (model - nothing).mean()).item()
-        found.append(Faithfulness(name, len(heads), value, low, high, each.mean().item()))
+        ends_of_difference = each[draws].mean(1).quantile(ends).tolist()
+        found.append(Faithfulness(name, len(heads), value, low, high, each.mean().item(), *ends_of_difference))
     return found

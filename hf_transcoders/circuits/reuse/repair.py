@@ -1,5 +1,7 @@
 """The repair of Colored Objects: heads that steer the movers are made to look at the wrong colours, which they inhibit."""
 
+import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,14 +85,16 @@ def repair_outcomes(
     """Accuracy under the edit, under each part of it, and under controls.
 
     Controls: the same heads look at the right colour, or at two random other tokens; and random other heads of the same
-    layers, as many as there are, look at the wrong colours, in place of both parts and of each. The edit uses the right answer: it shows what the heads do
-    and is no way to use a model.
+    layers, as many as there are, look at the wrong colours, in place of both parts and of each. All draws of heads differ;
+    of a single head, the other heads of its layer are all tried where they are no more than `head_draws`. The edit uses
+    the right answer: it shows what the heads do and is no way to use a model.
 
     Args:
         base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
         task ([`Task`]): Colored Objects.
         inhibition, negative (`Sequence[Head]`): Inhibition heads and negative movers; one of the two may be empty.
-        head_draws, token_draws (`int`, *optional*, default to 10 and 5): How many random choices of heads and of tokens.
+        head_draws, token_draws (`int`, *optional*, default to 10 and 5):
+            The most random choices of heads, and how many of tokens.
         seed (`int`, *optional*, defaults to 0): Of the random choices.
         settings: `batch_size` and `progress` of [`predict_at_end`].
 
@@ -112,19 +116,17 @@ def repair_outcomes(
         add("negative mover alone", negative, forced(task, negative))
     add("to the right colour", both, forced(task, both, [RIGHT_COLOR]))
     generator = random.Random(seed)
-    for draw in range(head_draws):
-        others = random_heads(both, num_heads(base)[0], generator)
-        add(f"random heads {draw + 1}", others, forced(task, others))
+    per_layer = num_heads(base)[0]
+    for draw, others in enumerate(control_heads(both, per_layer, head_draws, generator), 1):
+        add(f"random heads {draw}", others, forced(task, others))
     for draw in range(token_draws):
         edit = AttentionEdit(both, "force", random_tokens(task, generator), task.tokens().positions["END"])
         add(f"random tokens {draw + 1}", both, edit)
 
     if inhibition and negative:
         for name, part in (("inhibition alone", inhibition), ("negative mover alone", negative)):
-            for draw in range(head_draws):
-                others = random_heads(part, num_heads(base)[0], generator, both)
-                if others:
-                    add(f"{name}, random heads {draw + 1}", others, forced(task, others))
+            for draw, others in enumerate(control_heads(part, per_layer, head_draws, generator, both), 1):
+                add(f"{name}, random heads {draw}", others, forced(task, others))
 
     predictions = predict_at_end(base, task, conditions, **settings)
     return [outcome(name, heads[name], each, predictions["none"], task) for name, each in predictions.items()]
@@ -152,17 +154,34 @@ def outcome(condition: str, heads: list[Head], found: Predictions, before: Predi
     )
 
 
-def random_heads(
-    heads: Sequence[Head], per_layer: int, generator: random.Random, excluded: Sequence[Head] | None = None
-) -> list[Head]:
-    """As many other heads of the same layers, none of `excluded`; in a layer without enough of them, all that are left."""
+def control_heads(
+    heads: Sequence[Head],
+    per_layer: int,
+    draws: int,
+    generator: random.Random,
+    excluded: Sequence[Head] | None = None,
+) -> list[list[Head]]:
+    """Different choices of as many other heads of the same layers, none of `excluded`: all there are, or `draws` of them.
+
+    In a layer without enough other heads, a choice has all that are left.
+    """
     excluded = set(heads if excluded is None else excluded)
-    found = []
+    by_layer = []
     for layer in sorted({layer for layer, _ in heads}):
         count = sum(at == layer for at, _ in heads)
-        others = [head for head in range(per_layer) if (layer, head) not in excluded]
-        found += [(layer, head) for head in sorted(generator.sample(others, min(count, len(others))))]
-    return found
+        others = [(layer, head) for head in range(per_layer) if (layer, head) not in excluded]
+        by_layer.append((others, min(count, len(others))))
+    number = math.prod(math.comb(len(others), count) for others, count in by_layer)
+    if number <= draws:
+        choices = itertools.product(*(itertools.combinations(others, count) for others, count in by_layer))
+        found = [[head for part in choice for head in part] for choice in choices]
+    else:
+        found = []
+        while len(found) < draws:
+            choice = [head for others, count in by_layer for head in sorted(generator.sample(others, count))]
+            if choice not in found:
+                found.append(choice)
+    return [choice for choice in found if choice]
 
 
 def random_tokens(task: Task, generator: random.Random) -> torch.Tensor:

@@ -13,6 +13,13 @@ from .roles import ROLES
 
 
 _TITLES = {"ioi": "IOI", "colored-objects": "Colored Objects"}
+_CONTROLS = {
+    "random heads": "random heads",
+    "random tokens": "random tokens",
+    "inhibition alone, random heads": "random heads for inhibition",
+    "negative mover alone, random heads": "random heads for negative mover",
+}
+_PATTERN_ROLES = ("induction", "duplicate token", "previous token")
 
 
 def save_patch(result: PatchResult, folder: str | os.PathLike, attention: list[AttentionView] | None = None) -> Path:
@@ -90,6 +97,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     _write_csv(folder / "overlap.csv", _overlap_table(result))
     _write_csv(folder / "repair.csv", _repair_csv(result))
     _write_csv(folder / "roles.csv", _roles_table(result))
+    _write_csv(folder / "scores.csv", _scores_csv(result))
     sections = [
         Section("How well the model does the tasks", tables=[_accuracy_table(result)]),
         Section(
@@ -97,7 +105,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
             "Of the heads with the greatest effects in each stage, those that both tasks share, against what chance gives.",
             tables=[_overlap_table(result)],
         ),
-        Section("Heads by role", tables=[_roles_table(result), *_published_heads(result)]),
+        Section("Heads by role", tables=[_roles_table(result), _scores_table(result), *_published_heads(result)]),
     ]
     if result.faithfulness:
         sections.append(
@@ -141,16 +149,21 @@ def summary(result: CircuitReuse) -> str:
         lines += [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
         ]
+    if result.published is not None:
+        lines += ["", f"Paper: {result.published.source}", _footnotes(result.published)]
     return "\n".join(lines).lstrip()
 
 
 def _accuracy_table(result):
+    paper = result.published.figures if result.published else {}
     rows = []
     for task, metrics in result.accuracy.items():
-        rows.append([_TITLES[task], *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy"))])
-        rows[-1].append(str(metrics["logit_difference"]))
+        row = [_TITLES[task], *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy", "logit_difference"))]
+        rows.append(row + [paper.get(f"accuracy, {task}", "")] if paper else row)
     headers = ["task", "accuracy, full vocabulary", "accuracy among candidates", "logit difference"]
-    return Table("Clean prompts", headers, rows, f"{result.protocol['prompts']} prompts; 95% intervals.")
+    note = f"{result.protocol['prompts']} prompts; 95% intervals."
+    note += _see_notes(result)
+    return Table("Clean prompts", headers + ["paper"] if paper else headers, rows, note)
 
 
 def _overlap_table(result):
@@ -170,7 +183,7 @@ def _overlap_table(result):
         rows.append(row + [paper.get(f"overlap at {each.share:.0%}", "")] if paper else row)
     headers = ["top", "heads a stage", "shared", "overlap", "bootstrap 95%", "null: any head", "p", "null: same layer"]
     note = "Heads count by magnitude. The interval resamples prompts with the receivers kept; it tends to lie low, as noise moves heads out of the top."
-    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _footnotes(result))
+    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _see_notes(result))
 
 
 def _roles_table(result):
@@ -184,6 +197,33 @@ def _roles_table(result):
     return Table("Heads that pass the tests", ["role", "heads", "test"], rows, note)
 
 
+def _scores_table(result):
+    """What patterns on random tokens, and what the weights alone, say of each head that has a role."""
+    evidence = result.roles.evidence
+    names = [
+        name
+        for name in evidence
+        if name.startswith("weights:") or name in ("copying", "negative copying", *_PATTERN_ROLES)
+    ]
+    roles = {}
+    for role, heads in result.roles.heads.items():
+        for head in heads:
+            roles.setdefault(head, []).append(role)
+    rows = [
+        [_head(head), ", ".join(roles[head]), *(f"{evidence[name][head].item():.2f}" for name in names)]
+        for head in sorted(roles)
+    ]
+    middle = [f"{evidence[name].median().item():.2f}" for name in names]
+    rows.append(["all heads", "median", *middle])
+    note = (
+        "Previous token, duplicate token and induction: mean attention on random tokens repeated once. From the weights "
+        "alone, and not used as tests: how often a name's query matches its own key best among those of all names; attention "
+        "to the position before where all tokens are the mean token; and K-composition (Elhage et al., 2021) with the "
+        f"previous-token heads {', '.join(map(_head, result.roles.previous))}, the greatest of them."
+    )
+    return Table("Scores of these heads", ["head", "roles", *names], rows, note)
+
+
 def _published_heads(result):
     if result.published is None:
         return []
@@ -193,16 +233,28 @@ def _published_heads(result):
         shared = [head for head in heads if head in found]
         rows.append([role, ", ".join(map(_head, heads)), f"{len(shared)} of {len(heads)}"])
     headers = ["role", "published heads", "found here"]
-    return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result).strip())]
+    return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result.published))]
 
 
 def _faithfulness_table(result, task):
     rows = [
-        [each.circuit, each.heads, each.value, f"{each.low:.2f} to {each.high:.2f}", each.difference]
+        [
+            each.circuit,
+            each.heads,
+            f"{_two(each.value)} [{_two(each.low)}, {_two(each.high)}]",
+            f"{_two(each.difference)} [{_two(each.difference_low)}, {_two(each.difference_high)}]",
+        ]
         for each in result.faithfulness[task]
     ]
-    headers = ["circuit", "heads", "faithfulness", "bootstrap 95%", "logit difference"]
-    return Table(f"{_TITLES[task]}: what a circuit keeps", headers, rows)
+    headers = ["circuit", "heads", "faithfulness", "logit difference, nats"]
+    whole, nothing = result.faithfulness[task][:2]
+    note = "95% intervals, bootstrap over prompts."
+    if whole.difference_low <= nothing.difference_high:
+        note += (
+            " The intervals of the logit difference with all heads and with none overlap (or no head does better), so "
+            "faithfulness, which is a share of the way between them, says nothing here."
+        )
+    return Table(f"{_TITLES[task]}: what a circuit keeps", headers, rows, note)
 
 
 def _repair_tables(result, repair):
@@ -221,19 +273,19 @@ def _repair_tables(result, repair):
             continue
         row = [
             each.condition,
-            ", ".join(map(_head, each.heads)),
             str(each.accuracy),
+            *([paper.get(each.condition, "")] if paper else []),
             str(each.candidate_accuracy),
             "{right} / {wrong_listed} / {other}".format(**each.confusion),
             each.fixed,
             each.new_mistakes,
         ]
-        rows.append(row + [paper.get(each.condition, "")] if paper else row)
+        rows.append(row)
     for control, found in draws.items():
         row = [
-            f"control: {control}",
-            f"{len(found)} draws",
+            f"{_CONTROLS[control]} ({len(found)} draws)",
             _range([each.accuracy.mean for each in found], 3),
+            *([""] if paper else []),
             _range([each.candidate_accuracy.mean for each in found], 3),
             " / ".join(
                 f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
@@ -242,11 +294,11 @@ def _repair_tables(result, repair):
             _range([each.fixed for each in found], 1),
             _range([each.new_mistakes for each in found], 1),
         ]
-        rows.append(row + [""] if paper else row)
+        rows.append(row)
     headers = [
         "edit",
-        "heads",
         "accuracy",
+        *(["paper"] if paper else []),
         "among candidates",
         "right / wrong listed / other",
         "fixed",
@@ -254,27 +306,28 @@ def _repair_tables(result, repair):
     ]
     note = (
         "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
-        "highest; random heads are of the same layers; each draw is in repair.csv."
+        "highest; random heads are other heads of the same layers, all of them where they are few; each draw is in repair.csv."
     )
-    tables = [Table(title, headers + ["paper"] if paper else headers, rows, note + _footnotes(result))]
+    tables = [Table(title, headers, rows, note + _see_notes(result))]
     if repair.movers is not None:
         tables.append(_mover_table(repair.movers, paper))
     return tables
 
 
 def _mover_table(change, paper):
-    ratio = change.attribution_after / change.attribution_before if change.attribution_before else float("nan")
+    # A ratio of attributions means something only where the first is positive.
+    grown = change.attribution_after / change.attribution_before if change.attribution_before > 0 else None
     rows = [
-        ["attention to the right colour", change.right_before, change.right_after],
-        ["attention to wrong colours", change.wrong_before, change.wrong_after],
-        ["logit attribution, nats", change.attribution_before, change.attribution_after],
-        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}, {change.compared} heads)"],
+        ["attention to the right colour", f"{change.right_before:.1%}", f"{change.right_after:.1%}"],
+        ["attention to wrong colours", f"{change.wrong_before:.1%}", f"{change.wrong_after:.1%}"],
+        ["logit attribution, nats", f"{change.attribution_before:.2f}", f"{change.attribution_after:.2f}"],
+        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)"],
     ]
     figures = {"logit attribution, nats": "logit attribution"}
     changes = [
-        f"{change.right_after - change.right_before:+.2%}",
-        f"{change.wrong_after - change.wrong_before:+.2%}",
-        f"{ratio:.2f} times",
+        f"{100 * (change.right_after - change.right_before):+.1f} points",
+        f"{100 * (change.wrong_after - change.wrong_before):+.1f} points",
+        "" if grown is None else f"{grown:.1f} times",
         "",
     ]
     rows = [[*row, each] for row, each in zip(rows, changes, strict=True)]
@@ -308,6 +361,17 @@ def _repair_csv(result):
     return Table("", [*headers, "candidate_high", "right", "wrong_listed", "other", "fixed", "new_mistakes"], rows)
 
 
+def _scores_csv(result):
+    evidence = result.roles.evidence
+    layers, heads = next(iter(evidence.values())).shape
+    rows = [
+        [layer, head, *(table[layer, head].item() for table in evidence.values())]
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return Table("", ["layer", "head", *evidence], rows)
+
+
 def _write_csv(path, table):
     import csv
 
@@ -325,15 +389,17 @@ def _marks(result):
     return marks
 
 
-def _footnotes(result):
-    if result.published is None:
-        return ""
-    return "\nPaper: " + " ".join(f"({number}) {note}" for number, note in enumerate(result.published.footnotes, 1))
+def _footnotes(published):
+    return "\n".join(f"({number}) {note}" for number, note in enumerate(published.footnotes, 1))
+
+
+def _see_notes(result):
+    return "" if result.published is None else " On the paper's figures see the notes to its heads."
 
 
 def _range(values, digits):
     mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def _interval(result, place):
@@ -346,6 +412,11 @@ def _unit(result):
     if result.source is None:
         return f"Change of {result.metric.replace('_', ' ')} where the place is ablated; hover for intervals."
     return "Share of the way from the base run to the source run (0 to 1); hover for intervals."
+
+
+def _two(value):
+    """Two digits, without a minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _head(head):

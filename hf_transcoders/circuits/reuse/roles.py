@@ -6,7 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ...tasks import Task
-from ..patching import attention_between, copying_scores, pattern_scores
+from ..patching import (
+    attention_between,
+    composition_scores,
+    copying_scores,
+    duplicate_token_scores,
+    pattern_scores,
+    previous_token_scores,
+)
 from .stages import Head, Stage, head_count, top_mask
 
 
@@ -50,12 +57,16 @@ class Roles:
 
     Args:
         heads (`dict[str, list[Head]]`): Role -> heads that pass, the strongest first.
-        evidence (`dict[str, torch.Tensor]`): Name -> a number for each head, `(layers, heads)`.
+        evidence (`dict[str, torch.Tensor]`):
+            Name -> a number for each head, `(layers, heads)`. Those that begin with `weights:` are no tests; they say
+            of the weights alone what the patterns say of random tokens.
+        previous (`list[Head]`): The previous-token heads whose composition with the keys of others is in the evidence.
         tests ([`RoleTests`]): The thresholds.
     """
 
     heads: dict[str, list[Head]]
     evidence: dict[str, torch.Tensor]
+    previous: list[Head]
     tests: RoleTests
 
     def to_dict(self) -> dict:
@@ -65,6 +76,7 @@ class Roles:
             "meaning": ROLES,
             "heads": {role: [list(head) for head in heads] for role, heads in self.heads.items()},
             "evidence": {name: table.tolist() for name, table in self.evidence.items()},
+            "previous_token_heads_for_composition": [list(head) for head in self.previous],
         }
 
 
@@ -109,7 +121,13 @@ def find_roles(
             name = f"{task}, {stage.name}"
             evidence[name] = stage.result.effects
             acting[name] = acts(stage, tests.share, seed)
-    return Roles(assign_roles(evidence, acting, tests), evidence, tests)
+    heads = assign_roles(evidence, acting, tests)
+    looks_back = evidence["previous token"]
+    previous = heads["previous token"] or [divmod(int(looks_back.argmax()), looks_back.shape[1])]
+    evidence["weights: same token"] = duplicate_token_scores(base, names)
+    evidence["weights: previous position"] = previous_token_scores(base)
+    evidence["weights: keys from previous-token heads"] = composition_scores(base, previous).amax(0)
+    return Roles(heads, evidence, previous, tests)
 
 
 def acts(stage: Stage, share: float, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,6 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.attention import num_heads
 from ...tasks import Task
 from ..patching import PatchResult, path_patch
 
@@ -49,7 +48,8 @@ def trace_stages(
 
     The first stage finds heads that write to the logits at `END`. Those with the greatest effects, all of them positive,
     receive in the second stage through their queries; the strongest of the second receive in the third through their
-    values at the word that comes again, and those of the third in the fourth through their queries there.
+    values at the word that comes again, and those of the third in the fourth through their queries there. With grouped
+    queries a head receives alone: the others that share its values keep theirs.
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
@@ -73,21 +73,19 @@ def trace_stages(
         )
     if not 0 < receiver_share <= 1:
         raise TranscoderError(f"receiver_share is {receiver_share}, but a share is above 0 and at most 1.")
-    heads, kv_heads = num_heads(base)
     stages = []
     for name, component, position in STAGES:
         if component is None:
             receivers = ["logits"]
         else:
             strongest = receiving_heads(stages[-1].result, receiver_share)
-            shared = heads // kv_heads if component == "value" else 1
-            receivers = list(
-                dict.fromkeys(f"layers.{layer}.attn.head.{head // shared}.{component}" for layer, head in strongest)
-            )
+            receivers = [f"layers.{layer}.attn.head.{head}.{component}" for layer, head in strongest]
             if not receivers:
                 break
         at = repeated if position == "repeated" else position
-        stages.append(Stage(name, receivers, at, path_patch(base, task, receivers, at, **settings)))
+        stages.append(
+            Stage(name, receivers, at, path_patch(base, task, receivers, at, per_query_head=True, **settings))
+        )
     return stages
 
 

@@ -1,12 +1,13 @@
 """Patching one run at a time, with whole forwards and nothing shared: what the fast paths must equal."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
 
 from hf_transcoders import Site, edit_attention
-from hf_transcoders.lm.architectures import architecture_of, locate, num_layers
+from hf_transcoders.lm.architectures import architecture_of, has_parallel_residual, locate, num_layers
 from hf_transcoders.lm.attention import attention_modules, num_heads
 from hf_transcoders.lm.hooks import read_at, write_at
 from hf_transcoders.tasks import Task, logit_difference
@@ -57,10 +58,12 @@ def activations(model, ids):
         return lambda value, layer: found.__setitem__((part, layer), value[0].clone())
 
     parts = ("query", "key", "value", "pattern", "z")
+    points = ["resid_pre", "attn.out", "mlp.out", "resid_post"]
+    points += [] if has_parallel_residual(model) else ["resid_mid"]
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, **{part: keep(part) for part in parts}))
         for layer in range(num_layers(model)):
-            for point in ("resid_pre", "attn.out", "mlp.out", "resid_post"):
+            for point in points:
                 location = locate(model, Site(point, layer))
                 read_at(stack, location, lambda v, key=(point, layer): found.__setitem__(key, v[0].clone()))
         model(ids)
@@ -71,7 +74,9 @@ def activations(model, ids):
 def patched(model, task, row, patches, which="clean"):
     """Metric of one prompt with patches: `(component, layer, head, positions, value)`, positions `None` for all."""
     streams = [patch for patch in patches if patch[0] in ("resid_pre", "attn.out", "mlp.out")]
-    heads = [patch for patch in patches if patch not in streams]
+    middle = [patch for patch in patches if patch[0] == "resid_mid"]
+    own = [patch for patch in patches if patch[0].startswith("head_")]
+    heads = [patch for patch in patches if not any(patch is other for other in [*streams, *middle, *own])]
 
     def edit(part):
         def function(tensor, layer):
@@ -90,6 +95,10 @@ def patched(model, task, row, patches, which="clean"):
         stack.enter_context(edit_attention(model, **{part: edit(part) for part in parts}))
         for _, layer, head, at, value in (patch for patch in heads if patch[0] == "z"):
             stack.callback(_hook_z(model, layer, head, at, value).remove)
+        if own:
+            stack.enter_context(edit_attention(model, compute=_of_single_heads(own)))
+        for _, layer, _, at, value in middle:
+            _write_between(stack, model, layer, at, value)
         for component, layer, _, at, value in streams:
             point, of = ("resid_post", layer - 1) if layer == num_layers(model) else (component, layer)
 
@@ -101,6 +110,35 @@ def patched(model, task, row, patches, which="clean"):
             write_at(stack, locate(model, Site(point, of)), write)
         logits = model(prompt(task, row, which)).logits[0, -1]
     return metric(model, task, row, logits).item()
+
+
+def _of_single_heads(patches):
+    """Attention in which single heads read other keys or values: what each reads is taken from a call of its own."""
+
+    def compute(call):
+        z = call.run()[0].clone()
+        groups = call.query.shape[1] // call.key.shape[1]
+        for head in {patch[2] for patch in patches}:
+            parts = {"key": call.key.clone(), "value": call.value.clone()}
+            for component, _, _, at, value in (patch for patch in patches if patch[1:3] == (call.layer, head)):
+                parts[component.removeprefix("head_")][0, head // groups, slice(None) if at is None else at] = value
+            z[:, :, head] = replace(call, **parts).run()[0][:, :, head]
+        return z
+
+    return compute
+
+
+def _write_between(stack, model, layer, at, value):
+    """Make the residual stream behind attention `value`, by what attention adds."""
+    index, entered = slice(None) if at is None else at, {}
+    read_at(stack, locate(model, Site("resid_pre", layer)), lambda stream: entered.update(stream=stream))
+
+    def write(added):
+        added = added.clone()
+        added[0, index] = value - entered["stream"][0, index]
+        return added
+
+    write_at(stack, locate(model, Site("attn.branch", layer)), write)
 
 
 def _hook_z(model, layer, head, at, value):
@@ -116,15 +154,20 @@ def _hook_z(model, layer, head, at, value):
     return projection.register_forward_pre_hook(hook)
 
 
-def at(value, component, head, position):
+def at(value, component, head, position, groups=1):
     """The part of a recorded activation that a patch writes."""
     if component in ("query", "key", "value", "pattern", "z"):
         value = value[head]
+    if component.startswith("head_"):
+        # The caller gives what the key-value head has, which the heads of a group share.
+        value = value[head // groups]
     return value if position is None else value[position]
 
 
 @torch.no_grad()
-def path_patched(model, task, row, sender, receivers, position, freeze_mlps, which=("clean", "corrupted")):
+def path_patched(
+    model, task, row, sender, receivers, position, freeze_mlps, which=("clean", "corrupted"), per_query_head=False
+):
     """One sender in two hooked forwards. `receivers` is `None` for the logits; `position` is `None` for all."""
     clean, other = (activations(model, prompt(task, row, name)) for name in which)
     heads, layers = num_heads(model)[0], num_layers(model)
@@ -159,7 +202,9 @@ def path_patched(model, task, row, sender, receivers, position, freeze_mlps, whi
         return metric(model, task, row, logits).item()
     patches = []
     for site in receivers:
-        component = "mlp.out" if site.head is None else site.point
+        component = part = "mlp.out" if site.head is None else site.point
+        if per_query_head and part in ("key", "value"):
+            component = f"head_{part}"
         reached = site.layer > layer or (site.layer == layer and site.head is None and head < heads)
         if reached:
             patches.append(
@@ -168,7 +213,7 @@ def path_patched(model, task, row, sender, receivers, position, freeze_mlps, whi
                     site.layer,
                     site.head,
                     position,
-                    at(seen[component, site.layer], component, site.head, position),
+                    at(seen[part, site.layer], component, site.head, position, heads // num_heads(model)[1]),
                 )
             )
     return patched(model, task, row, patches, which[0])

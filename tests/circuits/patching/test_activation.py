@@ -13,6 +13,7 @@ from hf_transcoders.circuits.patching import (
     patch_mlps,
     patch_residual,
 )
+from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.lm.attention import num_heads
 from hf_transcoders.tasks import Task, end_logits, row_metrics
 from tests.circuits.patching.brute_force import activations, at, patched, prompt, tiny_task
@@ -80,6 +81,64 @@ def test_residual_stream_equals_one_forward_per_point(family):
     close(result.values, expected)
 
 
+@pytest.mark.parametrize("component", ["key", "value"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "phi3"])
+def test_keys_and_values_of_single_heads_equal_one_forward_each(family, component):
+    model, task = tiny_model(family), tiny_task()
+    groups = 4 // num_heads(model)[1]
+    for name in ("S", "all"):
+        result = patch_heads(model, task, position=name, component=component, per_query_head=True)
+        expected = torch.empty(LAYERS, 4, len(task))
+        for row, position in enumerate(positions_of(task, name)):
+            source = activations(model, prompt(task, row, "corrupted"))
+            for layer in range(LAYERS):
+                for head in range(4):
+                    patch = f"head_{component}"
+                    value = at(source[component, layer], patch, head, position, groups)
+                    expected[layer, head, row] = patched(model, task, row, [(patch, layer, head, position, value)])
+        close(result.values, expected)
+        together = patch_heads(model, task, position=name, component=component)
+        # Heads that share a value each have a part of its effect; with one each, that is all of it.
+        assert (groups == 1) == torch.allclose(result.values[:, ::groups], together.values, rtol=1e-4, atol=1e-4)
+    zeroed = patch_heads(model, task, "S", component, per_query_head=True, ablation="zero", layers=[1])
+    for row, position in enumerate(positions_of(task, "S")):
+        patch = (f"head_{component}", 1, 3, position, torch.zeros(8))
+        assert zeroed.values[0, 3, row] == pytest.approx(patched(model, task, row, [patch]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt_neox", "phi")])
+def test_the_stream_between_attention_and_mlp_equals_one_forward_per_point(family):
+    model, task = tiny_model(family), tiny_task()
+    names = ["S", "END", "all"]
+    result = patch_residual(model, task, names, "resid_mid")
+    expected = torch.empty(LAYERS, len(names), len(task))
+    for column, name in enumerate(names):
+        for row, position in enumerate(positions_of(task, name)):
+            source = activations(model, prompt(task, row, "corrupted"))
+            for layer in range(LAYERS):
+                value = at(source["resid_mid", layer], "resid_mid", None, position)
+                expected[layer, column, row] = patched(model, task, row, [("resid_mid", layer, None, position, value)])
+    close(result.values, expected)
+    # At all positions it is the corrupted run.
+    close(result.values[:, 2], result.source.expand(LAYERS, -1))
+    assert result.protocol["component"] == "resid_mid"
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+def test_the_stream_between_attention_and_mlp_can_be_ablated(ablation):
+    model, task = tiny_model("gemma2"), tiny_task(lengths=(9, 9), templates=[0, 0])
+    found = patch_residual(model, task, ["S"], "resid_mid", ablation=ablation, layers=[1]).values[0, 0]
+    for row, position in enumerate(positions_of(task, "S")):
+        corrupted = [activations(model, prompt(task, each, "corrupted"))["resid_mid", 1] for each in (0, 1)]
+        value = {
+            "zero": torch.zeros_like(corrupted[0]),
+            "mean": (corrupted[0] + corrupted[1]) / 2,
+            "resample": activations(model, prompt(task, 1 - row))["resid_mid", 1],
+        }[ablation][position]
+        patch = ("resid_mid", 1, None, position, value)
+        assert found[row].item() == pytest.approx(patched(model, task, row, [patch]), rel=1e-4, abs=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mlps_and_attention_layers_equal_one_forward_each(family):
     model, task = tiny_model(family), tiny_task()
@@ -123,6 +182,11 @@ def test_rows_of_several_patches_equal_one_forward_per_row(family):
         ["layers.0.attn.head.3.pattern", "layers.1.attn.head.1.value", "layers.2.attn.head.2.pattern"],
         ["layers.0.attn.out", "layers.1.attn.head.0.key", "layers.2.mlp.out", "layers.2.resid_post"],
     ]
+    if not has_parallel_residual(model):
+        rows += [
+            ["layers.1.resid_mid", "layers.1.mlp.out", "layers.2.attn.head.1.z", "layers.2.resid_mid"],
+            ["layers.0.attn.head.1.z", "layers.1.attn.head.2.query", "layers.1.resid_mid"],
+        ]
     for name in ("S", "END", "all"):
         found = engine.run(PatchPlan.from_sites(rows, engine.position(name)))
         expected = torch.empty(len(rows), len(task))
@@ -245,6 +309,18 @@ def test_model_is_left_as_it_was():
         (lambda model, task: patch_heads(model, task, "S9"), "no position 'S9'"),
         (lambda model, task: patch_heads(model, task, 11), "token 11"),
         (lambda model, task: patch_heads(model, task, component="zz"), "no component 'zz'"),
+        (lambda model, task: patch_heads(model, task, per_query_head=True), "Every head has its own z"),
+        (lambda model, task: patch_residual(model, task, ["S"], "mlp.in"), "resid_pre or resid_mid"),
+        (
+            lambda model, task: patch_residual(tiny_model("phi"), task, ["S"], "resid_mid"),
+            "no residual stream between",
+        ),
+        (
+            lambda model, task: PatchEngine(model, task).run(
+                PatchPlan.from_sites(["layers.0.attn.head.4.key"], torch.tensor([3, 3, 3]), None, True)
+            ),
+            "the heads 0 to 3",
+        ),
         (lambda model, task: patch_heads(model, task, layers=[3]), "layers 0 to 2"),
         (lambda model, task: patch_heads(model, task, ablation="noise"), "no ablation 'noise'"),
         (lambda model, task: patch_heads(model, task, direction="up"), "no direction 'up'"),
@@ -264,6 +340,14 @@ def test_model_is_left_as_it_was():
 def test_wrong_input_is_refused_with_a_sentence(call, message):
     with pytest.raises(TranscoderError, match=message):
         call(tiny_model("llama"), tiny_task())
+
+
+def test_attention_that_cannot_be_edited_is_refused():
+    model = tiny_model("gpt2")
+    model.config.reorder_and_upcast_attn = True
+    for sweep in (patch_heads, patch_mlps):
+        with pytest.raises(TranscoderError, match="AttentionInterface"):
+            sweep(model, tiny_task())
 
 
 def test_pairs_of_unequal_length_are_refused():

@@ -10,14 +10,14 @@ from tests.circuits.patching.test_activation import FAMILIES, LAYERS, close, pos
 from tests.tiny_models import tiny_model
 
 
-def by_brute_force(model, task, receivers, name, freeze_mlps, which=("clean", "corrupted")):
+def by_brute_force(model, task, receivers, name, freeze_mlps, which=("clean", "corrupted"), per_query_head=False):
     sites = None if receivers == "logits" else [Site.parse(site) for site in receivers]
     values = torch.empty(LAYERS, 5, len(task))
     for row, position in enumerate(positions_of(task, name)):
         for layer in range(LAYERS):
             for head in range(5):
                 values[layer, head, row] = path_patched(
-                    model, task, row, (layer, head), sites, position, freeze_mlps, which
+                    model, task, row, (layer, head), sites, position, freeze_mlps, which, per_query_head
                 )
     return values
 
@@ -25,7 +25,7 @@ def by_brute_force(model, task, receivers, name, freeze_mlps, which=("clean", "c
 def check(model, task, receivers, name, freeze_mlps, **options):
     which = ("corrupted", "clean") if options.get("direction") == "denoising" else ("clean", "corrupted")
     result = path_patch(model, task, receivers, name, sender_mlps=True, freeze_mlps=freeze_mlps, **options)
-    expected = by_brute_force(model, task, receivers, name, freeze_mlps, which)
+    expected = by_brute_force(model, task, receivers, name, freeze_mlps, which, options.get("per_query_head", False))
     close(result.values, expected)
     assert (result.values - result.base).abs().max() > 1e-3
     assert result.axes["head"] == ["0", "1", "2", "3", "mlp"]
@@ -50,6 +50,19 @@ def test_head_to_logits(family, freeze_mlps):
 def test_keys_and_values_of_several_layers(family, name):
     receivers = ["layers.1.attn.head.1.value", "layers.2.attn.head.0.key", "layers.2.attn.head.1.query"]
     check(tiny_model(family), tiny_task(lengths=(9, 11)), receivers, name, False)
+
+
+@pytest.mark.parametrize("name", ["S", "all"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma3_text"])
+def test_keys_and_values_of_single_heads(family, name):
+    receivers = ["layers.1.attn.head.3.value", "layers.2.attn.head.0.key", "layers.2.attn.head.1.query"]
+    model, task = tiny_model(family), tiny_task(lengths=(9, 11))
+    check(model, task, receivers, name, False, per_query_head=True)
+    # The heads that share a value, all together, are what receives where the value is named by its key-value head.
+    if family == "llama":
+        whole = path_patch(model, task, ["layers.1.attn.head.1.value"], name)
+        each = ["layers.1.attn.head.2.value", "layers.1.attn.head.3.value"]
+        close(path_patch(model, task, each, name, per_query_head=True).values, whole.values)
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True])

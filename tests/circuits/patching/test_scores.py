@@ -7,7 +7,6 @@ from hf_transcoders import TranscoderError, edit_attention
 from hf_transcoders.circuits.patching import (
     attention_between,
     component_outputs,
-    copying_scores,
     logit_attribution,
     pattern_scores,
 )
@@ -110,25 +109,3 @@ def test_pattern_scores_find_heads_that_were_made_to_look_there():
     assert scores["induction"][1, 1] == 0.0
     shifted = pattern_scores(model, length, bos_token_id=1)
     assert shifted["induction"].shape == (3, 4)
-
-
-@torch.no_grad()
-def test_copying_scores_find_a_head_that_copies():
-    model = tiny_model("gpt2")
-    tokens = [5, 9, 23, 70]
-    z, attention = {}, model.transformer.h[1].attn
-    # The head's output projection is made to give the unembedding of each token for its value.
-    first = {}
-    handle = model.transformer.h[0].register_forward_hook(lambda module, args, out: first.update(out=out))
-    model(torch.tensor(tokens)[:, None])
-    handle.remove()
-    attention.c_attn.register_forward_hook(lambda module, args, out: z.update(v=out[..., 64 + 8 : 64 + 16]))
-    attention(model.transformer.h[1].ln_1(first["out"]))
-    directions = model.lm_head.weight[tokens] * 50
-    for sign, name in ((1, "copying"), (-1, "negative_copying")):
-        attention.c_proj.weight[8:16] = torch.linalg.pinv(z["v"][:, 0]) @ (sign * directions)
-        scores = copying_scores(model, tokens, top=1)
-        norm, head = model.transformer.ln_f, model.lm_head
-        logits = head(norm(directions))
-        assert scores[name][1, 1] == (logits.argmax(1) == torch.tensor(tokens)).float().mean() >= 0.5
-        assert scores[name].shape == (3, 4)

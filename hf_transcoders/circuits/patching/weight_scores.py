@@ -1,0 +1,226 @@
+"""Scores of heads from the weights alone: what they copy, which tokens match, and which heads feed which."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.architectures import architecture_of, locate, num_layers
+from ...lm.attention import edit_attention, num_heads
+from ...lm.heads import key_weight, output_weight, query_weight, value_weight
+from ...lm.hooks import read_at, write_at
+from ...lm.norms import fold_norm, norm_bias
+from ...lm.sites import Site
+
+
+_MOST_LOGITS = 64_000_000
+_MOST_ROWS = 8192
+
+
+@torch.no_grad()
+def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
+    """OV score: how often a head that looks at a token raises, or lowers, the logit of that same token most.
+
+    Each token stands alone. Its residual stream behind the first block goes through the values and the output projection
+    of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        token_ids (`Sequence[int]`): The tokens, such as names.
+        top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
+
+    Returns:
+        `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
+        logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
+    """
+    ids = torch.as_tensor(token_ids, device=base.device)
+    z = _alone(base, ids, "z")
+    final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
+    unembedding = base.get_output_embeddings()
+    size = max(1, _MOST_LOGITS // len(unembedding.weight))
+    # Where a head's output has the opposite sign, so have its logits, but for the biases of norm and unembedding.
+    bias = norm_bias(final_norm) + torch.zeros_like(unembedding.weight[0])
+    twice = 2 * unembedding(bias)
+    scores = {"copying": [], "negative_copying": []}
+    for layer in range(num_layers(base)):
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
+        post_norm = _post_norm(base, layer)
+        if post_norm is not None:
+            # On a head's own output: the scale that this gives it is the final norm's to set anyway.
+            added = post_norm(added.to(base.dtype)).float()
+        own = ids[:, None].expand(added.shape[:-1]).flatten()
+        ranks = {name: [] for name in scores}
+        for rows, tokens in zip(added.flatten(0, 1).split(size), own.split(size), strict=True):
+            logits = unembedding(final_norm(rows.to(base.dtype)))
+            for name, each in (("copying", logits), ("negative_copying", twice - logits)):
+                ranks[name].append((each > each.gather(1, tokens[:, None])).sum(1))
+        for name, each in ranks.items():
+            scores[name].append((torch.cat(each).view(added.shape[:-1]) < top).float().mean(0))
+    return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
+
+
+@torch.no_grad()
+def duplicate_token_scores(
+    base: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
+) -> torch.Tensor:
+    """QK score: how often a head matches a token with the same token before it, rather than with the others.
+
+    Each token stands alone, once as a query at position `distance` and once as a key at position 0: all keys have the
+    same place, so that they differ by their token only. Heads behind the first block get its output.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        token_ids (`Sequence[int]`): The tokens that are compared, all different.
+        distance (`int`, *optional*, defaults to 10): How many tokens the query is behind the keys.
+        top (`int`, *optional*, defaults to 1): Among how many of the keys that match best the own one counts.
+
+    Returns:
+        `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. By chance it is `top / tokens`.
+    """
+    ids = torch.as_tensor(token_ids, device=base.device)
+    if ids.unique().numel() != ids.numel() or len(ids) < 2:
+        raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
+    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key")
+    heads, kv_heads = num_heads(base)
+    found = []
+    for query, key in zip(queries, keys, strict=True):
+        key = key.repeat_interleave(heads // kv_heads, dim=1)
+        matches = torch.einsum("qhd,khd->hqk", query.float(), key.float())
+        better = (matches > matches.diagonal(dim1=1, dim2=2)[..., None]).sum(2)
+        found.append((better < top).float().mean(1))
+    return torch.stack(found).cpu()
+
+
+@torch.no_grad()
+def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tensor:
+    """QK score: how much a head looks at the token before, where all tokens are the same mean token.
+
+    What then tells keys apart is their position alone, whether the model adds position embeddings or rotates queries and
+    keys. Heads behind the first block get its output, in which each position has looked at itself only.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        length (`int`, *optional*, defaults to 16): How many positions there are.
+
+    Returns:
+        `torch.Tensor` of shape `(layers, heads)`: mean attention to the token before, over all positions but the first,
+        on the CPU. A head that looks at all tokens alike has 0.16 with 16 positions.
+    """
+    if length < 2:
+        raise TranscoderError(f"length is {length}, but a token before takes at least two positions.")
+    embeddings = base.get_input_embeddings()
+    # Through the module, which scales them in some families; `inputs_embeds` goes past it.
+    every = torch.arange(embeddings.num_embeddings, device=base.device).split(_MOST_ROWS)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / embeddings.num_embeddings).to(base.dtype)
+    queries = torch.arange(1, length)
+    itself = torch.eye(length, device=base.device, dtype=base.dtype)
+    found = {}
+
+    def keep(pattern, layer):
+        found[layer] = pattern[0][:, queries, queries - 1].float().mean(1).cpu()
+        return itself.expand_as(pattern) if layer == 0 else None
+
+    with ExitStack() as stack:
+        stack.enter_context(edit_attention(base, pattern=keep))
+        _give_first_output(stack, base)
+        base.get_decoder()(inputs_embeds=mean.expand(1, length, -1), use_cache=False)
+    return torch.stack([found[layer] for layer in range(len(found))])
+
+
+@torch.no_grad()
+def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
+    """How much of what earlier heads write each head reads with its queries, keys or values, by weights.
+
+    `||W_in W_OV|| / (||W_in|| ||W_OV||)` in the Frobenius norm, where `W_in` is `W_QK` with its side for the keys or for
+    the queries, or `W_OV` of the reading head (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits").
+    K-composition with previous-token heads is what induction heads are made of. The gains of the norms before attention
+    and after it are part of the weights; biases, norms of queries and keys and the rotary embedding are left out.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model.
+        senders (`Sequence[tuple[int, int]]`): Layer and head of those that write.
+        into (`str`, *optional*, defaults to `"key"`): `"query"`, `"key"` or `"value"`.
+
+    Returns:
+        `torch.Tensor` of shape `(senders, layers, heads)`: between 0 and 1; 0 for heads that are not behind the sender.
+        Two unrelated heads have about `1 / sqrt(hidden_size)`. On the CPU.
+
+    Raises:
+        [`TranscoderError`]: a sender does not exist, or there is no such input.
+    """
+    if into not in ("query", "key", "value"):
+        raise TranscoderError(f"A head reads nothing with its '{into}': choose query, key or value.")
+    layers, (heads, kv_heads) = num_layers(base), num_heads(base)
+    for layer, head in senders:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise TranscoderError(
+                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
+                f"0 to {heads - 1}."
+            )
+    if not senders:
+        return torch.zeros(0, layers, heads)
+
+    def folded(weight, layer):
+        norm = locate(base, Site("resid_pre", layer)).module.get_submodule(architecture_of(base).attention_norm)
+        each = fold_norm(norm, weight(base, layer)[0].float())
+        return each if len(each) == heads else each.repeat_interleave(heads // kv_heads, dim=0)
+
+    def outward(layer):
+        weight, post_norm = output_weight(base, layer).float(), _post_norm(base, layer)
+        return weight if post_norm is None else fold_norm(post_norm, weight, after=True)
+
+    # W_OV of a sender is `written^T read`, both (head_dim, hidden); only the Gram matrix of `read` matters to the norm.
+    by_layer = {layer: (outward(layer), folded(value_weight, layer)) for layer in {layer for layer, _ in senders}}
+    written = torch.stack([by_layer[layer][0][head] for layer, head in senders])
+    read = torch.stack([by_layer[layer][1][head] for layer, head in senders])
+    read_gram = read @ read.mT
+    sizes = _norm(written @ written.mT, read_gram)
+    sender_layer = torch.tensor([layer for layer, _ in senders], device=sizes.device)
+    scores = torch.zeros(len(senders), layers, heads, device=sizes.device)
+    for layer in range(1, layers):
+        inner = folded({"query": query_weight, "key": key_weight, "value": value_weight}[into], layer)
+        if into == "value":
+            outer = outward(layer)
+        else:
+            outer = folded(key_weight if into == "query" else query_weight, layer)
+        outer_gram = outer @ outer.mT
+        # (senders, heads, head_dim, head_dim): the inner side of the reading head on what each sender writes.
+        through = torch.einsum("hio,sjo->shij", inner, written)
+        squared = torch.einsum("shij,hik,shkl,sjl->sh", through, outer_gram, through, read_gram)
+        size = sizes[:, None] * _norm(outer_gram, inner @ inner.mT)
+        scores[:, layer] = (squared.clamp(min=0).sqrt() / size) * (sender_layer < layer)[:, None]
+    return scores.cpu()
+
+
+def _norm(gram: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Frobenius norms of `A^T B` from the Gram matrices `A A^T` and `B B^T`, `(..., width, width)`."""
+    return (gram * other).sum((-1, -2)).clamp(min=0).sqrt()
+
+
+def _alone(base, ids, part, position=0):
+    """A component of every head for tokens that stand alone, for each layer: `(tokens, heads, head_dim)`."""
+    found = {}
+    with ExitStack() as stack:
+        stack.enter_context(
+            edit_attention(base, **{part: lambda value, layer: found.__setitem__(layer, value[:, :, 0])})
+        )
+        _give_first_output(stack, base)
+        # A token alone looks at itself, so that z is its value.
+        positions = torch.full_like(ids, position)[:, None]
+        base.get_decoder()(input_ids=ids[:, None], position_ids=positions, use_cache=False)
+    return [found[layer] for layer in range(len(found))]
+
+
+def _give_first_output(stack, base):
+    """Let every block behind the first read the first one's output."""
+    first = {}
+    read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
+    for layer in range(1, num_layers(base)):
+        write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
+
+
+def _post_norm(base, layer):
+    name = architecture_of(base).attention_post_norm
+    return None if name is None else locate(base, Site("resid_pre", layer)).module.get_submodule(name)

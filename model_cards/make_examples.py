@@ -113,25 +113,19 @@ def record(name: str) -> None:
         trainer.save_model()
         report.save_into(output_dir)
         report.save_json(Path(output_dir, "evaluation.json"))
-        tracker = LocalTracker(output_dir)
-        tracker.start({"name": name, "base_model": BASE, "dictionaries": list(trainer.dictionaries)})
-        for entry in Run.from_log_history(trainer.state.log_history).scalars:
-            tracker.scalars(entry.pop("step"), entry)
-        tracker.finish("finished")
-        keep(name, Path(output_dir))
+        keep(name, Path(output_dir), Run.from_log_history(trainer.state.log_history), list(trainer.dictionaries))
 
 
-def keep(name: str, output_dir: Path) -> None:
-    """Keeps everything of a run but the weights and the checkpoints."""
+def keep(name: str, output_dir: Path, run: Run, dictionaries: list[str]) -> None:
+    """Keeps everything that a card is made of: all files but the weights, and of the run its log."""
     kept = HERE / name / "record"
     shutil.rmtree(kept, ignore_errors=True)
-    for pattern in (
-        "config.json",
-        "layers.*/config.json",
-        "transcoder_set.json",
-        "evaluation.json",
-        "tracking/*.json*",
-    ):
+    tracker = LocalTracker(kept)
+    tracker.start({"name": name, "base_model": BASE, "dictionaries": dictionaries})
+    for entry in run.scalars:
+        tracker.scalars(entry["step"], {key: value for key, value in entry.items() if key not in ("step", "time")})
+    tracker.finish("finished")
+    for pattern in ("config.json", "layers.*/config.json", "transcoder_set.json", "evaluation.json"):
         for file in output_dir.glob(pattern):
             target = kept / file.relative_to(output_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +167,7 @@ def main():
         parser.error(f"--run is for {EVERY_LAYER}")
     for name in args.names or [*EXAMPLES, *([EVERY_LAYER] if args.render_only else [])]:
         if args.run:
-            keep(name, args.run)
+            keep(name, args.run, Run.load(args.run), list(TranscoderSet.from_pretrained(args.run)))
         elif not args.render_only:
             record(name)
         card_of_record(HERE / name).save(HERE / name)

@@ -20,6 +20,7 @@ from hf_transcoders import (
     TranscoderEvaluator,
     TranscoderModel,
     TranscoderSet,
+    TranscoderTrackingCallback,
     TranscoderTrainer,
     TranscoderTrainingArguments,
     load_texts,
@@ -89,6 +90,8 @@ def main():
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
+        # Features of 30 dictionaries are more than the records of a run need; `hf-transcoders features` looks them up.
+        callbacks=[TranscoderTrackingCallback(feature_tokens=0)],
     )
     trainer.train()
     trainer.save_model()

@@ -7,6 +7,10 @@ Make the example cards: train, evaluate, keep the records of the run, and write 
     python model_cards/make_examples.py                                   # all of them
     python model_cards/make_examples.py smollm2-135m-l8-transcoder        # one of them
     python model_cards/make_examples.py --render-only                     # the cards again, from the records
+
+The card of every layer is that of a run of examples/scripts/train_every_layer.py, which is not repeated here:
+
+    python model_cards/make_examples.py smollm2-135m-every-layer --run runs/every_layer
 """
 
 import argparse
@@ -47,10 +51,20 @@ EXAMPLES = {
         [(8, READ, WRITE, {}), (8, READ, WRITE, {"skip_connection": True}), (8, WRITE, WRITE, {})],
     ),
 }
+_QUANTISED = (
+    "The base model's weights came from a "
+    "Python package that carries them quantised to four bits; they are close to those on the Hub, but not the same."
+)
 NOTES = (
     "This is an example: a short run on a small text, evaluated on a tenth of the texts that was held out, to show what a "
-    "card looks like. The base model's weights came from a "
-    "Python package that carries them quantised to four bits; they are close to those on the Hub, but not the same."
+    f"card looks like. {_QUANTISED}"
+)
+EVERY_LAYER = "smollm2-135m-every-layer"
+EVERY_LAYER_NOTES = (
+    "This is an example: what two CPU cores train in half an hour, a transcoder for the MLP of every layer on the same "
+    "forwards of the language model (`examples/scripts/train_every_layer.py`). The text is that of the word-level release "
+    "of WikiText-2, put together again: its validation split to train on, its test split to measure on. More tokens and "
+    f"more features make better ones. {_QUANTISED}"
 )
 
 
@@ -99,18 +113,23 @@ def record(name: str) -> None:
         trainer.save_model()
         report.save_into(output_dir)
         report.save_json(Path(output_dir, "evaluation.json"))
-        tracker = LocalTracker(output_dir)
-        tracker.start({"name": name, "base_model": BASE, "dictionaries": list(trainer.dictionaries)})
-        for entry in Run.from_log_history(trainer.state.log_history).scalars:
-            tracker.scalars(entry.pop("step"), entry)
-        tracker.finish("finished")
-        kept = HERE / name / "record"
-        shutil.rmtree(kept, ignore_errors=True)
-        for pattern in ("**/config.json", "transcoder_set.json", "evaluation.json", "tracking/*.json*"):
-            for file in Path(output_dir).glob(pattern):
-                target = kept / file.relative_to(output_dir)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+        keep(name, Path(output_dir), Run.from_log_history(trainer.state.log_history), list(trainer.dictionaries))
+
+
+def keep(name: str, output_dir: Path, run: Run, dictionaries: list[str]) -> None:
+    """Keeps everything that a card is made of: all files but the weights, and of the run its log."""
+    kept = HERE / name / "record"
+    shutil.rmtree(kept, ignore_errors=True)
+    tracker = LocalTracker(kept)
+    tracker.start({"name": name, "base_model": BASE, "dictionaries": dictionaries})
+    for entry in run.scalars:
+        tracker.scalars(entry["step"], {key: value for key, value in entry.items() if key not in ("step", "time")})
+    tracker.finish("finished")
+    for pattern in ("config.json", "layers.*/config.json", "transcoder_set.json", "evaluation.json"):
+        for file in output_dir.glob(pattern):
+            target = kept / file.relative_to(output_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def card_of_record(folder: Path) -> TranscoderCard:
@@ -132,17 +151,24 @@ def card_of_record(folder: Path) -> TranscoderCard:
         report=EvaluationReport.load_json(kept / "evaluation.json"),
         run=Run.load(kept),
         license="apache-2.0",
-        notes=NOTES,
+        notes=EVERY_LAYER_NOTES if folder.name == EVERY_LAYER else NOTES,
     )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(EXAMPLES), help=f"which: {', '.join(EXAMPLES)}")
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join((*EXAMPLES, EVERY_LAYER))}")
     parser.add_argument("--render-only", action="store_true", help="write the cards again, from the records")
+    parser.add_argument("--run", type=Path, help=f"folder of the run that {EVERY_LAYER} is about")
     args = parser.parse_args()
-    for name in args.names:
-        if not args.render_only:
+    if EVERY_LAYER in args.names and not args.render_only and (args.run is None or len(args.names) > 1):
+        parser.error(f"{EVERY_LAYER} is not trained here: name it alone, and the folder of its run with --run")
+    if args.run and args.names != [EVERY_LAYER]:
+        parser.error(f"--run is for {EVERY_LAYER}")
+    for name in args.names or [*EXAMPLES, *([EVERY_LAYER] if args.render_only else [])]:
+        if args.run:
+            keep(name, args.run, Run.load(args.run), list(TranscoderSet.from_pretrained(args.run)))
+        elif not args.render_only:
             record(name)
         card_of_record(HERE / name).save(HERE / name)
 

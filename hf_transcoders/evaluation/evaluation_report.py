@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ METRICS = {
     "ce_recovered_zero": "CE recovered (zero)",
     "ce_recovered_mean": "CE recovered (mean)",
     "kl": "KL to original",
+    "kl_zero_ablated": "KL zero-ablated",
+    "kl_mean_ablated": "KL mean-ablated",
     "top1_agreement": "top-1 agreement",
+    "top1_agreement_zero_ablated": "top-1 agreement zero-ablated",
+    "top1_agreement_mean_ablated": "top-1 agreement mean-ablated",
     "dead_fraction": "dead fraction",
 }
 
@@ -47,8 +52,24 @@ HEADLINE_METRICS = (
     "dead_fraction",
 )
 
+#: What the language model does with a dictionary in place, and with its output ablated instead.
+REPLACEMENT_METRICS = (
+    "ce_spliced",
+    "ce_mean_ablated",
+    "ce_zero_ablated",
+    "kl",
+    "kl_mean_ablated",
+    "kl_zero_ablated",
+    "top1_agreement",
+    "top1_agreement_mean_ablated",
+    "top1_agreement_zero_ablated",
+)
+
 #: Name under which a whole set spliced in at once is listed.
 TOGETHER = "all together"
+
+# So many dictionaries stand beside each other with all their metrics; more stand below each other with a few.
+_NARROW = 4
 
 
 @dataclass
@@ -144,25 +165,18 @@ class EvaluationReport:
 
     def table(self) -> str:
         """Numbers and protocol as aligned plain text."""
-        head, *rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        rule = ["-" * width for width in widths]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (head, rule, *rows)
-        ]
         facts = self.protocol_lines()
         width = max(map(len, facts))
-        return "\n".join([*lines, "", *(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
+        parts = [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
+        return "\n\n".join([*parts, "\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
 
     def markdown(self) -> str:
         """The same for a model card."""
         head, *rows = self._cells()
+        parts = [table(head, rows)]
+        parts += [f"{title}:\n\n{table(cells[0], cells[1:])}" for title, cells in self._replacement()]
         facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
-        return f"{table(head, rows)}\n\n**Protocol.** {escape(facts)}."
+        return "\n\n".join([*parts, f"**Protocol.** {escape(facts)}."])
 
     def protocol_lines(self) -> dict[str, str]:
         """The protocol as readable facts."""
@@ -189,15 +203,48 @@ class EvaluationReport:
 
     def _cells(self) -> list[list[str]]:
         columns = self.columns()
-        if len(columns) <= 4:
+        if len(columns) <= _NARROW:
             head = ["metric", *columns]
-            rows = [[METRICS[m], *(format_number(values.get(m)) for values in columns.values())] for m in METRICS]
+            rows = [
+                [METRICS[m], *(format_number(values.get(m)) for values in columns.values())]
+                for m in self._measured(METRICS)
+            ]
             return [head, *rows]
-        head = ["dictionary", *(METRICS[metric] for metric in HEADLINE_METRICS)]
+        return self._row_each(HEADLINE_METRICS)
+
+    def _replacement(self) -> list[tuple[str, list[list[str]]]]:
+        """Of a set that was measured as a whole, and whose first table has the headlines only: what is behind them."""
+        if self.together is None or len(self.columns()) <= _NARROW:
+            return []
+        original = format_number(self.together["ce_original"])
+        title = (
+            f"The language model (cross-entropy {original}) with each of them alone and with all of them in place, and "
+            "with the same outputs held at their mean or at zero instead"
+        )
+        return [(title, self._row_each(self._measured(REPLACEMENT_METRICS)))]
+
+    def _row_each(self, metrics: Iterable[str]) -> list[list[str]]:
+        head = ["dictionary", *(METRICS[metric] for metric in metrics)]
         return [
             head,
-            *([name, *(format_number(values.get(m)) for m in HEADLINE_METRICS)] for name, values in columns.items()),
+            *([name, *(format_number(values.get(m)) for m in metrics)] for name, values in self.columns().items()),
         ]
+
+    def _measured(self, metrics: Iterable[str]) -> list[str]:
+        """Those that some dictionary has: a report of an earlier version does not know all of them."""
+        return [metric for metric in metrics if any(metric in values for values in self.columns().values())]
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    head, *rows = cells
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, ["-" * width for width in widths], *rows)
+    )
 
 
 def format_number(value: float | None) -> str:

@@ -366,16 +366,19 @@ class _Variant:
 def _loss_metrics(losses, name, site):
     original = losses[ORIGINAL].compute()["ce"]
     spliced = losses[("spliced", name)].compute()
-    zero, mean = (losses[(kind, site)].compute()["ce"] for kind in ("zero", "mean"))
+    zero, mean = (losses[(kind, site)].compute() for kind in ("zero", "mean"))
     return {
         "ce_original": original,
         "ce_spliced": spliced["ce"],
-        "ce_zero_ablated": zero,
-        "ce_mean_ablated": mean,
-        "ce_recovered_zero": ce_recovered(original, spliced["ce"], zero),
-        "ce_recovered_mean": ce_recovered(original, spliced["ce"], mean),
-        "kl": spliced["kl"],
-        "top1_agreement": spliced["top1_agreement"],
+        "ce_zero_ablated": zero["ce"],
+        "ce_mean_ablated": mean["ce"],
+        "ce_recovered_zero": ce_recovered(original, spliced["ce"], zero["ce"]),
+        "ce_recovered_mean": ce_recovered(original, spliced["ce"], mean["ce"]),
+        **{
+            f"{metric}{ending}": of[metric]
+            for metric in ("kl", "top1_agreement")
+            for ending, of in (("", spliced), ("_zero_ablated", zero), ("_mean_ablated", mean))
+        },
     }
 
 

@@ -31,7 +31,11 @@ MEANINGS = {
     "ce_recovered_zero": "Share of the zero-ablation's damage that the dictionary avoids. 1 is perfect.",
     "ce_recovered_mean": "Share of the mean-ablation's damage that the dictionary avoids. The stricter of the two.",
     "kl": "KL divergence from the unchanged model's predictions, in nats per token.",
+    "kl_zero_ablated": "The same with the output set to zero.",
+    "kl_mean_ablated": "The same with the output held at its mean.",
     "top1_agreement": "Share of tokens after which the most likely next token stays the same.",
+    "top1_agreement_zero_ablated": "The same with the output set to zero.",
+    "top1_agreement_mean_ablated": "The same with the output held at its mean.",
     "dead_fraction": "Share of features that never fired on the tokens seen; it falls as more tokens are seen.",
 }
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import datasets
 import pytest
@@ -16,18 +17,24 @@ from transformers import (
 
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
+from hf_transcoders.evaluation.evaluation_report import METRICS, REPLACEMENT_METRICS, format_number
 from hf_transcoders.evaluation.partial_forward import (
     final_hidden_states,
     logits_of,
     record_block_outputs,
     restart_at,
 )
+from hf_transcoders.markdown import escape
 from hf_transcoders.models import TranscoderSet
 
-from .conftest import WIDTH, perfect_autoencoder, random_dictionary
+from .conftest import LAYERS, WIDTH, perfect_autoencoder, random_dictionary
 
 
-LOSS_METRICS = ("ce_original", "ce_spliced", "ce_zero_ablated", "ce_mean_ablated", "kl", "top1_agreement")
+LOSS_METRICS = (
+    "ce_original",
+    *(f"{metric}{ending}" for metric in ("kl", "top1_agreement") for ending in ("", "_zero_ablated", "_mean_ablated")),
+    *("ce_spliced", "ce_zero_ablated", "ce_mean_ablated"),
+)
 
 
 def evaluator(base, blocks, **kwargs):
@@ -90,9 +97,11 @@ def loss_reference(base, blocks, dictionaries, skip_first, special=()):
     counted, labels = mask[:, :-1], ids[:, 1:]
     log_probs = {k: v[:, :-1][counted].double().log_softmax(-1) for k, v in changed.items()}
     metrics = {k: F.nll_loss(v, labels[counted]).item() for k, v in log_probs.items()}
-    original, spliced = log_probs["ce_original"], log_probs["ce_spliced"]
-    metrics["kl"] = (original.exp() * (original - spliced)).sum(-1).mean().item()
-    metrics["top1_agreement"] = (original.argmax(-1) == spliced.argmax(-1)).double().mean().item()
+    original = log_probs["ce_original"]
+    for ending, name in (("", "spliced"), ("_zero_ablated", "zero_ablated"), ("_mean_ablated", "mean_ablated")):
+        changed = log_probs[f"ce_{name}"]
+        metrics[f"kl{ending}"] = (original.exp() * (original - changed)).sum(-1).mean().item()
+        metrics[f"top1_agreement{ending}"] = (original.argmax(-1) == changed.argmax(-1)).double().mean().item()
     return metrics
 
 
@@ -298,13 +307,32 @@ def test_report_forms(base, blocks, tmp_path):
     lines = report.table().splitlines()
     head, rows = lines[0], lines[2 : lines.index("")]
     assert head.split("  ")[0] == "metric" and "all together" in head
-    assert len(rows) == 18 and {len(line) for line in rows} == {len(head)}
+    assert len(rows) == 22 and {len(line) for line in rows} == {len(head)}
     assert "FVU" in report.markdown() and "b\\|b" in report.markdown()
     assert len({line.count(" | ") for line in report.markdown().splitlines()[:20]}) == 1
 
     many = {str(i): random_dictionary(base, 1, seed=i, k=4) for i in range(5)}
     wide = evaluator(base, blocks).evaluate(many).table().splitlines()
     assert wide[0].startswith("dictionary") and wide[2].startswith("0")
+
+
+def test_a_wide_report_of_a_whole_set_shows_what_replaces_what(base, blocks):
+    sites = [(layer, output) for layer in range(LAYERS) for output in ("mlp.branch", "resid_post")]
+    named = {f"{i}.{output}": random_dictionary(base, i, output=output, k=4) for i, output in sites}
+    report = evaluator(base, blocks).evaluate(named, together=True)
+    _, replacement, _ = re.split(r"\n\n(?=The language model |\*\*Protocol)", report.markdown())
+    head, _, *rows = [line.strip("| ").split(" | ") for line in replacement.splitlines()[2:]]
+    assert f"cross-entropy {format_number(report.together['ce_original'])}" in replacement
+    assert head == ["dictionary", *(METRICS[metric] for metric in REPLACEMENT_METRICS)]
+    for row, (name, metrics) in zip(rows, report.columns().items(), strict=True):
+        assert row == [escape(name), *(format_number(metrics[metric]) for metric in REPLACEMENT_METRICS)]
+    assert rows[-1][0] == "all together"
+    assert head[-1] in report.table() and rows[-1][-1] in report.table()
+
+    # A report that an earlier version wrote has no such numbers of the ablations, and no empty columns for them.
+    for metrics in report.columns().values():
+        del metrics["kl_zero_ablated"], metrics["top1_agreement_zero_ablated"]
+    assert "KL zero-ablated" not in report.markdown() and "KL mean-ablated" in report.markdown()
 
 
 def test_refusals(base, blocks):

@@ -24,6 +24,7 @@ from hf_transcoders.cli import main
 from hf_transcoders.evaluation.evaluation_report import HEADLINE_METRICS, METRICS, format_number
 from hf_transcoders.hub import card_of_folder, make_card, render_card
 from hf_transcoders.hub.cards import is_generated
+from hf_transcoders.markdown import escape
 from hf_transcoders.tracking import Run
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import VOCAB_SIZE, tiny_model
@@ -264,6 +265,35 @@ def test_numbers_of_the_whole_set(base):
     assert missing not in card
     found = {r.metric_name: r.metric_value for r in ModelCard(card).data.eval_results}
     assert found["KL to original (all together)"] == report.together["kl"]
+
+
+def test_a_set_of_many_is_named_once_and_measured_whole(base):
+    places = [("mlp.in", "mlp.branch"), ("attn.in", "attn.branch"), ("resid_pre", "resid_post")]
+    many = TranscoderSet(
+        dictionary(base, f"layers.{i}.{read}", f"layers.{i}.{write}") for i in range(3) for read, write in places
+    )
+    report = TranscoderEvaluator(base, token_rows(4), progress=False).evaluate(many, together=True)
+    made = make_card(many, report=report)
+    card = made.text
+    # One sparsity and nine histograms make no picture.
+    assert not made.files
+    # The index has the whole, the tables have each, the rest speaks of all of them.
+    results = ModelCard(card).data.eval_results
+    assert {r.metric_name for r in results} == {
+        f"{METRICS[metric]} (all together)" for metric in HEADLINE_METRICS if metric in report.together
+    }
+    for name, metrics in report.columns().items():
+        (fidelity, losses) = re.findall(rf"^\| {re.escape(escape(name))} \| (.*) \|$", card, re.MULTILINE)
+        assert fidelity.split(" | ")[1] == format_number(metrics.get("fvu"))
+        assert losses.split(" | ")[0] == format_number(metrics["ce_spliced"])
+    assert "All of them:\n\n```text\nfeatures" in card and "<summary>Each of the 9</summary>" in card
+    together = report.together
+    assert f"With all 9 in place at once they recover **{together['ce_recovered_zero']:.1%} of the loss**" in card
+    assert f"after {together['top1_agreement']:.1%} of the tokens (KL to the original {together['kl']:.3f})" in card
+    never = {name: entry["density_histogram"]["never_fired"] for name, entry in report.dictionaries.items()}
+    most = max(never, key=never.get)
+    silent = sum(count > 0 for count in never.values())
+    assert f"some in {silent} of 9 dictionaries, at most {never[most]} of 64 in `{most}`." in card
 
 
 NASTY = (

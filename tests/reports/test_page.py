@@ -50,7 +50,7 @@ def make_report(names=("layers.8.mlp.transcoder", "layers.20.mlp.transcoder"), t
         "device": "cpu",
         "versions": {"torch": "2.6"},
     }
-    loss_metrics = dict.fromkeys(list(METRICS)[9:17], 0.5) if together else None
+    loss_metrics = dict.fromkeys(list(METRICS)[9:-1], 0.5) if together else None
     return EvaluationReport({name: entry(i) for i, name in enumerate(names)}, protocol, loss_metrics)
 
 

@@ -28,7 +28,11 @@ def sites_table(facts: CardFacts) -> Markdown:
         )
         for name, c in facts.configs.items()
     ]
-    return table(("dictionary", "reads", "predicts", "width", "normalization", "skip connection"), rows, numbers=False)
+    head = ("dictionary", "reads", "predicts", "width", "normalization", "skip connection")
+    sites = table(head, rows, numbers=False)
+    if not facts.many:
+        return sites
+    return Markdown(f"<details><summary>Each of the {len(rows)}</summary>\n\n{sites}\n\n</details>")
 
 
 def dtypes(facts: CardFacts) -> Markdown:
@@ -45,7 +49,9 @@ def base_dtype(facts: CardFacts) -> Markdown:
 def formulas(facts: CardFacts) -> list[tuple[Markdown, Markdown]]:
     """Each formula, with the dictionaries that compute it."""
     texts = {name: _formula(config) for name, config in facts.configs.items()}
-    return [(Markdown(texts[names[0]]), listed(map(code, names))) for names in grouped(texts)]
+    groups = grouped(texts)
+    every = Markdown("All of them") if len(groups) == 1 else None
+    return [(Markdown(texts[names[0]]), every or listed(map(code, names))) for names in groups]
 
 
 def architecture(facts: CardFacts) -> Markdown:

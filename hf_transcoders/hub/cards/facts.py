@@ -11,6 +11,10 @@ from ...models.transcoder_set import dictionary_name
 from ...tracking import Run
 
 
+# Dictionaries that are listed each by itself wherever something is said of them.
+_FEW = 6
+
+
 @dataclass
 class CardFacts:
     """
@@ -40,6 +44,11 @@ class CardFacts:
     def only(self) -> str | None:
         """The name of the dictionary where there is a single one."""
         return next(iter(self.dictionaries)) if len(self.dictionaries) == 1 else None
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many that one line or table has to name each, and the rest of the card the whole."""
+        return len(self.dictionaries) > _FEW
 
     @property
     def base(self) -> str | None:

@@ -46,12 +46,18 @@ def _of_dead_features(facts: CardFacts) -> list[str]:
     lines = []
     for report in facts.reports:
         never = {name: entry["density_histogram"]["never_fired"] for name, entry in report.dictionaries.items()}
-        counts = listed(
+        silent = [name for name, count in never.items() if count]
+        most = ""
+        if facts.many and silent:
+            # The table has the share of each.
+            most = f"some in {len(silent)} of {len(never)} dictionaries, at most "
+            silent = [max(silent, key=never.get)]
+        counts = most + listed(
             Markdown(
-                f"{count:,} of {facts.configs[name].num_features:,}" + ("" if facts.only else f" in {code(name)}")
+                f"{never[name]:,} of {facts.configs[name].num_features:,}"
+                + ("" if facts.only else f" in {code(name)}")
             )
-            for name, count in never.items()
-            if count
+            for name in silent
         )
         tokens = f"{report.protocol['fidelity_tokens']:,}"
         lines.append(

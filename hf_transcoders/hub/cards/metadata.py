@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
+from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, TOGETHER
 from ...markdown import one_line
 from ...models import TranscoderModel
 from .facts import CardFacts
@@ -52,7 +52,8 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
         hub_id = protocol.get("dataset_id")
         columns = {name: facts.metrics[name] for name in report.dictionaries}
         if report.together is not None:
-            columns["all together"] = report.together
+            # Of many, the index has the whole; the card's table has each.
+            columns = {**({} if facts.many else columns), TOGETHER: report.together}
         for name, metrics in columns.items():
             which = "" if facts.only else f" ({name})"
             for metric in HEADLINE_METRICS:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...evaluation.evaluation_report import METRICS
+from ...evaluation.evaluation_report import METRICS, format_number
 from ...markdown import Markdown, escape
 from ...reports import plots
 from .card import ASSETS
@@ -31,12 +31,15 @@ class Picture:
 def result_pictures(facts: CardFacts) -> Iterator[Picture]:
     for number, report in enumerate(facts.reports, 1):
         ending = "" if len(facts.reports) == 1 else f"-{number}"
-        if len(report.dictionaries) > 1:
+        # Many of one sparsity are a pile of points, and many histograms hide each other.
+        sparsities = {format_number(metrics.get("l0")) for metrics in report.metrics.values()}
+        if len(report.dictionaries) > 1 and not (facts.many and len(sparsities) == 1):
             for metric, title in (("fvu", "Reconstruction error"), ("ce_recovered_zero", "Loss recovered")):
                 svg = plots.sparsity_fidelity(report, metric, f"{title} over sparsity", METRICS[metric])
                 if svg:
                     yield Picture(f"{metric}{ending}", f"{title} over active features per token", _standalone(svg))
-        yield Picture(f"density{ending}", "How often features fire", _standalone(plots.density_histogram(report)))
+        if not facts.many:
+            yield Picture(f"density{ending}", "How often features fire", _standalone(plots.density_histogram(report)))
 
 
 def training_pictures(facts: CardFacts) -> Iterator[Picture]:

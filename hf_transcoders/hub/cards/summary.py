@@ -85,10 +85,26 @@ def summary(facts: CardFacts) -> Markdown | None:
             f"**{zero} of the loss** that setting them to zero costs{against}"
             + (f", on {protocol['loss_tokens']:,} tokens." if len(facts.reports) == 1 else ".")
         )
+    if facts.together is not None:
+        sentences += _together(facts)
     dead = _range(facts, "dead_fraction", "{:.1%}")
     if dead:
         sentences.append(f"{dead} of the features never fired on this text.")
     return Markdown(" ".join(sentences))
+
+
+def _together(facts: CardFacts) -> list[str]:
+    """What is left of the language model with all of them in place at once."""
+    zero, mean, kl, agreement = (
+        facts.together.get(metric) for metric in ("ce_recovered_zero", "ce_recovered_mean", "kl", "top1_agreement")
+    )
+    if None in (zero, mean, kl, agreement):
+        return []
+    return [
+        f"With all {len(facts.dictionaries)} in place at once they recover **{zero:.1%} of the loss** that setting all "
+        f"these outputs to zero costs ({mean:.1%} of what their means cost); the most likely next token stays the same "
+        f"after {agreement:.1%} of the tokens (KL to the original {kl:.3f})."
+    ]
 
 
 def _range(facts: CardFacts, metric: str, form: str) -> str:

@@ -9,8 +9,8 @@ from .facts import CardFacts, grouped
 from .words import listed
 
 
-# Rows of the training log, and dictionaries that it can show beside each other.
-_LOG_ROWS, _LOG_COLUMNS = 12, 6
+# Rows of the training log.
+_LOG_ROWS = 12
 
 # Key of the training summary -> what a reader calls it.
 _SETTINGS = {
@@ -57,7 +57,7 @@ def log_table(facts: CardFacts) -> Markdown | None:
     if facts.only:
         for metric in ("fvu", "l0", "dead_fraction", "grad_norm"):
             columns[f"{facts.only}/{metric}"] = METRICS.get(metric, "gradient norm")
-    elif len(facts.configs) <= _LOG_COLUMNS:
+    elif not facts.many:
         columns |= {f"{name}/fvu": Markdown(f"FVU of {code(name)}") for name in facts.configs}
     columns = {key: head for key, head in columns.items() if any(key in entry for entry in entries)}
     rows = [

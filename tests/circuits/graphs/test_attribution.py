@@ -218,12 +218,12 @@ def test_dictionaries_that_do_not_fit_are_refused(model):
     def one(source="layers.1.mlp.in", target="layers.1.mlp.out", **changes):
         return random_dictionary(model, source, target, **changes)
 
-    refused(changed(one(), output_site=None), "does not say where it reads and writes: set its sites")
-    refused(changed(one(), input_site=None), "does not say where it reads and writes: set its sites")
+    refused(changed(one(), output_site=None), "does not say where it belongs: set")
+    refused(changed(one(), input_site=None), "does not say where it belongs: set")
     refused(one(target="layers.1.mlp.in"), "'one' writes to 'layers.1.mlp.in', which is no part of a linear model")
     refused(changed(one(), input_site="layers.2.mlp.in"), "before it reads 'layers.2.mlp.in': it cannot be spliced in")
     refused(changed(one(), input_site="module:model.layers.1.mlp:in"), "it cannot be spliced in")
-    refused(changed(one(), d_in=16), "reads 16 values at 'layers.1.mlp.in', where this model has 32")
+    refused(changed(one(), d_in=16), "has width 16 at .layers.1.mlp.in., but this model has 32")
     refused(one("layers.0.mlp.out", skip_connection=True), "reads 'layers.0.mlp.out', behind an MLP: it is not linear")
     refused({"a": one(), "b": one(target="layers.1.mlp.branch")}, "'a' and 'b' write to one place: keep one")
     same = {
@@ -232,7 +232,7 @@ def test_dictionaries_that_do_not_fit_are_refused(model):
     }
     refused(same, "'a' and 'b' write to one place: keep one")
     refused(changed(one(), base_model_type="gpt2"), "for a model of type 'gpt2', and this is one of type 'llama'")
-    refused(changed(one(), input_site="layers.1.mlp.in", output_site="layers.5.mlp.out"), "is for layer 5")
+    refused(changed(one(), input_site="layers.1.mlp.in", output_site="layers.5.mlp.out"), "has the layers 0 to 2")
     mine, theirs = "one/model", "other/model"
     earlier, model.config.name_or_path = model.config.name_or_path, mine
     try:

@@ -142,6 +142,8 @@ def head_loadings(
     >>> print(head_loadings(base, transcoders, graph).to_text())
     ```
     """
+    if max_edges < 1:
+        raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
     edges = _chosen(graph, edges, max_edges)
     run = record_again(base_model, transcoders, graph)
     adjoint = Adjoint(run)

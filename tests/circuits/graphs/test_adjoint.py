@@ -8,7 +8,7 @@ from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.reference import AutogradRows
 from tests.circuits.graphs.utils import mixes, runs_of, some_functionals
 from tests.lm.utils import hook_state
-from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
+from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, tiny_model, tiny_tokens
 
 
 MIXES = list(mixes(tiny_model("llama")))
@@ -19,7 +19,22 @@ CASES = [(family, mix) for family in sorted(TINY_CONFIGS) for mix in (MIXES if f
 
 @pytest.mark.parametrize(("family", "mix"), CASES)
 def test_rows_sum_to_the_activations_and_equal_autograd(family, mix):
-    model = tiny_model(family)
+    check(tiny_model(family), mix)
+
+
+def test_norms_with_a_bias_behind_attention_and_mlp():
+    model = tiny_model("gemma2")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in model.model.layers:
+            for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+                norm = torch.nn.LayerNorm(HIDDEN_SIZE)
+                torch.nn.init.normal_(norm.bias)
+                setattr(layer, name, norm)
+    check(model, "skips")
+
+
+def check(model, mix):
     long, short = runs_of(model, mixes(model)[mix])
     for run in (long, short):
         functionals, values = some_functionals(run)

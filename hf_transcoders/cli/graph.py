@@ -70,7 +70,7 @@ def parse(argv, prog):
         help="text in which to find where the features on the page fire: a Hub dataset id, a file or folder, or `docstrings`; "
         "left out, the page shows features without contexts",
     )
-    group.add_argument("--max-tokens", type=int, default=50_000, help="tokens to search")
+    group.add_argument("--max-tokens", type=int, default=20_000, help="tokens to search")
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="FOLDER", default="runs/graph", help="files go there")
     group.add_argument("--viewer", action="store_true", help="also files for published viewers of attribution graphs")

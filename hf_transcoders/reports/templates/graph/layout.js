@@ -75,7 +75,7 @@ function layOut(width, height) {
   const targetsHeight = targetLines * (TARGET_HEIGHT + 5) + 10;
   // Empty layers take hardly any room.
   const rows = [...Array(DATA.num_layers + 2).keys()].map((at) => ({ at: at - 1, lines: lines.get(at - 1) ?? 0 }));
-  const heightOf = (entry) => (entry.lines ? entry.lines * step + 9 : entry.at < 0 || entry.at === DATA.num_layers ? 6 : 5);
+  const heightOf = (entry) => (entry.lines ? entry.lines * Math.min(step, 14) + 3 : entry.at < 0 || entry.at === DATA.num_layers ? 6 : 5);
   const fixed = targetsHeight + TOKEN_HEIGHT + 18 + 14;
   const full = rows.filter((entry) => entry.lines).length || 1;
   const free = Math.max(0, height - fixed - rows.reduce((sum, entry) => sum + heightOf(entry), 0));
@@ -100,7 +100,7 @@ function layOut(width, height) {
       // Room is used where there is some, so that neighbours can be told apart.
       const apart = Math.min(step * 1.5, (column.width - 8) / inLine);
       place[node.number].x = column.left + column.width / 2 + ((i % column.perLine) - (inLine - 1) / 2) * apart;
-      place[node.number].y = middle + (line - (count - 1) / 2) * step;
+      place[node.number].y = middle + (line - (count - 1) / 2) * Math.min(step, 14);
     });
   }
   for (const node of visibleNodes.filter((other) => other.kind === "token" && isBox(other))) {

@@ -147,7 +147,7 @@ function overviewParts() {
     element("h3", {}, "What is in it"),
     element("dl", {}, rows([
       ["nodes", `${NODES.length.toLocaleString("en")}: ${["feature", "error", "mlp", "bias", "position", "token", "target"]
-        .filter(count).map((kind) => `${count(kind)} ${kind === "bias" ? "biases" : `${kind}s`}`).join(", ")}`],
+        .filter(count).map((kind) => `${count(kind)} ${count(kind) === 1 ? kind : kind === "bias" ? "biases" : `${kind}s`}`).join(", ")}`],
       ["edges", EDGES.length.toLocaleString("en")],
       ...Object.entries(DATA.facts).map(([name, value]) => [name.replaceAll("_", " "), factText(value)]),
     ])),
@@ -192,7 +192,7 @@ function certificateParts(certificate) {
     ])),
   ];
   if (edges.length) {
-    parts.push(element("details", {}, element("summary", {}, `${edges.length} edges one by one`),
+    parts.push(element("details", {}, element("summary", {}, "Edges one by one"),
       table("certified-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
         `${edge.source_label} → ${edge.target_label}`, signed(edge.predicted), ...modes.map((mode) => signed(edge[mode])),
       ]))));

@@ -77,12 +77,12 @@ def test_the_contribution_is_the_product_along_the_path(everything):
         value = maps.value[kv * width : (kv + 1) * width]
         t, s = high.position, through.position
         written = decoder_rows(dictionaries["t0"])[low.index] * low.activation
-        written = maps.attention_norm.scale[s, 0] * maps.attention_norm.gain * written
+        written = maps.attention_norm.scale[s, 0] * maps.attention_norm.gain.gain * written
         written = maps.pattern[through.index, t, s] * (written @ value.T @ output)
-        written = run.layers[2].mlp_norm.scale[t, 0] * run.layers[2].mlp_norm.gain * written
+        written = run.layers[2].mlp_norm.scale[t, 0] * run.layers[2].mlp_norm.gain.gain * written
         read = encoder_rows(dictionaries["t2"])[0][high.index] @ written
         written = read * decoder_rows(dictionaries["t2"])[high.index]
-        written = run.final_norm.scale[t, 0] * run.final_norm.gain * written
+        written = run.final_norm.scale[t, 0] * run.final_norm.gain.gain * written
         expected = float((head[17] - head.mean(0)) @ written)
         assert path.contribution == pytest.approx(expected, rel=1e-3, abs=1e-6)
 

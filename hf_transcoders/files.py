@@ -35,6 +35,10 @@ def atomic_directory(target: str | os.PathLike, replacing: str | None = None) ->
     partial.chmod(0o777 & ~_umask())
     try:
         yield partial
+        for path in partial.rglob("*"):
+            # Safetensors writes files that nobody but their owner can read.
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())
         if not target.exists():
             partial.rename(target)
         else:

@@ -173,10 +173,11 @@ def test_the_code_in_the_readme_runs(path, tmp_path, monkeypatch, capsys):
     """Word for word, but for the Hub id, the amount of text and the place of the output."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    *quick, reuse = blocks
-    assert len(quick) == 3 and "reuse_circuit(base, tokenizer)" in reuse
+    (reuse,) = (block for block in blocks if "reuse_circuit(base, tokenizer)" in block)
     # That one takes minutes here; tests/circuits/test_reuse.py runs it on a tiny model.
     exec(reuse.partition("\n\n")[0], {})
+    quick = [block for block in blocks if block is not reuse]
+    assert len(quick) == 4
     code = "\n".join(quick)
     for written, here in (
         ("HuggingFaceTB/SmolLM2-135M-Instruct", str(path)),
@@ -191,4 +192,54 @@ def test_the_code_in_the_readme_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
+    assert "'replacement': " in printed and (tmp_path / "runs" / "graph.html").exists()
     assert "4608])" in printed and "CE recovered (mean)" in printed and re.search(r"\n-?\d+\.\d+ \[.+\]\n", printed)
+
+
+@pytest.fixture(scope="module")
+def every_layer(base):
+    """Random transcoders for all layers: what must be exact is so for any."""
+    torch.manual_seed(0)
+    dictionaries = {}
+    for layer in range(base.config.num_hidden_layers):
+        sites = f"layers.{layer}.mlp.in", f"layers.{layer}.mlp.branch"
+        config = TranscoderConfig.for_model(base, *sites, num_features=512, k=8, decoder_init="random")
+        dictionaries[f"layers.{layer}"] = TranscoderModel(config).eval()
+    return TranscoderSet(dictionaries)
+
+
+def test_attribution_graphs_are_exact_on_every_layer(base, tokenizer, every_layer):
+    from hf_transcoders.circuits import attribution_graph, certificate
+    from hf_transcoders.circuits.graphs import head_loadings
+
+    prompt = "When Mary and John went to the store, John gave a drink to"
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = base(ids).logits
+        with splice(base, every_layer, error="keep", features=False):
+            torch.testing.assert_close(base(ids).logits, logits, rtol=1e-4, atol=1e-4)
+
+    settings = {"tokenizer": tokenizer, "targets": [(" Mary", " John"), " Mary"], "edges_per_node": 10**6}
+    graph = attribution_graph(base, every_layer, prompt, max_features=16, progress=False, **settings)
+    difference = logits[0, -1, tokenizer.encode(" Mary")] - logits[0, -1, tokenizer.encode(" John")]
+    assert float(graph.total[-2]) == pytest.approx(float(difference), abs=1e-3)
+    assert graph.row_residuals()[graph.expanded].max() < 1e-4
+
+    reference = attribution_graph(
+        base, every_layer, prompt, max_features=16, method="autograd", progress=False, **settings
+    )
+    dense = [
+        torch.zeros(g.num_nodes, g.num_nodes).index_put_((g.target, g.source), g.weight) for g in (graph, reference)
+    ]
+    largest = dense[0].abs().amax(1, keepdim=True).clamp(min=1e-6)
+    assert ((dense[0] - dense[1]).abs() / largest).max() < 3e-5
+
+    loadings = head_loadings(base, every_layer, graph, max_edges=16)
+    torch.testing.assert_close(
+        loadings.loadings.sum((1, 2)) + loadings.direct, loadings.weight, rtol=1e-4, atol=1e-5 * float(largest.max())
+    )
+    strong = graph.is_kind("feature")[graph.source].nonzero()[:, 0]
+    strong = strong[graph.weight[strong].abs().topk(12).indices]
+    pairs = list(zip(graph.source[strong].tolist(), graph.target[strong].tolist(), strict=True))
+    summary = certificate(base, every_layer, graph, pairs, modes=["direct"]).summary()["direct"]
+    assert summary["relative_error"] < 1e-3 and summary["sign_agreement"] == 1

@@ -62,11 +62,11 @@ def test_chosen_targets_and_plain_text(folders, tmp_path, capsys, monkeypatch):
     more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--certificate", "4", "--open"]
     assert graph(folders, tmp_path / "out", *more) == 0
     out = capsys.readouterr().out
-    assert "' Mary'" in out and "' Mary -  John'" in out and "completeness" in out and "strongest features" in out
+    assert "' Mary'" in out and "' Mary - John'" in out and "completeness" in out and "strongest features" in out
     assert "all but the direct effect" in out and str(tmp_path / "out" / "graph.html") in out
     assert opened == [(tmp_path / "out" / "graph.html").as_uri()]
     labels = [target.label for target in AttributionGraph.from_pretrained(tmp_path / "out").targets]
-    assert labels == [" Mary", " Mary -  John"]
+    assert labels == [" Mary", " Mary - John"]
 
 
 @pytest.mark.parametrize(

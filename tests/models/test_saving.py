@@ -244,3 +244,10 @@ def test_a_damaged_config_is_refused(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(OSError):
         TranscoderModel.from_pretrained(tmp_path)
+
+
+def test_saved_weights_are_as_readable_as_other_files(tmp_path):
+    make_model("topk").save_pretrained(tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode}

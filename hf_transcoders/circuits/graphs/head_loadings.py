@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.sites import Site
@@ -14,7 +14,6 @@ from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
 from .recording import LinearRun, record
-from .targets import Target, resolve_targets
 
 
 # Elements of the sources' values at the heads of all layers, of the edges that are split at once.
@@ -101,8 +100,6 @@ def head_loadings(
     graph: AttributionGraph,
     edges: torch.Tensor | list[int] | None = None,
     *,
-    targets=None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     max_edges: int = 32,
 ) -> HeadLoadings:
     """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
@@ -121,10 +118,6 @@ def head_loadings(
         edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
             Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
             influence.
-        targets (*optional*):
-            As they were given for the graph. Only needed for edges into targets that are not logits of single tokens.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Needed where `targets` are given as text.
         max_edges (`int`, *optional*, defaults to 32):
             How many edges by default.
 
@@ -132,8 +125,7 @@ def head_loadings(
         [`HeadLoadings`]
 
     Raises:
-        [`TranscoderError`]: an edge does not exist or comes from a bias, a target is not known, or model and dictionaries
-            are not those of the graph.
+        [`TranscoderError`]: an edge does not exist or comes from a bias, or model and dictionaries are not those of the graph.
 
     Example:
 
@@ -148,7 +140,7 @@ def head_loadings(
     run = record_again(base_model, transcoders, graph)
     adjoint = Adjoint(run)
     source, target = graph.source[edges], graph.target[edges]
-    functionals, row = _read(run, graph, target, targets, tokenizer)
+    functionals, row = _read(run, graph, target)
     written = _written(run, graph, source)
     loadings = torch.zeros(len(edges), run.num_layers, len(run.layers[0].pattern))
     direct = torch.zeros(len(edges))
@@ -206,7 +198,7 @@ def _chosen(graph, edges, most):
     return edges
 
 
-def _read(run, graph, target, given, tokenizer):
+def _read(run, graph, target):
     """What is read at the ends of edges, and which of these functionals belongs to each edge."""
     nodes, row = target.unique(return_inverse=True)
     width = run.token_embedding.shape[-1]
@@ -222,33 +214,11 @@ def _read(run, graph, target, given, tokenizer):
         vector[mine], bias[mine], layer[mine] = rows.to(device), biases.to(device), site.layer
         for at in mine.tolist():
             points[at] = site.point
-    if is_target.any():
-        resolved = _targets(run, graph, given, tokenizer)
-        mine, numbers = is_target.nonzero()[:, 0], graph.index[nodes[is_target]]
-        vector[mine], bias[mine] = resolved.vector[numbers].float(), resolved.bias[numbers].float()
-        layer[mine], position[mine] = resolved.layer[numbers], resolved.position[numbers]
-        for at, number in zip(mine.tolist(), numbers.tolist(), strict=True):
-            points[at] = resolved.point[number]
+    mine, numbers = is_target.nonzero()[:, 0], graph.index[nodes[is_target]]
+    vector[mine], bias[mine] = graph.target_vector[numbers].to(vector), graph.target_bias[numbers].to(bias)
+    for at, number in zip(mine.tolist(), numbers.tolist(), strict=True):
+        points[at], layer[at] = graph.targets[number].point, graph.targets[number].layer
     return Functionals(layer, points, position, vector, bias), row.to(device)
-
-
-def _targets(run, graph, given, tokenizer):
-    """All targets of the graph as functionals."""
-    if given is not None:
-        functionals, infos = resolve_targets(run, given, tokenizer)
-        theirs, ours = ([info.label for info in each] for each in (graph.targets, infos))
-        if theirs != ours:
-            raise TranscoderError(
-                f"The graph explains {', '.join(theirs)}, and `targets` are {', '.join(ours)}: give them, and the "
-                "tokenizer, as they were given for the graph."
-            )
-        return functionals
-    unknown = [target.label for target in graph.targets if target.token_id is None]
-    if unknown:
-        raise TranscoderError(
-            f"A graph does not store what its target '{unknown[0]}' reads: give `targets` as they were given for the graph."
-        )
-    return resolve_targets(run, [Target.logit(target.token_id, target.position) for target in graph.targets], None)[0]
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _resolve_tokens(run, target, position, tokenizer):
     if len(ids) == 2:
         vector = rows[0] - rows[1]
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
-        info = TargetInfo(target.label or f"{names[0]} - {names[1]}", position, _or(target.weight, 1.0))
+        info = TargetInfo(target.label or f"{names[0]} - {names[1].lstrip()}", position, _or(target.weight, 1.0))
     else:
         vector = rows[0] - head.weight.float().mean(0)
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())

@@ -142,7 +142,7 @@ class Words:
 def test_texts(model):
     graph = graph_of(model, "w5 w6 w9", targets=["w7", ("w7", "w8")], tokenizer=Words(), max_features=3)
     assert graph.tokens == [" w5", " w6", " w9"] and graph.input_ids == [5, 6, 9]
-    assert [target.label for target in graph.targets] == [" w7", " w7 -  w8"]
+    assert [target.label for target in graph.targets] == [" w7", " w7 - w8"]
     with pytest.raises(TranscoderError, match="'w7 w8' is not one token of this model but 2"):
         graph_of(model, "w5 w6", targets=["w7 w8"], tokenizer=Words())
     with pytest.raises(TranscoderError, match="Give the tokenizer too, or token ids instead of text"):

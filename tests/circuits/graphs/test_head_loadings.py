@@ -71,7 +71,7 @@ def test_parts_are_what_switching_heads_says(family, mix):
     edges = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(0))[:100]]
     result = head_loadings(model, dictionaries, graph, edges)
     run = record_again(model, dictionaries, graph)
-    functionals, row = _read(run, graph, result.target, None, None)
+    functionals, row = _read(run, graph, result.target)
     # A graph without the features that were not expanded has fewer nodes than there are sources.
     column = source_numbers(run, graph)[result.source]
     autograd = AutogradRows(run)
@@ -119,19 +119,20 @@ def test_by_default_the_edges_that_carry_most_and_texts_of_them():
     assert torch.equal(again.weight, pruned.weight[again.edges])
 
 
-def test_targets_that_no_graph_stores_are_given_again():
+def test_edges_into_targets_of_every_kind():
     model = tiny_model("llama")
     dictionaries = mixes(model)["relu"]
-    targets = [(5, 6), Target.direction(torch.ones(HIDDEN_SIZE), "layers.1.resid_post", position=4, label="one")]
+    targets = [
+        (5, 6),
+        Target.direction(torch.linspace(-1, 1, HIDDEN_SIZE), "layers.1.resid_post", position=4, label="one"),
+        Target.feature(next(iter(graph_of(model, dictionaries).dictionaries)), 3),
+    ]
     graph = graph_of(model, dictionaries, targets=targets)
     edges = graph.is_kind("target")[graph.target] & ~graph.is_kind("bias")[graph.source]
-    result = head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0], targets=targets)
+    result = head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0])
+    assert set(graph.index[result.target].tolist()) == {0, 1, 2}
     total = result.loadings.sum((1, 2)) + result.direct
     torch.testing.assert_close(total, result.weight, rtol=1e-4, atol=1e-4)
-    with pytest.raises(TranscoderError, match="does not store what its target '5 - 6' reads: give `targets`"):
-        head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0])
-    with pytest.raises(TranscoderError, match="The graph explains 5 - 6, one, and `targets` are 5 - 7: give them"):
-        head_loadings(model, dictionaries, graph, edges.nonzero()[:, 0], targets=[(5, 7)])
 
 
 def test_refused():

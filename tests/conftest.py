@@ -16,6 +16,7 @@ os.environ["TRACKIO_DIR"] = os.path.join(_RECORDS, "trackio")
 os.environ["WANDB_DIR"] = _RECORDS
 os.environ["WANDB_SILENT"] = "true"
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -27,3 +28,19 @@ def pytest_configure(config):
     # On tiny tensors, handing work to a second thread takes longer than the work.
     config.stash["threads"] = torch.get_num_threads()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real Chromium; tests that want it are skipped where there is none."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
+        )
+        yield launched
+        launched.close()

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import TranscoderError
 from ..files import atomic_file
 from .lines import LineChart
+from .pictures import new_figure
 
 
 # Readable on light and dark pages: what changes is their opacity.
@@ -261,17 +262,8 @@ def write_png(path: str | os.PathLike, heatmap: Heatmap) -> Path:
     Raises:
         [`TranscoderError`]: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TranscoderError(
-            "A PNG needs matplotlib, which is not installed: pip install 'hf_transcoders[plots]'."
-        ) from error
-
     rows, columns = len(heatmap.rows), len(heatmap.columns)
-    figure = Figure(figsize=(min(13, 2.6 + 0.32 * columns), min(12, 1.9 + 0.22 * rows)), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
+    figure = new_figure(min(13, 2.6 + 0.32 * columns), min(12, 1.9 + 0.22 * rows))
     axes = figure.add_subplot()
     values = [[value if _is_number(value) else math.nan for value in row] for row in heatmap.values]
     image = axes.imshow(values, cmap="RdBu_r", vmin=-heatmap.limit, vmax=heatmap.limit, aspect="auto")

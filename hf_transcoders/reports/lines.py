@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import TranscoderError
 from ..files import atomic_file
+from .pictures import new_figure
 from .plots import COLOURS, Chart
 
 
@@ -66,16 +67,7 @@ def write_lines_png(path: str | os.PathLike, chart: LineChart) -> Path:
     Raises:
         [`TranscoderError`]: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TranscoderError(
-            "A PNG needs matplotlib, which is not installed: pip install 'hf_transcoders[plots]'."
-        ) from error
-
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(chart.lines().items()):
         # Names are data: a `$` in one must not start a formula, nor a `_` keep it from the legend.

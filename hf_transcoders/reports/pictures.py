@@ -3,9 +3,28 @@
 import os
 from pathlib import Path
 
+from ..errors import TranscoderError
 from ..evaluation.evaluation_report import EvaluationReport
 from ..files import atomic_file
 from .plots import COLOURS, L0_LABEL
+
+
+def new_figure(width: float, height: float):
+    """An empty `matplotlib.figure.Figure`, in inches, that needs no display.
+
+    Raises:
+        [`TranscoderError`]: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TranscoderError(
+            "A PNG needs matplotlib, which is not installed: pip install 'hf_transcoders[plots]'."
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> Path:

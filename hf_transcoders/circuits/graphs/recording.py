@@ -14,7 +14,7 @@ from ...lm.attention import attention_modules, edit_attention
 from ...lm.heads import output_bias, output_weight, value_weight
 from ...lm.hooks import read_at
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
-from ...lm.sites import Site
+from ...lm.sites import POINTS, Site
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
 
@@ -239,8 +239,7 @@ def _check(model, dictionaries):
 
 
 def _order(site):
-    return ("resid_pre", "attn.in", "attn.out", "attn.branch", "resid_mid", "mlp.in", "mlp.out", "mlp.branch",
-            "resid_post").index(site.point)  # fmt: skip
+    return POINTS.index(site.point)
 
 
 def _place(model, site):

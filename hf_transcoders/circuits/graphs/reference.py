@@ -9,25 +9,13 @@ from torch import nn
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate
 from ...lm.freeze import frozen, record_frozen
 from ...lm.hooks import read_at, write_at
-from ...lm.sites import Site
+from ...lm.sites import POINTS, Site
 from ...models.linear_parts import decoder_rows
 from .adjoint import FINAL, Functionals
 from .recording import READS, LinearRun
 from .sources import Sources
 
 
-# In the order in which a block reaches them, as far as two of them can be one place of a model.
-_POINTS = (
-    "resid_pre",
-    "attn.in",
-    "attn.out",
-    "attn.branch",
-    "resid_mid",
-    "mlp.in",
-    "mlp.out",
-    "mlp.branch",
-    "resid_post",
-)
 # Elements of the gradients of one batch of targets.
 _MAX_ELEMENTS = 2**25
 
@@ -109,7 +97,7 @@ class AutogradRows:
         """Run the frozen model on the leaves; what it reads, `(tokens, width)`, by layer and point."""
         run, model = self.run, self.run.model
         places: dict[tuple[int, str], torch.Tensor] = {}
-        points = [point for point in _POINTS if not (point == "resid_mid" and has_parallel_residual(model))]
+        points = [point for point in POINTS if not (point == "resid_mid" and has_parallel_residual(model))]
         by_location: dict[Location, list[Site]] = {}
         for layer in range(run.num_layers):
             for point in points:

@@ -4,7 +4,6 @@ another one: `CHROMIUM=/path/to/it`).
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ from hf_transcoders.evaluation.features import FeatureContext, FeatureExplanatio
 from .random_graph import random_graph
 
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 EVIL = "</script><script>document.title = 'owned'</script><!--"
 
 
@@ -49,18 +46,6 @@ def address(graph, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained}, certificate_of(graph))
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

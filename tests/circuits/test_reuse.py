@@ -289,7 +289,7 @@ def test_controls_are_other_heads_and_other_tokens(colors):
 def test_repair_with_one_part_and_with_none(model, colors):
     found = repair_outcomes(model, colors, [(1, 1)], [], head_draws=1, token_draws=1)
     assert [each.condition for each in found] == [
-        "none", "inhibition + negative mover", "to the right colour", "random heads 1", "random tokens 1",
+        "none", "inhibition alone", "to the right colour", "random heads 1", "random tokens 1",
     ]  # fmt: skip
     with pytest.raises(TranscoderError, match="at least one"):
         repair_outcomes(model, colors, [], [])

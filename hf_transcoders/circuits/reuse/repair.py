@@ -110,9 +110,11 @@ def repair_outcomes(
     def add(name, chosen, edit):
         conditions[name], heads[name] = [edit], list(chosen)
 
-    add("inhibition + negative mover", both, forced(task, both))
     if inhibition and negative:
+        add("inhibition + negative mover", both, forced(task, both))
+    if inhibition:
         add("inhibition alone", inhibition, forced(task, inhibition))
+    if negative:
         add("negative mover alone", negative, forced(task, negative))
     add("to the right colour", both, forced(task, both, [RIGHT_COLOR]))
     generator = random.Random(seed)

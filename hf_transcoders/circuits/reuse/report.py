@@ -284,15 +284,15 @@ def _repair_tables(result, repair):
     for control, found in draws.items():
         row = [
             f"{_CONTROLS[control]} ({len(found)} draws)",
-            _range([each.accuracy.mean for each in found], 3),
+            _range([each.accuracy.mean for each in found]),
             *([""] if paper else []),
-            _range([each.candidate_accuracy.mean for each in found], 3),
+            _range([each.candidate_accuracy.mean for each in found]),
             " / ".join(
                 f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
                 for kind in ("right", "wrong_listed", "other")
             ),
-            _range([each.fixed for each in found], 1),
-            _range([each.new_mistakes for each in found], 1),
+            _counts([each.fixed for each in found]),
+            _counts([each.new_mistakes for each in found]),
         ]
         rows.append(row)
     headers = [
@@ -320,7 +320,7 @@ def _mover_table(change, paper):
     rows = [
         ["attention to the right colour", f"{change.right_before:.1%}", f"{change.right_after:.1%}"],
         ["attention to wrong colours", f"{change.wrong_before:.1%}", f"{change.wrong_after:.1%}"],
-        ["logit attribution, nats", f"{change.attribution_before:.2f}", f"{change.attribution_after:.2f}"],
+        ["logit attribution, nats", _two(change.attribution_before), _two(change.attribution_after)],
         ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)"],
     ]
     figures = {"logit attribution, nats": "logit attribution"}
@@ -397,9 +397,12 @@ def _see_notes(result):
     return "" if result.published is None else " On the paper's figures see the notes to its heads."
 
 
-def _range(values, digits):
-    mean = sum(values) / len(values)
-    return f"{mean:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def _range(values):
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def _counts(values):
+    return f"{sum(values) / len(values):.1f} ({min(values)}–{max(values)})"
 
 
 def _interval(result, place):

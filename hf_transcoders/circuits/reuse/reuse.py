@@ -241,7 +241,11 @@ def reuse_circuit(
         repairs,
         published,
         protocol,
-        [view for task in tasks.values() for view in attention_views(base, tokenizer, task, _shown(repairs, stages))],
+        [
+            view
+            for task in tasks.values()
+            for view in attention_views(base, tokenizer, task, _shown(repairs, stages, roles))
+        ],
     )
 
 
@@ -253,10 +257,11 @@ def circuit_of(stages: Sequence[Stage], share: float) -> list[Head]:
     return sorted({head for heads in found for head in heads})
 
 
-def _shown(repairs, stages):
-    """The heads whose attention is shown: the strongest mover and the strongest edited heads."""
+def _shown(repairs, stages, roles):
+    """The heads whose attention is shown: the strongest on the logits, the strongest mover and edited heads."""
     chosen = next((repair for repair in repairs if repair.outcomes), None)
-    shown = dict.fromkeys(receiving_heads(stages["ioi"][0].result, 0.0)[:1], "mover")
+    shown = dict.fromkeys(receiving_heads(stages["ioi"][0].result, 0.0)[:1], "strongest on the logits")
+    shown |= dict.fromkeys(roles.heads["mover"][:1], "mover")
     if chosen is not None:
         shown |= dict.fromkeys(chosen.inhibition[:1], "inhibition head")
         shown |= dict.fromkeys(chosen.negative[:1], "negative mover")

@@ -11,6 +11,7 @@ from hf_transcoders.circuits import (
     edited_attention,
     logit_attribution,
     patch_heads,
+    patch_residual,
     path_patch,
 )
 from hf_transcoders.tasks import end_logits, indirect_object_identification, row_metrics
@@ -50,6 +51,8 @@ def test_heads_and_paths_equal_hooked_forwards(base, task, engine):
     assert found.shape == (30, 9)
     values = patch_heads(base, task, "S2", "value", engine=engine)
     assert values.shape == (30, 3)
+    single = patch_heads(base, task, "S2", "value", per_query_head=True, layers=[11, 19], engine=engine)
+    between = patch_residual(base, task, ["S2", "END"], "resid_mid", layers=[11, 19], engine=engine)
     receiver = Site.parse("layers.20.attn.head.4.query")
     paths = path_patch(base, task, [receiver], engine=engine)
     pairs = []
@@ -61,6 +64,12 @@ def test_heads_and_paths_equal_hooked_forwards(base, task, engine):
             pairs.append((found.values[layer, head, row], patched(base, task, row, [patch])))
             patch = ("value", layer, head % 3, second, at(source["value", layer], "value", head % 3, second))
             pairs.append((values.values[layer, head % 3, row], patched(base, task, row, [patch])))
+        for number, layer in enumerate((11, 19)):
+            value = at(source["value", layer], "head_value", 5, second, 3)
+            patch = ("head_value", layer, 5, second, value)
+            pairs.append((single.values[number, 5, row], patched(base, task, row, [patch])))
+            patch = ("resid_mid", layer, None, second, source["resid_mid", layer][second])
+            pairs.append((between.values[number, 0, row], patched(base, task, row, [patch])))
         for sender in ((5, 1), (19, 8)):
             expected = path_patched(base, task, row, sender, [receiver], end, False)
             pairs.append((paths.values[*sender, row], expected))

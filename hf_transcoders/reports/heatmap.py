@@ -113,17 +113,17 @@ class Section:
         title (`str`): Heading.
         text (`str`, *optional*): A paragraph.
         tables (`Sequence[Table]`, *optional*): Tables.
-        charts (`Sequence[LineChart]`, *optional*): Curves, two side by side where there is room.
         heatmaps (`Sequence[Heatmap]`, *optional*): Maps, two side by side where there is room.
         attention (`Sequence[AttentionView]`, *optional*): Patterns.
+        charts (`Sequence[LineChart]`, *optional*): Curves, before the maps, two side by side where there is room.
     """
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
-    charts: Sequence[LineChart] = ()
     heatmaps: Sequence[Heatmap] = ()
     attention: Sequence[AttentionView] = ()
+    charts: Sequence[LineChart] = ()
 
 
 def write_page(

@@ -88,6 +88,7 @@ def run(args):
             raise TranscoderError(f"--{name} is {getattr(args, name)}: give the share to keep, between 0 and 1.")
     from ..circuits.graphs import attribution_graph
     from ..circuits.graphs.certificate import certificate
+    from ..circuits.graphs.page_data import MAX_EDGES
 
     dictionaries = load_dictionaries(args.transcoders)
     base, tokenizer = load_base_model(
@@ -104,7 +105,11 @@ def run(args):
         max_features=args.max_features,
         progress=not args.json,
     )
-    pruned = graph.prune(args.nodes, args.edges)
+    pruned, share = graph.prune(args.nodes, args.edges), args.edges
+    while pruned.num_edges > MAX_EDGES:
+        # More than a page shows: the weakest go, and the page says which share is left.
+        share *= 0.95
+        pruned = graph.prune(args.nodes, share)
     certified = None
     if args.certificate and pruned.is_kind("feature")[pruned.source].any():
         certified = certificate(base, dictionaries, pruned, args.certificate)
@@ -188,7 +193,7 @@ def _print(found, certified):
         f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph"
     )
     print(
-        f"page: {pruned['num_nodes']:,} nodes, {pruned['num_edges']:,} edges; {pruned['dropped_error_nodes']:,} error nodes with "
+        f"page: {pruned['num_nodes']:,} nodes, {pruned['num_edges']:,} edges ({pruned['edges']:.0%} of their influence); {pruned['dropped_error_nodes']:,} error nodes with "
         f"{pruned['dropped_error_influence']:.1%} of the influence are not on it"
     )
     if found["strongest"]:

@@ -69,6 +69,15 @@ def test_chosen_targets_and_plain_text(folders, tmp_path, capsys, monkeypatch):
     assert labels == [" Mary", " Mary - John"]
 
 
+def test_a_page_shows_no_more_edges_than_a_browser_draws(folders, tmp_path, capsys, monkeypatch):
+    from hf_transcoders.circuits.graphs import page_data
+
+    monkeypatch.setattr(page_data, "MAX_EDGES", 30)
+    assert graph(folders, tmp_path / "out", "--certificate", "0", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert 0 < printed["pruned"]["num_edges"] <= 30 < printed["edges"] and printed["pruned"]["edges"] < 0.98
+
+
 @pytest.mark.parametrize(
     "more, sentence",
     [

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ... import __version__
 from ...errors import TranscoderError
 from ...evaluation.evaluator import in_eval_mode
-from ...evaluation.features import token_texts
 from ...lm import Site, architecture_of, locate, site_width
 from ...lm.architectures import Location
 from ...lm.norms import frozen_norm
 from ...models import TranscoderModel
-from ...models.linear_parts import decoder_rows, encoder_rows, skip_and_bias
+from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...tasks.metrics import Estimate, accuracy, estimate
+from ..weights import FeatureWeights
 from .mlp_rows import MlpRows, neurons_location
 from .published import GREATER_THAN, PublishedStudy, published_study
 from .year_prompts import YearPrompts
@@ -391,16 +391,7 @@ def _most_variable(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torc
 
 def _de_embeddings(model, transcoder, tokenizer, features, count=6) -> list[list[str] | None]:
     """The tokens whose embeddings features read most."""
-    site = Site.parse(transcoder.config.input_site)
-    embeddings = model.get_input_embeddings().weight
-    if site.point != "mlp.in" or embeddings.shape[1] != transcoder.config.d_in:
+    if model.get_input_embeddings().weight.shape[1] != transcoder.config.d_in:
         return [None] * len(features)
-    architecture = architecture_of(model)
-    norm = model.base_model.get_submodule(f"{architecture.blocks}.{site.layer}.{architecture.mlp_norm}")
-    # The norm as a matrix: its gain and, where it has one, its centring, at a scale of one.
-    signs = torch.ones(embeddings.shape[1], device=embeddings.device)
-    signs[1::2] = -1
-    matrix = frozen_norm(norm, signs)(torch.eye(len(signs), device=signs.device))
-    rows = encoder_rows(transcoder, features)[0].to(matrix.device) @ matrix.T
-    scores = rows.to(embeddings.dtype) @ embeddings.T
-    return [token_texts(tokenizer, ids) for ids in scores.float().topk(count).indices.tolist()]
+    weights = FeatureWeights(model, {"transcoder": transcoder})
+    return weights.deembedding("transcoder", features.tolist(), k=count).texts(tokenizer)[0]

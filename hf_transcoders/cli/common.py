@@ -153,6 +153,22 @@ def load_base_and_rows(args, dictionaries):
     return base, tokenizer, pack_tokens(texts, tokenizer, args.sequence_length)
 
 
+def make_evaluator(args, base, tokenizer, rows):
+    """A [`TranscoderEvaluator`] of rows, with the budgets that the command line has."""
+    from ..evaluation import TranscoderEvaluator
+
+    return TranscoderEvaluator(
+        base,
+        rows,
+        batch_size=args.batch_size,
+        max_tokens=args.max_tokens,
+        max_loss_tokens=args.loss_tokens,
+        skip_first=args.skip_first,
+        special_token_ids=tokenizer.all_special_ids,
+        progress=not args.json,
+    )
+
+
 def output_folder(path: str) -> Path:
     """Where results go, refused before any work if it is a file."""
     if Path(path).exists() and not Path(path).is_dir():

@@ -10,6 +10,7 @@ from .common import (
     add_text_arguments,
     load_base_and_rows,
     load_dictionaries,
+    make_evaluator,
     print_json,
 )
 
@@ -43,8 +44,6 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..evaluation import TranscoderEvaluator
-
     if args.save and not Path(args.path).is_dir():
         raise TranscoderError(
             f"--save writes into a folder, and {args.path} is none: download the dictionaries first."
@@ -52,16 +51,7 @@ def run(args):
     dictionaries = load_dictionaries(args.path)
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     dictionaries.to(base.device)
-    evaluator = TranscoderEvaluator(
-        base,
-        rows,
-        batch_size=args.batch_size,
-        max_tokens=args.max_tokens,
-        max_loss_tokens=args.loss_tokens,
-        skip_first=args.skip_first,
-        special_token_ids=tokenizer.all_special_ids,
-        progress=not args.json,
-    )
+    evaluator = make_evaluator(args, base, tokenizer, rows)
     report = evaluator.evaluate(dictionaries, together=args.together)
     if args.output:
         report.save_json(args.output)

@@ -5,6 +5,7 @@ from .common import (
     add_text_arguments,
     load_base_and_rows,
     load_dictionaries,
+    make_evaluator,
     output_folder,
     print_json,
 )
@@ -33,21 +34,11 @@ def add_arguments(parser):
 
 def run(args):
     from ..circuits.studies import replacement_study, replacement_text, save_replacement
-    from ..evaluation import TranscoderEvaluator
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
-    evaluator = TranscoderEvaluator(
-        base,
-        rows,
-        batch_size=args.batch_size,
-        max_tokens=args.max_tokens,
-        max_loss_tokens=args.loss_tokens,
-        skip_first=args.skip_first,
-        special_token_ids=tokenizer.all_special_ids,
-        progress=not args.json,
-    )
+    evaluator = make_evaluator(args, base, tokenizer, rows)
     study = replacement_study(evaluator, dictionaries.to(base.device), transcoders_name=args.path)
     page = save_replacement(study, folder)
     if args.json:

@@ -181,8 +181,11 @@ def record(
             stack.callback(handle.remove)
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
         logits = model(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits
+    heads = [_head_maps(model, layer) for layer in layers]
     return [
-        _run_of(model, dictionaries, sites, kept, ids[row, :length], logits[row, :length], row, length, skip_first)
+        _run_of(
+            model, dictionaries, sites, kept, heads, ids[row, :length], logits[row, :length], row, length, skip_first
+        )
         for row, length in enumerate(lengths)
     ]
 
@@ -249,9 +252,9 @@ def _place(model, site):
     return site.layer + (site.point == "resid_post"), "resid"
 
 
-def _run_of(model, dictionaries, sites, kept, ids, logits, row, length, skip_first):
+def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, skip_first):
     names = list(dictionaries)
-    layers = [_linear_layer(model, kept, layer, row, length) for layer in range(num_layers(model))]
+    layers = [_linear_layer(model, kept, heads[layer], layer, row, length) for layer in range(num_layers(model))]
     writers = {}
     for number, name in enumerate(names):
         source, target = sites[name]
@@ -289,7 +292,7 @@ def _run_of(model, dictionaries, sites, kept, ids, logits, row, length, skip_fir
     )
 
 
-def _linear_layer(model, kept, layer, row, length):
+def _linear_layer(model, kept, heads, layer, row, length):
     architecture = architecture_of(model)
     block = locate(model, Site("resid_pre", layer)).module
     before = kept.at("resid_pre", layer, row, length)
@@ -307,18 +310,7 @@ def _linear_layer(model, kept, layer, row, length):
         architecture.attention_post_norm, kept.at("attn.out", layer, row, length)
     )
     mlp_post_norm, mlp_post_bias = frozen(architecture.mlp_post_norm, kept.at("mlp.out", layer, row, length))
-    weight, bias = value_weight(model, layer)
-    output = output_weight(model, layer).float()
-    heads, kv_heads = len(output), len(weight)
-    # Patterns sum to one, so a constant value is read as it is at every token.
-    constant = torch.zeros(weight.shape[:2], device=weight.device)
-    if isinstance(attention_norm_bias, torch.Tensor):
-        constant = constant + weight.float() @ attention_norm_bias.float()
-    if bias is not None:
-        constant = constant + bias.float()
-    written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
-    if (added := output_bias(model, layer)) is not None:
-        written = written + added.float()
+    value, output, constant = heads
     return LinearLayer(
         attention_norm=attention_norm,
         mlp_norm=mlp_norm,
@@ -329,10 +321,28 @@ def _linear_layer(model, kept, layer, row, length):
         attention_post_bias=attention_post_bias,
         mlp_post_bias=mlp_post_bias,
         pattern=kept.patterns[layer][row, :, :length, :length].float(),
-        value=weight.float().flatten(0, 1),
-        output=output.flatten(0, 1),
-        attention_constant=written,
+        value=value,
+        output=output,
+        attention_constant=constant,
     )
+
+
+def _head_maps(model, layer):
+    """Value and output projection of all heads, and what biases make attention write: the same for every prompt."""
+    weight, bias = value_weight(model, layer)
+    output = output_weight(model, layer).float()
+    heads, kv_heads = len(output), len(weight)
+    # Patterns sum to one, so a constant value is read as it is at every token.
+    constant = torch.zeros(weight.shape[:2], device=weight.device)
+    norm = locate(model, Site("resid_pre", layer)).module.get_submodule(architecture_of(model).attention_norm)
+    if isinstance(added := norm_bias(norm), torch.Tensor):
+        constant = constant + weight.float() @ added.float()
+    if bias is not None:
+        constant = constant + bias.float()
+    written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
+    if (added := output_bias(model, layer)) is not None:
+        written = written + added.float()
+    return weight.float().flatten(0, 1), output.flatten(0, 1), written
 
 
 def _written(dictionary, number, site, read, true, skip_first):

@@ -12,12 +12,12 @@ from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
 from ...lm.hooks import read_at
 from ...lm.sites import Site
-from ...models.linear_parts import encoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..interventions import FeatureEdit, intervene
 from .adjoint import FINAL
 from .graph import AttributionGraph
 from .influence import influence, normalized_weights
+from .node_functionals import node_functionals
 
 
 #: How much of the model may answer to a change, from nothing to everything.
@@ -208,41 +208,26 @@ class _Reader:
     """Pre-activations of some nodes, in every row of a batch."""
 
     def __init__(self, base_model, named, graph, nodes):
-        self.places: dict[str, Location] = {}
-        self.parts = []
+        dictionaries = [named[name] for name in graph.dictionaries]
+        self.functionals = node_functionals(graph, dictionaries, nodes, base_model.device)
         norm = base_model.base_model.get_submodule(architecture_of(base_model).final_norm)
-        is_target = graph.is_kind("target")[nodes]
-        for name in graph.dictionaries:
-            mine = ((graph.dictionary[nodes] == graph.dictionaries.index(name)) & ~is_target).nonzero()[:, 0]
-            if not len(mine):
-                continue
-            dictionary = named[name]
-            rows, biases = encoder_rows(dictionary, graph.index[nodes[mine]].to(dictionary.device))
-            site = dictionary.config.input_site
-            self.places[site] = locate(base_model, Site.parse(site))
-            self.parts.append((site, mine, graph.position[nodes[mine]], rows, biases))
-        for number in graph.index[nodes[is_target]].unique().tolist():
-            mine = (is_target & (graph.index[nodes] == number)).nonzero()[:, 0]
-            info = graph.targets[number]
-            site = FINAL if info.point == FINAL else str(Site(info.point, info.layer))
-            self.places[site] = Location(norm, "out") if site == FINAL else locate(base_model, Site.parse(site))
-            position = torch.full_like(mine, info.position)
-            vector = graph.target_vector[number].expand(len(mine), -1)
-            self.parts.append((site, mine, position, vector, graph.target_bias[number].expand(len(mine))))
-        self.count = len(nodes)
+        self.places = {
+            (layer, point): (Location(norm, "out") if point == FINAL else locate(base_model, Site(point, layer)), rows)
+            for (layer, point), rows in self.functionals.places().items()
+        }
 
     def measure(self, model, ids):
         """`(batch, nodes)`."""
         seen = {}
         with ExitStack() as stack:
-            for site, location in self.places.items():
-                read_at(stack, location, lambda value, site=site: seen.__setitem__(site, value))
+            for place, (location, _) in self.places.items():
+                read_at(stack, location, lambda value, place=place: seen.__setitem__(place, value))
             model.get_decoder()(input_ids=ids, use_cache=False)
-        found = torch.zeros(len(ids), self.count)
-        for site, mine, position, vector, bias in self.parts:
-            inputs = seen[site][:, position.to(ids.device)].float()
-            found[:, mine] = (torch.einsum("bnd,nd->bn", inputs, vector.to(inputs)) + bias.to(inputs)).cpu()
-        return found
+        found = self.functionals.bias.expand(len(ids), -1).clone()
+        for place, (_, rows) in self.places.items():
+            inputs = seen[place][:, self.functionals.position[rows]].float()
+            found[:, rows] += torch.einsum("bnd,nd->bn", inputs, self.functionals.vector[rows])
+        return found.cpu()
 
 
 def _agreement(predicted, measured):

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.sites import Site
-from ...models.linear_parts import decoder_rows, encoder_rows
+from ...models.linear_parts import decoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
+from .node_functionals import node_functionals
 from .recording import LinearRun, record
 
 
@@ -201,24 +202,8 @@ def _chosen(graph, edges, most):
 def _read(run, graph, target):
     """What is read at the ends of edges, and which of these functionals belongs to each edge."""
     nodes, row = target.unique(return_inverse=True)
-    width = run.token_embedding.shape[-1]
     device = run.token_embedding.device
-    vector = torch.zeros(len(nodes), width, device=device)
-    bias = torch.zeros(len(nodes), device=device)
-    layer, position, points = graph.layer[nodes].to(device), graph.position[nodes].to(device), [""] * len(nodes)
-    is_target = graph.kind[nodes] == KINDS.index("target")
-    for number, dictionary in enumerate(run.dictionaries):
-        mine = (~is_target & (graph.dictionary[nodes] == number)).nonzero()[:, 0]
-        rows, biases = encoder_rows(dictionary, graph.index[nodes[mine]].to(dictionary.device))
-        site = Site.parse(dictionary.config.input_site)
-        vector[mine], bias[mine], layer[mine] = rows.to(device), biases.to(device), site.layer
-        for at in mine.tolist():
-            points[at] = site.point
-    mine, numbers = is_target.nonzero()[:, 0], graph.index[nodes[is_target]]
-    vector[mine], bias[mine] = graph.target_vector[numbers].to(vector), graph.target_bias[numbers].to(bias)
-    for at, number in zip(mine.tolist(), numbers.tolist(), strict=True):
-        points[at], layer[at] = graph.targets[number].point, graph.targets[number].layer
-    return Functionals(layer, points, position, vector, bias), row.to(device)
+    return node_functionals(graph, run.dictionaries, nodes, device), row.to(device)
 
 
 @dataclass(frozen=True)

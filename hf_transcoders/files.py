@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import TranscoderError
+from .text.printable import printable
+
 
 def cache_folder() -> Path:
     """Where converted models and collected texts are kept: `$HF_TRANSCODERS_CACHE`, else `hf_transcoders` in `$HF_HOME`."""
@@ -73,6 +76,32 @@ def write_text(target: str | os.PathLike, text: str) -> Path:
     with atomic_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(target)
+
+
+def inner_path(name: object, source: str) -> str:
+    """Check a path that a file names, such as the sub-folder of a dictionary or a shard of its weights.
+
+    Args:
+        name (`object`): What the file says.
+        source (`str`): The file that says it, for the message.
+
+    Returns:
+        `str`: `name`, a relative path of plain names joined by `/`, which leads nowhere but into the folder.
+
+    Raises:
+        [`TranscoderError`]: the path is absolute, empty, leads outside, or is not portable.
+    """
+    if not isinstance(name, str):
+        raise TranscoderError(
+            f"{printable(source)} names a {type(name).__name__} where it must name a path in its own folder."
+        )
+    plain = name and "\\" not in name and ":" not in name and name.isprintable()
+    if not plain or len(name) > 1024 or any(part in ("", ".", "..") for part in name.split("/")):
+        raise TranscoderError(
+            f"{printable(source)} names the path '{printable(name)[:100]}', but a path in it must lead to a place in its own "
+            "folder: names joined by '/', without '..'."
+        )
+    return name
 
 
 def _umask() -> int:

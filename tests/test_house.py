@@ -10,7 +10,9 @@ ROOT = Path(hf_transcoders.__file__).parent
 
 # Lower rooms know nothing of higher ones. Rooms of one floor know each other only where that is said.
 FLOORS = [
-    {"errors", "files", "markdown"},
+    {"errors"},
+    {"text"},
+    {"files", "markdown"},
     {"ops"},
     {"models", "lm"},
     {"data", "tasks"},

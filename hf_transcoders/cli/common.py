@@ -68,6 +68,7 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..lm import offline_model
+    from ..lm.devices import moved
 
     path = offline_model(name) if name in OFFLINE_MODELS else name
     device = device or best_device()
@@ -86,7 +87,7 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
     if name in OFFLINE_MODELS:
         # The folder it was unpacked to is this machine's alone; what is trained on it goes elsewhere.
         model.config.name_or_path = OFFLINE_MODELS[name]
-    return model.to(device).eval(), tokenizer
+    return moved(model, device).eval(), tokenizer
 
 
 def load_tokenizer(name: str, revision: str | None = None):

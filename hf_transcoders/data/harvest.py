@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import Site, capture
+from ..lm.devices import input_device
 
 
 # Rows of the base model's weights that enter a cache's key: enough to tell two models apart, cheap to read.
@@ -81,7 +82,7 @@ class ActivationHarvester:
         self.outlier_factor = outlier_factor
         self.dtype = dtype or base_model.dtype
         self.autocast = autocast
-        self.special_token_ids = torch.tensor(sorted(set(special_token_ids)), device=base_model.device)
+        self.special_token_ids = torch.tensor(sorted(set(special_token_ids)), device=input_device(base_model))
         self.tokens_harvested = 0
         self._memory: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
         self._memory_left = memory_cache_bytes
@@ -151,19 +152,20 @@ class ActivationHarvester:
 
     def _read(self, path):
         try:
-            return {site: value.to(self.base_model.device) for site, value in load_file(path).items()}
+            return {site: value.to(input_device(self.base_model)) for site, value in load_file(path).items()}
         except SafetensorError:
             return None  # Cut short by a crash of the machine: harvested again and replaced.
 
     @torch.no_grad()
     def _harvest(self, rows) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = _pad(rows, self.base_model.device)
+        input_ids, attention_mask = _pad(rows, input_device(self.base_model))
         with self.autocast(), capture(self.base_model, self.sites) as activations:
             if bool(attention_mask.all()):
                 self.base_model(input_ids=input_ids)
             else:
                 self.base_model(input_ids=input_ids, attention_mask=attention_mask)
-            values = {site: activations[site] for site in self.sites}
+            # The layers of a split model are on several devices.
+            values = {site: activations[site].to(input_ids.device) for site in self.sites}
         keep = attention_mask.clone()
         keep[:, : self.skip_first] = False
         if self.special_token_ids.numel():
@@ -211,14 +213,16 @@ class ActivationHarvester:
             "special_token_ids": self.special_token_ids.tolist(),
             "outlier_factor": self.outlier_factor,
             "dtype": str(self.dtype),
-            "autocast": str(torch.get_autocast_dtype(self.base_model.device.type)) if self._autocasts() else None,
+            "autocast": str(torch.get_autocast_dtype(input_device(self.base_model).type))
+            if self._autocasts()
+            else None,
             "seed": seed,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _autocasts(self) -> bool:
         with self.autocast():
-            return torch.is_autocast_enabled(self.base_model.device.type)
+            return torch.is_autocast_enabled(input_device(self.base_model).type)
 
 
 def _pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:

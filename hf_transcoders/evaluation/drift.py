@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import locate
+from ..lm.devices import input_device
 from ..lm.wrappers import in_own_precision, language_model
 from ..models import TranscoderModel, TranscoderSet
 from .evaluation_report import TOGETHER, format_number
@@ -340,7 +341,7 @@ class DriftProbe:
         if self.max_kl_tokens == 0:
             return []
         logits = []
-        for input_ids, mask in self._kl_blocks().batches(self.batch_size, model.device):
+        for input_ids, mask in self._kl_blocks().batches(self.batch_size, input_device(model)):
             rows = final_hidden_states(model, input_ids)[:, :-1][mask[:, :-1]]
             logits.append(logits_of(model, rows).float().cpu())
         return logits

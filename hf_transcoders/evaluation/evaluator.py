@@ -14,6 +14,8 @@ from .. import __version__
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
+from ..lm.devices import input_device
+from ..lm.linear_maps import map_size
 from ..models import TranscoderModel, TranscoderSet
 from .evaluation_report import TOGETHER, EvaluationReport
 from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
@@ -173,7 +175,7 @@ class TranscoderEvaluator:
         Returns:
             `tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]`: both by dictionary.
         """
-        device = self.base_model.device
+        device = input_device(self.base_model)
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
@@ -281,7 +283,9 @@ class TranscoderEvaluator:
 
     def _measure(self, variants):
         model = self.base_model
-        losses = {key: LossStatistics(model.device) for key in [ORIGINAL, *(variant.key for variant in variants)]}
+        losses = {
+            key: LossStatistics(input_device(model)) for key in [ORIGINAL, *(variant.key for variant in variants)]
+        }
         for input_ids, mask in self._progress(self.loss_blocks, "losses"):
             # The last position of a block has no next token in it.
             counted, labels = mask[:, :-1], input_ids[:, 1:][mask[:, :-1]]
@@ -303,7 +307,7 @@ class TranscoderEvaluator:
     def _update_losses(self, losses, original, labels, pending):
         """Take in the final hidden states of several models, a few positions at a time."""
         model = self.base_model
-        positions = max(1, _MAX_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+        positions = max(1, _MAX_ELEMENTS // map_size(model.get_output_embeddings())[0])
         for start in range(0, len(labels) if pending else 0, positions):
             part = slice(start, start + positions)
             compare = NextTokenComparison(logits_of(model, original[part]), labels[part])
@@ -324,7 +328,7 @@ class TranscoderEvaluator:
                 )
 
     def _progress(self, blocks, what):
-        batches = blocks.batches(self.batch_size, self.base_model.device)
+        batches = blocks.batches(self.batch_size, input_device(self.base_model))
         return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
 
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
@@ -345,7 +349,7 @@ class TranscoderEvaluator:
             "special_token_ids": self.special_token_ids,
             "ablation": "output set to zero, and to its mean over the fidelity tokens",
             "dtype": str(self.base_model.dtype).removeprefix("torch."),
-            "device": self.base_model.device.type,
+            "device": input_device(self.base_model).type,
             "versions": {
                 "hf_transcoders": __version__,
                 "transformers": transformers.__version__,

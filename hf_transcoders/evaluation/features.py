@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TranscoderError
 from ..lm import Site, capture
+from ..lm.devices import input_device
+from ..lm.linear_maps import map_size
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
@@ -355,7 +357,7 @@ def _inputs(base_model, dictionaries, blocks, rows) -> dict[Site, torch.Tensor]:
     """What some dictionaries read in some blocks, `(blocks, seq, d_in)` by site, from one forward."""
     sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
     with capture(base_model, sites) as captured:
-        base_model(input_ids=blocks.input_ids[torch.as_tensor(rows)].to(base_model.device))
+        base_model(input_ids=blocks.input_ids[torch.as_tensor(rows)].to(input_device(base_model)))
         return dict(captured)
 
 
@@ -407,10 +409,10 @@ def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window
 def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
     site = Site.parse(dictionary.config.output_site)
     hidden_size = base_model.config.get_text_config().hidden_size
-    widths = {dictionary.config.d_out, base_model.get_output_embeddings().weight.shape[-1]}
+    widths = {dictionary.config.d_out, map_size(base_model.get_output_embeddings())[1]}
     if widths != {hidden_size} or not (site.module or writes_to_stream(site)):
         return [[] for _ in features], [[] for _ in features]
-    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(base_model.device)
+    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(input_device(base_model))
     if site.module is None:
         rows = written_directions(base_model, site, rows)
     logits = direct_logits(base_model, rows)

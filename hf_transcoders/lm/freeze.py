@@ -14,6 +14,7 @@ from ..errors import TranscoderError
 from .architectures import architecture_of, locate, num_layers
 from .attention import edit_attention
 from .capture import capture
+from .devices import input_device
 from .forwards import ForwardTokens, before_forward
 from .hooks import hide_forward
 from .norms import frozen_norm, norm_bias
@@ -78,9 +79,9 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
         for norm in _norms(model):
             stack.callback(norm.register_forward_pre_hook(keep_input).remove)
-        model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
+        model.get_decoder()(input_ids=input_ids.to(input_device(model)), use_cache=False)
     return FrozenRun(
-        input_ids=input_ids.to(model.device),
+        input_ids=input_ids.to(input_device(model)),
         norms={norm: frozen_norm(norm, _widened(at)) for norm, at in norm_inputs.items()},
         patterns=patterns,
         mlp_outputs=[activations[site] for site in outputs],

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from ..errors import TranscoderError
 from .architectures import locate
 from .attention import attention_modules, edit_attention
+from .devices import input_device
 from .heads import key_weight, query_weight
 from .hooks import read_at
-from .norms import frozen_norm, norm_bias
+from .norms import frozen_norm, norm_bias, norm_width
 from .sites import Site
 
 
@@ -88,7 +89,7 @@ def linear_query_key(
             stack, locate(model, Site("attn.in", layer)), lambda value: seen.__setitem__("inputs", value[0].float())
         )
         stack.callback(module.register_forward_pre_hook(keep_rotary, with_kwargs=True).remove)
-        model.get_decoder()(input_ids=input_ids[None].to(model.device), use_cache=False)
+        model.get_decoder()(input_ids=input_ids[None].to(input_device(model)), use_cache=False)
 
     call, pattern = seen["call"], seen["pattern"]
     if key_position is None:
@@ -129,7 +130,8 @@ def linear_query_key(
 
 def _behind_norm(norm: nn.Module | None, weight, bias, inputs):
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if norm is None or norm.weight.shape != bias.shape:
+    # Some families have one norm over all heads.
+    if norm is None or norm_width(norm) != len(bias):
         return weight, bias
     linear = frozen_norm(norm, (weight @ inputs + bias)[None])
     return linear(weight.T).T, linear(bias[None])[0] + norm_bias(norm)

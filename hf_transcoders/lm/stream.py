@@ -6,10 +6,13 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import architecture_of, has_parallel_residual, locate
+from .linear_maps import apply_weight, map_size
 from .norms import norm_gain
 from .sites import Site
 
 
+#: What the head of a model is called where its weights are refused.
+UNEMBEDDING = "the unembedding"
 _RESIDUAL = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
 
 
@@ -88,16 +91,16 @@ def direct_logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
         rows (`torch.Tensor` of shape `(..., hidden)`): Directions, on the model's device.
     """
-    unembedding = model.get_output_embeddings().weight
-    if rows.shape[-1] != unembedding.shape[-1]:
+    unembedding = model.get_output_embeddings()
+    width = map_size(unembedding)[1]
+    if rows.shape[-1] != width:
         raise TranscoderError(
             f"The logits of this model are not read from the residual stream: it is {rows.shape[-1]} wide and the "
-            f"unembedding {unembedding.shape[-1]}."
+            f"unembedding {width}."
         )
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     rows = norm_gain(norm, rows.shape[-1]).push(rows)
-    # A part at a time, so that a copy in another precision stays small.
-    return torch.cat([rows @ part.to(rows.dtype).T for part in unembedding.detach().split(2**14)], dim=-1)
+    return apply_weight(unembedding, rows, UNEMBEDDING)
 
 
 def _submodule(model, site, name):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 from ..errors import TranscoderError
+from .devices import input_device
 from .hooks import hide_forward
 
 
@@ -52,5 +53,5 @@ def in_own_precision(model: PreTrainedModel) -> Iterator[None]:
         # accelerate keeps the forward that it wraps.
         if (forward := model.__dict__.get("_original_forward")) is not None:
             hide_forward(stack, model, forward)
-        stack.enter_context(torch.autocast(model.device.type, enabled=False))
+        stack.enter_context(torch.autocast(input_device(model).type, enabled=False))
         yield

@@ -3,6 +3,8 @@
 import torch
 
 from ..errors import TranscoderError
+from ..lm.devices import input_device
+from ..lm.linear_maps import num_embeddings
 from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
 from .task import AnswerBatch, Task
 
@@ -44,8 +46,8 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
     Returns:
         `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
     """
-    batch = task.tokens(which, rows, model.device)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    batch = task.tokens(which, rows, input_device(model))
+    vocabulary = num_embeddings(model.get_input_embeddings())
     if batch.input_ids.max() >= vocabulary:
         raise TranscoderError(
             f"A prompt has token {batch.input_ids.max().item()}, but the model has {vocabulary}: make the task with the "
@@ -86,7 +88,7 @@ def measure(
     values: dict[str, dict[str, list]] = {}
     for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
         rows = order[start : start + batch_size]
-        answers = task.answers(rows, model.device)
+        answers = task.answers(rows, input_device(model))
         clean = end_logits(model, task, "clean", rows)
         batches = {"clean": row_metrics(clean, answers)}
         if task.has_corrupted:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
 from ..evaluation.evaluator import in_eval_mode
+from ..lm.devices import input_device, module_device
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..reports.drift import drift_page
@@ -122,7 +123,7 @@ class TranscoderProbeCallback(TrainerCallback):
                 rows = _token_rows(self.probe_dataset, tokenizer, self.sequence_length)
                 self.probe = DriftProbe(self.transcoders, rows, tokenizer=tokenizer, **self.kwargs)
             for dictionary in self.probe.dictionaries.values():
-                dictionary.to(base.device)
+                dictionary.to(input_device(base))
             # In every process, so that a wrong pairing ends all of them.
             self.probe.check(model)
             self._trackers = trackers_for(args, state)
@@ -261,7 +262,7 @@ def _is_sharded(model) -> bool:
 def _left_alone(model) -> Iterator[None]:
     """Random numbers go on afterwards as if nothing had been drawn."""
     python, numpy = random.getstate(), np.random.get_state()
-    device = next(model.parameters()).device
+    device = module_device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield

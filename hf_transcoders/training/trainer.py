@@ -24,6 +24,7 @@ from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
 from ..hub import make_card
 from ..lm import site_width
+from ..lm.devices import moved
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
@@ -112,7 +113,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self.dictionaries = dict(model.items())
         for name, dictionary in self.dictionaries.items():
             _check_fits(name, dictionary, base_model)
-        self.base_model = base_model.to(args.device)
+        self.base_model = moved(base_model, args.device)
         # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
         # text's special tokens into the dictionary's configuration.
         self.tokenizer = processing_class

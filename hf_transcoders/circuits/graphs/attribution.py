@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import __version__
 from ...errors import TranscoderError
+from ...lm.linear_maps import num_embeddings
 from ...lm.sites import Site
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
@@ -152,7 +153,7 @@ def encode_prompt(
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and len(ids) > longest:
         raise TranscoderError(f"The prompt has {len(ids)} tokens and the model's context {longest}: shorten it.")
-    vocabulary = base_model.get_input_embeddings().num_embeddings
+    vocabulary = num_embeddings(base_model.get_input_embeddings())
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise TranscoderError(
             f"The prompt has token {int(ids.max() if ids.max() >= vocabulary else ids.min())}, which the model does not "

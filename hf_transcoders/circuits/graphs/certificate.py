@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
+from ...lm.devices import input_device
 from ...lm.hooks import read_at
 from ...lm.sites import Site
 from ..dictionaries import Dictionaries, named_dictionaries
@@ -154,7 +155,7 @@ def certificate(
         for node in (graph.node(number) for number in features.tolist())
     ]
     reader = _Reader(base_model, named, graph, target)
-    ids = torch.tensor([graph.input_ids], device=base_model.device)
+    ids = torch.tensor([graph.input_ids], device=input_device(base_model))
     measured = {}
     for mode in modes:
         with intervene(base_model, named, [], mode=mode, frozen_at=ids) as recorded:
@@ -209,7 +210,7 @@ class _Reader:
 
     def __init__(self, base_model, named, graph, nodes):
         dictionaries = [named[name] for name in graph.dictionaries]
-        self.functionals = node_functionals(graph, dictionaries, nodes, base_model.device)
+        self.functionals = node_functionals(graph, dictionaries, nodes, input_device(base_model))
         norm = base_model.base_model.get_submodule(architecture_of(base_model).final_norm)
         self.places = {
             (layer, point): (Location(norm, "out") if point == FINAL else locate(base_model, Site(point, layer)), rows)

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
-from ...lm.heads import output_bias, output_weight, value_weight
+from ...lm.devices import input_device
+from ...lm.heads import output_map, value_weight
 from ...lm.hooks import read_at
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
@@ -159,7 +160,7 @@ def record(
     sites = _check(model, dictionaries)
     lengths = [len(prompt) for prompt in prompts]
     # Padding comes last, so that causality keeps it away from everything.
-    ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(model.device)
+    ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(input_device(model))
     kept = _Kept()
     architecture = architecture_of(model)
     layers = range(num_layers(model))
@@ -330,7 +331,8 @@ def _linear_layer(model, kept, heads, layer, row, length):
 def _head_maps(model, layer):
     """Value and output projection of all heads, and what biases make attention write: the same for every prompt."""
     weight, bias = value_weight(model, layer)
-    output = output_weight(model, layer).float()
+    output, output_bias = output_map(model, layer)
+    output = output.float()
     heads, kv_heads = len(output), len(weight)
     # Patterns sum to one, so a constant value is read as it is at every token.
     constant = torch.zeros(weight.shape[:2], device=weight.device)
@@ -340,8 +342,8 @@ def _head_maps(model, layer):
     if bias is not None:
         constant = constant + bias.float()
     written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
-    if (added := output_bias(model, layer)) is not None:
-        written = written + added.float()
+    if output_bias is not None:
+        written = written + output_bias.float()
     return weight.float().flatten(0, 1), output.flatten(0, 1), written
 
 

@@ -7,7 +7,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
+from ...lm.linear_maps import linear_rows, map_size, mean_row
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import encoder_rows
 from .adjoint import FINAL, Functionals
 from .graph import TargetInfo
@@ -159,18 +161,20 @@ def _resolve(run, target, tokenizer):
 
 def _resolve_tokens(run, target, position, tokenizer):
     head = run.model.get_output_embeddings()
-    ids = [_token_id(token, tokenizer, len(head.weight)) for token in target.tokens]
+    ids = [_token_id(token, tokenizer, map_size(head)[0]) for token in target.tokens]
     probabilities = run.logits[position].float().softmax(-1)
-    rows = head.weight[ids].float()
-    bias = None if head.bias is None else head.bias.float()
+    tokens = linear_rows(head, torch.tensor(ids), UNEMBEDDING)
+    rows = tokens.weight.float()
+    biases = [0.0] * len(ids) if tokens.bias is None else tokens.bias.float()
     names = [_text(token, tokenizer) for token in ids]
     if len(ids) == 2:
         vector = rows[0] - rows[1]
-        constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
+        constant = float(biases[0] - biases[1])
         info = TargetInfo(target.label or f"{names[0]} - {names[1].lstrip()}", position, _or(target.weight, 1.0))
     else:
-        vector = rows[0] - head.weight.float().mean(0)
-        constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())
+        mean = mean_row(head, UNEMBEDDING)
+        vector = rows[0] - mean.weight[0]
+        constant = float(biases[0] - (0.0 if mean.bias is None else mean.bias[0]))
         probability = float(probabilities[ids[0]])
         weight = _or(target.weight, probability)
         info = TargetInfo(target.label or names[0], position, weight, probability, ids[0])

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
+from ...lm.devices import input_device
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import find_dictionary, named_dictionaries
@@ -92,7 +93,7 @@ def measure_effect(
     ```
     """
     named = named_dictionaries(model, transcoders)
-    input_ids = torch.atleast_2d(torch.as_tensor(input_ids)).to(model.device)
+    input_ids = torch.atleast_2d(torch.as_tensor(input_ids)).to(input_device(model))
     lists = edit_lists(edits)
     prompts, length = input_ids.shape
     if 1 not in (prompts, len(lists)) and prompts != len(lists):

@@ -9,9 +9,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from ...lm.architectures import architecture_of, locate, num_layers
-from ...lm.attention import AttentionCall, attention_modules, edit_attention
-from ...lm.heads import output_weight
+from ...lm.attention import AttentionCall, edit_attention
+from ...lm.heads import output_projection, output_weight
 from ...lm.hooks import hide_forward
+from ...lm.linear_maps import is_plain
 from ...lm.sites import Site
 from .plan import HEAD_COMPONENTS
 from .recording import Recording, Window
@@ -109,8 +110,7 @@ class Blocks:
         self.end = last - window.start
         self.num_layers = num_layers(model)
         self.blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(self.num_layers)]
-        name = architecture_of(model).attention_output
-        self.output_projections = [module.get_submodule(name) for module in attention_modules(model)]
+        self.output_projections = [output_projection(model, layer) for layer in range(self.num_layers)]
         # Tokens before a window are shared by all versions of a prompt.
         self.prefix = int(window.start.max())
         self._one_start = bool((window.start == window.start[0]).all())
@@ -217,8 +217,9 @@ class Blocks:
             query, key, value = (expanded(part) for part in ("query", "key", "value"))
             self._edits = edits
             output = self._project(layer, self._heads(layer, query, key, value))
-        elif sum(len(edit.rows) for edit in written) <= rows:
-            # Few heads change: what they change is added, and the others are not projected again.
+        elif sum(len(edit.rows) for edit in written) <= rows and is_plain(self.output_projections[layer]):
+            # Few heads change: what they change is added, and the others are not projected again. Where the weight would
+            # have to be found first, running the projection is as exact and cheaper.
             output = expanded("attn.out")
             z, prompts = self.recorded("z", layer), torch.arange(len(output), device=output.device)[:, None]
             for edit in written:
@@ -242,7 +243,9 @@ class Blocks:
 
     def _project(self, layer, z):
         """z of all heads through the output projection, `(prompts, rows, window, hidden)`."""
-        return self.output_projections[layer](z.transpose(2, 3).flatten(3))
+        # As in a forward pass, with one axis for the batch: some quantized layers take no others.
+        joined = z.transpose(2, 3).flatten(3).flatten(0, 1)
+        return self.output_projections[layer](joined).unflatten(0, z.shape[:2])
 
     def at_end(self, tensor: torch.Tensor) -> torch.Tensor:
         """The last token of each prompt, `(prompts, rows, window, width)` to `(prompts, rows, 1, width)`."""

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.devices import input_device
+from ...lm.linear_maps import num_embeddings
 from ...tasks import Task
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
@@ -95,6 +97,7 @@ class PatchEngine:
         if base.training:
             raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
         self.model = base
+        self.device = input_device(base)
         self.task = task
         self.direction = direction
         self.ablation = ablation
@@ -124,7 +127,7 @@ class PatchEngine:
             self.source_ids = self.tokens.input_ids
         # Prompts of similar length share a batch.
         self._order = self.tokens.lengths.argsort(stable=True)
-        if self.tokens.input_ids.max() >= base.get_input_embeddings().num_embeddings:
+        if self.tokens.input_ids.max() >= num_embeddings(base.get_input_embeddings()):
             raise TranscoderError(
                 f"A prompt has token {int(self.tokens.input_ids.max())}, which the model does not know: make the task "
                 "with the model's own tokenizer."
@@ -248,7 +251,7 @@ class PatchEngine:
         if self.batch_size is not None:
             return max(1, self.batch_size // prompts)
         memory = self._memory()
-        if self.model.device.type == "cpu":
+        if self.device.type == "cpu":
             memory = min(memory, _ROWS_ON_CPU)
         return max(1, int(memory / (prompts * window * self._bytes_per_token(window))))
 
@@ -286,8 +289,8 @@ class PatchEngine:
     def _memory(self):
         if self.max_memory is not None:
             return self.max_memory
-        if self.model.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.model.device)[0] // 2
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] // 2
         return _ON_CPU
 
     def _item(self):
@@ -316,13 +319,13 @@ class PatchEngine:
         group = torch.tensor([numbers[key] for key in keys])
         seq = self.tokens.input_ids.shape[1]
         size = self._prompts_per_batch(seq, len(parts), 1)
-        sums, counts = {}, torch.bincount(group).to(self.model.device)
+        sums, counts = {}, torch.bincount(group).to(self.device)
         for prompts in torch.arange(len(group)).split(size):
-            whole = Window(torch.zeros_like(prompts).to(self.model.device), seq)
+            whole = Window(torch.zeros_like(prompts).to(self.device), seq)
             run = record(
                 self.model,
-                self.source_ids[prompts].to(self.model.device),
-                self.last[prompts].to(self.model.device),
+                self.source_ids[prompts].to(self.device),
+                self.last[prompts].to(self.device),
                 whole,
                 parts,
             )
@@ -356,7 +359,7 @@ class Batch:
         self.engine = engine
         self.prompts = prompts
         self.source_parts = source_parts
-        device = engine.model.device
+        device = engine.device
         longest = int(engine.tokens.lengths[prompts].max())
         self.last = engine.last[prompts].to(device)
         window = Window(window.start.to(device), window.size)

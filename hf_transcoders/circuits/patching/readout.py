@@ -4,12 +4,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import locate, num_layers
+from ...lm.devices import input_device
 from ...lm.hooks import hide_forward
+from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
 from ...tasks import AnswerBatch, Task
 from ...tasks.metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
@@ -54,7 +55,7 @@ class Readout:
             _METRICS[metric] if isinstance(metric, str) else lambda logits, answers, _: metric(logits, answers)
         )
         self._needs_base = metric == "kl_divergence"
-        self._answers = task.answers(device=model.device)
+        self._answers = task.answers(device=input_device(model))
         self._columns = None
         if isinstance(metric, str) and metric in _TOKENS_READ:
             ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
@@ -78,8 +79,9 @@ class Readout:
         count, rows, width = hidden.shape
         prompt = torch.arange(count, device=hidden.device).repeat_interleave(rows)
         reference = self.logits(base) if self._needs_base else None
-        columns = self.model.get_output_embeddings().weight.shape[0] if self._columns is None else len(self._columns)
-        size = max(1, _MOST_LOGITS // columns)
+        head = self.model.get_output_embeddings()
+        few = self._columns is not None and is_plain(head)
+        size = max(1, _MOST_LOGITS // (len(self._columns) if few else map_size(head)[0]))
         values = []
         for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
             rows_of = prompts.to(chosen.device)[chosen]
@@ -103,9 +105,7 @@ class Readout:
                 hide_forward(stack, block, lambda *args, **kwargs: rows)
             head = self.model.get_output_embeddings()
             if self._columns is not None:
-                bias = None if head.bias is None else head.bias[self._columns]
-                weight = head.weight[self._columns]
-                hide_forward(stack, head, lambda states: linear(states, weight, bias))
+                hide_forward(stack, head, outputs_at(head, self._columns))
             return self.model(inputs_embeds=torch.zeros_like(rows), use_cache=False).logits[:, 0]
 
     def _numbered(self, ids):

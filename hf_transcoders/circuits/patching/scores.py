@@ -5,16 +5,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention
+from ...lm.devices import input_device
 from ...lm.heads import output_weight
 from ...lm.hooks import read_at
+from ...lm.linear_maps import linear_rows, num_embeddings
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING
 from ...tasks import Task
 from .results import PatchResult
 
@@ -72,9 +74,10 @@ def component_outputs(
 
 
 def _component_outputs(base, task, which, position, rows):
-    tokens = task.tokens(which, rows, base.device)
+    device = input_device(base)
+    tokens = task.tokens(which, rows, device)
     at = _position(task, tokens, position)
-    prompts = torch.arange(len(at), device=base.device)
+    prompts = torch.arange(len(at), device=device)
     layers = num_layers(base)
     post_norm = architecture_of(base).attention_post_norm
     z, attention, mlps, final = {}, {}, {}, {}
@@ -123,23 +126,29 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     Raises:
         [`TranscoderError`]: a prompt has no wrong answers, or the model's attention cannot be edited.
     """
-    answers = task.answers(device=base.device)
+    answers = task.answers(device=input_device(base))
     if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
         raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
     unembedding = base.get_output_embeddings()
-    direction = _mean_of(unembedding.weight, answers.right) - _mean_of(unembedding.weight, answers.wrong)
+    tokens = torch.cat([answers.right.flatten(), answers.wrong.flatten()]).clamp(min=0).unique()
+    rows = linear_rows(unembedding, tokens, UNEMBEDDING)
+    right, wrong = (
+        torch.where(ids >= 0, torch.searchsorted(tokens, ids.clamp(min=0)), -1)
+        for ids in (answers.right, answers.wrong)
+    )
+    direction = _mean_of(rows.weight, right) - _mean_of(rows.weight, wrong)
     norm = base.base_model.get_submodule(architecture_of(base).final_norm)
     values, rest = [], []
-    for rows in torch.arange(len(task)).split(batch_size):
-        parts = component_outputs(base, task.select(rows.tolist()), which, batch_size=batch_size)
-        toward = direction[rows.to(direction.device)]
+    for prompts in torch.arange(len(task)).split(batch_size):
+        parts = component_outputs(base, task.select(prompts.tolist()), which, batch_size=batch_size)
+        toward = direction[prompts.to(direction.device)]
         each = torch.cat([parts.heads, parts.mlps[:, :, None]], dim=2)
         values.append(torch.einsum("plho,po->lhp", frozen_norm(norm, parts.final[:, None, None])(each), toward))
         rest.append(((frozen_norm(norm, parts.final)(parts.rest) + norm_bias(norm)) * toward).sum(-1))
     rest = torch.cat(rest)
-    if unembedding.bias is not None:
-        bias = unembedding.bias[:, None]
-        rest = rest + (_mean_of(bias, answers.right) - _mean_of(bias, answers.wrong))[:, 0]
+    if rows.bias is not None:
+        bias = rows.bias[:, None]
+        rest = rest + (_mean_of(bias, right) - _mean_of(bias, wrong))[:, 0]
     values = torch.cat(values, dim=2).cpu()
     heads = [str(head) for head in range(values.shape[1] - 1)] + ["mlp"]
     protocol = {"method": "direct logit attribution", "prompts": which, "rest": rest.mean().item()}
@@ -171,8 +180,8 @@ def attention_between(
     """
     found = []
     for rows in torch.arange(len(task)).split(batch_size):
-        tokens = task.tokens(which, rows.tolist(), base.device)
-        prompts = torch.arange(len(rows), device=base.device)[:, None]
+        tokens = task.tokens(which, rows.tolist(), input_device(base))
+        prompts = torch.arange(len(rows), device=input_device(base))[:, None]
         at = _position(task, tokens, query)[:, None]
         to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
         kept = {}
@@ -206,7 +215,7 @@ def pattern_scores(
         that), over the second half.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = base.get_input_embeddings().num_embeddings
+    vocabulary = num_embeddings(base.get_input_embeddings())
     half = torch.rand(prompts, vocabulary, generator=generator).topk(length, dim=1).indices
     ids = torch.cat([half, half], dim=1)
     first = 0
@@ -222,7 +231,7 @@ def pattern_scores(
             scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
 
     with edit_attention(base, pattern=keep):
-        base.get_decoder()(input_ids=ids.to(base.device), use_cache=False)
+        base.get_decoder()(input_ids=ids.to(input_device(base)), use_cache=False)
     return {name: torch.stack(layers) for name, layers in scores.items()}
 
 
@@ -234,7 +243,7 @@ def _position(task, tokens, name) -> torch.Tensor:
     return tokens.positions[name]
 
 
-def _mean_of(weight: nn.Parameter, ids: torch.Tensor) -> torch.Tensor:
+def _mean_of(weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Mean rows of `weight` for token ids that are padded with -1, `(rows, width)`."""
     real = (ids >= 0)[..., None]
     return (weight[ids.clamp(min=0)].float() * real).sum(1) / real.sum(1)

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention, num_heads
+from ...lm.devices import input_device
 from ...lm.heads import key_weight, output_weight, query_weight, value_weight
 from ...lm.hooks import read_at, write_at
+from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import fold_norm, norm_bias
 from ...lm.sites import Site
 
@@ -35,14 +37,15 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
         `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
         logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
     """
-    ids = torch.as_tensor(token_ids, device=base.device)
+    ids = torch.as_tensor(token_ids, device=input_device(base))
     z = _alone(base, ids, "z")
     final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
     unembedding = base.get_output_embeddings()
-    size = max(1, _MOST_LOGITS // len(unembedding.weight))
+    vocabulary, hidden_size = map_size(unembedding)
+    size = max(1, _MOST_LOGITS // vocabulary)
     # Where a head's output has the opposite sign, so have its logits, but for the biases of norm and unembedding.
-    bias = norm_bias(final_norm) + torch.zeros_like(unembedding.weight[0])
-    twice = 2 * unembedding(bias)
+    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=base.dtype, device=ids.device)
+    twice = 2 * unembedding(bias[None])
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(base)):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
@@ -79,7 +82,7 @@ def duplicate_token_scores(
     Returns:
         `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. By chance it is `top / tokens`.
     """
-    ids = torch.as_tensor(token_ids, device=base.device)
+    ids = torch.as_tensor(token_ids, device=input_device(base))
     if ids.unique().numel() != ids.numel() or len(ids) < 2:
         raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
     queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key")
@@ -112,10 +115,11 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
         raise TranscoderError(f"length is {length}, but a token before takes at least two positions.")
     embeddings = base.get_input_embeddings()
     # Through the module, which scales them in some families; `inputs_embeds` goes past it.
-    every = torch.arange(embeddings.num_embeddings, device=base.device).split(_MOST_ROWS)
-    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / embeddings.num_embeddings).to(base.dtype)
+    vocabulary = num_embeddings(embeddings)
+    every = torch.arange(vocabulary, device=input_device(base)).split(_MOST_ROWS)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)
     queries = torch.arange(1, length)
-    itself = torch.eye(length, device=base.device, dtype=base.dtype)
+    itself = torch.eye(length, device=input_device(base), dtype=base.dtype)
     found = {}
 
     def keep(pattern, layer):

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.devices import input_device
 from ...tasks import Task
 from ..patching import AttentionEdit, edited_attention
 
@@ -60,8 +61,8 @@ def predict_at_end(
         for start in range(0, len(rows), batch_size)
     ]
     for rows in tqdm(batches, desc=f"predicting {task.name}", disable=not progress):
-        ids = task.tokens("clean", rows, base.device).input_ids
-        among = task.answers(rows, base.device).candidates
+        ids = task.tokens("clean", rows, input_device(base)).input_ids
+        among = task.answers(rows, input_device(base)).candidates
         before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for name, edits in conditions.items():
             with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):

@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...lm.attention import edit_attention
+from ...lm.devices import input_device
 from ...reports.heatmap import AttentionView
 from ...tasks import Task
 from .stages import Head
@@ -25,7 +26,7 @@ def attention_views(
     Returns:
         `list[AttentionView]`: one for each head.
     """
-    ids = task.tokens("clean", [row], base.device).input_ids
+    ids = task.tokens("clean", [row], input_device(base)).input_ids
     found = {}
     with edit_attention(base, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
         base.get_decoder()(input_ids=ids, use_cache=False)

@@ -14,6 +14,7 @@ from ...evaluation.evaluator import in_eval_mode
 from ...evaluation.features import token_texts
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.devices import input_device
 from ...models import TranscoderModel, TranscoderSet
 from ..weights.feature_weights import FeatureWeights
 from .auroc import auroc, bootstrap_auroc
@@ -331,7 +332,7 @@ def _inputs(model, dictionary, blocks, batch_size, progress) -> torch.Tensor:
     """What the dictionary reads at the tokens that count, `(tokens, d_in)`."""
     site, found = Site.parse(dictionary.config.input_site), []
     with in_eval_mode(model), capture(model, site) as activations:
-        batches = blocks.batches(batch_size, model.device)
+        batches = blocks.batches(batch_size, input_device(model))
         for ids, mask in tqdm(
             batches, desc="text", total=-(-len(blocks.input_ids) // batch_size), disable=not progress
         ):

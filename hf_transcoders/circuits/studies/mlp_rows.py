@@ -3,15 +3,15 @@
 from contextlib import ExitStack
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ...errors import TranscoderError
 from ...evaluation.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
 from ...lm import Site, locate
 from ...lm.architectures import Location
+from ...lm.devices import input_device
 from ...lm.hooks import read_at, write_at
+from ...lm.linear_maps import linear_modules, map_size
 
 
 # Tokens of one forward; more of them no longer make it faster per token.
@@ -25,10 +25,9 @@ def neurons_location(model: PreTrainedModel, layer: int) -> Location:
         [`TranscoderError`]: the MLP does not end in one linear map to the residual stream.
     """
     mlp = locate(model, Site("mlp.out", layer))
-    linear = [module for module in mlp.module.modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = list(linear_modules(mlp.module))
     down = linear[-1] if linear else None
-    width = getattr(down, "nf", None) or getattr(down, "out_features", None)
-    if width != model.config.get_text_config().hidden_size:
+    if down is None or map_size(down)[0] != model.config.get_text_config().hidden_size:
         raise TranscoderError(
             f"The MLP of layer {layer} does not end in one linear map, so it has no neurons to compare with: choose a "
             "layer with a plain MLP."
@@ -53,7 +52,7 @@ class MlpRows:
                 f"The first {skip_first} positions stay unchanged, but the prompts have {input_ids.shape[1]}: skip fewer."
             )
         self.model = model
-        self.input_ids = input_ids.to(model.device)
+        self.input_ids = input_ids.to(input_device(model))
         self.layer = layer
         self.skip_first = skip_first
         self._below = None

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ...evaluation.evaluator import in_eval_mode
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.devices import input_device
 from ...lm.norms import norm_scale
 from ...lm.stream import norm_before, norm_behind, stream_before
 from ...models import TranscoderModel
@@ -109,7 +110,7 @@ def mean_scaled_activations(
     post_norms = {name: norm_behind(model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}
-    device = model.device
+    device = input_device(model)
     totals = {
         name: torch.zeros(d.config.num_features, len(features), dtype=torch.float64) for name, d in sources.items()
     }

@@ -10,6 +10,8 @@ from ...evaluation.evaluator import check_fits, in_eval_mode, named_dictionaries
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture, num_layers
 from ...lm.attention import num_heads
+from ...lm.devices import input_device
+from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import norm_scale
 from ...lm.stream import (
     direct_logits,
@@ -79,7 +81,7 @@ class FeatureWeights:
         """
         dictionary = self.dictionary(name)
         rows, _ = encoder_rows(dictionary, self._numbers(name, features))
-        return read_directions(self.base_model, _input(dictionary), rows.to(self.base_model.device)).detach()
+        return read_directions(self.base_model, _input(dictionary), rows.to(input_device(self.base_model))).detach()
 
     def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
         """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32.
@@ -88,7 +90,7 @@ class FeatureWeights:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
         """
         dictionary = self.dictionary(name)
-        rows = decoder_rows(dictionary, self._numbers(name, features)).to(self.base_model.device)
+        rows = decoder_rows(dictionary, self._numbers(name, features)).to(input_device(self.base_model))
         return written_directions(self.base_model, _output(dictionary), rows).detach()
 
     def connections(
@@ -166,7 +168,7 @@ class FeatureWeights:
         _check_count(k)
         readers = self.pulled(name, features, through)
         score = lambda rows: embedding_scores(self.base_model, rows)  # noqa: E731
-        return extreme_tokens(score, readers, self.base_model.get_input_embeddings().num_embeddings, k)
+        return extreme_tokens(score, readers, num_embeddings(self.base_model.get_input_embeddings()), k)
 
     @torch.no_grad()
     def logits(self, name: str, features: Sequence[int] | None = None, k: int = 10) -> TokenScores:
@@ -180,7 +182,7 @@ class FeatureWeights:
         """
         _check_count(k)
         score = lambda rows: direct_logits(self.base_model, rows)  # noqa: E731
-        vocabulary = len(self.base_model.get_output_embeddings().weight)
+        vocabulary, _ = map_size(self.base_model.get_output_embeddings())
         return extreme_tokens(score, self.writes(name, features), vocabulary, k)
 
     def ov_norms(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
@@ -241,7 +243,7 @@ class FeatureWeights:
                 f"The vectors are {vectors.shape[-1]} wide and the residual stream {hidden_size}: give directions of the "
                 "stream, as `reads` does."
             )
-        written = vectors.to(self.base_model.device, torch.float32) @ self.writes(name).T
+        written = vectors.to(input_device(self.base_model), torch.float32) @ self.writes(name).T
         if input_ids is None:
             return written
         return written.unsqueeze(-2) * self._scaled_activations(name, input_ids)
@@ -368,7 +370,7 @@ class FeatureWeights:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm behind them, if any."""
         dictionary = self.dictionary(name)
         post_norm = norm_behind(self.base_model, _output(dictionary))
-        ids = torch.as_tensor(input_ids, device=self.base_model.device).reshape(1, -1)
+        ids = torch.as_tensor(input_ids, device=input_device(self.base_model)).reshape(1, -1)
         sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), _output(dictionary)]
         with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
             self.base_model(input_ids=ids)

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...evaluation.features import token_texts
+from ...lm.devices import input_device
+from ...lm.linear_maps import embedding_width, num_embeddings
 from .connections import MAX_ELEMENTS
 
 
@@ -41,7 +43,7 @@ def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     The embedding module is called rather than its weight read: Gemma's multiplies by the root of the width.
     """
     module = model.get_input_embeddings()
-    rows = module(ids.to(model.device)).detach().float()
+    rows = module(ids.to(input_device(model))).detach().float()
     if rows.shape[-1] != model.config.get_text_config().hidden_size:
         raise TranscoderError(
             "The embeddings of this model are not as wide as its residual stream, so no tokens can be read off directions."
@@ -52,7 +54,7 @@ def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def vocabulary_parts(model: PreTrainedModel) -> list[torch.Tensor]:
     """All token ids, in parts whose embeddings are of a moderate size."""
     module = model.get_input_embeddings()
-    return list(torch.arange(module.num_embeddings).split(max(1, MAX_ELEMENTS // module.embedding_dim)))
+    return list(torch.arange(num_embeddings(module)).split(max(1, MAX_ELEMENTS // embedding_width(module))))
 
 
 def embedding_scores(model: PreTrainedModel, readers: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import TranscoderError
+from .linear_maps import acting_module, embedding_width, is_embedding, is_linear, map_size
 from .sites import Site
 
 
@@ -296,14 +296,13 @@ def site_width(model: PreTrainedModel, site: Site | str) -> int | None:
     module = locate(model, site).module
     if site.module is None:
         return model.config.get_text_config().hidden_size
-    if isinstance(module, nn.Linear):
-        return module.in_features if site.point == "in" else module.out_features
-    if isinstance(module, Conv1D):
-        return module.nx if site.point == "in" else module.nf
-    if isinstance(module, nn.Embedding):
-        return module.embedding_dim if site.point == "out" else None
+    if is_linear(module):
+        outputs, inputs = map_size(module)
+        return inputs if site.point == "in" else outputs
+    if is_embedding(module):
+        return embedding_width(module) if site.point == "out" else None
     # A norm: a module of one vector, as wide as what it scales.
-    weight = dict(module.named_parameters()).get("weight")
+    weight = dict(acting_module(module).named_parameters()).get("weight")
     return weight.shape[0] if weight is not None and weight.dim() == 1 else None
 
 

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from .architectures import architecture_of
 from .attention import attention_modules, num_heads
+from .devices import check_one_device
 from .linear_maps import LinearMap, linear_map
 
 
@@ -78,4 +79,5 @@ def _fused_rows(part, heads, kv_heads, width, by_head):
 
 
 def _map(model, layer, projection, name) -> LinearMap:
+    check_one_device(model)
     return linear_map(projection, f"layers.{layer}.{architecture_of(model).attention}.{name}")

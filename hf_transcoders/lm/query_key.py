@@ -13,12 +13,15 @@ from .attention import attention_modules, edit_attention
 from .devices import input_device
 from .heads import key_weight, query_weight
 from .hooks import read_at
+from .linear_maps import is_quantized
 from .norms import frozen_norm, norm_bias, norm_width
 from .sites import Site
 
 
 # How far a map's query or key may be from the model's own, relative to it: a rounding of half precision.
 _TOLERANCE = 0.02
+# With quantized projections, which may round what they read to 8 bits.
+_QUANTIZED_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def linear_query_key(
         if seen["rotary"] is not None:
             cos, sin = (each[0, position].float() for each in seen["rotary"])
             weight, bias = _rotated(weight.T, cos, sin).T, _rotated(bias, cos, sin)
-        parts += _as_the_model_has_it(model, weight, bias, inputs, vectors[0, number, position].float())
+        tolerance = _QUANTIZED_TOLERANCE if is_quantized(module) else _TOLERANCE
+        parts += _as_the_model_has_it(model, weight, bias, inputs, vectors[0, number, position].float(), tolerance)
     scaling = call.options.get("scaling")
     return QueryKey(
         *parts,
@@ -145,11 +149,11 @@ def _rotated(vectors, cos, sin):
     return torch.cat([turned * cos + half * sin, left], dim=-1)
 
 
-def _as_the_model_has_it(model, weight, bias, inputs, vector):
+def _as_the_model_has_it(model, weight, bias, inputs, vector, tolerance):
     """Weight and bias times the factor that some families have in their queries already, if they give `vector`."""
     ours = weight @ inputs + bias
     factor = (vector @ ours) / (ours @ ours)
-    if not (vector - factor * ours).norm() <= _TOLERANCE * vector.norm():
+    if not (vector - factor * ours).norm() <= tolerance * vector.norm():
         raise TranscoderError(
             f"The queries and keys of this {model.config.model_type} model cannot be taken apart: they are not a "
             "projection, a norm and a rotary embedding of half dimensions. Use a model of another family."

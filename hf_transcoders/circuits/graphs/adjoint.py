@@ -174,6 +174,8 @@ class Walk:
         inputs = torch.zeros_like(gradient)
         if self.live:
             self._emit_bias(layer, gradient.sum(0) @ maps.attention_constant)
+            if maps.rounding is not None:
+                self._emit_bias(layer, torch.einsum("ptd,pd->t", gradient, maps.rounding[: self.tokens]))
             inputs = self._through_heads(layer, maps, gradient)
         # The norm's bias goes through the heads as part of their constant; here it counts for what is read directly.
         inputs = self._place(layer, "attn.in", inputs, norm_bias=maps.attention_norm_bias)

@@ -14,6 +14,7 @@ from ...lm.attention import attention_modules, edit_attention
 from ...lm.devices import input_device
 from ...lm.heads import output_map, value_weight
 from ...lm.hooks import read_at
+from ...lm.linear_maps import is_quantized
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
 from ...models import TranscoderModel
@@ -70,6 +71,8 @@ class LinearLayer:
         value (`torch.Tensor` of shape `(kv_heads * head_dim, hidden)`): Value projection.
         output (`torch.Tensor` of shape `(heads * head_dim, hidden)`): Output projection.
         attention_constant (`torch.Tensor` of shape `(hidden,)`): What biases make attention write at every token.
+        rounding (`torch.Tensor` of shape `(seq, hidden)`, *optional*):
+            How far attention is from these maps where its projections are quantized and round what they read.
     """
 
     attention_norm: FrozenNorm
@@ -84,6 +87,7 @@ class LinearLayer:
     value: torch.Tensor
     output: torch.Tensor
     attention_constant: torch.Tensor
+    rounding: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -311,7 +315,13 @@ def _linear_layer(model, kept, heads, layer, row, length):
         architecture.attention_post_norm, kept.at("attn.out", layer, row, length)
     )
     mlp_post_norm, mlp_post_bias = frozen(architecture.mlp_post_norm, kept.at("mlp.out", layer, row, length))
-    value, output, constant = heads
+    value, output, constant, rounds = heads
+    pattern = kept.patterns[layer][row, :, :length, :length].float()
+    rounding = None
+    if rounds:
+        inputs = kept.at("attn.in", layer, row, length) - attention_norm_bias
+        linear = _attended(inputs, pattern, value, output) + constant
+        rounding = kept.at("attn.out", layer, row, length) - linear
     return LinearLayer(
         attention_norm=attention_norm,
         mlp_norm=mlp_norm,
@@ -321,15 +331,16 @@ def _linear_layer(model, kept, heads, layer, row, length):
         attention_norm_bias=attention_norm_bias,
         attention_post_bias=attention_post_bias,
         mlp_post_bias=mlp_post_bias,
-        pattern=kept.patterns[layer][row, :, :length, :length].float(),
+        pattern=pattern,
         value=value,
         output=output,
         attention_constant=constant,
+        rounding=rounding,
     )
 
 
 def _head_maps(model, layer):
-    """Value and output projection of all heads, and what biases make attention write: the same for every prompt."""
+    """Value and output projection of all heads, what biases make attention write, and whether it rounds what it reads."""
     weight, bias = value_weight(model, layer)
     output, output_bias = output_map(model, layer)
     output = output.float()
@@ -344,7 +355,16 @@ def _head_maps(model, layer):
     written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
     if output_bias is not None:
         written = written + output_bias.float()
-    return weight.float().flatten(0, 1), output.flatten(0, 1), written
+    rounds = is_quantized(attention_modules(model)[layer])
+    return weight.float().flatten(0, 1), output.flatten(0, 1), written, rounds
+
+
+def _attended(inputs, pattern, value, output):
+    """What heads write for what attention reads, `(seq, hidden)` to `(seq, hidden)`, by their maps."""
+    heads = len(pattern)
+    values = (inputs @ value.T).unflatten(1, (-1, len(output) // heads)).transpose(0, 1)
+    z = pattern @ values.repeat_interleave(heads // len(values), dim=0)
+    return z.transpose(0, 1).flatten(1) @ output
 
 
 def _written(dictionary, number, site, read, true, skip_first):

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
-from ...lm.devices import input_device
-from ...lm.linear_maps import num_embeddings
+from ...lm.devices import check_one_device, input_device
+from ...lm.linear_maps import adapters_at_work, num_embeddings
 from ...tasks import Task
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
@@ -97,6 +97,7 @@ class PatchEngine:
         if base.training:
             raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
         self.model = base
+        check_one_device(base)
         self.device = input_device(base)
         self.task = task
         self.direction = direction
@@ -112,6 +113,7 @@ class PatchEngine:
         self.num_layers = num_layers(base)
         self._means = None
         self._kept: Batch | None = None
+        self._adapters = adapters_at_work(base)
         if paired or (ablation == "mean" and task.has_corrupted):
             source = task.tokens(names[1])
             if not torch.equal(source.lengths, self.tokens.lengths):
@@ -200,6 +202,9 @@ class PatchEngine:
             source_parts (`set[str]`): Activations of the source run to keep.
             base_parts (`set[str]`, *optional*): Those of the base run, besides those that the plan needs.
         """
+        if self._adapters != (adapters := adapters_at_work(self.model)):
+            # What is kept was recorded with other ones.
+            self._adapters, self._means, self._kept = adapters, None, None
         first = self._first(plan)
         parts = {"resid_pre", "attn.out", "mlp.out", "key", "value"} | (base_parts or set())
         components = {COMPONENTS[code] for code in plan.component.unique().tolist()}

@@ -199,7 +199,10 @@ class Expander:
             "head", row.flatten(), layer, pattern.flatten(), carried.flatten(), source.flatten(), head.flatten(),
             continues=True,
         )  # fmt: skip
-        collector.add("bias", rows, layer, 1.0, vector @ maps.attention_constant, position, BIASES.index("attention"))
+        constant = vector @ maps.attention_constant
+        if maps.rounding is not None:
+            constant = constant + (vector * maps.rounding[position]).sum(-1)
+        collector.add("bias", rows, layer, 1.0, constant, position, BIASES.index("attention"))
 
     def _written(self, collector, site, rows):
         """What a dictionary, or an MLP without one, writes: features, what it misses, bias, skip connection."""

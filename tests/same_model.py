@@ -51,6 +51,11 @@ _METRICS = ("l0", "mse", "fvu", "ce_original", "ce_spliced", "ce_zero_ablated", 
 END = NUM_LAYERS - 1
 
 
+EVERYTHING = "lm patching scores graphs weights evaluation rest"
+#: What reads weights, rather than running modules.
+READING = "scores graphs weights"
+
+
 class WordsOfIds:
     """A tokenizer whose tokens are their numbers."""
 
@@ -121,13 +126,16 @@ def adapted(family: str, make, seed: int = 1, **changes) -> tuple[PreTrainedMode
     return wrapped.get_base_model().eval(), merged.eval()
 
 
-def numbers(model, heavy: bool = True) -> dict[str, torch.Tensor]:
-    """By function, what it says about a model, as one vector each."""
+def numbers(model, parts: str = "lm patching scores graphs weights evaluation") -> dict[str, torch.Tensor]:
+    """By function, what it says about a model, as one vector each.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        parts (`str`): Which groups of functions: [`EVERYTHING`] or some of it.
+    """
     found = {}
-    for part in (_lm, _patching, _scores, _graphs, _weights, _evaluation):
-        found.update(part(model))
-    if heavy:
-        found.update(_rest(model))
+    for part in parts.split():
+        found.update(_PARTS[part](model))
     assert all(_leaves(values) for values in found.values()), found
     return {
         name: torch.cat([torch.as_tensor(value, dtype=torch.float64).detach().flatten() for value in _leaves(values)])
@@ -175,14 +183,15 @@ def _lm(model):
 
 def _patching(model):
     found = {}
+    shared = PatchEngine(model, TASK)
     for component in ("z", "query", "key", "value", "pattern"):
-        found[f"patch_heads {component}"] = patch_heads(model, TASK, "END", component).values
+        found[f"patch_heads {component}"] = patch_heads(model, TASK, "END", component, engine=shared).values
     found["patch_heads z of all tokens"] = patch_heads(model, TASK, "all", "z", ablation="zero").values
-    found["patch_residual"] = patch_residual(model, TASK, positions=["END"]).values
-    found["patch_mlps"] = patch_mlps(model, TASK, positions=["END"]).values
-    found["path_patch to the logits"] = path_patch(model, TASK, position="END").values
-    found["path_patch"] = path_patch(model, TASK, [f"layers.{END}.attn.head.1.query"], position="END").values
-    for metric in ("kl_divergence", "candidate_accuracy", "logit_difference"):
+    found["patch_residual"] = patch_residual(model, TASK, positions=["END"], engine=shared).values
+    found["patch_mlps"] = patch_mlps(model, TASK, positions=["END"], engine=shared).values
+    found["path_patch to the logits"] = path_patch(model, TASK, position="END", engine=shared).values
+    found["path_patch"] = path_patch(model, TASK, [f"layers.{END}.attn.head.1.query"], "END", engine=shared).values
+    for metric in ("kl_divergence", "logit_difference"):
         engine = PatchEngine(model, TASK, metric=metric)
         result = engine.run(PatchPlan.grid([1], "z", 4, engine.position("END")[None]))
         found[f"engine {metric}"] = [result.base, result.values]
@@ -288,3 +297,14 @@ def _rest(model):
         "drift": [value for value in drift.dictionaries["t1"].values() if isinstance(value, float)],
         "neurons": seen["neurons"],
     }
+
+
+_PARTS = {
+    "lm": _lm,
+    "patching": _patching,
+    "scores": _scores,
+    "graphs": _graphs,
+    "weights": _weights,
+    "evaluation": _evaluation,
+    "rest": _rest,
+}

@@ -292,11 +292,15 @@ def _read(module) -> LinearMap | None:
     with loaded(module):
         _refresh(module)
         weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-        if not weight.is_meta:
-            return LinearMap(weight, module.bias)
-    raise TranscoderError(
-        f"A {type(module).__name__} is offloaded without a hook that loads it: give the model another `device_map`, or load "
-        "it whole."
+        if weight.is_meta:
+            raise _not_loaded(module)
+        return LinearMap(weight, module.bias)
+
+
+def _not_loaded(module):
+    return TranscoderError(
+        f"The weights of a {type(module).__name__} are offloaded together with a module around it, so they cannot be read "
+        "alone: give the model another `device_map`, without `preload_module_classes`."
     )
 
 
@@ -311,6 +315,8 @@ def _refresh(module):
 def _alone(module, name) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     """Within the block, a function that runs a module on rows `(n, inputs)` and nothing else: `(n, outputs)`, fp32 at least."""
     device, dtype = module_device(module), _input_dtype(module)
+    if device.type == "meta":
+        raise _not_loaded(module)
 
     def run(rows):
         try:

@@ -53,7 +53,7 @@ def lora(model, targets=None, **settings):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_in_every_module_is_what_it_is_merged(family):
     model, merged = adapted(family, lora)
-    parts = EVERYTHING if family in ("gpt2", "gemma3_text") else f"lm patching {READING}"
+    parts = EVERYTHING if family in ("gpt2", "gemma3_text") else f"patching {READING}"
     assert_same(numbers(model, parts), numbers(merged, parts), TOLERANCE)
 
 

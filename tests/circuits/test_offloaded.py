@@ -35,7 +35,7 @@ def one_layer(family, tmp_path):
     ("offload", "family", "parts"),
     [
         (on_cpu, "llama", EVERYTHING),
-        (on_cpu, "gpt2", f"lm patching {READING}"),
+        (on_cpu, "gpt2", READING),
         (on_cpu, "gemma3_text", READING),
         (on_disk, "opt", f"patching {READING}"),
         (one_layer, "llama", f"patching {READING}"),

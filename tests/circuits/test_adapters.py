@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from hf_transcoders.circuits import PatchEngine, PatchPlan, patch_heads
+from hf_transcoders.circuits.studies import greater_than_study
 from hf_transcoders.lm import site_width
+from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.test_reuse import TOKENIZER
 from tests.same_model import (
     EVERYTHING,
     PROMPT,
@@ -142,3 +145,18 @@ def test_sites_of_modules_with_adapters_are_as_wide_as_without():
     for make in (lora, OTHERS["modules to save"], OTHERS["norms"]):
         wrapped = peft.get_peft_model(untied("gpt2"), make(model))
         assert [site_width(wrapped.get_base_model(), site) for site in sites] == widths
+
+
+def test_the_study_of_greater_than():
+    found = []
+    for model in adapted("llama", lora, vocab_size=len(TOKENIZER)):
+        transcoder = random_dictionary(model, "layers.1.mlp.in", "layers.1.mlp.branch", num_features=12)
+        found.append(greater_than_study(model, transcoder, TOKENIZER, max_k=3, num_features=2, progress=False))
+    study, merged = found
+    for name in ("original", "transcoder", "feature_curve", "neuron_curve"):
+        assert getattr(study, name) == pytest.approx(getattr(merged, name), abs=1e-3), name
+    for feature, other in zip(study.features, merged.features, strict=True):
+        assert (feature.index, feature.tokens) == (other.index, other.tokens)
+        assert [feature.effect, *feature.by_ending] == pytest.approx(
+            [other.effect, *other.by_ending], rel=1e-3, abs=1e-3
+        )

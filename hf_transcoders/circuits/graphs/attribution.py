@@ -43,7 +43,8 @@ def attribution_graph(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode. Use fp32 for rows that sum exactly.
+            A causal language model, in evaluation mode. Use fp32 for rows that sum exactly. Where attention is quantized and
+            rounds what it reads, that rounding is part of the bias nodes.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
         prompt (`str` or `Sequence[int]`):

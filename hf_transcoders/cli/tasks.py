@@ -4,6 +4,7 @@ import argparse
 import inspect
 
 from ..errors import TranscoderError
+from ..text.printable import printable
 from .common import HelpFormatter, add_model_arguments, load_base_model, load_tokenizer, print_json
 
 
@@ -179,18 +180,21 @@ def _chosen(args, function):
 
 def _texts(row, tokenizer):
     """The answers of a row as text."""
+    from ..data.token_texts import token_texts
+
     columns = {"answers": "answer_ids", "wrong_answers": "wrong_ids", "candidates": "candidate_ids"}
-    return {name: [tokenizer.decode([id_]) for id_ in row[column]] for name, column in columns.items()}
+    return {name: token_texts(tokenizer, row[column]) for name, column in columns.items()}
 
 
 def _marked(ids, positions, tokenizer):
     """The prompt on one line, with named tokens as `[name: token]`."""
+    from ..data.token_texts import token_texts
+
     names = {}
     for name, position in positions.items():
         names.setdefault(position, []).append(name)
     text = ""
-    for index, id_ in enumerate(ids):
-        token = repr(tokenizer.decode([id_]))[1:-1]
+    for index, token in enumerate(map(printable, token_texts(tokenizer, ids))):
         text += f"[{'/'.join(names[index])}:{token}]" if index in names else token
     return text
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import Site, capture
+from ..lm.inputs import check_tokens
+from .batches import pad_texts, read_text, text_batches
+from .rows import token_rows
 
 
 # Rows of the base model's weights that enter a cache's key: enough to tell two models apart, cheap to read.
@@ -25,22 +28,22 @@ class ActivationHarvester:
     Activations of chunks of token rows. Chunk i is always the same rows in the same batch, so that asking for it again,
     in another epoch or after a restart, gives the same bits.
 
-    Left out are tokens that would teach a dictionary little and dominate its loss: the first `skip_first` positions of
-    a row (language models park an attention sink there: at SmolLM2's layer 29 its MLP output is 11 times the usual
-    norm), padding, the given special tokens, and tokens whose activation at any site is more than `outlier_factor`
-    times as long as the chunk's median.
+    Each row gives the activations that its text has alone, however it is padded (see [`read_row`]). Left out are tokens
+    that would teach a dictionary little and dominate its loss: the first `skip_first` tokens of a text (language models
+    park an attention sink there: at SmolLM2's layer 29 its MLP output is 11 times the usual norm), the given special
+    tokens, and tokens whose activation at any site is more than `outlier_factor` times as long as the chunk's median.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
             The language model. It is put in evaluation mode and never changed.
-        dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where lengths differ, `attention_mask`):
-            Token blocks, as [`pack_tokens`] makes them.
+        dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where they are padded, `attention_mask`):
+            Token blocks, as [`pack_tokens`] makes them, or texts of any lengths.
         sites (`Iterable[str]`):
             Where to read.
         rows_per_chunk (`int`, *optional*, defaults to 16):
             Rows of one forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions left out at the start of each row.
+            Tokens left out at the start of each text.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens left out wherever they stand.
         outlier_factor (`float`, *optional*, defaults to 10.0):
@@ -74,7 +77,7 @@ class ActivationHarvester:
         memory_cache_bytes: int = 0,
     ):
         self.base_model = base_model.eval()
-        self.dataset = dataset
+        self.dataset = dataset = token_rows(dataset)
         self.sites = list(dict.fromkeys(str(Site.parse(site)) for site in sites))
         self.rows_per_chunk = rows_per_chunk
         self.skip_first = skip_first
@@ -117,7 +120,7 @@ class ActivationHarvester:
         rows, wanted, number = [], iter(order), 0
         picked = next(wanted, None)
         taken = 0
-        for row in self.dataset:
+        for row in enumerate(self.dataset):
             rows.append(row)
             if len(rows) == self.rows_per_chunk:
                 if number == picked:
@@ -139,7 +142,7 @@ class ActivationHarvester:
         values = self._read(path) if path is not None and path.exists() else None
         if values is None:
             rows = self._row_order[index * self.rows_per_chunk : (index + 1) * self.rows_per_chunk].tolist()
-            values = self._harvest([self.dataset[row] for row in rows])
+            values = self._harvest((row, self.dataset[row]) for row in rows)
             if path is not None:
                 with atomic_file(path) as partial:
                     save_file({site: value.contiguous().cpu() for site, value in values.items()}, partial)
@@ -156,24 +159,33 @@ class ActivationHarvester:
             return None  # Cut short by a crash of the machine: harvested again and replaced.
 
     @torch.no_grad()
-    def _harvest(self, rows) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = _pad(rows, self.base_model.device)
-        with self.autocast(), capture(self.base_model, self.sites) as activations:
-            if bool(attention_mask.all()):
-                self.base_model(input_ids=input_ids)
-            else:
-                self.base_model(input_ids=input_ids, attention_mask=attention_mask)
-            values = {site: activations[site] for site in self.sites}
-        keep = attention_mask.clone()
-        keep[:, : self.skip_first] = False
-        if self.special_token_ids.numel():
-            keep &= ~torch.isin(input_ids, self.special_token_ids)
-        kept = {site: value[keep].to(self.dtype) for site, value in values.items()}
+    def _harvest(self, rows: Iterable[tuple[int, Mapping]]) -> dict[str, torch.Tensor]:
+        """Activations of some rows, given with their numbers."""
+        numbers, rows = zip(*rows, strict=True)
+        texts = [read_text(row, f"Row {number}") for number, row in zip(numbers, rows, strict=True)]
+        check_tokens(self.base_model, texts, "Row", numbers)
+        if any(map(len, texts)):
+            parts = [self._kept(batch, batch.real.clone()) for batch in text_batches(self.base_model, texts)]
+        else:
+            # Nothing is kept of a token that there is not; only the model knows how wide nothing is.
+            nothing = pad_texts([torch.zeros(1, dtype=torch.long)], [0], self.base_model.device)
+            parts = [self._kept(nothing, torch.zeros_like(nothing.real))]
+        kept = parts[0] if len(parts) == 1 else {site: torch.cat([p[site] for p in parts]) for site in self.sites}
         inside = self._inside(kept)
         if inside is not None:
             kept = {site: value[inside] for site, value in kept.items()}
-        self.tokens_harvested += input_ids.numel()
+        self.tokens_harvested += sum(map(len, texts))
         return kept
+
+    def _kept(self, batch, keep) -> dict[str, torch.Tensor]:
+        """Activations of a batch at the tokens of `keep` that are neither the first of a text nor special."""
+        with self.autocast(), capture(self.base_model, self.sites) as activations:
+            self.base_model(**batch.inputs)
+            values = {site: activations[site] for site in self.sites}
+        keep[:, : self.skip_first] = False
+        if self.special_token_ids.numel():
+            keep &= ~torch.isin(batch.input_ids, self.special_token_ids)
+        return {site: value[keep].to(self.dtype) for site, value in values.items()}
 
     def _inside(self, values) -> torch.Tensor | None:
         """Which tokens are no outliers at any site; refuses activations that are not numbers."""
@@ -219,16 +231,3 @@ class ActivationHarvester:
     def _autocasts(self) -> bool:
         with self.autocast():
             return torch.is_autocast_enabled(self.base_model.device.type)
-
-
-def _pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask `(rows, longest)`, padded on the right."""
-    ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
-    masks = [
-        torch.as_tensor(row["attention_mask"], dtype=torch.bool)
-        if "attention_mask" in row
-        else torch.ones(len(i)).bool()
-        for row, i in zip(rows, ids, strict=True)
-    ]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(ids, batch_first=True).to(device), pad(masks, batch_first=True).to(device)

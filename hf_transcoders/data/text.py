@@ -42,7 +42,8 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
 
     Returns:
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] if `streaming`, with one column `text`. A dataset that
-        is already tokenized (it has a column `input_ids`, and no `text_column` was asked for) keeps that one instead.
+        is already tokenized (it has a column `input_ids`, and no `text_column` was asked for) keeps that one instead, and
+        its `attention_mask`.
 
     Raises:
         [`TranscoderError`]: The source does not exist, cannot be reached or read, is empty, or has no column of text
@@ -166,7 +167,7 @@ def _explained(source):
 def _select_text(source, dataset, first, text_column):
     columns = dataset.column_names or list(first)
     if text_column is None and "input_ids" in columns:
-        return dataset.select_columns("input_ids")
+        return dataset.select_columns([name for name in ("input_ids", "attention_mask") if name in columns])
     strings = [column for column in columns if _is_text(dataset, first, column)]
     if text_column is None:
         if "text" not in strings and len(strings) != 1:

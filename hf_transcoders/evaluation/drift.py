@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -152,7 +153,7 @@ class DriftProbe:
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries trained on the model before it changes.
         dataset (`Iterable[Mapping]`):
-            The probe: rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            The probe: rows with `input_ids` and, where they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Turns tokens back to text, for the labels of features. Without it they have none.
         num_features (`int`, *optional*, defaults to 20):
@@ -167,7 +168,7 @@ class DriftProbe:
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block that are left out, as in [`TranscoderEvaluator`].
+            Tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens that are left out wherever they stand.
 
@@ -206,7 +207,7 @@ class DriftProbe:
         self.blocks = TokenBlocks(
             dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
         )
-        if len(self.blocks.input_ids) < 2:
+        if sum(bool(mask.any()) for mask in self.blocks.masks) < 2:
             raise TranscoderError(
                 "The probe text is a single block, which cannot tell a change from chance: give at least two, better some "
                 "dozens."
@@ -287,9 +288,9 @@ class DriftProbe:
     def _evaluator(self, model):
         return TranscoderEvaluator(
             model,
-            [{"input_ids": row} for row in self.blocks.input_ids],
+            [{"input_ids": text} for text in self.blocks.texts],
             batch_size=self.batch_size,
-            max_tokens=self.blocks.input_ids.numel(),
+            max_tokens=sum(self.blocks.lengths),
             max_loss_tokens=self.max_loss_tokens,
             skip_first=self.skip_first,
             special_token_ids=self.special_token_ids,
@@ -337,13 +338,19 @@ class DriftProbe:
         return self.blocks.first(self.max_kl_tokens) if self.max_kl_tokens else None
 
     def _kl_logits(self, model) -> list[Tensor]:
+        """Logits of a few blocks each, in the order of the blocks, `(tokens, vocab_size)`."""
         if self.max_kl_tokens == 0:
             return []
-        logits = []
-        for input_ids, mask in self._kl_blocks().batches(self.batch_size, model.device):
-            rows = final_hidden_states(model, input_ids)[:, :-1][mask[:, :-1]]
-            logits.append(logits_of(model, rows).float().cpu())
-        return logits
+        blocks = self._kl_blocks()
+        logits = [torch.empty(0)] * len(blocks.texts)
+        for batch in blocks.batches(model, self.batch_size):
+            rows = final_hidden_states(model, **batch.inputs)[:, :-1][batch.predicting]
+            parts = logits_of(model, rows).float().cpu().split(batch.predicting.sum(1).tolist())
+            for number, part in zip(batch.numbers, parts, strict=True):
+                logits[number] = part
+        # Together, as they were before blocks could differ in length: files of earlier runs stay readable.
+        chunks = [logits[start : start + self.batch_size] for start in range(0, len(logits), self.batch_size)]
+        return [torch.cat([part for part in chunk if len(part)]) for chunk in chunks if any(map(len, chunk))]
 
     def _find_peaks(self, model):
         return find_peaks(
@@ -383,10 +390,12 @@ class DriftProbe:
         if not now.kl_logits:
             return {}
         statistics = LossStatistics()
-        blocks = self._kl_blocks().batches(self.batch_size, torch.device("cpu"))
-        for (input_ids, mask), old, new in zip(blocks, self.baseline.kl_logits, now.kl_logits, strict=True):
-            labels = input_ids[:, 1:][mask[:, :-1]]
-            statistics.update(*NextTokenComparison(old, labels)(new))
+        blocks = self._kl_blocks()
+        labels = torch.cat([text[1:][mask[:-1]] for text, mask in zip(blocks.texts, blocks.masks, strict=True)]).split(
+            [len(logits) for logits in now.kl_logits]
+        )
+        for old, new, its_labels in zip(self.baseline.kl_logits, now.kl_logits, labels, strict=True):
+            statistics.update(*NextTokenComparison(old, its_labels)(new))
         computed = statistics.compute()
         return {name: computed[name] for name in ("kl", "top1_agreement")}
 
@@ -408,15 +417,19 @@ class DriftProbe:
     def _label(self, name, feature):
         if self.tokenizer is None or name not in self.baseline.peaks:
             return None
-        return self.baseline.peaks[name].label(feature, self.blocks.input_ids, self.tokenizer)
+        return self.baseline.peaks[name].label(feature, self.blocks.texts, self.tokenizer)
 
     # ---------------------------------------------------------------------------------------------------- files
 
     def save_baseline(self, path: str | os.PathLike) -> None:
         """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
-        tensors, metadata = self.baseline.to_tensors(self.blocks.input_ids)
+        tensors, metadata = self.baseline.to_tensors(self._input_ids())
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata)
+
+    def _input_ids(self) -> Tensor:
+        """The probe text, `(blocks, longest)`, with -1 where there is none: 0 is a token."""
+        return pad_sequence(self.blocks.texts, batch_first=True, padding_value=-1)
 
     def load_baseline(self, path: str | os.PathLike) -> None:
         """
@@ -433,7 +446,7 @@ class DriftProbe:
             ) from error
         sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
         if {name: fired.shape[1] for name, fired in baseline.fired.items()} != sizes or not torch.equal(
-            input_ids, self.blocks.input_ids
+            input_ids, self._input_ids()
         ):
             raise TranscoderError(
                 f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,7 @@ class EvaluationReport:
             "data": f"{protocol['dataset'] or 'unnamed'}{split}",
             "tokens": f"{protocol['fidelity_tokens']:,} for fidelity and dead features, "
             f"{protocol['loss_tokens']:,} for losses",
-            "blocks": f"{protocol['sequence_length']} tokens, "
+            "blocks": f"{block_lengths(protocol)} tokens, "
             + ("each beginning with BOS" if protocol["begins_with_bos"] else "without BOS"),
             "left out and unreplaced": " and ".join(left_out) or "nothing",
             "ablations": protocol["ablation"],
@@ -245,6 +245,13 @@ def _aligned(cells: list[list[str]]) -> str:
         ).rstrip()
         for row in (head, ["-" * width for width in widths], *rows)
     )
+
+
+def block_lengths(protocol: Mapping[str, Any]) -> str:
+    """How many tokens the blocks of a measurement have, such as `128` or `12 to 128`."""
+    longest = protocol["sequence_length"]
+    shortest = protocol.get("shortest_sequence", longest)
+    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
 
 def format_number(value: float | None) -> str:

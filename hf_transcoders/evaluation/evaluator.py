@@ -49,7 +49,8 @@ class TranscoderEvaluator:
         base_model ([`~transformers.PreTrainedModel`]):
             The causal language model.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`: each text gives the
+            numbers that it gives alone (see [`read_row`]).
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         max_tokens (`int`, *optional*, defaults to 100,000):
@@ -57,7 +58,7 @@ class TranscoderEvaluator:
         max_loss_tokens (`int`, *optional*, defaults to 20,000):
             Tokens for losses, which cost a forward for each dictionary and ablation. At most `max_tokens` are used.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block that are left out of all metrics and keep their true activation.
+            Tokens at the start of every block that are left out of all metrics and keep their true activation.
             Models use the first token as an attention sink, with activations hundreds of times the usual norm;
             a dictionary that was not trained on it should not be judged on it.
         special_token_ids (`Sequence[int]`, *optional*):
@@ -178,9 +179,9 @@ class TranscoderEvaluator:
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
         with capture(self.base_model, sites) as activations:
-            for input_ids, mask in self._progress(blocks or self.blocks, "fidelity"):
-                self.base_model(input_ids=input_ids)
-                values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
+            for batch in self._progress(blocks or self.blocks, "fidelity"):
+                self.base_model(**batch.inputs)
+                values = {site: activations[site][batch.mask.to(activations[site].device)] for site in sites}
                 for site, rows in values.items():
                     if not rows.isfinite().all():
                         raise TranscoderError(
@@ -282,18 +283,17 @@ class TranscoderEvaluator:
     def _measure(self, variants):
         model = self.base_model
         losses = {key: LossStatistics(model.device) for key in [ORIGINAL, *(variant.key for variant in variants)]}
-        for input_ids, mask in self._progress(self.loss_blocks, "losses"):
-            # The last position of a block has no next token in it.
-            counted, labels = mask[:, :-1], input_ids[:, 1:][mask[:, :-1]]
+        for batch in self._progress(self.loss_blocks, "losses"):
+            counted, labels = batch.predicting, batch.labels
             with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
-                original = final_hidden_states(model, input_ids)[:, :-1][counted]
+                original = final_hidden_states(model, **batch.inputs)[:, :-1][counted]
             pending = {ORIGINAL: original}
             for variant in variants:
                 with ExitStack() as stack:
                     if variant.start:
                         stack.enter_context(restart_at(model, variant.start, below[variant.start - 1]))
-                    stack.enter_context(variant.change(mask))
-                    pending[variant.key] = final_hidden_states(model, input_ids)[:, :-1][counted]
+                    stack.enter_context(variant.change(batch.mask))
+                    pending[variant.key] = final_hidden_states(model, **batch.inputs)[:, :-1][counted]
                 if len(pending) == _MAX_PENDING:
                     self._update_losses(losses, original, labels, pending)
                     pending = {}
@@ -324,13 +324,15 @@ class TranscoderEvaluator:
                 )
 
     def _progress(self, blocks, what):
-        batches = blocks.batches(self.batch_size, self.base_model.device)
-        return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
+        batches = blocks.batches(self.base_model, self.batch_size)
+        return tqdm(batches, desc=what, total=-(-len(blocks.texts) // self.batch_size), disable=not self.progress)
 
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
         """How the numbers were measured, as [`EvaluationReport`] has it."""
         config = self.base_model.config
         bos = config.get_text_config().bos_token_id
+        texts = [text for text in self.blocks.texts if len(text)]
+        lengths = list(map(len, texts))
         return {
             "base_model": config.name_or_path or None,
             "base_model_revision": getattr(config, "_commit_hash", None),
@@ -339,8 +341,9 @@ class TranscoderEvaluator:
             "dataset_split": self.dataset_split,
             "fidelity_tokens": self.blocks.tokens,
             "loss_tokens": loss_tokens,
-            "sequence_length": self.blocks.input_ids.shape[1],
-            "begins_with_bos": bos is not None and bool((self.blocks.input_ids[:, 0] == bos).all()),
+            "sequence_length": max(lengths),
+            **({"shortest_sequence": min(lengths)} if min(lengths) != max(lengths) else {}),
+            "begins_with_bos": bos is not None and all(int(text[0]) == bos for text in texts),
             "skip_first": self.skip_first,
             "special_token_ids": self.special_token_ids,
             "ablation": "output set to zero, and to its mean over the fidelity tokens",

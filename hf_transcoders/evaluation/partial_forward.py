@@ -23,9 +23,9 @@ def block_of(model: PreTrainedModel, site: Site | str) -> int:
     return next(blocks, 0)
 
 
-def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the model's head reads, `(batch, seq, hidden_size)`, without the cost of logits."""
-    return model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
+    """What the model's head reads, `(batch, seq, hidden_size)`, without the cost of logits; `inputs` as `model` takes them."""
+    return model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
 
 
 def logits_of(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:

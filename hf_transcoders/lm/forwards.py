@@ -18,12 +18,15 @@ class ForwardTokens:
         batch (`int`): Rows.
         start (`int`): How many tokens of each row a cache holds already: the position of the first one given.
         length (`int`): Tokens given for each row.
+        real (`torch.BoolTensor` of shape `(batch, start + length)`, *optional*):
+            What the attention mask does not mark as padding; missing where nothing is.
     """
 
     input_ids: torch.Tensor | None
     batch: int
     start: int
     length: int
+    real: torch.Tensor | None = None
 
 
 def before_forward(stack: ExitStack, model: PreTrainedModel, function: Callable[[ForwardTokens], None]):
@@ -36,6 +39,10 @@ def before_forward(stack: ExitStack, model: PreTrainedModel, function: Callable[
         cache = given.get("past_key_values")
         batch, length = (embeddings if input_ids is None else input_ids).shape[:2]
         start = 0 if cache is None else int(cache.get_seq_length())
-        function(ForwardTokens(input_ids, batch, start, length))
+        mask = given.get("attention_mask")
+        real = None
+        if isinstance(mask, torch.Tensor) and mask.shape == (batch, start + length) and not mask.all():
+            real = mask.bool()
+        function(ForwardTokens(input_ids, batch, start, length, real))
 
     stack.callback(decoder.register_forward_pre_hook(announce, with_kwargs=True).remove)

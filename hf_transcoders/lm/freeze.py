@@ -16,6 +16,7 @@ from .attention import edit_attention
 from .capture import capture
 from .forwards import ForwardTokens, before_forward
 from .hooks import hide_forward
+from .inputs import check_tokens, forget_lengths_
 from .norms import frozen_norm, norm_bias
 from .sites import Site, parse_sites
 
@@ -62,6 +63,7 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
     Raises:
         [`TranscoderError`]: the family is not known, its attention cannot be edited, or a site does not exist.
     """
+    check_tokens(model, list(input_ids))
     layers = range(num_layers(model))
     outputs = [Site("mlp.out", layer) for layer in layers]
     extra = parse_sites(sites) if (sites := list(sites)) else []
@@ -78,6 +80,7 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
         for norm in _norms(model):
             stack.callback(norm.register_forward_pre_hook(keep_input).remove)
+        forget_lengths_(model)
         model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
     return FrozenRun(
         input_ids=input_ids.to(model.device),
@@ -157,6 +160,10 @@ class _Hold:
             raise TranscoderError(
                 f"The frozen run is of {rows} prompts with {length} tokens, and the model got tokens {tokens.start} to "
                 f"{tokens.start + tokens.length - 1} of {tokens.batch} rows: give it the recorded prompts, whole."
+            )
+        if tokens.real is not None:
+            raise TranscoderError(
+                "The frozen run has no padding, and the model got some: give it prompts of one length, or one at a time."
             )
         if tokens.input_ids is not None and not (tokens.input_ids[:, :length] == prompts).all():
             raise TranscoderError(

@@ -12,6 +12,7 @@ from .architectures import locate
 from .attention import attention_modules, edit_attention
 from .heads import key_weight, query_weight
 from .hooks import read_at
+from .inputs import forget_lengths_
 from .norms import frozen_norm, norm_bias
 from .sites import Site
 
@@ -88,6 +89,7 @@ def linear_query_key(
             stack, locate(model, Site("attn.in", layer)), lambda value: seen.__setitem__("inputs", value[0].float())
         )
         stack.callback(module.register_forward_pre_hook(keep_rotary, with_kwargs=True).remove)
+        forget_lengths_(model)
         model.get_decoder()(input_ids=input_ids[None].to(model.device), use_cache=False)
 
     call, pattern = seen["call"], seen["pattern"]

@@ -33,7 +33,7 @@ def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.T
 @torch.no_grad()
 def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None = None) -> torch.Tensor:
     """
-    Logits of a language model at `END`, in one forward.
+    Logits of a language model at `END`, in one forward pass where the prompts can share it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
@@ -44,19 +44,16 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
     Returns:
         `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
     """
-    batch = task.tokens(which, rows, model.device)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if batch.input_ids.max() >= vocabulary:
-        raise TranscoderError(
-            f"A prompt has token {batch.input_ids.max().item()}, but the model has {vocabulary}: make the task with the "
-            "model's own tokenizer."
-        )
-    # Only these places go through the output matrix.
-    places, index = batch.positions["END"].unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=places, use_cache=False
-    ).logits
-    return logits[torch.arange(len(index), device=logits.device), index]
+    logits = {}
+    for places, batch in task.tokens(which, rows, model.device).forward_batches(model):
+        # Only these places go through the output matrix.
+        ends, index = batch.positions["END"].unique(return_inverse=True)
+        found = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=ends, use_cache=False
+        ).logits
+        found = found[torch.arange(len(index), device=found.device), index]
+        logits.update(zip(places, found, strict=True))
+    return torch.stack([logits[place] for place in sorted(logits)])
 
 
 def measure(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
+from ..lm.inputs import check_tokens, length_groups
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
 
@@ -40,6 +41,29 @@ class TokenBatch:
     attention_mask: torch.Tensor
     lengths: torch.Tensor
     positions: dict[str, torch.Tensor]
+
+    def forward_batches(self, model) -> Iterator[tuple[list[int], "TokenBatch"]]:
+        """The prompts that can share a forward pass of a model, with their places in this batch; see [`length_groups`].
+
+        Raises:
+            [`TranscoderError`]: the model cannot read a prompt.
+        """
+        lengths = self.lengths.tolist()
+        prompts = [ids[:length] for ids, length in zip(self.input_ids, lengths, strict=True)]
+        check_tokens(model, prompts, "Prompt", range(len(prompts)))
+        for places in length_groups(model, lengths):
+            yield places, self if len(places) == len(lengths) else self.select(places)
+
+    def select(self, places: Sequence[int]) -> "TokenBatch":
+        """Some of the prompts, padded to the longest of them."""
+        places = torch.as_tensor(places, device=self.lengths.device)
+        longest = int(self.lengths[places].max())
+        return TokenBatch(
+            self.input_ids[places, :longest],
+            self.attention_mask[places, :longest],
+            self.lengths[places],
+            {name: position[places] for name, position in self.positions.items()},
+        )
 
 
 @dataclass(frozen=True)

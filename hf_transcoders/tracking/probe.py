@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from ..data.rows import refuse_splits
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
 from ..evaluation.evaluator import in_eval_mode
@@ -60,8 +61,8 @@ class TranscoderProbeCallback(TrainerCallback):
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries of the model as it is before fine-tuning. They are moved to its device.
         probe_dataset (`datasets.Dataset`, `Iterable[Mapping]` or `list[str]`):
-            The fixed text: rows with `input_ids` of one length, or with `text`, or texts, which are packed. A few dozen
-            rows, of a kind that the model should still be good at.
+            The fixed text: rows with `input_ids` (and `attention_mask`, where they are padded) or with `text`, or texts, which
+            are packed. A few dozen rows, of a kind that the model should still be good at.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Packs texts and writes the labels of features. By default the Trainer's `processing_class`.
         task_metrics (`Callable[[torch.nn.Module], Mapping[str, float]]`, *optional*):
@@ -234,6 +235,7 @@ def _token_rows(dataset, tokenizer, sequence_length):
         from datasets import Dataset
 
         dataset = Dataset.from_dict({"text": dataset})
+    refuse_splits(dataset)
     columns = getattr(dataset, "column_names", None)
     if columns is None or "input_ids" in columns:
         return dataset

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
+from ..data.rows import is_several, one_dataset, refuse_splits, token_rows
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
@@ -67,9 +68,10 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         args ([`TranscoderTrainingArguments`], *optional*):
             Defaults to a run into `transcoder_output`.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows with `input_ids` (see [`pack_tokens`]), or with `text`, which are then packed with `processing_class`.
-        eval_dataset (`datasets.Dataset`, *optional*):
-            The same, held out.
+            Rows with `input_ids` (see [`pack_tokens`]) and, where they are padded, `attention_mask`; or with `text`, which are
+            then packed with `processing_class`. Of a `datasets.DatasetDict` it is the split `train`.
+        eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+            The same, held out. Several are evaluated one after the other, each under its name.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The base model's tokenizer: packs texts and says which tokens are special.
         callbacks, optimizers:
@@ -120,8 +122,10 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._stream_state: dict | None = None
-        train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
-        eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
+        train_dataset = _token_rows(_training_split(train_dataset), processing_class, args.sequence_length)
+        eval_dataset = _each(
+            eval_dataset, lambda dataset: _token_rows(dataset, processing_class, args.sequence_length)
+        )
         if args.max_steps <= 0:
             args.max_steps = _count_steps(args, train_dataset)
         if args.fsdp:
@@ -401,12 +405,13 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         with these into what is saved, until the next optimizer step changes the weights.
 
         Args:
-            eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
+            eval_dataset (`datasets.Dataset`, *optional*):
+                Overrides `self.eval_dataset`. Of several it is the first.
 
         Returns:
             [`EvaluationReport`]
         """
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset = eval_dataset if eval_dataset is not None else one_dataset(self.eval_dataset)
         if dataset is None:
             raise TranscoderError("There is nothing to evaluate on: give `eval_dataset`.")
         args = self.args
@@ -430,12 +435,21 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         Evaluates every dictionary on held-out text and logs the metrics.
 
         Args:
-            eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
+            eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+                Overrides `self.eval_dataset`.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Of the metric names.
 
         Returns:
-            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU.
+            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU. Of several datasets those
+            of each, with its name behind the prefix.
         """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if is_several(dataset):
+            metrics = {}
+            # The first comes last: its numbers are those that the dictionaries keep.
+            for name, one in reversed(dataset.items()):
+                metrics = self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") | metrics
+            return metrics
         start = time.time()
         report = self.last_evaluation = self.evaluation_report(eval_dataset)
         columns = report.columns()
@@ -599,10 +613,22 @@ def _check_fits(name: str, dictionary: TranscoderModel, base_model) -> None:
             )
 
 
+def _each(dataset, function):
+    return {name: function(one) for name, one in dataset.items()} if is_several(dataset) else function(dataset)
+
+
+def _training_split(dataset):
+    """What to train on where the splits of a dataset were given: `train`."""
+    if not is_several(dataset):
+        return dataset
+    return dataset["train"] if "train" in dataset else refuse_splits(dataset)
+
+
 def _token_rows(dataset, tokenizer, sequence_length):
     """Rows with `input_ids`: the dataset itself, or its texts packed."""
     if dataset is None:
         return None
+    dataset = token_rows(dataset)
     columns = getattr(dataset, "column_names", None)
     if columns is None or "input_ids" in columns or "text" not in columns:
         return dataset

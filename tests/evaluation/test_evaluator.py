@@ -343,8 +343,8 @@ def test_refusals(base, blocks):
         evaluator(base, [{"text": "a"}])
     with pytest.raises(TranscoderError, match="pack longer blocks"):
         evaluator(base, [{"input_ids": [1, 2]}])
-    with pytest.raises(TranscoderError, match="one length"):
-        evaluator(base, [{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 3, 4]}])
+    with pytest.raises(TranscoderError, match="not one dataset but a dict of train, test"):
+        evaluator(base, {"train": [{"input_ids": [1, 2, 3]}], "test": []})
     with pytest.raises(TranscoderError, match="special token"):
         evaluator(base, [{"input_ids": [1, 2, 2]}], special_token_ids=[2])
     with pytest.raises(TranscoderError, match="AutoModelForCausalLM"):

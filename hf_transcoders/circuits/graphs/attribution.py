@@ -12,17 +12,18 @@ from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
+from ..prompts import Prompt, encode_prompts, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
 from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
 from .recording import READS, LinearRun, record
-from .targets import resolve_targets, token_strings
+from .targets import resolve_targets
 
 
 def attribution_graph(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
@@ -45,8 +46,9 @@ def attribution_graph(
             A causal language model, in evaluation mode. Use fp32 for rows that sum exactly.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
-        prompt (`str` or `Sequence[int]`):
-            Text, which gets the tokenizer's special tokens, or token ids.
+        prompt (`str`, `Sequence[int]` or `Mapping`):
+            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
+            ids; or what the tokenizer returned.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Needed for text; otherwise only for labels.
         targets (*optional*):
@@ -92,7 +94,7 @@ def attribution_graph(
 def attribution_graphs(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
@@ -104,7 +106,7 @@ def attribution_graphs(
     method: Literal["adjoint", "autograd"] = "adjoint",
     progress: bool = True,
 ) -> list[AttributionGraph]:
-    """Graphs of several prompts, which are run in one forward. Arguments as in [`attribution_graph`].
+    """Graphs of several prompts, which share forward passes. Arguments as in [`attribution_graph`].
 
     Returns:
         `list[AttributionGraph]`: one for each prompt.
@@ -119,7 +121,7 @@ def attribution_graphs(
     if method not in ("adjoint", "autograd"):
         raise TranscoderError(f"method='{method}' is unknown; use 'adjoint' or 'autograd'.")
     dictionaries = named_dictionaries(base_model, transcoders)
-    ids = [encode_prompt(base_model, prompt, tokenizer) for prompt in prompts]
+    ids = encode_prompts(base_model, prompts, tokenizer)
     settings = {
         "max_logits": max_logits, "logit_mass": logit_mass, "max_features": max_features,
         "edges_per_node": edges_per_node, "skip_first": skip_first, "method": method,
@@ -131,34 +133,6 @@ def attribution_graphs(
         rows.explain(max_features, progress)
         graphs.append(_graph(run, rows, infos, tokenizer, settings))
     return graphs
-
-
-def encode_prompt(
-    base_model: PreTrainedModel, prompt: str | Sequence[int], tokenizer: PreTrainedTokenizerBase | None
-) -> torch.Tensor:
-    """Token ids of a prompt, `(seq,)`.
-
-    Raises:
-        [`TranscoderError`]: it is empty, too long, has tokens that the model does not know, or there is no tokenizer.
-    """
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise TranscoderError("Give the tokenizer too, or token ids instead of text.")
-        prompt = tokenizer(prompt).input_ids
-    ids = torch.as_tensor(prompt, dtype=torch.long)
-    if ids.dim() != 1 or not len(ids):
-        raise TranscoderError(f"A prompt is one row of at least one token, not of shape {tuple(ids.shape)}.")
-    config = base_model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and len(ids) > longest:
-        raise TranscoderError(f"The prompt has {len(ids)} tokens and the model's context {longest}: shorten it.")
-    vocabulary = base_model.get_input_embeddings().num_embeddings
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise TranscoderError(
-            f"The prompt has token {int(ids.max() if ids.max() >= vocabulary else ids.min())}, which the model does not "
-            "know: use the model's own tokenizer."
-        )
-    return ids
 
 
 class _Rows:
@@ -339,7 +313,7 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         target=torch.cat(rows.edge_owner)[order].cpu(),
         weight=torch.cat(rows.edge_weight)[order].cpu(),
         input_ids=run.input_ids.tolist(),
-        tokens=[str(i) for i in run.input_ids.tolist()] if tokenizer is None else token_strings(tokenizer, run.input_ids.tolist()),
+        tokens=token_labels(run.input_ids.tolist(), tokenizer),
         targets=infos,
         dictionaries=run.names,
         num_layers=run.num_layers,

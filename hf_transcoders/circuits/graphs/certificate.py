@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
 from ...lm.hooks import read_at
+from ...lm.inputs import forget_lengths_
 from ...lm.sites import Site
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..interventions import FeatureEdit, intervene
@@ -222,6 +223,7 @@ class _Reader:
         with ExitStack() as stack:
             for place, (location, _) in self.places.items():
                 read_at(stack, location, lambda value, place=place: seen.__setitem__(place, value))
+            forget_lengths_(model)
             model.get_decoder()(input_ids=ids, use_cache=False)
         found = self.functionals.bias.expand(len(ids), -1).clone()
         for place, (_, rows) in self.places.items():

@@ -1,6 +1,5 @@
 """QK attribution: which pairs of features make a head look from one token to another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
 from ..dictionaries import Dictionaries, named_dictionaries
+from ..prompts import Prompt, encode_prompt, token_labels
 from .adjoint import Adjoint, Functionals
-from .attribution import encode_prompt
 from .graph import AttributionGraph, node_label
 from .head_loadings import record_again
 from .recording import record
-from .targets import check_position, token_strings
+from .targets import check_position
 
 
 # Elements of the scores of pairs that are computed at once.
@@ -103,7 +102,7 @@ class QKAttribution:
 def qk_attribution(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: AttributionGraph | str | Sequence[int],
+    prompt: AttributionGraph | Prompt,
     layer: int,
     head: int,
     query_position: int = -1,
@@ -123,8 +122,8 @@ def qk_attribution(
     Args:
         base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
             As for [`attribution_graph`].
-        prompt ([`AttributionGraph`], `str` or `Sequence[int]`):
-            A graph made with them, text or token ids.
+        prompt ([`AttributionGraph`], `str`, `Sequence[int]` or `Mapping`):
+            A graph made with them, text, token ids, or what the tokenizer returned.
         layer, head (`int`):
             Which head; with grouped queries the number of the query head.
         query_position (`int`, *optional*, defaults to -1):
@@ -156,7 +155,7 @@ def qk_attribution(
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
         run = record(base_model, named_dictionaries(base_model, transcoders), [ids], skip_first)[0]
-        tokens = [str(i) for i in ids.tolist()] if tokenizer is None else token_strings(tokenizer, ids.tolist())
+        tokens = token_labels(ids.tolist(), tokenizer)
     heads = len(run.layers[0].pattern)
     if not (0 <= layer < run.num_layers and 0 <= head < heads):
         raise TranscoderError(

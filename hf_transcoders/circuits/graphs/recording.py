@@ -5,14 +5,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from ...data.batches import text_batches
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
 from ...lm.heads import output_bias, output_weight, value_weight
 from ...lm.hooks import read_at
+from ...lm.inputs import check_tokens
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
 from ...models import TranscoderModel
@@ -141,7 +142,7 @@ def record(
     prompts: Sequence[torch.Tensor],
     skip_first: int = 1,
 ) -> list[LinearRun]:
-    """Run some prompts in one forward and keep what attribution needs of each.
+    """Run some prompts, in one forward pass where they can share it, and keep what attribution needs of each.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
@@ -157,9 +158,21 @@ def record(
         [`TranscoderError`]: a dictionary does not fit the model, or cannot be part of a linear model of it.
     """
     sites = _check(model, dictionaries)
-    lengths = [len(prompt) for prompt in prompts]
-    # Padding comes last, so that causality keeps it away from everything.
-    ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(model.device)
+    check_tokens(model, prompts, extrapolate=False)
+    heads = [_head_maps(model, layer) for layer in range(num_layers(model))]
+    runs = {}
+    for batch in text_batches(model, [prompt.cpu() for prompt in prompts]):
+        kept, logits = _keep(model, sites, batch)
+        for row, (number, length) in enumerate(zip(batch.numbers, batch.lengths, strict=True)):
+            ids = batch.input_ids[row, :length]
+            runs[number] = _run_of(
+                model, dictionaries, sites, kept, heads, ids, logits[row, :length], row, length, skip_first
+            )
+    return [runs[number] for number in range(len(prompts))]
+
+
+def _keep(model, sites, batch):
+    """Run a batch of prompts: what hooks have seen, and the logits `(batch, seq, vocab)`."""
     kept = _Kept()
     architecture = architecture_of(model)
     layers = range(num_layers(model))
@@ -179,15 +192,8 @@ def record(
             module = model.base_model.get_submodule(architecture.position_embeddings)
             handle = module.register_forward_hook(lambda module, args, output: kept.keep_positions(output))
             stack.callback(handle.remove)
-        mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
-        logits = model(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits
-    heads = [_head_maps(model, layer) for layer in layers]
-    return [
-        _run_of(
-            model, dictionaries, sites, kept, heads, ids[row, :length], logits[row, :length], row, length, skip_first
-        )
-        for row, length in enumerate(lengths)
-    ]
+        logits = model(**batch.inputs, use_cache=False).logits
+    return kept, logits
 
 
 class _Kept:

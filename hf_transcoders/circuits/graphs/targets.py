@@ -1,14 +1,16 @@
 """What an attribution graph explains: logits, differences of logits, features, directions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ...data.token_texts import visible
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...models.linear_parts import encoder_rows
+from ..prompts import token_labels
 from .adjoint import FINAL, Functionals
 from .graph import TargetInfo
 from .recording import READS, LinearRun
@@ -163,11 +165,14 @@ def _resolve_tokens(run, target, position, tokenizer):
     probabilities = run.logits[position].float().softmax(-1)
     rows = head.weight[ids].float()
     bias = None if head.bias is None else head.bias.float()
-    names = [_text(token, tokenizer) for token in ids]
+    names = token_labels(ids, tokenizer)
+    names = [name if name.strip() else visible(name) for name in names]
     if len(ids) == 2:
         vector = rows[0] - rows[1]
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
-        info = TargetInfo(target.label or f"{names[0]} - {names[1].lstrip()}", position, _or(target.weight, 1.0))
+        # A space in front is left out, unless it is what tells the two apart.
+        second = names[1] if names[0].strip() == names[1].strip() else names[1].lstrip()
+        info = TargetInfo(target.label or f"{names[0]} - {second}", position, _or(target.weight, 1.0))
     else:
         vector = rows[0] - head.weight.float().mean(0)
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())
@@ -212,23 +217,12 @@ def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
         raise TranscoderError(f"Give the tokenizer too, or token ids instead of texts such as {token!r}.")
     ids = tokenizer.encode(token, add_special_tokens=False)
     if len(ids) != 1:
-        parts = ", ".join(repr(_text(part, tokenizer)) for part in ids)
+        parts = ", ".join(map(repr, token_labels(ids, tokenizer)))
         raise TranscoderError(
             f"{token!r} is not one token of this model but {len(ids)} ({parts}): give a single token, often one with a "
             "leading space."
         )
     return ids[0]
-
-
-def _text(token: int, tokenizer) -> str:
-    return str(token) if tokenizer is None else token_strings(tokenizer, [token])[0]
-
-
-def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token on its own."""
-    from ...evaluation.features import token_texts
-
-    return token_texts(tokenizer, list(ids))
 
 
 def _or(value, default):

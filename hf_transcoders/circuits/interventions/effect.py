@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
+from ...lm.inputs import forget_lengths_
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import find_dictionary, named_dictionaries
+from ..prompts import prompts_of_one_length
 from .edits import FeatureEdit
 from .intervene import edit_lists, encode_some, input_sites, intervene
 
@@ -45,7 +47,7 @@ class InterventionEffect:
 def measure_effect(
     model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
-    input_ids: torch.Tensor,
+    input_ids: torch.Tensor | Mapping,
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
     mode: Literal["direct", "frozen", "free"] = "free",
@@ -60,8 +62,9 @@ def measure_effect(
             A causal language model in eval mode.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that edits and `read` speak of.
-        input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`):
-            One prompt, on which each list of edits is tried, or one for each list.
+        input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`, or `Mapping`):
+            One prompt, on which each list of edits is tried, or one for each list, all of one length; as token ids, or as the
+            tokenizer returned them.
         edits (list of [`FeatureEdit`], or list of such lists):
             The edits of all rows, or one list for each row; see [`intervene`].
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
@@ -92,7 +95,7 @@ def measure_effect(
     ```
     """
     named = named_dictionaries(model, transcoders)
-    input_ids = torch.atleast_2d(torch.as_tensor(input_ids)).to(model.device)
+    input_ids = prompts_of_one_length(model, input_ids)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape
     if 1 not in (prompts, len(lists)) and prompts != len(lists):
@@ -125,6 +128,7 @@ def measure_effect(
 
 def _forward(model, input_ids, reader, logits_to_keep):
     """Logits, and pre-activations and activations of what is to be read, `(batch, reads)`."""
+    forget_lengths_(model)
     with ExitStack() as stack:
         activations = stack.enter_context(capture(model, reader.sites, stop=False)) if reader.sites else {}
         logits = model(input_ids=input_ids, logits_to_keep=logits_to_keep, use_cache=False).logits

@@ -14,6 +14,7 @@ from ...lm.hooks import read_at, write_at
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ..dictionaries import find_dictionary, named_dictionaries
+from ..prompts import prompts_of_one_length
 from .edits import FeatureEdit
 from .prompts import PromptTracker
 from .table import EditTable, Entries
@@ -32,7 +33,7 @@ def intervene(
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
     mode: Literal["direct", "frozen", "free"] = "free",
-    frozen_at: torch.Tensor | FrozenRun | None = None,
+    frozen_at: torch.Tensor | Mapping | FrozenRun | None = None,
 ) -> Iterator[FrozenRun | None]:
     """Edit features in every forward of `model` inside the `with` block, `generate` included.
 
@@ -66,8 +67,8 @@ def intervene(
             list i belongs to the i-th group of neighbouring rows, as `generate` makes them for several sequences.
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
             What is frozen, as above.
-        frozen_at (`torch.LongTensor` of shape `(batch, seq)` or [`FrozenRun`], *optional*):
-            The prompts whose run is frozen, or what another [`intervene`] yielded for them; for the frozen modes. One
+        frozen_at (`torch.LongTensor` of shape `(batch, seq)`, `Mapping` or [`FrozenRun`], *optional*):
+            The prompts whose run is frozen, as token ids or as the tokenizer returned them, or what another [`intervene`] yielded for them; for the frozen modes. One
             prompt serves any number of rows.
 
     Yields:
@@ -154,7 +155,7 @@ def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
             f"mode='{mode}' freezes the model as it is on one prompt: give its token ids, (batch, seq), as `frozen_at`."
         )
     if not isinstance(frozen_at, FrozenRun):
-        return record_frozen(model, frozen_at, input_sites(named))
+        return record_frozen(model, prompts_of_one_length(model, frozen_at), input_sites(named))
     missing = [str(site) for site in input_sites(named) if site not in frozen_at.activations]
     if missing:
         raise TranscoderError(

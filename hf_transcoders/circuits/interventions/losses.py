@@ -26,7 +26,7 @@ def intervention_losses(
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that the edits speak of.
         edits (list of [`FeatureEdit`]):

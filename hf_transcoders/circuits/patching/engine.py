@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.inputs import check_tokens, length_groups
 from ...tasks import Task
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
@@ -122,13 +123,9 @@ class PatchEngine:
             self.source_ids = self.tokens.input_ids[self._others(seed)]
         else:
             self.source_ids = self.tokens.input_ids
-        # Prompts of similar length share a batch.
-        self._order = self.tokens.lengths.argsort(stable=True)
-        if self.tokens.input_ids.max() >= base.get_input_embeddings().num_embeddings:
-            raise TranscoderError(
-                f"A prompt has token {int(self.tokens.input_ids.max())}, which the model does not know: make the task "
-                "with the model's own tokenizer."
-            )
+        for ids in (self.tokens.input_ids, self.source_ids):
+            prompts = [row[:length] for row, length in zip(ids, self.tokens.lengths.tolist(), strict=True)]
+            check_tokens(base, prompts, "Prompt", range(len(prompts)))
 
     @classmethod
     def of(cls, base: PreTrainedModel, task: Task, engine: "PatchEngine | None", **settings) -> "PatchEngine":
@@ -219,7 +216,7 @@ class PatchEngine:
             self._kept = None
         size = self._prompts_per_batch(window.size, len(parts) + len(source_parts), plan.num_rows)
         means = self._group_means(source_parts) if self.ablation == "mean" and source_parts else None
-        for prompts in self._order.split(size):
+        for prompts in self._batches(size):
             window = Window.until(self.last[prompts], first[prompts])
             batch = Batch(self, prompts, window, parts, source_parts, means)
             self._kept = batch if len(prompts) == len(self.last) else None
@@ -251,6 +248,13 @@ class PatchEngine:
         if self.model.device.type == "cpu":
             memory = min(memory, _ROWS_ON_CPU)
         return max(1, int(memory / (prompts * window * self._bytes_per_token(window))))
+
+    def _batches(self, size):
+        """The prompts in batches of at most `size`, those of similar length together, that can share a forward pass."""
+        lengths = self.tokens.lengths
+        for group in length_groups(self.model, lengths.tolist()):
+            group = torch.tensor(group)
+            yield from group[lengths[group].argsort(stable=True)].split(size)
 
     def _first(self, plan):
         """The first token that a plan can change in each prompt."""
@@ -317,18 +321,22 @@ class PatchEngine:
         seq = self.tokens.input_ids.shape[1]
         size = self._prompts_per_batch(seq, len(parts), 1)
         sums, counts = {}, torch.bincount(group).to(self.model.device)
-        for prompts in torch.arange(len(group)).split(size):
-            whole = Window(torch.zeros_like(prompts).to(self.model.device), seq)
+        for prompts in self._batches(size):
+            longest = int(self.tokens.lengths[prompts].max())
+            whole = Window(torch.zeros_like(prompts).to(self.model.device), longest)
             run = record(
                 self.model,
-                self.source_ids[prompts].to(self.model.device),
+                self.source_ids[prompts, :longest].to(self.model.device),
                 self.last[prompts].to(self.model.device),
                 whole,
                 parts,
             )
             for part in parts:
                 for layer, value in enumerate(run.parts[part]):
-                    total = sums.setdefault((part, layer), value.new_zeros(len(numbers), *value.shape[1:]).float())
+                    width = seq if part == "pattern" else value.shape[-1]
+                    shape = (len(numbers), *value.shape[1:-2], seq, width)
+                    total = sums.setdefault((part, layer), torch.zeros(shape, device=value.device))
+                    total = total[..., :longest, : value.shape[-1]]
                     total.index_add_(0, group[prompts].to(value.device), value.float())
         means = {
             part: [

@@ -13,6 +13,7 @@ from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention
 from ...lm.heads import output_weight
 from ...lm.hooks import read_at
+from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
 from ...tasks import Task
@@ -64,15 +65,15 @@ def component_outputs(
     Raises:
         [`TranscoderError`]: the task has no such position, or the model's attention cannot be edited.
     """
-    batches = [
-        _component_outputs(base, task, which, position, list(rows))
-        for rows in torch.arange(len(task)).split(batch_size)
-    ]
-    return ComponentOutputs(*(torch.cat(each) for each in zip(*batches, strict=True)))
+    order, batches = [], []
+    for rows in torch.arange(len(task)).split(batch_size):
+        for places, tokens in task.tokens(which, rows.tolist(), base.device).forward_batches(base):
+            order.append(rows[places])
+            batches.append(_component_outputs(base, task, tokens, position))
+    return ComponentOutputs(*(_in_order(order, each) for each in zip(*batches, strict=True)))
 
 
-def _component_outputs(base, task, which, position, rows):
-    tokens = task.tokens(which, rows, base.device)
+def _component_outputs(base, task, tokens, position):
     at = _position(task, tokens, position)
     prompts = torch.arange(len(at), device=base.device)
     layers = num_layers(base)
@@ -169,22 +170,34 @@ def attention_between(
     Returns:
         `torch.Tensor` of shape `(layers, heads, keys, prompts)` in fp32, on the CPU.
     """
-    found = []
+    order, found = [], []
     for rows in torch.arange(len(task)).split(batch_size):
-        tokens = task.tokens(which, rows.tolist(), base.device)
-        prompts = torch.arange(len(rows), device=base.device)[:, None]
-        at = _position(task, tokens, query)[:, None]
-        to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
-        kept = {}
+        for places, tokens in task.tokens(which, rows.tolist(), base.device).forward_batches(base):
+            order.append(rows[places])
+            found.append(_attention_between(base, task, tokens, query, keys))
+    return _in_order(order, found).permute(1, 3, 2, 0)
 
-        def keep(pattern, layer, kept=kept, prompts=prompts, at=at, to=to):
-            kept[layer] = pattern[prompts, :, at, to].float().cpu()
 
-        with edit_attention(base, pattern=keep):
-            base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
-        # (prompts, keys, heads) of each layer
-        found.append(torch.stack([kept[layer] for layer in range(len(kept))]).permute(0, 3, 2, 1))
-    return torch.cat(found, dim=3)
+def _attention_between(base, task, tokens, query, keys):
+    """Of the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
+    prompts = torch.arange(len(tokens.lengths), device=base.device)[:, None]
+    at = _position(task, tokens, query)[:, None]
+    to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
+    kept = {}
+
+    def keep(pattern, layer):
+        kept[layer] = pattern[prompts, :, at, to].float().cpu()
+
+    with edit_attention(base, pattern=keep):
+        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    return torch.stack([kept[layer] for layer in range(len(kept))], dim=1)
+
+
+def _in_order(order, parts) -> torch.Tensor:
+    """Values of prompts that were run in several batches, in the order of the prompts."""
+    places = torch.cat(order).argsort()
+    values = torch.cat(parts)
+    return values[places.to(values.device)]
 
 
 @torch.no_grad()
@@ -212,6 +225,7 @@ def pattern_scores(
     first = 0
     if bos_token_id is not None:
         ids, first = torch.cat([torch.full((prompts, 1), bos_token_id), ids], dim=1), 1
+    check_tokens(base, list(ids), "The repeated text")
     second = torch.arange(first + length, first + 2 * length)
     every = torch.arange(first + 1, first + 2 * length)
     looks = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
@@ -221,6 +235,7 @@ def pattern_scores(
         for name, (queries, back) in looks.items():
             scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
 
+    forget_lengths_(base)
     with edit_attention(base, pattern=keep):
         base.get_decoder()(input_ids=ids.to(base.device), use_cache=False)
     return {name: torch.stack(layers) for name, layers in scores.items()}

@@ -11,6 +11,7 @@ from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention, num_heads
 from ...lm.heads import key_weight, output_weight, query_weight, value_weight
 from ...lm.hooks import read_at, write_at
+from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.norms import fold_norm, norm_bias
 from ...lm.sites import Site
 
@@ -36,6 +37,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
         logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
     """
     ids = torch.as_tensor(token_ids, device=base.device)
+    check_tokens(base, [ids], "The list")
     z = _alone(base, ids, "z")
     final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
     unembedding = base.get_output_embeddings()
@@ -82,7 +84,8 @@ def duplicate_token_scores(
     ids = torch.as_tensor(token_ids, device=base.device)
     if ids.unique().numel() != ids.numel() or len(ids) < 2:
         raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
-    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key")
+    check_tokens(base, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
+    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key", last=distance)
     heads, kv_heads = num_heads(base)
     found = []
     for query, key in zip(queries, keys, strict=True):
@@ -199,8 +202,12 @@ def _norm(gram: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (gram * other).sum((-1, -2)).clamp(min=0).sqrt()
 
 
-def _alone(base, ids, part, position=0):
-    """A component of every head for tokens that stand alone, for each layer: `(tokens, heads, head_dim)`."""
+def _alone(base, ids, part, position=0, last=0):
+    """
+    A component of every head for tokens that stand alone at a position, for each layer: `(tokens, heads, head_dim)`. Their
+    rotary embedding is that of texts whose last token is at `last`, which decides it in some models.
+    """
+    last = max(position, last)
     found = {}
     with ExitStack() as stack:
         stack.enter_context(
@@ -208,9 +215,13 @@ def _alone(base, ids, part, position=0):
         )
         _give_first_output(stack, base)
         # A token alone looks at itself, so that z is its value.
-        positions = torch.full_like(ids, position)[:, None]
-        base.get_decoder()(input_ids=ids[:, None], position_ids=positions, use_cache=False)
-    return [found[layer] for layer in range(len(found))]
+        positions = torch.full_like(ids, position)
+        if last != position:
+            ids, positions = (torch.cat([each, each[:1]]) for each in (ids, positions))
+            positions[-1] = last
+        forget_lengths_(base)
+        base.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
+    return [found[layer][: len(ids) - (last != position)] for layer in range(len(found))]
 
 
 def _give_first_output(stack, base):

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ..dictionaries import Dictionaries, named_dictionaries
-from ..graphs.attribution import encode_prompt, measured
+from ..graphs.attribution import measured
 from ..graphs.graph import TargetInfo
 from ..graphs.recording import record
-from ..graphs.targets import Target, resolve_targets, token_strings
+from ..graphs.targets import Target, resolve_targets
+from ..prompts import Prompt, encode_prompt, token_labels
 from .expansion import Expander
 from .filters import Filters, filter_list
 from .path_graph import PathGraph, merge_paths
@@ -90,7 +91,7 @@ class GreedyPaths:
 def greedy_paths(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     target: Target | str | int | tuple | torch.Tensor | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -112,8 +113,9 @@ def greedy_paths(
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs. MLPs
             without one end a path.
-        prompt (`str` or `Sequence[int]`):
-            Text, which gets the tokenizer's special tokens, or token ids.
+        prompt (`str`, `Sequence[int]` or `Mapping`):
+            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
+            ids; or what the tokenizer returned.
         target (*optional*):
             What to explain: a token, a pair of tokens (for the difference of their logits), a vector, or any [`Target`].
             By default the most likely next token.
@@ -153,7 +155,7 @@ def greedy_paths(
     functionals, (info,) = resolve_targets(run, None if target is None else [target], tokenizer, max_logits=1)
     value = float(measured(run, functionals))
     ids = run.input_ids.tolist()
-    tokens = [str(token) for token in ids] if tokenizer is None else token_strings(tokenizer, ids)
+    tokens = token_labels(ids, tokenizer)
 
     expander = Expander(run)
     place = int(functionals.layer[0]), functionals.point[0]

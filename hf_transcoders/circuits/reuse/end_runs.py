@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.inputs import check_tokens, forget_lengths_, same_positions
 from ...tasks import Task
 from ..patching import AttentionEdit, edited_attention
 
@@ -61,13 +62,23 @@ def predict_at_end(
     ]
     for rows in tqdm(batches, desc=f"predicting {task.name}", disable=not progress):
         ids = task.tokens("clean", rows, base.device).input_ids
+        check_tokens(base, list(ids), "Prompt", rows)
         among = task.answers(rows, base.device).candidates
-        before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        length = ids.shape[1]
+        forget_lengths_(base)
+        before = None
+        # Where the last token changes the positions of all before it, a cache of these is of another run.
+        if length > 1 and same_positions(base, length - 1, length):
+            before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for name, edits in conditions.items():
             with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):
-                # A forward adds to the cache, which the next condition needs as it was.
-                cache = copy.deepcopy(before)
-                logits = base(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1].float()
+                if before is None:
+                    logits = base(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+                else:
+                    # A forward adds to the cache, which the next condition needs as it was.
+                    cache = copy.deepcopy(before)
+                    logits = base(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits
+                logits = logits[:, -1].float()
             tokens[name][rows] = logits.argmax(-1).cpu()
             scores = logits.gather(1, among.clamp(min=0)).masked_fill(among < 0, -torch.inf)
             candidates[name][rows] = among.gather(1, scores.argmax(1, keepdim=True))[:, 0].cpu()

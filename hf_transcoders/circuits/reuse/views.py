@@ -3,7 +3,9 @@
 import torch
 from transformers import PreTrainedModel
 
+from ...data.token_texts import token_texts
 from ...lm.attention import edit_attention
+from ...lm.inputs import check_tokens, forget_lengths_
 from ...reports.heatmap import AttentionView
 from ...tasks import Task
 from .stages import Head
@@ -26,10 +28,12 @@ def attention_views(
         `list[AttentionView]`: one for each head.
     """
     ids = task.tokens("clean", [row], base.device).input_ids
+    check_tokens(base, list(ids))
+    forget_lengths_(base)
     found = {}
     with edit_attention(base, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
         base.get_decoder()(input_ids=ids, use_cache=False)
-    tokens = [tokenizer.decode([token]) for token in ids[0].tolist()]
+    tokens = token_texts(tokenizer, ids[0].tolist())
     return [
         AttentionView(f"{name} {layer}.{head}, {task.name}, prompt {row}", tokens, found[layer][head].tolist())
         for (layer, head), name in heads.items()

@@ -12,6 +12,7 @@ from ...evaluation.partial_forward import final_hidden_states, logits_of, record
 from ...lm import Site, locate
 from ...lm.architectures import Location
 from ...lm.hooks import read_at, write_at
+from ...lm.inputs import forget_lengths_
 
 
 # Tokens of one forward; more of them no longer make it faster per token.
@@ -74,6 +75,7 @@ class MlpRows:
             for name, location in locations.items():
                 read_at(stack, location, lambda value, name=name: values.__setitem__(name, value))
             below = stack.enter_context(record_block_outputs(self.model, {self.layer - 1} if self.layer else set()))
+            forget_lengths_(self.model)
             last = final_hidden_states(self.model, self.input_ids)[:, -1]
         self._below = below.get(self.layer - 1)
         return logits_of(self.model, last), values

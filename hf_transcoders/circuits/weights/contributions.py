@@ -115,10 +115,10 @@ def mean_scaled_activations(
     }
     count = torch.zeros(len(features), dtype=torch.long)
     with in_eval_mode(model, target, *sources.values()), capture(model, sites) as activations:
-        for ids, mask in blocks.batches(batch_size, device):
-            model(input_ids=ids)
+        for batch in blocks.batches(model, batch_size):
+            model(**batch.inputs)
             # (tokens, width) of the tokens that count.
-            seen = {site: value[mask] for site, value in activations.items()}
+            seen = {site: value[batch.mask] for site, value in activations.items()}
             weights = torch.ones(len(seen[stream]), len(features), device=device)
             if only_active:
                 active = _encode(target, seen[into], device)

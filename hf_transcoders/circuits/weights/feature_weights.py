@@ -10,6 +10,7 @@ from ...evaluation.evaluator import check_fits, in_eval_mode, named_dictionaries
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture, num_layers
 from ...lm.attention import num_heads
+from ...lm.inputs import forget_lengths_
 from ...lm.norms import norm_scale
 from ...lm.stream import (
     direct_logits,
@@ -22,6 +23,7 @@ from ...lm.stream import (
 )
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, encoder_rows
+from ..prompts import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
 from .contributions import MeanContributions, SourceContributions, mean_scaled_activations
 from .heads import OVCircuits
@@ -220,7 +222,9 @@ class FeatureWeights:
         return pulled if isinstance(through, int) else pulled[0]
 
     @torch.no_grad()
-    def pull_back(self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def pull_back(
+        self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | Mapping | None = None
+    ) -> torch.Tensor:
         """What each feature of a dictionary writes along later vectors: `W_dec p` (arXiv 2406.11944, App. D).
 
         Args:
@@ -228,7 +232,7 @@ class FeatureWeights:
             vectors (`torch.Tensor` of shape `(..., hidden)`):
                 Directions that are read from the residual stream later, such as [`~FeatureWeights.reads`] or
                 [`~FeatureWeights.pulled`] give them.
-            input_ids (`torch.LongTensor` of shape `(seq,)`, *optional*):
+            input_ids (`torch.LongTensor` of shape `(seq,)`, or what the tokenizer returned, *optional*):
                 A prompt: the result is then weighted by the features' activations on its tokens, and by the scale that a
                 post-norm of the dictionary's layer, if any, has there.
 
@@ -266,12 +270,12 @@ class FeatureWeights:
         Args:
             target (`str`): The dictionary of the targets.
             features (`Sequence[int]`): The targets.
-            dataset (`Iterable[Mapping]`): Rows with `input_ids` of one length.
+            dataset (`Iterable[Mapping]`): Rows with `input_ids` and, where they are padded, `attention_mask`.
             sources (`Sequence[str]`, *optional*): Dictionaries to look at. By default all that write before it reads.
             only_active (`bool`, *optional*, defaults to `False`): Average over the tokens on which a target is active.
             max_tokens (`int`, *optional*, defaults to 100,000): Tokens to read.
             batch_size (`int`, *optional*, defaults to 8): Blocks per forward.
-            skip_first (`int`, *optional*, defaults to 1): Positions at the start of every block that do not count.
+            skip_first (`int`, *optional*, defaults to 1): Tokens at the start of every block that do not count.
             special_token_ids (`Sequence[int]`, *optional*): Tokens that do not count.
 
         Returns:
@@ -368,7 +372,9 @@ class FeatureWeights:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm behind them, if any."""
         dictionary = self.dictionary(name)
         post_norm = norm_behind(self.base_model, _output(dictionary))
-        ids = torch.as_tensor(input_ids, device=self.base_model.device).reshape(1, -1)
+        prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
+        ids = encode_prompt(self.base_model, prompt, None)[None].to(self.base_model.device)
+        forget_lengths_(self.base_model)
         sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), _output(dictionary)]
         with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
             self.base_model(input_ids=ids)

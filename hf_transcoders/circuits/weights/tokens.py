@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.token_texts import token_texts
 from ...errors import TranscoderError
-from ...evaluation.features import token_texts
 from .connections import MAX_ELEMENTS
 
 

@@ -42,8 +42,9 @@ def _piece(tokenizer, id_):
         (piece,) = tokenizer.convert_ids_to_tokens([id_])
     except (IndexError, KeyError, OverflowError):
         return None
-    unknown = getattr(tokenizer, "unk_token", None)
-    return None if piece == unknown and id_ != tokenizer.unk_token_id else piece
+    # What some tokenizers answer for any number.
+    is_filler = piece is not None and piece == getattr(tokenizer, "unk_token", None) and id_ != tokenizer.unk_token_id
+    return None if is_filler else piece
 
 
 def _text(tokenizer, id_, piece, text):
@@ -53,16 +54,16 @@ def _text(tokenizer, id_, piece, text):
         return _byte_text(tokenizer, id_, int(byte[1], 16))
     if "\ufffd" in text:
         return _bytes_text(piece, text) or f"<id {id_}>"
-    if piece.startswith("▁") and not text.startswith(" "):
-        return " " + text
-    return text or piece
+    spaces = len(piece) - len(piece.lstrip("▁"))
+    return " " * spaces + text.lstrip(" ") if spaces else text or piece
 
 
 def _byte_text(tokenizer, id_, byte):
     """A token that stands for a byte: as its character where no other token does, such as the line break of Llama 2."""
     character = chr(byte)
     piece = "▁" if character == " " else character
-    if byte >= 0x80 or tokenizer.convert_tokens_to_ids(piece) not in (None, tokenizer.unk_token_id, id_):
+    shown = character in "\n\r\t" or 0x20 <= byte < 0x7F
+    if not shown or tokenizer.convert_tokens_to_ids(piece) not in (None, tokenizer.unk_token_id, id_):
         return f"\\x{byte:02x}"
     return character
 

@@ -45,7 +45,7 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
         `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
     """
     logits = {}
-    for places, batch in task.tokens(which, rows, model.device).forward_batches(model):
+    for places, batch in task.tokens(which, rows, model.device).forward_batches(model, rows):
         # Only these places go through the output matrix.
         ends, index = batch.positions["END"].unique(return_inverse=True)
         found = model(

@@ -42,15 +42,19 @@ class TokenBatch:
     lengths: torch.Tensor
     positions: dict[str, torch.Tensor]
 
-    def forward_batches(self, model) -> Iterator[tuple[list[int], "TokenBatch"]]:
+    def forward_batches(self, model, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], "TokenBatch"]]:
         """The prompts that can share a forward pass of a model, with their places in this batch; see [`length_groups`].
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]): The model that will read them.
+            rows (`Sequence[int]`, *optional*): Which rows of the task they are, for the error; by default the first.
 
         Raises:
             [`TranscoderError`]: the model cannot read a prompt.
         """
         lengths = self.lengths.tolist()
         prompts = [ids[:length] for ids, length in zip(self.input_ids, lengths, strict=True)]
-        check_tokens(model, prompts, "Prompt", range(len(prompts)))
+        check_tokens(model, prompts, "Prompt", range(len(prompts)) if rows is None else rows)
         for places in length_groups(model, lengths):
             yield places, self if len(places) == len(lengths) else self.select(places)
 

@@ -67,7 +67,8 @@ def component_outputs(
     """
     order, batches = [], []
     for rows in torch.arange(len(task)).split(batch_size):
-        for places, tokens in task.tokens(which, rows.tolist(), base.device).forward_batches(base):
+        numbers = rows.tolist()
+        for places, tokens in task.tokens(which, numbers, base.device).forward_batches(base, numbers):
             order.append(rows[places])
             batches.append(_component_outputs(base, task, tokens, position))
     return ComponentOutputs(*(_in_order(order, each) for each in zip(*batches, strict=True)))
@@ -172,7 +173,8 @@ def attention_between(
     """
     order, found = [], []
     for rows in torch.arange(len(task)).split(batch_size):
-        for places, tokens in task.tokens(which, rows.tolist(), base.device).forward_batches(base):
+        numbers = rows.tolist()
+        for places, tokens in task.tokens(which, numbers, base.device).forward_batches(base, numbers):
             order.append(rows[places])
             found.append(_attention_between(base, task, tokens, query, keys))
     return _in_order(order, found).permute(1, 3, 2, 0)

@@ -90,9 +90,9 @@ def length_groups(model: PreTrainedModel, lengths: Sequence[int]) -> Iterator[li
         regime = tuple(max(length, end) if kind == "dynamic" else length > end for _, _, kind, end in dependent)
         groups.setdefault(regime, []).append(row)
     for rows in groups.values():
-        forget_lengths_(model)
+        _forget_(dependent)
         yield rows
-    forget_lengths_(model)
+    _forget_(dependent)
 
 
 def same_positions(model: PreTrainedModel, one: int, other: int) -> bool:
@@ -102,7 +102,11 @@ def same_positions(model: PreTrainedModel, one: int, other: int) -> bool:
 
 def forget_lengths_(model: PreTrainedModel) -> None:
     """Give rotary embeddings of the type `dynamic` the frequencies that they are loaded with."""
-    for module, prefix, kind, end in _length_dependent(model):
+    _forget_(_length_dependent(model))
+
+
+def _forget_(dependent):
+    for module, prefix, kind, end in dependent:
         if kind == "dynamic" and getattr(module, f"{prefix}max_seq_len_cached", module.max_seq_len_cached) != end:
             device = getattr(module, f"{prefix}inv_freq").device
             original = getattr(module, f"{prefix}original_inv_freq").to(device)

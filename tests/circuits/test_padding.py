@@ -163,7 +163,7 @@ def test_losses_under_an_intervention_are_those_of_each_text_alone(name, how):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "per_row"), [("gpt2", False), ("gpt2", True), ("llama", True)])
+@pytest.mark.parametrize(("name", "per_row"), [("gpt2", False), ("mistral", True), ("llama", True)])
 def test_edits_of_a_padded_batch_count_the_tokens_of_each_row(name, per_row):
     """Also while generating, where new tokens follow the prompt of each row."""
     model = tiny_model(name)
@@ -179,9 +179,9 @@ def test_edits_of_a_padded_batch_count_the_tokens_of_each_row(name, per_row):
         with intervene(model, transcoders, lists[row % len(lists)]):
             new.append(model.generate(torch.tensor([text]), **generate)[0, len(text) :].tolist())
     batch = batch_of("left")
-    for use_cache in (True, False):
+    for how in ({"use_cache": True}, {"use_cache": False}, {"cache_implementation": "static"}):
         with intervene(model, transcoders, lists):
-            output = model.generate(**batch, **generate, use_cache=use_cache)
+            output = model.generate(**batch, **generate, **how)
         assert output[:, batch["input_ids"].shape[1] :].tolist() == new
     with pytest.raises(TranscoderError, match="the prompt has the positions 0 to 4"):
         with intervene(model, transcoders, [FeatureEdit(LOW, 1, 6)]):

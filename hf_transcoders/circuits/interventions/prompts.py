@@ -2,7 +2,9 @@
 
 import functools
 from contextlib import ExitStack
+from dataclasses import replace
 
+import torch
 from transformers import PreTrainedModel
 
 from ...lm.forwards import ForwardTokens, before_forward
@@ -24,6 +26,8 @@ class PromptTracker:
         self.tokens: ForwardTokens | None = None
         self.length: int | None = None
         self._generating = False
+        # Of the prompts that `generate` got, `(prompts, seq)`.
+        self._mask: torch.Tensor | None = None
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
         """Follow `model` until `stack` closes."""
@@ -37,15 +41,22 @@ class PromptTracker:
             given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
             prompt = next((tensor for tensor in given if tensor is not None), None)
             self.length = None if prompt is None else prompt.shape[1]
+            self._mask = kwargs.get("attention_mask")
             self._generating = True
             try:
                 return generate(*args, **kwargs)
             finally:
-                self._generating = False
+                self._generating, self._mask = False, None
 
         hide_method(stack, model, "generate", tracked)
 
     def _begin(self, tokens: ForwardTokens):
-        self.tokens = tokens
         if self.length is None or (tokens.start == 0 and not self._generating):
             self.length = tokens.start + tokens.length
+        self.tokens = tokens
+        if tokens.real is None and self._mask is not None and not self._mask.all():
+            # With a cache of fixed size the model gets a mask for attention, from which padding cannot be told.
+            prompts = self._mask.bool().repeat_interleave(tokens.batch // len(self._mask), dim=0)
+            end = tokens.start + tokens.length
+            new = prompts.new_ones(tokens.batch, max(end - prompts.shape[1], 0))
+            self.tokens = replace(tokens, real=torch.cat([prompts, new], dim=1)[:, :end])

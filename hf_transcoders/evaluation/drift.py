@@ -300,7 +300,9 @@ class DriftProbe:
     def _measure(self, model, first=False) -> "_Measurement":
         named = self.dictionaries
         evaluator = self._evaluator(model)
-        together = len(named) > 1 and len({locate(model, d.config.output_site) for d in named.values()}) == len(named)
+        together = len(named) > 1 and len({locate(model, d.config.output_site).place for d in named.values()}) == len(
+            named
+        )
         with in_own_precision(model), in_eval_mode(model, *named.values()):
             by_group = [evaluator.measure_fidelity(named, blocks) for blocks in self.groups]
             losses = evaluator.measure_losses(named, together=together)

@@ -14,9 +14,18 @@ from .. import __version__
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
+from ..lm.forwards import check_head
 from ..models import TranscoderModel, TranscoderSet
 from .evaluation_report import TOGETHER, EvaluationReport
-from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
+from .partial_forward import (
+    block_of,
+    final_hidden_states,
+    logits_of,
+    record_block_outputs,
+    restart_at,
+    runs_head_apart,
+    vocabulary_size,
+)
 from .statistics import (
     FeatureStatistics,
     LossStatistics,
@@ -90,11 +99,7 @@ class TranscoderEvaluator:
         dataset_split: str | None = None,
         progress: bool = True,
     ):
-        if base_model.get_output_embeddings() is None:
-            raise TranscoderError(
-                f"{type(base_model).__name__} has no language-model head, so it has no losses: load the model with "
-                "AutoModelForCausalLM."
-            )
+        check_head(base_model)
         self.base_model = base_model
         self.batch_size = batch_size
         self.skip_first = skip_first
@@ -288,13 +293,15 @@ class TranscoderEvaluator:
             with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
                 original = final_hidden_states(model, input_ids)[:, :-1][counted]
             pending = {ORIGINAL: original}
+            # Logits are many times as wide as hidden states.
+            most = _MAX_PENDING if runs_head_apart(model, input_ids) else 1
             for variant in variants:
                 with ExitStack() as stack:
                     if variant.start:
                         stack.enter_context(restart_at(model, variant.start, below[variant.start - 1]))
                     stack.enter_context(variant.change(mask))
                     pending[variant.key] = final_hidden_states(model, input_ids)[:, :-1][counted]
-                if len(pending) == _MAX_PENDING:
+                if len(pending) >= most:
                     self._update_losses(losses, original, labels, pending)
                     pending = {}
             self._update_losses(losses, original, labels, pending)
@@ -303,7 +310,7 @@ class TranscoderEvaluator:
     def _update_losses(self, losses, original, labels, pending):
         """Take in the final hidden states of several models, a few positions at a time."""
         model = self.base_model
-        positions = max(1, _MAX_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+        positions = max(1, _MAX_ELEMENTS // vocabulary_size(model))
         for start in range(0, len(labels) if pending else 0, positions):
             part = slice(start, start + positions)
             compare = NextTokenComparison(logits_of(model, original[part]), labels[part])

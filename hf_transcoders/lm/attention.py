@@ -72,6 +72,32 @@ class AttentionCall:
         return (pattern @ self.value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
 
+def softmax_pattern(
+    products: torch.Tensor, mask: torch.Tensor, scaling: float, options: dict[str, Any], sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Where heads look, as most families compute it: a softmax, scaled, capped and with sinks where the model has them.
+
+    Args:
+        products (`torch.Tensor` of shape `(..., queries, keys)`): Products of queries and keys.
+        mask (`torch.Tensor`): What is added, in a shape that broadcasts.
+        scaling (`float`): What the products are multiplied with.
+        options (`dict`): Those of the [`AttentionCall`].
+        sinks (`torch.Tensor`, *optional*): Scores of nothing, in a shape that broadcasts to `(..., queries, 1)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., queries, keys)`, in the dtype of `products`.
+    """
+    scores = products * scaling
+    softcap = options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores += mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores).expand(*scores.shape[:-1], 1)], dim=-1)
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(products.dtype)
+    return pattern if sinks is None else pattern[..., :-1]
+
+
 @dataclass(frozen=True)
 class _Editor:
     query: Callable | None = None
@@ -162,7 +188,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
     """
-    modules = [locate(model, Site("attn.out", layer)).module for layer in range(num_layers(model))]
+    modules = [locate(model, Site("attn.in", layer)).module for layer in range(num_layers(model))]
     kinds = {type(module) for module in modules}
     editable = all(_eager(module) is not None for module in modules) and model._can_set_attn_implementation()
     if not editable or getattr(model.config, "reorder_and_upcast_attn", False):

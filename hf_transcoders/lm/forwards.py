@@ -1,12 +1,14 @@
-"""Which tokens a forward gets, also within `generate`."""
+"""Which tokens a forward gets, also within `generate`, and what it returns."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
+
+from ..errors import TranscoderError
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,56 @@ def before_forward(stack: ExitStack, model: PreTrainedModel, function: Callable[
         function(ForwardTokens(input_ids, batch, start, length))
 
     stack.callback(decoder.register_forward_pre_hook(announce, with_kwargs=True).remove)
+
+
+# Named outputs, and no loss over routers, of which not all may run.
+_PLAIN = {"return_dict": True, "output_router_logits": False}
+
+
+@contextmanager
+def named_outputs(model: PreTrainedModel) -> Iterator[None]:
+    """Let the forwards of a model return named outputs and compute no more than these, whatever its config says."""
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    earlier = [
+        (config, name, getattr(config, name))
+        for config in configs
+        for name, plain in _PLAIN.items()
+        if getattr(config, name, plain) != plain
+    ]
+    try:
+        for config, name, _ in earlier:
+            setattr(config, name, _PLAIN[name])
+        yield
+    finally:
+        for config, name, value in earlier:
+            setattr(config, name, value)
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """
+    Raises [`TranscoderError`] where a model computes no logits of tokens.
+    """
+    if model.get_output_embeddings() is None and not model.can_generate():
+        raise TranscoderError(
+            f"{type(model).__name__} has no language-model head, so it has no logits: load the model with "
+            "AutoModelForCausalLM."
+        )
+
+
+def forward_logits(model: PreTrainedModel, **inputs) -> torch.Tensor:
+    """
+    Run a causal language model and return its logits.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        inputs: What its forward takes.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, seq, vocab)`.
+
+    Raises:
+        [`TranscoderError`]: the model has no language-model head.
+    """
+    check_head(model)
+    with named_outputs(model):
+        return model(**inputs).logits

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import architecture_of, locate, num_layers
-from .attention import edit_attention
+from .attention import attention_modules, edit_attention
 from .capture import capture
 from .forwards import ForwardTokens, before_forward
+from .heads import check_projected
 from .hooks import hide_forward
 from .norms import frozen_norm, norm_bias
 from .sites import Site, parse_sites
@@ -33,6 +34,8 @@ class FrozenRun:
             Where the heads of each layer look, `(batch, heads, seq, seq)`.
         mlp_outputs (`list[torch.Tensor]`):
             `mlp.out` of each layer, `(batch, seq, hidden)`.
+        mlp_others (`list[tuple]`):
+            What the module of each layer's `mlp.out` returns beside it: nothing, but for the routers of some families.
         activations (`dict[Site, torch.Tensor]`):
             The activations at the sites that were asked for, `(batch, seq, width)`.
     """
@@ -41,6 +44,7 @@ class FrozenRun:
     norms: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
     patterns: list[torch.Tensor]
     mlp_outputs: list[torch.Tensor]
+    mlp_others: list[tuple]
     activations: dict[Site, torch.Tensor]
 
 
@@ -60,12 +64,15 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         [`FrozenRun`]
 
     Raises:
-        [`TranscoderError`]: the family is not known, its attention cannot be edited, or a site does not exist.
+        [`TranscoderError`]: the family is not known, its attention cannot be edited or its heads are not linear once
+            their patterns are frozen, or a site does not exist.
     """
+    attention_modules(model)
+    check_projected(model, "value")
     layers = range(num_layers(model))
     outputs = [Site("mlp.out", layer) for layer in layers]
     extra = parse_sites(sites) if (sites := list(sites)) else []
-    norm_inputs, patterns = {}, [None] * len(layers)
+    norm_inputs, patterns, others = {}, [None] * len(layers), [()] * len(layers)
 
     def keep_pattern(pattern, layer):
         patterns[layer] = pattern
@@ -76,6 +83,8 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, pattern=keep_pattern))
         activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
+        for layer in layers:
+            keep_others(stack, model, layer, others)
         for norm in _norms(model):
             stack.callback(norm.register_forward_pre_hook(keep_input).remove)
         model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
@@ -84,6 +93,7 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         norms={norm: frozen_norm(norm, _widened(at)) for norm, at in norm_inputs.items()},
         patterns=patterns,
         mlp_outputs=[activations[site] for site in outputs],
+        mlp_others=others,
         activations={site: activations[site] for site in extra},
     )
 
@@ -132,7 +142,7 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
         if mlps:
             for layer, output in enumerate(run.mlp_outputs):
                 constant = functools.partial(_constant, output)
-                hold.module(stack, locate(model, Site("mlp.out", layer)).module, constant)
+                hold.module(stack, locate(model, Site("mlp.out", layer)).module, constant, run.mlp_others[layer])
         stack.enter_context(edit_attention(model, pattern=hold.pattern))
         yield
 
@@ -164,7 +174,9 @@ class _Hold:
                 "in which nothing is frozen."
             )
 
-    def module(self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
+    def module(
+        self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], others: tuple = ()
+    ):
         """Let `function` compute the frozen positions of a module's output from those of its input."""
         original = module.forward
 
@@ -176,8 +188,10 @@ class _Hold:
             shaped = hidden_states.reshape(self.tokens.batch, self.tokens.length, -1)
             output = function(shaped[:, : self.count])
             if self.count < self.tokens.length:
-                output = torch.cat([output, original(shaped[:, self.count :].contiguous())], dim=1)
-            return output.reshape(*hidden_states.shape[:-1], -1)
+                free = original(shaped[:, self.count :].contiguous())
+                output = torch.cat([output, free[0] if others else free], dim=1)
+            output = output.reshape(*hidden_states.shape[:-1], -1)
+            return (output, *others) if others else output
 
         hide_forward(stack, module, forward)
 
@@ -188,6 +202,15 @@ class _Hold:
         recorded = F.pad(self.run.patterns[layer], (0, pattern.shape[-1] - self.count))
         recorded = recorded.expand(len(pattern), -1, -1, -1)
         return torch.cat([recorded, pattern[:, :, self.count :]], dim=2)
+
+
+def keep_others(stack: ExitStack, model: PreTrainedModel, layer: int, others: list[tuple]) -> None:
+    """Set `others[layer]` to what the module of the layer's `mlp.out` returns beside it, in every forward until `stack` closes."""
+
+    def keep(module, args, output):
+        others[layer] = output[1:] if isinstance(output, tuple) else ()
+
+    stack.callback(locate(model, Site("mlp.out", layer)).module.register_forward_hook(keep).remove)
 
 
 def _norms(model) -> list[nn.Module]:

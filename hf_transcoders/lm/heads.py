@@ -5,19 +5,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import TranscoderError
 from .architectures import architecture_of
 from .attention import attention_modules, num_heads
 
 
 def output_weight(model: PreTrainedModel, layer: int) -> torch.Tensor:
     """The output projection of each head of a layer, `(heads, head_dim, hidden)`."""
-    weight, _ = _weights(_output_projection(model, layer))
+    weight, _ = _weights(output_projection(model, layer))
     return weight.T.unflatten(0, (num_heads(model)[0], -1))
 
 
 def output_bias(model: PreTrainedModel, layer: int) -> torch.Tensor | None:
     """What the output projection of a layer adds at every token, `(hidden,)`."""
-    return _output_projection(model, layer).bias
+    return output_projection(model, layer).bias
 
 
 def query_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -39,9 +40,32 @@ def value_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torc
     return _projection(model, layer, "value")
 
 
+def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The module that takes what the heads of a layer read back to the hidden size."""
+    name = architecture_of(model).attention_output
+    module = attention_modules(model)[layer]
+    if name is None:
+        raise TranscoderError(
+            f"The output projection of the heads of this {model.config.model_type} model is not known: register the "
+            "family with its `attention_output`."
+        )
+    return module.get_submodule(name)
+
+
+def check_projected(model: PreTrainedModel, part: str) -> None:
+    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is no linear map of what attention reads."""
+    architecture = architecture_of(model)
+    if architecture.fused_qkv is None and getattr(architecture, part) is None:
+        raise TranscoderError(
+            f"The {part} of the heads of this {model.config.model_type} model is not known to be one projection of what "
+            "attention reads, so heads have no linear maps: patch or edit heads, or use a model of another family."
+        )
+
+
 def _projection(model, layer, part):
     architecture = architecture_of(model)
     module = attention_modules(model)[layer]
+    check_projected(model, part)
     heads, kv_heads = num_heads(model)
     count = heads if part == "query" else kv_heads
     if architecture.fused_qkv is None:
@@ -61,10 +85,6 @@ def _fused_rows(part, heads, kv_heads, width, by_head):
         return rows.view(heads, 3, -1)[:, number].reshape(-1)
     head_dim = width // (heads + 2 * kv_heads)
     return rows.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])[number]
-
-
-def _output_projection(model, layer) -> nn.Module:
-    return attention_modules(model)[layer].get_submodule(architecture_of(model).attention_output)
 
 
 def _weights(projection):

@@ -29,8 +29,19 @@ class _SiteHook:
                 "not a tensor; choose a site inside or around it."
             )
         shaped = value if self.batch_shape is None else value.view(*self.batch_shape, value.shape[-1])
+        scale, copied = self.location.scale, self.location.copied
+        if scale != 1:
+            shaped = shaped * scale
+        elif copied:
+            shaped = shaped.clone()
         result = self.function(shaped)
-        return result.reshape(value.shape) if self.writes else None
+        if not self.writes:
+            return None
+        result = result.reshape(value.shape)
+        if scale != 1:
+            return result / scale
+        # What is written may be one tensor expanded, or kept by whoever wrote it.
+        return result.clone() if copied else result
 
 
 class _InputHook(_SiteHook):

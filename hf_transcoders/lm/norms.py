@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,16 @@ def norm_gain(norm: nn.Module, width: int) -> NormGain:
     """
     # In fp32: a model in bf16 has its gains exactly, and their sum with a one is not rounded.
     ones = torch.ones(width, device=next(norm.parameters(), torch.empty(0)).device)
-    if isinstance(norm, nn.LayerNorm):
+    if type(norm) is nn.LayerNorm:
         return NormGain(ones if norm.weight is None else norm.weight, centres=True)
     # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
     signs = ones.clone()
     signs[1::2] = -1
     # Large, so that the epsilon does not count.
-    gain = signs * (norm(1e3 * signs) - norm(-1e3 * signs)) / 2
-    centres = (norm(1e3 * ones) - norm(-1e3 * ones)).abs().max() < 1e-3 * gain.abs().max()
+    weights = {name: weight.float() for name, weight in norm.named_parameters()}
+    up, down, high, low = (functional_call(norm, weights, 1e3 * at) for at in (signs, -signs, ones, -ones))
+    gain = signs * (up - down) / 2
+    centres = (high - low).abs().max() < 1e-3 * gain.abs().max()
     return NormGain(gain, bool(centres))
 
 
@@ -49,7 +52,7 @@ def norm_scale(norm: nn.Module, at: torch.Tensor) -> torch.Tensor:
     """The scale of a norm at `at (..., hidden)`, shape `(..., 1)`: `norm(at)` is its [`NormGain`] times this, and a bias."""
     if isinstance(norm, nn.LayerNorm):
         return (at.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt()
-    scaled, exact = norm_gain(norm, at.shape[-1]).push(at), norm(at)
+    scaled, exact = norm_gain(norm, at.shape[-1]).push(at), norm(at) - norm_bias(norm)
     return (exact * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True)
 
 
@@ -95,29 +98,10 @@ def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
     return FrozenNorm(norm_scale(norm, at), norm_gain(norm, at.shape[-1]))
 
 
-def fold_norm(norm: nn.Module, weight: torch.Tensor, after: bool = False) -> torch.Tensor:
-    """Weights with the gain of a norm, and the centring of a LayerNorm, folded in; its scale is left out.
-
-    Args:
-        norm (`torch.nn.Module`): A LayerNorm, or an RMSNorm of any family.
-        weight (`torch.Tensor` of shape `(..., hidden)`): Rows that read what the norm gives.
-        after (`bool`, *optional*, defaults to `False`): Whether the rows are written into the norm instead.
-
-    Returns:
-        `torch.Tensor`: of the shape of `weight`.
-    """
-    # Of a large constant an RMSNorm gives its gain, whether that is stored as such or, as in Gemma, less 1.
-    centres = isinstance(norm, nn.LayerNorm)
-    gain = norm.weight if centres else norm(weight.new_full(weight.shape[-1:], 1e3))
-    if centres and after:
-        weight = weight - weight.mean(-1, keepdim=True)
-    weight = weight if gain is None else weight * gain
-    return weight - weight.mean(-1, keepdim=True) if centres and not after else weight
-
-
 def norm_bias(norm: nn.Module) -> torch.Tensor | float:
     """What a norm adds to every token: its bias, or 0."""
-    return norm.bias if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0.0
+    bias = getattr(norm, "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else 0.0
 
 
 def _centred(rows, centres):

@@ -95,8 +95,9 @@ def replace(
         site, source = Site.parse(site), Site.parse(dictionary.config.input_site)
         _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
         _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
-        spliced = _Spliced(replacement, site, source, dictionary, error, features)
-        if locate(model, source) == locate(model, site):
+        read, written = locate(model, source), locate(model, site)
+        spliced = _Spliced(replacement, site, source, dictionary, error, features, read.scale / written.scale)
+        if read.place == written.place:
             writes[site] = spliced.rewrite
         else:
             reads.append((source, spliced.read))
@@ -198,13 +199,15 @@ def splice(
 class _Spliced:
     """One dictionary at work: what it reads on its way through the forward, and what it writes."""
 
-    def __init__(self, replacement, site, source, dictionary, error, features):
+    def __init__(self, replacement, site, source, dictionary, error, features, ratio):
         self.replacement = replacement
         self.site = site
         self.source = source
         self.dictionary = dictionary
         self.error = error
         self.features = features
+        # Of the value at the source to that at the site, where both are one place.
+        self.ratio = ratio
         self.inputs = None
 
     def read(self, inputs):
@@ -219,7 +222,7 @@ class _Spliced:
         return self._reconstruct(inputs, value)
 
     def rewrite(self, value):
-        return self._reconstruct(value, value)
+        return self._reconstruct(value if self.ratio == 1 else value * self.ratio, value)
 
     def _reconstruct(self, inputs, value):
         weight = next(self.dictionary.parameters(), inputs)
@@ -253,13 +256,13 @@ def _edited(model, reads, writes: Mapping[Site, Callable]):
                 f"'{site}' can be read but not written: the model has no module that passes it on; write to "
                 f"'layers.{site.layer}.attn.branch' instead."
             )
-        location = locate(model, site)
-        if location in targets:
-            raise TranscoderError(f"'{targets[location]}' and '{site}' are one place in this model; write to one.")
-        targets[location] = site
+        place = locate(model, site).place
+        if place in targets:
+            raise TranscoderError(f"'{targets[place]}' and '{site}' are one place in this model; write to one.")
+        targets[place] = site
     with ExitStack() as stack:
-        for location, site in targets.items():
-            write_at(stack, location, writes[site])
+        for site in targets.values():
+            write_at(stack, locate(model, site), writes[site])
         for site, read in reads:
             read_at(stack, locate(model, site), read)
         yield

@@ -3,6 +3,7 @@
 import torch
 
 from ..errors import TranscoderError
+from ..lm.forwards import forward_logits
 from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
 from .task import AnswerBatch, Task
 
@@ -53,9 +54,13 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
         )
     # Only these places go through the output matrix.
     places, index = batch.positions["END"].unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=places, use_cache=False
-    ).logits
+    logits = forward_logits(
+        model,
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=places,
+        use_cache=False,
+    )
     return logits[torch.arange(len(index), device=logits.device), index]
 
 

@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
+from ...lm.forwards import check_head, forward_logits
 from ...lm.heads import output_bias, output_weight, value_weight
 from ...lm.hooks import read_at
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
+from ...lm.stream import map_behind, multiplier_behind, norm_before, norm_behind
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
 
@@ -62,17 +64,19 @@ class LinearLayer:
     """The linear maps of one block.
 
     Args:
-        attention_norm, mlp_norm ([`FrozenNorm`]): Before attention and MLP, at `(seq, 1, hidden)`.
-        attention_post_norm, mlp_post_norm ([`FrozenNorm`], *optional*): Behind them, where the family has such norms.
+        attention_norm, mlp_norm ([`FrozenNorm`], *optional*):
+            Before attention and MLP, at `(seq, 1, hidden)`, where the family has such norms.
+        attention_post_norm, mlp_post_norm ([`FrozenNorm`], *optional*):
+            Behind them, where the family has such norms, or multiplies what it adds to the stream.
         attention_norm_bias, mlp_norm_bias, attention_post_bias, mlp_post_bias (`torch.Tensor` or `float`): Their biases.
         pattern (`torch.Tensor` of shape `(heads, seq, seq)`): Where each head looked.
         value (`torch.Tensor` of shape `(kv_heads * head_dim, hidden)`): Value projection.
         output (`torch.Tensor` of shape `(heads * head_dim, hidden)`): Output projection.
-        attention_constant (`torch.Tensor` of shape `(hidden,)`): What biases make attention write at every token.
+        attention_constant (`torch.Tensor` of shape `(seq, hidden)`): What biases make attention write.
     """
 
-    attention_norm: FrozenNorm
-    mlp_norm: FrozenNorm
+    attention_norm: FrozenNorm | None
+    mlp_norm: FrozenNorm | None
     attention_post_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
     mlp_norm_bias: torch.Tensor | float
@@ -180,7 +184,7 @@ def record(
             handle = module.register_forward_hook(lambda module, args, output: kept.keep_positions(output))
             stack.callback(handle.remove)
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
-        logits = model(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits
+        logits = forward_logits(model, input_ids=ids, attention_mask=mask.to(ids), use_cache=False)
     heads = [_head_maps(model, layer) for layer in layers]
     return [
         _run_of(
@@ -213,6 +217,7 @@ class _Kept:
 
 def _check(model, dictionaries):
     """Dictionary name -> input and output site, if all of them can be part of a linear model."""
+    check_head(model)
     if model.training:
         raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
     attention_modules(model)
@@ -270,7 +275,7 @@ def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, s
         positions = kept.positions.expand(kept.values[Site("resid_pre", 0)].shape)[row, :length].float()
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     last = kept.at("resid_post", len(layers) - 1, row, length)
-    return LinearRun(
+    run = LinearRun(
         model=model,
         dictionaries=list(dictionaries.values()),
         names=names,
@@ -290,27 +295,31 @@ def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, s
         position_embedding=positions,
         parallel=has_parallel_residual(model),
     )
+    values = {site: kept.values[site][row, :length].float() for site in kept.values if site != "final"}
+    check_linear(run, values)
+    return run
 
 
 def _linear_layer(model, kept, heads, layer, row, length):
-    architecture = architecture_of(model)
-    block = locate(model, Site("resid_pre", layer)).module
     before = kept.at("resid_pre", layer, row, length)
     between = before if has_parallel_residual(model) else kept.at("resid_mid", layer, row, length)
 
-    def frozen(name, at):
-        if name is None:
-            return None, 0.0
-        norm = block.get_submodule(name)
-        return frozen_norm(norm, at[:, None]), norm_bias(norm)
+    def frozen_before(point, at):
+        norm = norm_before(model, Site(point, layer))
+        return (None, 0.0) if norm is None else (frozen_norm(norm, at[:, None]), norm_bias(norm))
 
-    attention_norm, attention_norm_bias = frozen(architecture.attention_norm, before)
-    mlp_norm, mlp_norm_bias = frozen(architecture.mlp_norm, between)
-    attention_post_norm, attention_post_bias = frozen(
-        architecture.attention_post_norm, kept.at("attn.out", layer, row, length)
-    )
-    mlp_post_norm, mlp_post_bias = frozen(architecture.mlp_post_norm, kept.at("mlp.out", layer, row, length))
+    def frozen_behind(point):
+        site = Site(point, layer)
+        norm = norm_behind(model, site)
+        bias = 0.0 if norm is None else norm_bias(norm) * multiplier_behind(model, site)
+        return map_behind(model, site, kept.at(point, layer, row, length)[:, None]), bias
+
+    attention_norm, attention_norm_bias = frozen_before("attn.in", before)
+    mlp_norm, mlp_norm_bias = frozen_before("mlp.in", between)
+    attention_post_norm, attention_post_bias = frozen_behind("attn.out")
+    mlp_post_norm, mlp_post_bias = frozen_behind("mlp.out")
     value, output, constant = heads
+    pattern = kept.patterns[layer][row, :, :length, :length].float()
     return LinearLayer(
         attention_norm=attention_norm,
         mlp_norm=mlp_norm,
@@ -320,29 +329,29 @@ def _linear_layer(model, kept, heads, layer, row, length):
         attention_norm_bias=attention_norm_bias,
         attention_post_bias=attention_post_bias,
         mlp_post_bias=mlp_post_bias,
-        pattern=kept.patterns[layer][row, :, :length, :length].float(),
+        pattern=pattern,
         value=value,
         output=output,
-        attention_constant=constant,
+        # Patterns sum to one, or to less in a model with attention sinks.
+        attention_constant=pattern.sum(-1).T @ constant[0] + constant[1],
     )
 
 
 def _head_maps(model, layer):
-    """Value and output projection of all heads, and what biases make attention write: the same for every prompt."""
+    """Value and output projection of all heads, and what the bias of each makes it write for what it reads: the same for every prompt."""
     weight, bias = value_weight(model, layer)
     output = output_weight(model, layer).float()
     heads, kv_heads = len(output), len(weight)
-    # Patterns sum to one, so a constant value is read as it is at every token.
     constant = torch.zeros(weight.shape[:2], device=weight.device)
-    norm = locate(model, Site("resid_pre", layer)).module.get_submodule(architecture_of(model).attention_norm)
-    if isinstance(added := norm_bias(norm), torch.Tensor):
+    norm = norm_before(model, Site("attn.in", layer))
+    if norm is not None and isinstance(added := norm_bias(norm), torch.Tensor):
         constant = constant + weight.float() @ added.float()
     if bias is not None:
         constant = constant + bias.float()
-    written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
-    if (added := output_bias(model, layer)) is not None:
-        written = written + added.float()
-    return weight.float().flatten(0, 1), output.flatten(0, 1), written
+    written = torch.einsum("hd,hdo->ho", constant.repeat_interleave(heads // kv_heads, 0), output)
+    added = output_bias(model, layer)
+    added = output.new_zeros(output.shape[-1]) if added is None else added.float()
+    return weight.float().flatten(0, 1), output.flatten(0, 1), (written, added)
 
 
 def _written(dictionary, number, site, read, true, skip_first):
@@ -404,3 +413,49 @@ def _whole_mlp(output, layer):
 def _offsets(position, length):
     counts = torch.bincount(position, minlength=length)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def check_linear(run: LinearRun, values: dict[Site, torch.Tensor]) -> None:
+    """
+    Raises [`TranscoderError`] where the linear maps of a run do not give what the model had: rows would not sum.
+
+    Args:
+        run ([`LinearRun`]): A recorded prompt.
+        values (`dict[Site, torch.Tensor]`): The activations of the model at every point of every layer, `(seq, width)`.
+    """
+    points, errors = [], []
+    for layer, maps in enumerate(run.layers):
+        at = {site.point: value for site, value in values.items() if site.layer == layer}
+        for point, ours in _given_by_parts(maps, at, run.parallel).items():
+            points.append(Site(point, layer))
+            errors.append((ours - at[point]).norm() / at[point].norm().clamp(min=torch.finfo(torch.float32).tiny))
+    tolerance = 1e-3 if run.model.dtype in (torch.float32, torch.float64) else 5e-2
+    # Read off the device once.
+    for site, error in zip(points, torch.stack(errors).tolist(), strict=True):
+        if not error <= tolerance:
+            raise TranscoderError(
+                f"'{site}' of this {run.model.config.model_type} model is off by {error:.2g} of its norm from what its "
+                "parts give, so rows of a graph would not sum: the block does more than norms, heads and an MLP that add "
+                "to the stream, something edits it, or the family was registered with other modules than its own."
+            )
+
+
+def _given_by_parts(maps, at, parallel):
+    """The activations of a layer by point, as the linear maps give them from those before."""
+
+    def through(norm, bias, value):
+        return value if norm is None else norm(value[:, None])[:, 0] + bias
+
+    heads, width = len(maps.pattern), len(maps.output) // len(maps.pattern)
+    values = ((at["attn.in"] - maps.attention_norm_bias) @ maps.value.T).unflatten(1, (-1, width))
+    values = values.repeat_interleave(heads // values.shape[1], dim=1)
+    z = (maps.pattern @ values.transpose(0, 1)).transpose(0, 1).flatten(1)
+    branches = {
+        "attn.in": through(maps.attention_norm, maps.attention_norm_bias, at["resid_pre"]),
+        "attn.out": z @ maps.output + maps.attention_constant,
+        "attn.branch": through(maps.attention_post_norm, maps.attention_post_bias, at["attn.out"]),
+        "mlp.in": through(maps.mlp_norm, maps.mlp_norm_bias, at["resid_pre" if parallel else "resid_mid"]),
+        "mlp.branch": through(maps.mlp_post_norm, maps.mlp_post_bias, at["mlp.out"]),
+    }
+    middle = {} if parallel else {"resid_mid": at["resid_pre"] + at["attn.branch"]}
+    return {**branches, **middle, "resid_post": at["resid_pre"] + at["attn.branch"] + at["mlp.branch"]}

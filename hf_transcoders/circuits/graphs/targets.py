@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
+from ...lm.architectures import architecture_of
 from ...lm.sites import Site
 from ...models.linear_parts import encoder_rows
 from .adjoint import FINAL, Functionals
@@ -161,15 +162,16 @@ def _resolve_tokens(run, target, position, tokenizer):
     head = run.model.get_output_embeddings()
     ids = [_token_id(token, tokenizer, len(head.weight)) for token in target.tokens]
     probabilities = run.logits[position].float().softmax(-1)
-    rows = head.weight[ids].float()
-    bias = None if head.bias is None else head.bias.float()
+    multiplier = architecture_of(run.model).logit_multiplier
+    rows = head.weight[ids].float() * multiplier
+    bias = None if head.bias is None else head.bias.float() * multiplier
     names = [_text(token, tokenizer) for token in ids]
     if len(ids) == 2:
         vector = rows[0] - rows[1]
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
         info = TargetInfo(target.label or f"{names[0]} - {names[1].lstrip()}", position, _or(target.weight, 1.0))
     else:
-        vector = rows[0] - head.weight.float().mean(0)
+        vector = rows[0] - head.weight.float().mean(0) * multiplier
         constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())
         probability = float(probabilities[ids[0]])
         weight = _or(target.weight, probability)

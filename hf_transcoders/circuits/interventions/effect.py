@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
+from ...lm.forwards import forward_logits
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import find_dictionary, named_dictionaries
@@ -127,7 +128,7 @@ def _forward(model, input_ids, reader, logits_to_keep):
     """Logits, and pre-activations and activations of what is to be read, `(batch, reads)`."""
     with ExitStack() as stack:
         activations = stack.enter_context(capture(model, reader.sites, stop=False)) if reader.sites else {}
-        logits = model(input_ids=input_ids, logits_to_keep=logits_to_keep, use_cache=False).logits
+        logits = forward_logits(model, input_ids=input_ids, logits_to_keep=logits_to_keep, use_cache=False)
     return logits, *reader(activations, len(input_ids))
 
 

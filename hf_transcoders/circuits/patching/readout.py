@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import locate, num_layers
+from ...lm.forwards import check_head, forward_logits
 from ...lm.hooks import hide_forward
 from ...lm.sites import Site
 from ...tasks import AnswerBatch, Task
@@ -45,6 +46,7 @@ class Readout:
     """
 
     def __init__(self, model: PreTrainedModel, task: Task, metric: str | Callable | None = None):
+        check_head(model)
         metric = task.metric if metric is None else metric
         if isinstance(metric, str) and metric not in _METRICS:
             raise TranscoderError(f"There is no metric '{metric}': choose from {', '.join(_METRICS)}, or a function.")
@@ -106,7 +108,7 @@ class Readout:
                 bias = None if head.bias is None else head.bias[self._columns]
                 weight = head.weight[self._columns]
                 hide_forward(stack, head, lambda states: linear(states, weight, bias))
-            return self.model(inputs_embeds=torch.zeros_like(rows), use_cache=False).logits[:, 0]
+            return forward_logits(self.model, inputs_embeds=torch.zeros_like(rows), use_cache=False)[:, 0]
 
     def _numbered(self, ids):
         """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""

@@ -15,6 +15,7 @@ from ...lm.heads import output_weight
 from ...lm.hooks import read_at
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
+from ...lm.stream import map_behind
 from ...tasks import Task
 from .results import PatchResult
 
@@ -76,7 +77,6 @@ def _component_outputs(base, task, which, position, rows):
     at = _position(task, tokens, position)
     prompts = torch.arange(len(at), device=base.device)
     layers = num_layers(base)
-    post_norm = architecture_of(base).attention_post_norm
     z, attention, mlps, final = {}, {}, {}, {}
 
     def keep(store, layer):
@@ -93,9 +93,9 @@ def _component_outputs(base, task, which, position, rows):
     parts = []
     for layer in range(layers):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        if post_norm is not None:
-            norm = locate(base, Site("resid_pre", layer)).module.get_submodule(post_norm)
-            added = frozen_norm(norm, attention[layer].float()[:, None])(added)
+        through = map_behind(base, Site("attn.out", layer), attention[layer].float()[:, None])
+        if through is not None:
+            added = through(added)
         parts.append(added)
     head_parts = torch.stack(parts, dim=1)
     mlp_parts = torch.stack([mlps[layer] for layer in range(layers)], dim=1).float()
@@ -127,7 +127,9 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
         raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
     unembedding = base.get_output_embeddings()
+    multiplier = architecture_of(base).logit_multiplier
     direction = _mean_of(unembedding.weight, answers.right) - _mean_of(unembedding.weight, answers.wrong)
+    direction = direction * multiplier
     norm = base.base_model.get_submodule(architecture_of(base).final_norm)
     values, rest = [], []
     for rows in torch.arange(len(task)).split(batch_size):
@@ -138,7 +140,7 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
         rest.append(((frozen_norm(norm, parts.final)(parts.rest) + norm_bias(norm)) * toward).sum(-1))
     rest = torch.cat(rest)
     if unembedding.bias is not None:
-        bias = unembedding.bias[:, None]
+        bias = unembedding.bias[:, None] * multiplier
         rest = rest + (_mean_of(bias, answers.right) - _mean_of(bias, answers.wrong))[:, 0]
     values = torch.cat(values, dim=2).cpu()
     heads = [str(head) for head in range(values.shape[1] - 1)] + ["mlp"]

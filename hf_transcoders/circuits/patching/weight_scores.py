@@ -11,8 +11,9 @@ from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention, num_heads
 from ...lm.heads import key_weight, output_weight, query_weight, value_weight
 from ...lm.hooks import read_at, write_at
-from ...lm.norms import fold_norm, norm_bias
+from ...lm.norms import norm_bias
 from ...lm.sites import Site
+from ...lm.stream import norm_behind, read_directions, written_directions
 
 
 _MOST_LOGITS = 64_000_000
@@ -46,7 +47,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(base)):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        post_norm = _post_norm(base, layer)
+        post_norm = norm_behind(base, Site("attn.out", layer))
         if post_norm is not None:
             # On a head's own output: the scale that this gives it is the final norm's to set anyway.
             added = post_norm(added.to(base.dtype)).float()
@@ -163,13 +164,11 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
         return torch.zeros(0, layers, heads)
 
     def folded(weight, layer):
-        norm = locate(base, Site("resid_pre", layer)).module.get_submodule(architecture_of(base).attention_norm)
-        each = fold_norm(norm, weight(base, layer)[0].float())
+        each = read_directions(base, Site("attn.in", layer), weight(base, layer)[0].float())
         return each if len(each) == heads else each.repeat_interleave(heads // kv_heads, dim=0)
 
     def outward(layer):
-        weight, post_norm = output_weight(base, layer).float(), _post_norm(base, layer)
-        return weight if post_norm is None else fold_norm(post_norm, weight, after=True)
+        return written_directions(base, Site("attn.out", layer), output_weight(base, layer).float())
 
     # W_OV of a sender is `written^T read`, both (head_dim, hidden); only the Gram matrix of `read` matters to the norm.
     by_layer = {layer: (outward(layer), folded(value_weight, layer)) for layer in {layer for layer, _ in senders}}
@@ -219,8 +218,3 @@ def _give_first_output(stack, base):
     read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
     for layer in range(1, num_layers(base)):
         write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
-
-
-def _post_norm(base, layer):
-    name = architecture_of(base).attention_post_norm
-    return None if name is None else locate(base, Site("resid_pre", layer)).module.get_submodule(name)

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.forwards import forward_logits, named_outputs
 from ...tasks import Task
 from ..patching import AttentionEdit, edited_attention
 
@@ -62,12 +63,14 @@ def predict_at_end(
     for rows in tqdm(batches, desc=f"predicting {task.name}", disable=not progress):
         ids = task.tokens("clean", rows, base.device).input_ids
         among = task.answers(rows, base.device).candidates
-        before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        with named_outputs(base):
+            before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for name, edits in conditions.items():
             with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):
                 # A forward adds to the cache, which the next condition needs as it was.
                 cache = copy.deepcopy(before)
-                logits = base(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1].float()
+                logits = forward_logits(base, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                logits = logits[:, -1].float()
             tokens[name][rows] = logits.argmax(-1).cpu()
             scores = logits.gather(1, among.clamp(min=0)).masked_fill(among < 0, -torch.inf)
             candidates[name][rows] = among.gather(1, scores.argmax(1, keepdim=True))[:, 0].cpu()

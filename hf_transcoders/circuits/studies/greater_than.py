@@ -15,6 +15,7 @@ from ...evaluation.evaluator import in_eval_mode
 from ...lm import Site, architecture_of, locate, site_width
 from ...lm.architectures import Location
 from ...lm.norms import frozen_norm
+from ...lm.stream import map_behind
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...tasks.metrics import Estimate, accuracy, estimate
@@ -351,12 +352,13 @@ class _Measured:
         device = self.model.device
         writes = decoder_rows(self.transcoder, features).to(device)[:, None]
         architecture = architecture_of(self.model)
-        if self.place.point == "mlp.out" and architecture.mlp_post_norm:
-            post_norm = locate(self.model, Site("mlp.branch", self.place.layer)).module
-            writes = frozen_norm(post_norm, self.seen["output"][:, -1].float())(writes)
+        through = map_behind(self.model, self.place, self.seen["output"][:, -1].float())
+        if through is not None:
+            writes = through(writes)
         final_norm = self.model.base_model.get_submodule(architecture.final_norm)
         writes = frozen_norm(final_norm, self.seen["stream"][:, -1].float())(writes)
         per_unit = writes @ self.model.get_output_embeddings().weight[self.tokens].float().T
+        per_unit = per_unit * architecture.logit_multiplier
         high, low = (list(self.prompts.candidates).index(ending) for ending in DIRECTIONS[self.prompts.variant])
         towards = per_unit[..., high] - per_unit[..., low]
         effect = (towards * self.activations(features)[:, -1].T.to(device)).mean(-1)

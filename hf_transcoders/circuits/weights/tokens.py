@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...evaluation.features import token_texts
+from ...lm.architectures import architecture_of
 from .connections import MAX_ELEMENTS
 
 
@@ -40,8 +41,12 @@ def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
     The embedding module is called rather than its weight read: Gemma's multiplies by the root of the width.
     """
-    module = model.get_input_embeddings()
-    rows = module(ids.to(model.device)).detach().float()
+    architecture = architecture_of(model)
+    names = architecture.embeddings
+    rows = ids.to(model.device)
+    for name in (names,) if isinstance(names, str) else names:
+        rows = model.base_model.get_submodule(name)(rows)
+    rows = rows.detach().float() * architecture.embedding_multiplier
     if rows.shape[-1] != model.config.get_text_config().hidden_size:
         raise TranscoderError(
             "The embeddings of this model are not as wide as its residual stream, so no tokens can be read off directions."

@@ -163,7 +163,7 @@ class ActivationHarvester:
                 self.base_model(input_ids=input_ids)
             else:
                 self.base_model(input_ids=input_ids, attention_mask=attention_mask)
-            values = {site: activations[site] for site in self.sites}
+            values = {site: activations.of_tokens(site, input_ids.shape) for site in self.sites}
         keep = attention_mask.clone()
         keep[:, : self.skip_first] = False
         if self.special_token_ids.numel():

@@ -185,7 +185,8 @@ class TranscoderEvaluator:
         with capture(self.base_model, sites) as activations:
             for input_ids, mask in self._progress(blocks or self.blocks, "fidelity"):
                 self.base_model(input_ids=input_ids)
-                values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
+                values = {site: activations.of_tokens(site, input_ids.shape) for site in sites}
+                values = {site: value[mask.to(value.device)] for site, value in values.items()}
                 for site, rows in values.items():
                     if not rows.isfinite().all():
                         raise TranscoderError(
@@ -337,7 +338,7 @@ class TranscoderEvaluator:
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
         """How the numbers were measured, as [`EvaluationReport`] has it."""
         config = self.base_model.config
-        bos = config.get_text_config().bos_token_id
+        bos = getattr(config.get_text_config(), "bos_token_id", None)
         return {
             "base_model": config.name_or_path or None,
             "base_model_revision": getattr(config, "_commit_hash", None),

@@ -7,15 +7,19 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..lm import Site, capture
+from ..lm.architectures import architecture_of
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
 from .evaluator import in_eval_mode
 from .token_blocks import TokenBlocks
 
+
+logger = logging.get_logger(__name__)
 
 # Elements of the largest temporary, the features of some blocks.
 _MAX_ELEMENTS = 2**23
@@ -52,8 +56,8 @@ class FeatureExplanation:
         contexts (`list[FeatureContext]`): Where it fires most, strongest first, at most one per block.
         top_tokens, bottom_tokens (`list[tuple[str, float]]`):
             The tokens whose logits it raises and lowers most per unit of activation, through the final norm's gain and
-            the unembedding (the norm's scale and everything in between are left out). Empty where the dictionary does
-            not write to the residual stream.
+            the unembedding (the norm's scale and everything in between are left out). Empty, and a warning says why, where
+            the dictionary does not write to the residual stream or the model's family is not registered.
     """
 
     index: int
@@ -355,8 +359,9 @@ def _inputs(base_model, dictionaries, blocks, rows) -> dict[Site, torch.Tensor]:
     """What some dictionaries read in some blocks, `(blocks, seq, d_in)` by site, from one forward."""
     sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
     with capture(base_model, sites) as captured:
-        base_model(input_ids=blocks.input_ids[torch.as_tensor(rows)].to(base_model.device))
-        return dict(captured)
+        ids = blocks.input_ids[torch.as_tensor(rows)]
+        base_model(input_ids=ids.to(base_model.device))
+        return {site: captured.of_tokens(site, ids.shape) for site in captured}
 
 
 def _activations(dictionary, inputs, blocks, rows, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -406,9 +411,8 @@ def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window
 
 def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
     site = Site.parse(dictionary.config.output_site)
-    hidden_size = base_model.config.get_text_config().hidden_size
-    widths = {dictionary.config.d_out, base_model.get_output_embeddings().weight.shape[-1]}
-    if widths != {hidden_size} or not (site.module or writes_to_stream(site)):
+    if why_not := _why_no_logits(base_model, dictionary, site):
+        logger.warning_once(f"The tokens that features promote are left out: {why_not}.")
         return [[] for _ in features], [[] for _ in features]
     rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(base_model.device)
     if site.module is None:
@@ -422,6 +426,22 @@ def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
         ]
         for best in (logits.topk(count), logits.topk(count, largest=False))
     )
+
+
+def _why_no_logits(base_model, dictionary, site) -> str | None:
+    """Why what a dictionary writes cannot be taken through the final norm and the unembedding, or `None` where it can."""
+    head, width = base_model.get_output_embeddings(), dictionary.config.d_out
+    if head is None:
+        return f"{type(base_model).__name__} has no language-model head"
+    try:
+        architecture_of(base_model)
+    except TranscoderError:
+        return f"the residual stream of model type '{base_model.config.model_type}' is not known to this library"
+    if not (site.module or writes_to_stream(site)):
+        return f"'{site}' is not added to the residual stream"
+    if not width == base_model.config.get_text_config().hidden_size == head.weight.shape[-1]:
+        return f"'{site}' is {width} wide, and what the unembedding reads {head.weight.shape[-1]}"
+    return None
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

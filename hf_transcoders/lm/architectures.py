@@ -104,7 +104,8 @@ class Location:
         side (`"in"` or `"out"`):
             Which of the two: its first input, or its output (the first element where that is a tuple).
         block (`torch.nn.Module`, *optional*):
-            Set where `module` sees batch and positions as one axis: the block whose input still has both.
+            Set where `module` sees batch and positions as one axis, or may do so: a module whose input still has both,
+            the block or the decoder.
         scale (`float`, *optional*, defaults to 1.0):
             The value is the module's times this.
         copied (`bool`, *optional*, defaults to `False`):
@@ -352,9 +353,10 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     architecture = _ARCHITECTURES.get(model_type)
     if architecture is None:
         raise TranscoderError(
-            f"The module names of model type '{model_type}' are not known (known: {', '.join(sorted(_ARCHITECTURES))}); call "
-            f"`register_architecture('{model_type}', Architecture(...))` once, or use sites of the form "
-            "'module:<dotted name>:out', which need no registration."
+            f"The module names of model type '{model_type}' are not known, so its layers, heads and residual stream cannot be "
+            f"found (known: {', '.join(sorted(_ARCHITECTURES))}): call `register_architecture('{model_type}', "
+            "Architecture(...))` once; to train, evaluate and splice in dictionaries alone, sites of the form "
+            "'module:<dotted name>:out' need no registration."
         )
     if not isinstance(architecture, Architecture):
         architecture = architecture(model.config.get_text_config())
@@ -400,7 +402,7 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
     site = Site.parse(site)
     if site.module is not None:
         # What an unknown model does with its tensors afterwards, nobody knows.
-        return Location(_named_module(model, site.module), site.point, copied=True)
+        return Location(_named_module(model, site.module), site.point, model.get_decoder(), copied=True)
     if site.head is not None:
         raise TranscoderError(
             f"'{site}' is inside the attention module, where there is nothing to hook; use `edit_attention` or the "

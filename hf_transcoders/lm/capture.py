@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import TranscoderError
 from .architectures import locate
 from .hooks import hide_forward, read_at
 from .sites import Site, parse_sites
@@ -30,6 +31,20 @@ class Activations(Mapping):
         if site not in self._values:
             raise KeyError(f"'{site}' was not reached by the last forward, or is not among the captured sites")
         return self._values[site]
+
+    def of_tokens(self, site: Site | str, shape: torch.Size) -> torch.Tensor:
+        """The activations at a site, once it is certain that they are of the tokens `(batch, seq)` that were given.
+
+        Raises:
+            [`TranscoderError`]: the module works on something else.
+        """
+        value = self[site]
+        if value.shape[:-1] != shape:
+            raise TranscoderError(
+                f"The activations at '{site}' have the shape {tuple(value.shape)} for tokens of the shape {tuple(shape)}, so "
+                "they are not one vector for each token: choose another module."
+            )
+        return value
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._values)

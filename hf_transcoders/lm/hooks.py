@@ -20,7 +20,11 @@ class _SiteHook:
         self.batch_shape = None
 
     def remember_batch_shape(self, block, args, kwargs):
-        self.batch_shape = _first_input(block, args, kwargs).shape[:-1]
+        given = _first_input(block, args, kwargs)
+        given = kwargs.get("inputs_embeds") if given is None else given
+        self.batch_shape = None
+        if isinstance(given, torch.Tensor):
+            self.batch_shape = given.shape[:-1] if given.is_floating_point() else given.shape
 
     def apply(self, value):
         if not isinstance(value, torch.Tensor):
@@ -28,7 +32,9 @@ class _SiteHook:
                 f"{type(self.location.module).__name__} has a {type(value).__name__} as its {self.location.side}put, "
                 "not a tensor; choose a site inside or around it."
             )
-        shaped = value if self.batch_shape is None else value.view(*self.batch_shape, value.shape[-1])
+        flat = self.batch_shape is not None and value.shape[:-1].numel() == self.batch_shape.numel()
+        flat = flat and value.dim() == 2 and value.is_floating_point()
+        shaped = value.reshape(*self.batch_shape, value.shape[-1]) if flat else value
         scale, copied = self.location.scale, self.location.copied
         if scale != 1:
             shaped = shaped * scale

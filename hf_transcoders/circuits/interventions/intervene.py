@@ -1,5 +1,6 @@
 """Changing features inside an ordinary language model."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
@@ -205,14 +206,15 @@ class _Editor:
     def attach(self, stack: ExitStack, model: PreTrainedModel):
         config = self.dictionary.config
         source, target = locate(model, config.input_site), locate(model, config.output_site)
-        if source == target:
-            write_at(stack, target, self._rewrite)
+        if source.place == target.place:
+            ratio = source.scale / target.scale
+            write_at(stack, target, functools.partial(self._rewrite, ratio))
         else:
             read_at(stack, source, self._read)
             write_at(stack, target, self._write)
 
-    def _rewrite(self, value):
-        return self._edited(value, value)
+    def _rewrite(self, ratio, value):
+        return self._edited(value if ratio == 1 else value * ratio, value)
 
     def _read(self, inputs):
         self.inputs = inputs

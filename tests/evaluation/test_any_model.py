@@ -60,14 +60,14 @@ class OwnModel(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config):
         super().__init__(config)
-        self.embed = nn.Embedding(128, 32)
+        self.embed_tokens = nn.Embedding(128, 32)
         self.mix = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
         self.out = nn.Linear(32, 128)
         self.skip = nn.Linear(32, 128)
         self.post_init()
 
     def forward(self, input_ids, use_cache=False):
-        first = stream = self.embed(input_ids)
+        first = stream = self.embed_tokens(input_ids)
         for layer in self.mix:
             # In place, and with batch and positions as one axis.
             added = layer(stream.cumsum(1).flatten(0, 1)).relu_()

@@ -71,12 +71,20 @@ PLACES = {
         "mlp.in": "mlp <", "mlp.out": "mlp.dense_4h_to_h >", "mlp.branch": "mlp.dense_4h_to_h >",
     },
     "codegen": _GPTJ,
+    "dbrx": {
+        "attn.in": "norm_attn_norm.attn <", "attn.out": "norm_attn_norm.attn >", "attn.branch": "norm_attn_norm.attn >",
+        "resid_mid": "norm_attn_norm.norm_2 <",
+        "mlp.in": "ffn <", "mlp.out": "ffn >", "mlp.branch": "ffn >",
+    },
     "cohere": _ONE_NORM,
     "cohere2": _ONE_NORM,
     "exaone4": _NORMED_BRANCHES,
     "falcon": _PARALLEL_FALCON,
     "falcon_grouped": _PARALLEL_FALCON,
     "falcon_sequential": _FALCON,
+    "gemma3": {
+        **_NORMED_BRANCHES, "resid_mid": "pre_feedforward_layernorm <",
+    },
     "glm4": {**_LLAMA, "attn.branch": "post_self_attn_layernorm >", "mlp.branch": "post_mlp_layernorm >"},
     "gpt_bigcode": _GPT2,
     "gpt_bigcode_multi_head": _GPT2,
@@ -100,7 +108,8 @@ MULTIPLIED = {"granite": 0.4, "granitemoe": 0.4}
 def seen_by_plain_hooks(model, family, ids):
     """Every point of every layer with plain PyTorch hooks, and the logits of that run."""
     values, handles = {}, []
-    blocks = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    blocks = next(module for module in lists if len(module) == NUM_LAYERS)
 
     def keep(site, module, side):
         def hook(module, args, kwargs, output=None):

@@ -75,6 +75,12 @@ OTHER_CONFIGS = {
     "cohere": _make("cohere", **_GROUPED, logit_scale=0.25),
     "cohere2": _make("cohere2", **_GROUPED, logit_scale=0.25, sliding_window=6),
     "cwm": _make("cwm", **_GROUPED_WITH_HEAD_DIM),
+    "dbrx": _make(
+        "dbrx",
+        {"d_model": HIDDEN_SIZE, "n_layers": NUM_LAYERS, "n_heads": 4, "max_seq_len": 64},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 100.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    ),
     "ernie4_5": _make("ernie4_5", **_GROUPED_WITH_HEAD_DIM),
     "ernie4_5_moe": _make(
         "ernie4_5_moe", **_GROUPED, moe_num_experts=4, moe_k=2, moe_intermediate_size=16, moe_layer_start_index=1
@@ -86,6 +92,20 @@ OTHER_CONFIGS = {
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
     "gemma": _make("gemma", **_GROUPED_WITH_HEAD_DIM),
+    "gemma3": functools.partial(
+        AutoConfig.for_model,
+        "gemma3",
+        text_config=TINY_CONFIGS["gemma3_text"]().to_dict(),
+        vision_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+        mm_tokens_per_image=4,
+    ),
     "glm": _make("glm", **_GROUPED_WITH_HEAD_DIM),
     "glm4": _make("glm4", **_GROUPED_WITH_HEAD_DIM),
     "glm4_moe": _make("glm4_moe", **_GROUPED_WITH_HEAD_DIM, **_ROUTED_EXPERTS),

@@ -241,8 +241,8 @@ def _falcon(config):
     )
 
 
-# What is no projection of the stream, as in latent attention, has no name: those queries, keys and values are refused.
-_LATENT = {"query": None, "key": None, "value": None}
+# One projection of all three, or, as in latent attention, none of what attention reads: heads then have no linear maps.
+_NO_SINGLE_PROJECTIONS = {"query": None, "key": None, "value": None}
 _OLMO2 = _llama_like(
     attention_norm=None,
     mlp_norm=None,
@@ -294,8 +294,19 @@ _ARCHITECTURES = {
     "apertus": _llama_like(attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
     "cohere": _cohere_like,
     "cohere2": _cohere_like,
-    "deepseek_v2": _llama_like(**_LATENT),
-    "deepseek_v3": _llama_like(**_LATENT),
+    "dbrx": Architecture(
+        blocks="blocks",
+        attention="norm_attn_norm.attn",
+        attention_norm="norm_attn_norm.norm_1",
+        mlp="ffn",
+        mlp_norm="norm_attn_norm.norm_2",
+        final_norm="norm_f",
+        embeddings="wte",
+        fused_qkv="Wqkv",
+        attention_output="out_proj",
+    ),
+    "deepseek_v2": _llama_like(**_NO_SINGLE_PROJECTIONS),
+    "deepseek_v3": _llama_like(**_NO_SINGLE_PROJECTIONS),
     "exaone4": _OLMO2,
     "gemma2": _gemma_like(),
     "gemma3_text": _gemma_like(),
@@ -310,7 +321,7 @@ _ARCHITECTURES = {
         fused_qkv="query_key_value",
         fused_by_head=True,
         attention_output="dense",
-        **_LATENT,
+        **_NO_SINGLE_PROJECTIONS,
     ),
     "phi": _llama_like(
         mlp_norm="input_layernorm",
@@ -318,7 +329,7 @@ _ARCHITECTURES = {
         attention_output="dense",
         parallel_residual=True,
     ),
-    "phi3": _llama_like(fused_qkv="qkv_proj", **_LATENT),
+    "phi3": _llama_like(fused_qkv="qkv_proj", **_NO_SINGLE_PROJECTIONS),
     "stablelm": _stablelm,
     "vaultgemma": _llama_like(mlp_norm="pre_feedforward_layernorm"),
 }  # fmt: skip

@@ -352,6 +352,15 @@ def test_a_family_registered_wrongly_gets_no_graph(monkeypatch, wrong, point):
         attribution_graph(model, [], [5, 6, 7], progress=False)
 
 
+@pytest.mark.parametrize(("wrong", "parent"), [({"mlp": "ffn"}, "LlamaDecoderLayer"), ({"blocks": "h"}, "LlamaModel")])
+def test_a_module_that_is_not_there_is_named(monkeypatch, wrong, parent):
+    model = tiny_model("llama")
+    table = {**architectures_module._ARCHITECTURES, "llama": with_changes(architecture_of(model), **wrong)}
+    monkeypatch.setattr(architectures_module, "_ARCHITECTURES", table)
+    with pytest.raises(TranscoderError, match=f"names '{next(iter(wrong.values()))}', which {parent} does not have"):
+        capture(model, "layers.0.mlp.in").__enter__()
+
+
 def test_clamped_values_get_no_graph_but_patches_and_losses():
     model = tiny_model("olmo")
     model.config.clip_qkv = 0.5

@@ -446,7 +446,7 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
     block = blocks[site.layer]
     flat = architecture.flat_mlp and site.point in ("resid_mid", "mlp.in", "mlp.out", "mlp.branch")
     return Location(
-        block.get_submodule(name),
+        _submodule(model, block, name),
         side,
         block if flat else None,
         architecture.residual_multiplier if site.point in ("attn.branch", "mlp.branch") else 1.0,
@@ -485,7 +485,17 @@ def _decided_by(model, flag):
 
 
 def _blocks(model):
-    return model.base_model.get_submodule(architecture_of(model).blocks)
+    return _submodule(model, model.base_model, architecture_of(model).blocks)
+
+
+def _submodule(model, parent, name):
+    try:
+        return parent.get_submodule(name)
+    except AttributeError as error:
+        raise TranscoderError(
+            f"The architecture that is registered for model type '{model.config.model_type}' names '{name}', which "
+            f"{type(parent).__name__} does not have: register it with the names that `named_modules()` gives."
+        ) from error
 
 
 def _named_module(model, path):

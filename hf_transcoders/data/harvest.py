@@ -1,11 +1,11 @@
 """Token blocks -> activations of a base model, one chunk of rows at a time."""
 
 import contextlib
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import TranscoderError
 from ..files import atomic_file
+from ..fingerprint import digest_of
 from ..lm import Site, capture
-
-
-# Rows of the base model's weights that enter a cache's key: enough to tell two models apart, cheap to read.
-_FINGERPRINT_VALUES = 64
+from ..lm.fingerprint import model_facts
+from .row_facts import RowDigest, RowFacts, is_sized, scan_rows
 
 
 class ActivationHarvester:
@@ -85,12 +84,13 @@ class ActivationHarvester:
         self.tokens_harvested = 0
         self._memory: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
         self._memory_left = memory_cache_bytes
-        self._is_sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        self._is_sized = is_sized(dataset)
         self._row_order = None
         if self._is_sized:
             if len(dataset) == 0:
                 raise TranscoderError("The dataset has no rows: give a text that is longer than one token block.")
             self._row_order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        self.seed = seed
         self._cache_dir = None
         if cache_dir is not None:
             if not self._is_sized:
@@ -98,17 +98,17 @@ class ActivationHarvester:
                     "A streamed dataset cannot be cached on disk, because its rows have no fixed number: load it without "
                     "streaming, or leave the cache folder out."
                 )
-            self._cache_dir = Path(cache_dir) / self._fingerprint(seed)
+            self._cache_dir = Path(cache_dir) / self._fingerprint()
 
     @property
     def num_chunks(self) -> int | None:
         """Chunks of one epoch; `None` for a stream, whose end is not known."""
         return -(-len(self.dataset) // self.rows_per_chunk) if self._is_sized else None
 
-    def chunks(self, order: Iterable[int], start: int = 0):
+    def chunks(self, order: Iterable[int], start: int = 0, read: RowDigest | None = None):
         """
         Yields `(site -> (tokens, width))` for the chunks of `order` (a stream has its own order; of it `order` picks the
-        numbers to read), beginning at the `start`-th of them.
+        numbers to read), beginning at the `start`-th of them. `read` gets the rows of a stream as they are read.
         """
         if self._is_sized:
             for index in list(order)[start:]:
@@ -117,7 +117,7 @@ class ActivationHarvester:
         rows, wanted, number = [], iter(order), 0
         picked = next(wanted, None)
         taken = 0
-        for row in self.dataset:
+        for row in self.dataset if read is None else read.watch(self.dataset):
             rows.append(row)
             if len(rows) == self.rows_per_chunk:
                 if number == picked:
@@ -130,6 +130,10 @@ class ActivationHarvester:
                     return
         if rows and number == picked and taken >= start:
             yield self._harvest(rows)
+
+    def remember(self, memory_cache_bytes: int) -> None:
+        """Keep up to so many bytes of chunks in memory from now on, where they are needed again."""
+        self._memory_left = memory_cache_bytes
 
     def chunk(self, index: int) -> dict[str, torch.Tensor]:
         """Activations of one chunk: site -> `(tokens, width)`, from the cache where it has them."""
@@ -192,29 +196,35 @@ class ActivationHarvester:
                 inside = ok if inside is None else inside & ok
         return inside
 
-    def _fingerprint(self, seed: int) -> str:
-        """A key that changes with everything the activations depend on."""
-        parameters = list(self.base_model.parameters())
-        sampled = [p.detach().flatten()[:: max(1, p.numel() // _FINGERPRINT_VALUES)] for p in parameters]
-        weights = torch.stack([torch.stack([s.double().sum(), s.double().abs().sum()]) for s in sampled])
-        ends = [
-            list(map(int, self.dataset[i]["input_ids"])) for i in (0, len(self.dataset) // 2, len(self.dataset) - 1)
-        ]
-        facts = {
-            "weights": weights.cpu().numpy().tobytes().hex(),
-            "base_dtype": str(self.base_model.dtype),
-            "dataset": getattr(self.dataset, "_fingerprint", None) or ends,
-            "rows": len(self.dataset),
-            "sites": self.sites,
-            "rows_per_chunk": self.rows_per_chunk,
-            "skip_first": self.skip_first,
-            "special_token_ids": self.special_token_ids.tolist(),
-            "outlier_factor": self.outlier_factor,
-            "dtype": str(self.dtype),
-            "autocast": str(torch.get_autocast_dtype(self.base_model.device.type)) if self._autocasts() else None,
-            "seed": seed,
+    @cached_property
+    def row_facts(self) -> RowFacts | None:
+        """Length and digest of the dataset; `None` for a stream, which is read only once."""
+        if not self._is_sized:
+            return None
+        return scan_rows(self.dataset, self.skip_first, self.special_token_ids.tolist())
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Everything that the activations depend on, as JSON data: base model, rows and settings."""
+        rows = self.row_facts
+        return {
+            "base_model": model_facts(self.base_model),
+            "data": {"rows": rows.rows, "tokens": rows.tokens, "digest": rows.digest} if rows else {"rows": None},
+            "harvest": {
+                "sites": self.sites,
+                "rows_per_chunk": self.rows_per_chunk,
+                "skip_first": self.skip_first,
+                "special_token_ids": self.special_token_ids.tolist(),
+                "outlier_factor": self.outlier_factor,
+                "dtype": str(self.dtype),
+                "autocast": str(torch.get_autocast_dtype(self.base_model.device.type)) if self._autocasts() else None,
+                "seed": self.seed,
+            },
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _fingerprint(self) -> str:
+        """A key that changes with everything the activations depend on."""
+        return digest_of(self.facts).rpartition(":")[2]
 
     def _autocasts(self) -> bool:
         with self.autocast():

@@ -1,6 +1,7 @@
 """A Trainer whose batches are activations of a language model."""
 
 import contextlib
+import copy
 import math
 import os
 import time
@@ -11,13 +12,13 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TrackioCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SchedulerType, TrainOutput
+from transformers.trainer_utils import SaveStrategy, SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
+from ..data.row_facts import is_sized, scan_rows
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
@@ -35,6 +36,7 @@ from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
 from .publishing import Publishing
 from .sharding import gathered, is_sharded, shard_, whole
+from .trainer_states import read_trainer_state
 
 
 logger = logging.get_logger(__name__)
@@ -101,7 +103,8 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
     ):
-        args = args or TranscoderTrainingArguments("transcoder_output")
+        # A copy: what is filled in below holds for this trainer, and the arguments may serve another one.
+        args = self.args = copy.copy(args) if args is not None else TranscoderTrainingArguments("transcoder_output")
         if base_model is None:
             raise TranscoderError("Give the language model to learn from as `base_model`.")
         if not isinstance(model, TranscoderModel | TranscoderSet):
@@ -123,7 +126,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
         eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
         if args.max_steps <= 0:
-            args.max_steps = _count_steps(args, train_dataset)
+            args.max_steps = _count_steps(args, train_dataset, self._special_token_ids())
         if args.fsdp:
             _check_fsdp(args)
             # The trainer shards the dictionaries itself, in the same way on every device.
@@ -164,10 +167,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
     def make_harvester(self, dataset) -> ActivationHarvester:
         """The source of activations for a dataset, as the arguments want it."""
         args = self.args
-        rows = len(dataset) if hasattr(dataset, "__len__") else None
-        epoch_tokens = rows * len(dataset[0]["input_ids"]) if rows else math.inf
-        needs_again = args.max_steps * args.tokens_per_step > epoch_tokens
-        return ActivationHarvester(
+        harvester = ActivationHarvester(
             self.base_model,
             dataset,
             self.harvested_sites(),
@@ -178,8 +178,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             autocast=self.accelerator.autocast,
             cache_dir=args.activation_cache_dir,
-            memory_cache_bytes=int(args.activation_cache_gb * 2**30) if needs_again else 0,
         )
+        found = harvester.row_facts
+        if found is not None and args.max_steps * args.tokens_per_step > found.kept:
+            harvester.remember(int(args.activation_cache_gb * 2**30))
+        return harvester
 
     def _special_token_ids(self) -> list[int]:
         if not self.args.skip_special_tokens or self.tokenizer is None:
@@ -227,10 +230,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self._tokens_logged, self._time_logged = None, None
             window = self.args.dead_window(self.args.max_steps)
             self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
+            self._note_facts(checkpoint)
             if checkpoint is None:
                 self._initialize_dictionaries()
             else:
-                state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+                state = read_trainer_state(checkpoint)
                 if state.global_step >= self.args.max_steps:
                     return self._finish_complete_run(checkpoint, state)
             if self.args.fsdp:
@@ -257,6 +261,8 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, state, self.control)
+        # It may have been stopped between its last checkpoint and the removal of the oldest one.
+        self._rotate(Path(checkpoint))
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _shard_dictionaries(self) -> None:
@@ -540,8 +546,10 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: TranscoderTrainer):
         self.trainer = trainer
+        self.states_checked = False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.states_checked = False
         if self.trainer.stream is not None:
             self.trainer._stream_state = self.trainer.stream.state_dict()
 
@@ -561,6 +569,10 @@ class _StepCallback(TrainerCallback):
         stream = self.trainer.stream
         # Of this step and not of the moment of saving: by then batches of the next may have been taken out.
         self.trainer._stream_state, state.epoch = stream.state_dict(), stream.epoch
+        # Known only once there is a state, and better now than at the first checkpoint.
+        if not self.states_checked and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
+            self.trainer.check_states()
+        self.states_checked = True
         if state.global_step % _REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()
@@ -613,18 +625,17 @@ def _token_rows(dataset, tokenizer, sequence_length):
     return pack_tokens(dataset, tokenizer, sequence_length)
 
 
-def _count_steps(args: TranscoderTrainingArguments, dataset) -> int:
+def _count_steps(args: TranscoderTrainingArguments, dataset, special_token_ids: list[int]) -> int:
     """Optimizer steps of the run: from the token budget, or from the epochs."""
     tokens = args.max_tokens
     if tokens is None:
         if dataset is None:
             return -1
-        if not hasattr(dataset, "__len__"):
+        if not is_sized(dataset):
             raise TranscoderError("A streamed dataset has no length: set `max_tokens` or `max_steps`.")
         if len(dataset) == 0:
             raise TranscoderError("The dataset has no rows: give a text that is longer than one token block.")
-        kept = max(len(dataset[0]["input_ids"]) - args.skip_first, 0)
-        tokens = int(args.num_train_epochs * len(dataset) * kept)
+        tokens = int(args.num_train_epochs * scan_rows(dataset, args.skip_first, special_token_ids).kept)
     if tokens < args.tokens_per_step:
         raise TranscoderError(
             f"The run has {tokens} tokens, less than one step of {args.tokens_per_step}: give more text or tokens, or lower "

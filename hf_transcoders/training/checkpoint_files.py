@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..errors import TranscoderError
+from ..files import remove_leftovers
 
 
 try:
@@ -169,12 +170,11 @@ def recover(output_dir: str | os.PathLike) -> None:
     leftovers = [output_dir / PARTIAL]
     for pattern in (_REPLACED, _REMOVED):
         leftovers += output_dir.glob(pattern.format("checkpoint-*"))
-    # A final `save_model` makes its files beside the folder, see `atomic_directory`.
-    leftovers += output_dir.absolute().parent.glob(f".{output_dir.absolute().name}.*.partial")
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-    for path in output_dir.glob(".*.partial"):
-        path.unlink(missing_ok=True)
+    # A final `save_model` into a new folder makes its files beside it, see `atomic_directory`.
+    remove_leftovers(output_dir.absolute().parent, output_dir.absolute().name)
+    remove_leftovers(output_dir)
 
 
 @contextmanager

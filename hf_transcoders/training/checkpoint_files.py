@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..errors import TranscoderError
-from ..files import inner_path
+from ..files import inner_path, remove_leftovers
 from ..text.printable import printable
 from ..text.strict_json import read_json, to_json
 
@@ -191,12 +191,11 @@ def recover(output_dir: str | os.PathLike) -> None:
     leftovers = [output_dir / PARTIAL]
     for pattern in (_REPLACED, _REMOVED):
         leftovers += output_dir.glob(pattern.format("checkpoint-*"))
-    # A final `save_model` makes its files beside the folder, see `atomic_directory`.
-    leftovers += output_dir.absolute().parent.glob(f".{output_dir.absolute().name}.*.partial")
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-    for path in output_dir.glob(".*.partial"):
-        path.unlink(missing_ok=True)
+    # A final `save_model` into a new folder makes its files beside it, see `atomic_directory`.
+    remove_leftovers(output_dir.absolute().parent, output_dir.absolute().name)
+    remove_leftovers(output_dir)
 
 
 @contextmanager

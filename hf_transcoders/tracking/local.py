@@ -134,9 +134,10 @@ class LocalTracker(Tracker):
             yield
         except OSError as error:
             if not self._failing:
+                reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
                 logger.warning(
-                    f"The records of the run cannot be written into {self.folder} ({error.strerror or error}): the run goes "
-                    "on without them until there is room."
+                    f"The records of the run cannot be written into {self.folder} ({reason}): the run goes on without them "
+                    "until there is room."
                 )
             self._failing = True
         else:

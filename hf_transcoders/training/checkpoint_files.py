@@ -198,6 +198,16 @@ def recover(output_dir: str | os.PathLike) -> None:
     remove_leftovers(output_dir)
 
 
+def make_run_folder(output_dir: str | os.PathLike) -> None:
+    """Makes the folder of a run where it is missing; raises [`TranscoderError`] where it cannot be made."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+    except OSError as error:
+        raise TranscoderError(
+            f"{output_dir} cannot be made ({error.strerror or error}): give another `output_dir`."
+        ) from error
+
+
 @contextmanager
 def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
     """
@@ -210,7 +220,7 @@ def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    os.makedirs(output_dir, exist_ok=True)
+    make_run_folder(output_dir)
     folder = os.open(output_dir, os.O_RDONLY)
     try:
         try:

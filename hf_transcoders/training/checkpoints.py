@@ -1,5 +1,6 @@
 """Checkpoints from which a run continues bit for bit, whatever has ended it."""
 
+import errno
 import itertools
 import os
 import re
@@ -40,6 +41,7 @@ logger = logging.get_logger(__name__)
 
 _MONITOR_STATE = "monitors_{rank}.safetensors"
 _STREAM_STATE = "activation_stream_{shard}.json"
+_NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
 class ExactCheckpoints(TrainerStates):
@@ -174,9 +176,11 @@ class ExactCheckpoints(TrainerStates):
             self._saved_step = step
         # torch and safetensors report a failed write as errors of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
+            reason = _reason(error)
+            advice = "make room" if reason in _NO_ROOM else "mend this"
             raise TranscoderError(
-                f"The checkpoint of step {step} could not be written into {output_dir} ({_reason(error)}): make room, "
-                f"then {_resume_from(output_dir)}."
+                f"The checkpoint of step {step} could not be written into {output_dir} ({reason}): {advice}, then "
+                f"{_resume_from(output_dir)}."
             ) from error
         finally:
             self._saving_checkpoint = False

@@ -30,7 +30,7 @@ from ..models.transcoder_set import dictionary_name
 from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
 from ..tracking.callback import versions
 from .arguments import TranscoderTrainingArguments
-from .checkpoint_files import only_run
+from .checkpoint_files import make_run_folder, only_run
 from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
@@ -131,6 +131,8 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             _check_fsdp(args)
             # The trainer shards the dictionaries itself, in the same way on every device.
             args.fsdp_plugin_args = None
+        if args.should_save:
+            make_run_folder(args.output_dir)
         # The stream continues by itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
         super().__init__(

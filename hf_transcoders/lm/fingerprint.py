@@ -21,8 +21,9 @@ _NOT_NUMBERS = {
     "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
     "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_cache",
 }  # fmt: skip
-# Attributes of modules that change while a model is used, moved or switched between training and evaluation.
-_STATES = {"compute_type_is_set", "gradient_checkpointing", "is_quantized", "training"}
+# Attributes of modules that change while a model is used, moved or switched between training and evaluation, or that only
+# gradients depend on.
+_STATES = {"compute_type_is_set", "gradient_checkpointing", "is_quantized", "padding_idx", "training"}
 # Private attributes by which PEFT decides which adapters take part.
 _ADAPTER_SWITCHES = {"_active_adapter", "_disable_adapters"}
 # Buffers that are computed and not saved may differ in their last bits between processors.
@@ -159,7 +160,7 @@ def _adapter_names(module: nn.Module) -> set[str]:
 def _tensor_digests(module: nn.Module) -> Iterator[tuple[str, str]]:
     """The tensors of a module without its children, as it saves them (with the scales of quantised ones), and buffers."""
     direct = [*module._parameters.values(), *module._buffers.values()]
-    if any(tensor is not None and tensor.is_meta for tensor in direct):
+    if hasattr(module, "_hf_hook") and any(tensor is not None and tensor.is_meta for tensor in direct):
         # Offloaded: the weights come into memory for as long as they are read.
         with align_module_device(module, "cpu"):
             yield from _loaded_tensor_digests(module)

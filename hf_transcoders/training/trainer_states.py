@@ -182,13 +182,13 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 def _of_class(saved: Any, stateful: Any, path: Path) -> dict[str, Any]:
     """The state in a file, if it is of an object of the same class."""
+    if not isinstance(saved, dict) or not isinstance(saved["state"], dict):
+        raise ValueError("types")
     state, name, own = saved["state"], saved["class"], type(stateful).__name__
     if name != own:
         raise TranscoderError(
             f"{path.parent} was made with {printable(name)} and this run has {own}: resume with the same, or start anew."
         )
-    if not isinstance(state, dict):
-        raise ValueError("types")
     return state
 
 

@@ -155,10 +155,24 @@ class LocalTracker(Tracker):
 
 
 def _drop_later(path: Path, step: int) -> None:
-    """Removes the lines of a record that a run which goes on at `step` writes again."""
-    # The closing log comes after the last checkpoint: a run that continues from there writes it again.
-    kept = [line for line in read_lines(path) if line["step"] <= step and CLOSING_METRIC not in line]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Removes the lines of a record that a run which goes on at `step` writes again, and those that cannot be read."""
+
+    def stays(line):
+        entry = _parse(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
+        # The closing log comes after the last checkpoint: a run that continues from there writes it again.
+        return entry is not None and entry["step"] <= step and CLOSING_METRIC not in entry
+
+    lines = path.read_bytes().splitlines(keepends=True)
+    dropped = [number for number, line in enumerate(lines) if not stays(line)]
+    if not dropped:
+        return
+    try:
+        with atomic_file(path) as partial:
+            partial.write_bytes(b"".join(line for line in lines if stays(line)))
+    except OSError:
+        # There is no room for a copy. What comes before the first of them stays, so that no step is recorded twice.
+        os.truncate(path, sum(map(len, lines[: dropped[0]])))
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

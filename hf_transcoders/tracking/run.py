@@ -21,6 +21,12 @@ SILENT_AFTER = timedelta(hours=1)
 
 EVALUATION_FILE = "evaluation.json"
 
+# Of the facts that are read again: what they must be.
+_KINDS = {
+    "arguments": dict, "base_model": str, "dictionaries": dict, "ended": str, "evaluation_protocol": dict, "process": dict,
+    "resumed": dict, "started": str, "versions": dict,
+}  # fmt: skip
+
 
 @dataclass
 class Run:
@@ -65,7 +71,9 @@ class Run:
             facts = parse_json(content, str(records / RUN_FILE), allow_nan=True)
         except TranscoderError as error:
             raise TranscoderError(f"{records / RUN_FILE} is damaged: remove it, or copy it again.") from error
-        read, problems = {}, []
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(facts.get(name), kind | None)]
+        facts = {name: value for name, value in facts.items() if name not in wrong}
+        read, problems = {}, [f"{name} in {RUN_FILE} is damaged" for name in wrong]
         for name in (SCALARS, HISTOGRAMS, ALERTS):
             lines, damaged = parse_lines(records / name)
             read[name] = [line for line in lines if name != SCALARS or _has_numbers(line)]
@@ -169,7 +177,13 @@ class Run:
             protocol = {"base_model": self.facts.get("base_model"), "dataset": "training batches"}
             found.setdefault(name, MeasuredDictionary(self.name, name, metrics, "training", step, protocol))
         for name, measured in found.items():
-            measured.config = self.config_of(name, report)
+            config = self.config_of(name, report)
+            # Sites are taken apart; whatever else is shown as it is.
+            measured.config = {
+                key: value
+                for key, value in config.items()
+                if not key.endswith("_site") or isinstance(value, str | None)
+            }
         return list(found.values())
 
     def config_of(self, dictionary: str, report: EvaluationReport | None = None) -> dict[str, Any]:
@@ -245,8 +259,8 @@ def find_runs(root: str | os.PathLike) -> Iterator[Run]:
 
 
 def _has_numbers(line: Mapping[str, Any]) -> bool:
-    values = (value for name, value in line.items() if name != "time")
-    return all(value is None or isinstance(value, int | float) for value in values)
+    values = [value for name, value in line.items() if name != "time" and value is not None]
+    return all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) for value in values)
 
 
 def _time(value) -> datetime | None:

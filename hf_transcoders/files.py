@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 # A save into an existing folder is decided by one rename to this name inside the folder: from then on what it holds
 # counts in place of the folder's own files, and whoever comes by next moves it to its place.
-_SAVING = ".saving"
+_SAVING = ".hf_transcoders.saving"
 _SAVE = ".save.json"
 # Moving files into place takes milliseconds, unless their disk hangs or their process is stopped.
 _PATIENCE = 20.0
@@ -103,16 +103,20 @@ def write_text(target: str | os.PathLike, text: str) -> Path:
     return Path(target)
 
 
-def read_settled(folder: str | os.PathLike, read: Callable[[Callable[[Path], Path]], Result]) -> Result:
+def read_settled(
+    folder: str | os.PathLike, read: Callable[[Callable[[Path], Path]], Result], inside: int = 1
+) -> Result:
     """
     Read several files of a folder such that all of them come from one save, whoever saves there meanwhile.
 
     Args:
         folder (`str` or `os.PathLike`):
-            The folder that was saved, or one inside it. A save that a dead process has left half-way is finished first.
+            Where the files lie. A save that a dead process has left half-way is finished first.
         read (`Callable`):
             Opens or reads the files and returns what came of it. It gets a function that is to be called with each path
             before it is opened, and is called again where a save came in between.
+        inside (`int`, *optional*, defaults to 1):
+            How far above `folder` the one can lie that was saved as a whole, such as that of a set.
 
     Returns:
         What `read` returns.
@@ -120,10 +124,10 @@ def read_settled(folder: str | os.PathLike, read: Callable[[Callable[[Path], Pat
     Raises:
         [`TranscoderError`]: the folder is saved into over and over.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
+    places = [folder, *folder.parents][inside::-1]
     for _ in range(_ATTEMPTS):
-        # A sub-folder of a set is saved with the set.
-        for place in (folder.absolute().parent, folder):
+        for place in places:
             _finish_save(place)
         seen: dict[Path, tuple | None] = {}
 
@@ -136,7 +140,7 @@ def read_settled(folder: str | os.PathLike, read: Callable[[Callable[[Path], Pat
             result = read(opening)
         except Exception as error:
             failure = error
-        saving = any((place / _SAVING).exists() for place in (folder.absolute().parent, folder))
+        saving = any((place / _SAVING).exists() for place in places)
         if not saving and all(_signature(path) == before for path, before in seen.items()):
             if failure is not None:
                 raise failure
@@ -318,6 +322,8 @@ def _finish_save(target: Path) -> None:
 def _move_into_place(target: Path) -> None:
     """Moves the files of a decided save to their places. It can break off anywhere and be done again from the start."""
     saving = target / _SAVING
+    if not (saving / _SAVE).exists() and any(path.is_file() for path in saving.rglob("*")):
+        raise TranscoderError(f"{printable(saving)} is not of a save that was interrupted: move it somewhere else.")
     if (saving / _SAVE).exists():
         written, replacing = _read_save(saving / _SAVE)
         for name in written:

@@ -1,26 +1,32 @@
 """The dictionary: encode, decode, and everything that is trained in one forward."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
 from ..ops import sparse_decode, topk
+from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
-
-
-# The names under which weights are saved: one file, or shards and their index.
-WEIGHT_FILES = "model*.safetensors*"
+from .saved_files import (
+    HUB_ARGUMENTS,
+    WEIGHT_FILES,
+    Files,
+    SavedDictionary,
+    check_numbers,
+    expect,
+    open_dictionary,
+    read_tensors,
+)
 
 
 @dataclass
@@ -50,6 +56,29 @@ class TranscoderOutput(ModelOutput):
     feature_indices: torch.LongTensor | None = None
     feature_offsets: torch.LongTensor | None = None
     losses: dict[str, torch.FloatTensor] | None = None
+
+
+def parameter_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each parameter of a dictionary; `None` for those that its configuration leaves out."""
+    n, d_in, d_out = config.num_features, config.d_in, config.d_out
+    return {
+        "W_enc": (n, d_in),
+        "b_enc": (n,),
+        "W_dec": None if config.tied else (n, d_out),
+        "b_dec": (d_out,) if config.decoder_bias else None,
+        "b_pre": (d_in,) if config.pre_bias else None,
+        "W_skip": (d_out, d_in) if config.skip_connection else None,
+        **dict.fromkeys(ACTIVATIONS[config.activation].parameters, (n,)),
+    }
+
+
+def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each buffer of a dictionary."""
+    shapes = {"threshold": ()} if config.activation == "batchtopk" else {}
+    if config.normalization != "none":
+        for side, width in (("input", config.d_in), ("output", config.d_out)):
+            shapes |= {f"{side}_mean": (width,), f"{side}_scale": (width,)}
+    return shapes
 
 
 class TranscoderModel(PreTrainedModel):
@@ -87,26 +116,11 @@ class TranscoderModel(PreTrainedModel):
         super().__init__(config)
         # `add_model_tags` appends to this list; the class's own belongs to all dictionaries.
         self.model_tags = list(self.model_tags)
-        n, d_in, d_out = config.num_features, config.d_in, config.d_out
         self.activation = ACTIVATIONS[config.activation]()
-        self.W_enc = nn.Parameter(torch.empty(n, d_in))
-        self.b_enc = nn.Parameter(torch.empty(n))
-        for name, size, wanted in (
-            ("W_dec", (n, d_out), not config.tied),
-            ("b_dec", (d_out,), config.decoder_bias),
-            ("b_pre", (d_in,), config.pre_bias),
-            ("W_skip", (d_out, d_in), config.skip_connection),
-        ):
-            self.register_parameter(name, nn.Parameter(torch.empty(size)) if wanted else None)
-        for name in self.activation.parameters:
-            self.register_parameter(name, nn.Parameter(torch.empty(n)))
-        if config.activation == "batchtopk":
-            self.register_buffer("threshold", torch.empty(()))
-        if config.normalization != "none":
-            self.register_buffer("input_mean", torch.empty(d_in))
-            self.register_buffer("input_scale", torch.empty(d_in))
-            self.register_buffer("output_mean", torch.empty(d_out))
-            self.register_buffer("output_scale", torch.empty(d_out))
+        for name, shape in parameter_shapes(config).items():
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
+        for name, shape in buffer_shapes(config).items():
+            self.register_buffer(name, torch.empty(shape))
         self.post_init()
 
     def _init_weights(self, module):
@@ -541,44 +555,64 @@ class TranscoderModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
-        refuses files that are damaged or do not fit together.
+        refuses files that are damaged or do not fit together before it makes a tensor. Only safetensors are read.
+        """
+        if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
+            return super().from_pretrained(None, *model_args, **kwargs)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        files = Files(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
+        saved = open_dictionary(files, kwargs.pop("variant", None))
+        return cls.from_saved(saved, *model_args, **kwargs)
+
+    @classmethod
+    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs):
+        """
+        Loads a dictionary from its opened files.
+
+        Args:
+            saved ([`SavedDictionary`]): The files.
+            model_args, kwargs: As for [`~TranscoderModel.from_pretrained`], without those that say where the files are.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        any_size = kwargs.pop("ignore_mismatched_sizes", False)
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # Refused below, with the sizes in the message.
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is damaged or cut "
-                "short, so copy or download it again."
-            ) from error
-        if info["mismatched_keys"] and not any_size:
-            sizes = "; ".join(
-                f"{name} is {tuple(found)} in the file and {tuple(wanted)} by the config"
-                for name, found, wanted in sorted(info["mismatched_keys"])
-            )
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} do not fit its config.json ({sizes}): save the "
-                "dictionary again or convert it from its own format."
-            )
-        if info["unexpected_keys"]:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} hold {', '.join(sorted(info['unexpected_keys']))}, for "
-                "which its config.json has no use: the dictionary would compute something else, so save it again or "
-                "convert it from its own format."
-            )
-        if info["missing_keys"]:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "
-                "do not belong to its config.json, so save the dictionary again or convert it from its own format."
-            )
+        config = cls._config_of(saved, kwargs)
+        shapes = {**parameter_shapes(config), **buffer_shapes(config)}
+        shapes = {name: shape for name, shape in shapes.items() if shape is not None}
+        expect(saved, shapes, any_size=kwargs.get("ignore_mismatched_sizes", False))
+        tensors = read_tensors(saved)
+        # Without a path, Transformers looks for nothing else: no adapters, no pickles, no other files.
+        model, info = super().from_pretrained(
+            None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
+        )
+        model.name_or_path = model.config.name_or_path = saved.path
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype != tensors[name].dtype and not tensor.is_meta:
+                check_numbers(saved.place, name, tensor, converted=True)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _config_of(cls, saved: SavedDictionary, kwargs: dict) -> TranscoderConfig:
+        """The configuration in a dictionary's files, changed by those of `kwargs` that are fields of it, or the one given."""
+        config = kwargs.pop("config", None)
+        if config is None:
+            names = {field.name for field in fields(cls.config_class)} - {"dtype"}
+            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+            return cls.config_class.from_dict(saved.fields, **changes)
+        if not isinstance(config, PreTrainedConfig):
+            return cls.config_class.from_pretrained(config)
+        read = getattr(config, "_saved_fields", None)
+        # `AutoModel` has read the configuration before the weights were opened: a save may have come in between.
+        if read is not None and str(config.name_or_path) == saved.path:
+            now = cls.config_class.from_dict(saved.fields)
+            if now._saved_fields != read:
+                before = cls.config_class.from_dict(read)
+                if any(getattr(config, name) != getattr(before, name) for name in cls.config_class.own_fields()):
+                    raise TranscoderError(
+                        f"{printable(saved.place)} was saved anew after its configuration was read: load it again."
+                    )
+                return now
+        return config
 
     @staticmethod
     def _check_width(tensor, width, what):

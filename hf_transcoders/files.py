@@ -5,17 +5,18 @@ import fnmatch
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError
 
-from .errors import TranscoderError
+from .errors import OSTranscoderError, TranscoderError
 from .text.printable import printable
 from .text.strict_json import read_json
 
@@ -38,14 +39,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class WriteError(TranscoderError, OSError):
-    """Something could not be written. Also an `OSError`, so that code that goes on without the file catches it as ever."""
-
-    def __str__(self):
-        # `OSError` would have a number before the sentence.
-        return self.args[0]
-
-
 def cache_folder() -> Path:
     """Where converted models and collected texts are kept: `$HF_TRANSCODERS_CACHE`, else `hf_transcoders` in `$HF_HOME`."""
     from huggingface_hub.constants import HF_HOME
@@ -54,7 +47,9 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def atomic_directory(target: str | os.PathLike, replacing: str | None = None) -> Iterator[Path]:
+def atomic_directory(
+    target: str | os.PathLike, replacing: str | None = None, unchanged: Mapping[Path, tuple | None] | None = None
+) -> Iterator[Path]:
     """
     Yields an empty folder; what is written there appears in `target` only when the block ends without an exception.
 
@@ -67,9 +62,12 @@ def atomic_directory(target: str | os.PathLike, replacing: str | None = None) ->
         replacing (`str`, *optional*):
             Pattern of names, such as `"model*.safetensors*"`. In each folder that receives files, older files of such a
             name go once the new ones are in place.
+        unchanged (`Mapping[Path, tuple]`, *optional*):
+            Files of an existing `target` that the new ones were made from, each with its [`signature`] at that time. Where
+            one has changed since, nothing is written.
 
     Raises:
-        [`WriteError`]: the files cannot be written. `target` is then as before.
+        [`OSTranscoderError`]: the files cannot be written. `target` is then as before.
     """
     target = Path(target)
     with _as_sentence(target):
@@ -82,7 +80,7 @@ def atomic_directory(target: str | os.PathLike, replacing: str | None = None) ->
                 # Safetensors writes files that nobody but their owner can read.
                 if path.is_file():
                     path.chmod(0o666 & ~_umask())
-            _commit(partial, target, replacing)
+            _commit(partial, target, replacing, unchanged or {})
 
 
 @contextmanager
@@ -132,7 +130,7 @@ def read_settled(
         seen: dict[Path, tuple | None] = {}
 
         def opening(path, seen=seen):
-            seen.setdefault(Path(path), _signature(path))
+            seen.setdefault(Path(path), signature(path))
             return path
 
         failure = result = None
@@ -141,7 +139,7 @@ def read_settled(
         except Exception as error:
             failure = error
         saving = any((place / _SAVING).exists() for place in places)
-        if not saving and all(_signature(path) == before for path, before in seen.items()):
+        if not saving and all(signature(path) == before for path, before in seen.items()):
             if failure is not None:
                 raise failure
             return result
@@ -220,23 +218,32 @@ def _as_sentence(target: Path) -> Iterator[None]:
     """Says in one sentence that `target` cannot be written, and why."""
     try:
         yield
-    except WriteError:
-        raise
     except (OSError, SafetensorError) as error:
-        raise WriteError(_why_unwritten(target, error)) from error
+        if isinstance(error, OSTranscoderError):
+            if error.__cause__ is None:
+                raise
+            # Of a file that was to become a part of this one.
+            error = error.__cause__
+        number, reason = _system_error(error)
+        if number in _NO_ROOM:
+            advice = "make room, then save again"
+        elif number in _NOT_ALLOWED:
+            advice = "choose a folder that you may write to"
+        else:
+            advice = "choose another place, or mend this one"
+        failure = OSTranscoderError(f"{printable(target)} could not be written ({printable(reason)}): {advice}.")
+        failure.errno, failure.strerror = number, reason
+        raise failure from error
 
 
-def _why_unwritten(target: Path, error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
-    # Safetensors has the number of the operating system in its text only.
-    if number in _NO_ROOM or any(f"(os error {code})" in reason for code in _NO_ROOM):
-        advice = "make room, then save again"
-    elif number in _NOT_ALLOWED or any(f"(os error {code})" in reason for code in _NOT_ALLOWED):
-        advice = "choose a folder that you may write to"
-    else:
-        advice = "choose another place, or mend this one"
-    return f"{printable(target)} could not be written ({printable(reason)}): {advice}."
+def _system_error(error: Exception) -> tuple[int | None, str]:
+    """The number that the operating system gave to what failed, where it is known, and its words for it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, error.strerror or os.strerror(error.errno)
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Safetensors has the number in its text.
+    found = re.search(r"([^:]*) \(os error (\d+)\)", text)
+    return (int(found[2]), found[1].strip()) if found else (None, text.rstrip("."))
 
 
 @contextmanager
@@ -258,7 +265,7 @@ def _partial_folder(place: Path, name: str) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _commit(partial: Path, target: Path, replacing: str | None) -> None:
+def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mapping[Path, tuple | None]) -> None:
     """Gives what lies in `partial` its place in `target`."""
     if not target.exists():
         try:
@@ -273,7 +280,7 @@ def _commit(partial: Path, target: Path, replacing: str | None) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not is_inside(path.parent, target):
-            raise WriteError(
+            raise OSTranscoderError(
                 f"{printable(path.parent)} is a link that leads out of {printable(target)}, so nothing is written through "
                 "it: remove the link, or choose another folder."
             )
@@ -288,7 +295,12 @@ def _commit(partial: Path, target: Path, replacing: str | None) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    # The lock on the folder goes with it.
+    # The lock on the folder goes with it, and nobody else can save there until its files are moved.
+    if changed := [path for path, before in unchanged.items() if signature(path) != before]:
+        (target / _SAVING).rename(partial)
+        raise OSTranscoderError(
+            f"{printable(changed[0])} was saved anew meanwhile, so nothing was written: do it again."
+        )
     _move_into_place(target)
 
 
@@ -382,7 +394,7 @@ def _lock(path: str | os.PathLike) -> int | None:
     return descriptor
 
 
-def _signature(path: str | os.PathLike) -> tuple | None:
+def signature(path: str | os.PathLike) -> tuple | None:
     """What tells a file from every other that had or will have its name; `None` where there is none."""
     try:
         found = os.stat(path)

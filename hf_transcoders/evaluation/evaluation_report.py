@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TranscoderError
-from ..files import write_text
+from ..files import atomic_directory, read_settled, signature, write_text
 from ..markdown import escape, table
-from ..models.transcoder_set import INDEX_NAME
+from ..models.saved_files import parse_saved
+from ..models.transcoder_set import INDEX_NAME, set_folders
 
 
 #: Metric -> the heading it gets in tables. Also their order.
@@ -118,21 +119,32 @@ class EvaluationReport:
             folder (`str` or `os.PathLike`): Of the dictionary or set that was measured.
         """
         folder = Path(folder)
-        if (folder / INDEX_NAME).exists():
-            index = json.loads((folder / INDEX_NAME).read_text())
-            paths = {
-                name: folder / entry["subfolder"] / "config.json" for name, entry in index["dictionaries"].items()
-            }
-        else:
-            # A single dictionary has no name of its own.
-            paths = dict.fromkeys(self.dictionaries if len(self.dictionaries) == 1 else (), folder / "config.json")
-        if missing := [name for name in self.dictionaries if name not in paths or not paths[name].exists()]:
-            raise TranscoderError(
-                f"{folder} holds no dictionary {', '.join(missing)}: give the folder of the dictionaries that were measured."
-            )
-        for name in self.dictionaries:
-            config = json.loads(paths[name].read_text()) | {"evaluation": self.of(name)}
-            write_text(paths[name], json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        before: dict[Path, tuple | None] = {}
+
+        def read(opening):
+            if (folder / INDEX_NAME).exists():
+                places = set_folders(folder)
+            else:
+                # A single dictionary has no name of its own.
+                places = dict.fromkeys(self.dictionaries if len(self.dictionaries) == 1 else (), folder)
+            paths = {name: places[name] / "config.json" for name in self.dictionaries if name in places}
+            if missing := [name for name in self.dictionaries if name not in paths or not paths[name].exists()]:
+                raise TranscoderError(
+                    f"{folder} holds no dictionary {', '.join(missing)}: give the folder of the dictionaries that were measured."
+                )
+            before.update({path: signature(path) for path in paths.values()})
+            return {name: (path, parse_saved(opening(path).read_bytes(), str(path))) for name, path in paths.items()}
+
+        configs = read_settled(folder, read)
+        # All at once, and only where the folder still holds what was read: else it would have weights of another save.
+        with atomic_directory(folder, unchanged=before) as partial:
+            for name, (path, config) in configs.items():
+                target = partial / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                config = config | {"evaluation": self.of(name)}
+                target.write_text(
+                    json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+                )
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -140,8 +152,11 @@ class EvaluationReport:
         return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, with `None` for numbers that are not finite."""
-        return _finite(asdict(self))
+        """Everything as plain values, with `None` for numbers that are not finite; the protocol then says which they are."""
+        values = _finite(asdict(self))
+        if unknown := self.not_finite():
+            values["protocol"]["not_finite"] = unknown
+        return values
 
     def save_json(self, path: str | os.PathLike) -> Path:
         """Write [`~EvaluationReport.to_dict`] as JSON."""
@@ -188,7 +203,7 @@ class EvaluationReport:
         if special:
             ids = ", ".join(map(str, special[:5]))
             left_out.append(f"token ids {ids}" + (f" and {len(special) - 5} more" if len(special) > 5 else ""))
-        return {
+        lines = {
             "base model": f"{protocol['base_model'] or 'unnamed'}{revision}",
             "data": f"{protocol['dataset'] or 'unnamed'}{split}",
             "tokens": f"{protocol['fidelity_tokens']:,} for fidelity and dead features, "
@@ -200,6 +215,20 @@ class EvaluationReport:
             "precision": f"{protocol['dtype']} on {protocol['device']}",
             "versions": ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
         }
+        if unknown := self.not_finite():
+            lines["NOT FINITE"] = "; ".join(
+                f"{', '.join(METRICS.get(metric, metric) for metric in metrics)} of {name}"
+                for name, metrics in unknown.items()
+            )
+        return lines
+
+    def not_finite(self) -> dict[str, list[str]]:
+        """The metrics that came out as NaN or infinite, for each dictionary that has any, and for all of them together."""
+        found = {
+            name: [metric for metric, value in values.items() if value is None or not math.isfinite(value)]
+            for name, values in self.columns().items()
+        }
+        return {name: metrics for name, metrics in found.items() if metrics}
 
     def _cells(self) -> list[list[str]]:
         columns = self.columns()

@@ -262,7 +262,7 @@ class TranscoderConfig(PreTrainedConfig):
         for name, kind in (("auto_map", dict[str, str]), ("architectures", list[str])):
             if _fits(config_dict.get(name), kind):
                 values[name] = config_dict[name]
-        known = {*own, *cls._general_fields(), "model_type", "torch_dtype", "auto_map", "_name_or_path"}
+        known = {*own, *cls._general_fields(), "model_type", "auto_map", "_name_or_path", "torch_dtype", "use_cache"}
         unknown = sorted(name for name in config_dict if name not in known)
         # In place of a method or property it would break the class.
         if harmful := [name for name in unknown if hasattr(cls, name) or name in _INSTRUCTIONS]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
+from ..files import atomic_directory, read_settled
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
 
@@ -341,13 +341,19 @@ class Task:
         from datasets.table import InMemoryTable
 
         folder = Path(folder)
-        for file in (_TASK_NAME, _DATASET_NAME):
-            if not (folder / file).is_file():
-                raise TranscoderError(f"{folder} holds no {file}: give the folder that Task.save wrote.")
+
+        def read(opening):
+            for file in (_TASK_NAME, _DATASET_NAME):
+                if not (folder / file).is_file():
+                    raise TranscoderError(f"{folder} holds no {file}: give the folder that Task.save wrote.")
+            description = json.loads(opening(folder / _TASK_NAME).read_text(encoding="utf-8"))
+            rows = pyarrow.parquet.read_table(opening(folder / _DATASET_NAME))
+            return description, Dataset(InMemoryTable(rows)), description["name"]
+
         try:
-            description = json.loads((folder / _TASK_NAME).read_text(encoding="utf-8"))
-            dataset = Dataset(InMemoryTable(pyarrow.parquet.read_table(folder / _DATASET_NAME)))
-            name = description["name"]
+            description, dataset, name = read_settled(folder, read)
+        except TranscoderError:
+            raise
         except (ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
             raise TranscoderError(
                 f"The task in {folder} cannot be read: save it again ({type(error).__name__})."

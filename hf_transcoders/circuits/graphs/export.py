@@ -189,7 +189,9 @@ def write_viewer_files(
             for explanation in explanations if layer is not None else ():
                 number = cantor(layer, numbers.feature(dictionary, explanation.index))
                 path = partial / "features" / scan / f"{number}.json"
-                write_text(path, _dump(feature_json(explanation, number, name)))
+                # Thousands of files: `write_text` would look for leftovers among them each time.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(_dump(feature_json(explanation, number, name)), encoding="utf-8")
     return Path(folder)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ...errors import TranscoderError
-from ...files import atomic_directory, write_text
+from ...files import atomic_directory, read_settled, write_text
 
 
 if TYPE_CHECKING:
@@ -406,16 +406,25 @@ class AttributionGraph:
         """
         from transformers.utils import cached_file
 
+        def find():
+            try:
+                names = (INFO_NAME, TENSORS_NAME)
+                return [cached_file(pretrained_model_name_or_path, name, **kwargs) for name in names]
+            except OSError as error:
+                raise TranscoderError(
+                    f"{pretrained_model_name_or_path} is no attribution graph (no {INFO_NAME} and {TENSORS_NAME} there): "
+                    "give a folder or repo that `save_pretrained` of a graph has made."
+                ) from error
+
+        def read(opening=lambda path: path):
+            paths = find()
+            return paths, Path(opening(paths[0])).read_text(encoding="utf-8"), load_file(opening(paths[1]))
+
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         try:
-            paths = [cached_file(pretrained_model_name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)]
-        except OSError as error:
-            raise TranscoderError(
-                f"{pretrained_model_name_or_path} is no attribution graph (no {INFO_NAME} and {TENSORS_NAME} there): give "
-                "a folder or repo that `save_pretrained` of a graph has made."
-            ) from error
-        try:
-            info = json.loads(Path(paths[0]).read_text(encoding="utf-8"))
-            tensors = load_file(paths[1])
+            # Both files are of one save, whoever saves there meanwhile.
+            paths, content, tensors = read_settled(folder, read) if folder.is_dir() else read()
+            info = json.loads(content)
             if info["format_version"] > FORMAT_VERSION:
                 raise TranscoderError(
                     f"This graph was written in format {info['format_version']}, and this version of hf_transcoders reads "
@@ -435,7 +444,7 @@ class AttributionGraph:
             if isinstance(error, TranscoderError):
                 raise
             raise TranscoderError(
-                f"The graph in {Path(paths[0]).parent} cannot be read ({type(error).__name__}: {error}): a file is damaged "
+                f"The graph in {pretrained_model_name_or_path} cannot be read ({type(error).__name__}: {error}): a file is damaged "
                 "or cut short, so copy or download it again."
             ) from error
         return graph

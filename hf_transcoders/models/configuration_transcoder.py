@@ -209,7 +209,9 @@ class TranscoderConfig(PreTrainedConfig):
         width = base_config.get_text_config().hidden_size
         kwargs.setdefault("d_in", width)
         kwargs.setdefault("d_out", width)
-        kwargs.setdefault("base_model_name_or_path", base_config.name_or_path or None)
+        name = base_config.name_or_path or None
+        # A relative path would mean another folder, or a repo on the Hub, to whoever loads the dictionary elsewhere.
+        kwargs.setdefault("base_model_name_or_path", os.path.abspath(name) if name and os.path.isdir(name) else name)
         kwargs.setdefault("base_model_revision", getattr(base_config, "_commit_hash", None))
         kwargs.setdefault("base_model_type", base_config.model_type)
         return cls(input_site=str(input_site), output_site=str(output_site or input_site), **kwargs)

@@ -1,5 +1,6 @@
 """The dictionary: encode, decode, and everything that is trained in one forward."""
 
+import math
 import os
 from dataclasses import dataclass, fields
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
@@ -22,11 +23,15 @@ from .saved_files import (
     WEIGHT_FILES,
     Files,
     SavedDictionary,
+    bounds,
     check_numbers,
     expect,
     open_dictionary,
     read_tensors,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -79,6 +84,12 @@ def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
         for side, width in (("input", config.d_in), ("output", config.d_out)):
             shapes |= {f"{side}_mean": (width,), f"{side}_scale": (width,)}
     return shapes
+
+
+def tensor_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that is saved of a dictionary."""
+    shapes = {**parameter_shapes(config), **buffer_shapes(config)}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 class TranscoderModel(PreTrainedModel):
@@ -506,8 +517,8 @@ class TranscoderModel(PreTrainedModel):
         **kwargs,
     ):
         """
-        Saves configuration and weights (safetensors). Nothing half-written is ever found in `save_directory`: the files
-        are made in a temporary folder beside it and then renamed. Arguments as in
+        Saves configuration and weights (safetensors), all of them or none: whenever the process dies, the folder holds
+        one whole save, and so does whoever loads from it meanwhile. Arguments as in
         [`~transformers.PreTrainedModel.save_pretrained`], and:
 
         Args:
@@ -525,6 +536,13 @@ class TranscoderModel(PreTrainedModel):
         push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
         if not kwargs.get("is_main_process", True):
             return
+        # Under FSDP no process holds a whole tensor; offloaded ones are elsewhere.
+        held = [(n, t) for n, t in self.state_dict().items() if not t.is_meta and not hasattr(t, "to_local")]
+        if broken := [name for name, tensor in held if not all(map(math.isfinite, bounds(tensor)))]:
+            logger.warning(
+                f"{', '.join(broken)} of the dictionary saved into {save_directory} has NaN or infinite numbers, with which it "
+                "cannot be loaded: save one from before."
+            )
         # Where code for others lies is a fact of the folder that a dictionary came from, not of the next one.
         self.config.__dict__.pop("auto_map", None)
         # A single file left from an earlier save would be loaded instead of the shards of this one.
@@ -577,9 +595,7 @@ class TranscoderModel(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         config = cls._config_of(saved, kwargs)
-        shapes = {**parameter_shapes(config), **buffer_shapes(config)}
-        shapes = {name: shape for name, shape in shapes.items() if shape is not None}
-        expect(saved, shapes, any_size=kwargs.get("ignore_mismatched_sizes", False))
+        expect(saved, tensor_shapes(config), any_size=kwargs.get("ignore_mismatched_sizes", False))
         tensors = read_tensors(saved)
         # Without a path, Transformers looks for nothing else: no adapters, no pickles, no other files.
         model, info = super().from_pretrained(

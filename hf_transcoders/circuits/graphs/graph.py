@@ -379,15 +379,18 @@ class AttributionGraph:
         """
         # As with models: publishing is a method of what is published.
         from ...hub.graphs import push_graph_folder
+        from ...hub.public import hidden_names, public_values
         from .card import graph_card
         from .page_data import MAX_EDGES
 
+        names = hidden_names([self.metadata.get("model")])
+        published = dataclasses.replace(self, metadata=public_values(self.metadata, names))
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            page = self if self.num_edges <= MAX_EDGES else self.prune()
+            published.save_pretrained(folder)
+            page = published if self.num_edges <= MAX_EDGES else published.prune()
             page.to_html(Path(folder, "graph.html"), features)
             return push_graph_folder(
-                folder, repo_id, lambda name: graph_card(self, name, subfolder), subfolder=subfolder, **kwargs
+                folder, repo_id, lambda name: graph_card(published, name, subfolder), subfolder=subfolder, **kwargs
             )
 
     @classmethod

@@ -10,7 +10,7 @@ class TranscoderError(ValueError):
 
 
 class OSTranscoderError(TranscoderError, OSError):
-    """Something that could not be written. Also an `OSError`, so that code that goes on without the file still can."""
+    """A file that could not be found or written. Also an `OSError`, so that code that goes on without the file still can."""
 
     def __str__(self):
         # `OSError` would have a number before the sentence.

@@ -33,6 +33,9 @@ _INSTRUCTIONS = (
     "configuration_files",
 )
 
+# Copying nested values takes a call for each level, and Python has room for a thousand.
+_DEEPEST = 50
+
 # Numbers beyond it are infinite in the precision that losses are computed in.
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -254,6 +257,19 @@ class TranscoderConfig(PreTrainedConfig):
                     f"`{field.name}` in config.json is {printable(repr(values[field.name]))[:60]}, but must be "
                     f"{_words(field.type)}."
                 )
+            if _is_deeper(values.get(field.name), _DEEPEST):
+                raise TranscoderError(
+                    f"`{field.name}` in config.json is nested too deeply to be read: remove it, or copy the file from where it "
+                    "came."
+                )
+        # What a new dictionary may leave open, and a saved one has settled.
+        settled = ["d_out", "auxk", "decoder_init", "center_encoder"]
+        settled += ["k"] if values["activation"] in ("topk", "batchtopk") else []
+        if guessed := [name for name in settled if values[name] is None]:
+            raise TranscoderError(
+                f"{', '.join(guessed)} in config.json is null, which says too little of what the dictionary computes: save it "
+                "again, or copy its config.json from where it came."
+            )
         dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
         if dtype is not None:
             if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -279,11 +295,6 @@ class TranscoderConfig(PreTrainedConfig):
             )
         made = super().from_dict(values, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        if guessed := [name for name in own if values.get(name) is None and getattr(config, name) is not None]:
-            raise TranscoderError(
-                f"{', '.join(guessed)} in config.json is null, which says too little of what the dictionary computes: save it "
-                "again, or copy its config.json from where it came."
-            )
         # What the file said, for [`TranscoderModel.from_pretrained`] to see whether weights it finds there belong to it.
         config._saved_fields = copy.deepcopy(saved)
         return made
@@ -297,6 +308,11 @@ class TranscoderConfig(PreTrainedConfig):
         values = super().to_dict()
         values.pop("_saved_fields", None)
         return values
+
+    def dict_dtype_to_str(self, d: dict[str, Any]) -> None:
+        # That of Transformers goes on into `training_summary` and `evaluation`, where anything can stand under "dtype".
+        if d.get("dtype") is not None:
+            d["dtype"] = str(d["dtype"]).removeprefix("torch.")
 
     def validate_fields(self):
         """Checks that the fields fit each other. Run when the configuration is made and before it is saved."""
@@ -394,6 +410,14 @@ def _fits(value: object, kind: object) -> bool:
     if inner:  # `int | None`
         return any(_fits(value, one) for one in inner)
     return type(value) is kind
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects lie in each other more than so many levels deep."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in inner)
 
 
 def _words(kind: object) -> str:

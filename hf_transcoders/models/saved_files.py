@@ -12,7 +12,7 @@ from transformers.modeling_utils import _add_variant
 from transformers.utils import cached_file
 from transformers.utils.hub import cached_files, extract_commit_hash
 
-from ..errors import TranscoderError
+from ..errors import OSTranscoderError, TranscoderError
 from ..files import inner_path, read_settled
 from ..text.printable import printable
 from ..text.strict_json import parse_json
@@ -82,7 +82,9 @@ class Files:
                 return found
             if optional:
                 return None
-            raise FileNotFoundError(f"{printable(self.place)} holds no {name}.")
+            raise OSTranscoderError(
+                f"{printable(self.place)} holds no {printable(name)}: give the folder that `save_pretrained` or training wrote."
+            )
         found = cached_file(
             self.path,
             name,

@@ -28,9 +28,12 @@ def known_evaluation(evaluation: Any, num_features: int) -> dict[str, Any] | Non
     metrics, histogram, protocol = (evaluation.get(part) for part in ("metrics", "density_histogram", "protocol"))
     if not _are_metrics(metrics, num_features) or not _is_histogram(histogram, num_features):
         return None
-    if not isinstance(protocol, Mapping) or not all(fits(protocol.get(key)) for key, fits in _PROTOCOL.items()):
+    if not isinstance(protocol, Mapping) or not _PROTOCOL.keys() - protocol.keys() <= _LATER:
         return None
-    return {"metrics": dict(metrics), "density_histogram": dict(histogram), "protocol": dict(protocol)}
+    known = {key: protocol[key] for key in _PROTOCOL if key in protocol}
+    if not all(_PROTOCOL[key](value) for key, value in known.items()):
+        return None
+    return {"metrics": dict(metrics), "density_histogram": dict(histogram), "protocol": known}
 
 
 def known_training(summary: Any) -> dict[str, Any]:
@@ -107,12 +110,17 @@ def _are_ids(value: Any) -> bool:
 
 _PROTOCOL: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("base_model", "base_model_revision", "dataset", "dataset_id", "dataset_split"), _is_text_or_none),
-    **dict.fromkeys(("fidelity_tokens", "loss_tokens", "sequence_length", "skip_first"), _is_count),
+    **dict.fromkeys(
+        ("fidelity_tokens", "loss_tokens", "sequence_length", "shortest_sequence", "skip_first"), _is_count
+    ),
     **dict.fromkeys(("dtype", "device", "ablation"), _is_text),
     "begins_with_bos": _is_flag,
     "special_token_ids": _are_ids,
     "versions": _are_versions,
 }
+
+# Entries that evaluations of earlier versions do not have.
+_LATER = {"dataset_id", "shortest_sequence"}
 
 _SUMMARY: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(

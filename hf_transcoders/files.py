@@ -1,14 +1,19 @@
 """Folders that are either whole or absent."""
 
+import csv
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TranscoderError
 from .text.printable import printable
+
+
+# What spreadsheets take for the start of a formula, the full-width forms included, and what they skip before one.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def cache_folder() -> Path:
@@ -76,6 +81,39 @@ def write_text(target: str | os.PathLike, text: str) -> Path:
     with atomic_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(target)
+
+
+def write_csv(target: str | os.PathLike, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Path:
+    """Writes a table as a CSV file that is whole at any moment, in UTF-8.
+
+    Args:
+        target (`str` or `os.PathLike`): The file.
+        head (`Sequence[object]`): Names of the columns.
+        rows (`Iterable[Sequence[object]]`):
+            Cells; `None` is an empty one. Text that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Returns:
+        `Path`: the file.
+    """
+    with atomic_file(target) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for row in (head, *rows):
+            writer.writerow([_cell(value) for value in row])
+    return Path(target)
+
+
+def _cell(value):
+    """A cell that is a number or text, but not a formula."""
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    text = str(value)
+    if not text.startswith(_FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def inner_path(name: object, source: str) -> str:

@@ -5,7 +5,6 @@ kind is uncertain; the uncertainty is found by leaving out one group of blocks a
 no assumption about how the tokens of one text hang together.
 """
 
-import json
 import math
 import os
 import re
@@ -19,13 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import locate
 from ..lm.wrappers import in_own_precision, language_model
 from ..models import TranscoderModel, TranscoderSet
+from ..text import logging
+from ..text.printable import printable
+from ..text.strict_json import to_json
+from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
 from .evaluator import ORIGINAL, TranscoderEvaluator, in_eval_mode, named_dictionaries
 from .features import FeaturePeaks, find_peaks
@@ -138,7 +140,7 @@ class DriftReport:
                 f"{format_number(change.mean_after):>8}  {change.log_mean_change:+6.2f} ± {change.log_mean_error:4.2f}  "
                 f"{change.dictionary} {change.feature}: {change.description}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class DriftProbe:
@@ -385,6 +387,11 @@ class DriftProbe:
         statistics = LossStatistics()
         blocks = self._kl_blocks().batches(self.batch_size, torch.device("cpu"))
         for (input_ids, mask), old, new in zip(blocks, self.baseline.kl_logits, now.kl_logits, strict=True):
+            if old.shape != new.shape:
+                raise TranscoderError(
+                    f"The baseline has predictions over {old.shape[-1]} tokens and this model over {new.shape[-1]}: compare "
+                    "models of one vocabulary."
+                )
             labels = input_ids[:, 1:][mask[:, :-1]]
             statistics.update(*NextTokenComparison(old, labels)(new))
         computed = statistics.compute()
@@ -425,21 +432,34 @@ class DriftProbe:
         Raises:
             [`TranscoderError`]: it was taken with other dictionaries or on other probe text, or is damaged.
         """
+        sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
         try:
-            baseline, input_ids = _Measurement.read(path)
+            with safe_open(path, framework="pt") as file:
+                facts = read_facts((file.metadata() or {}).get("facts", ""), str(path))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            found = {name: tensors[f"{name}/fired"].shape[-1] for name in facts["metrics"]}
+            same_text = torch.equal(tensors["input_ids"], self.blocks.input_ids)
+            if found == sizes and same_text:
+                tokens = torch.tensor([group.tokens for group in self.groups])
+                check_tensors(tensors, sizes, tokens, self._kl_rows(), self.blocks.input_ids)
         except Exception as error:
             raise TranscoderError(
-                f"{path} cannot be read ({error}): remove it, and drift is measured from the model as it is."
+                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): remove it, and drift is measured from the model "
+                "as it is."
             ) from error
-        sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
-        if {name: fired.shape[1] for name, fired in baseline.fired.items()} != sizes or not torch.equal(
-            input_ids, self.blocks.input_ids
-        ):
+        if found != sizes or not same_text:
             raise TranscoderError(
                 f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "
                 "ones, or begin in a new folder."
             )
-        self.baseline = baseline
+        self.baseline = _Measurement.from_tensors(facts, tensors)
+
+    def _kl_rows(self) -> list[int]:
+        """How many predictions of each batch are compared."""
+        if self.max_kl_tokens == 0:
+            return []
+        batches = self._kl_blocks().batches(self.batch_size, torch.device("cpu"))
+        return [int(mask[:, :-1].sum()) for _, mask in batches]
 
 
 def measure_drift(
@@ -491,15 +511,12 @@ class _Measurement:
             tensors |= {f"{name}/peaks/{part}": getattr(peaks, part) for part in ("values", "rows", "positions")}
         tensors |= {f"kl_logits/{i:05d}": logits for i, logits in enumerate(self.kl_logits)}
         facts = {key: getattr(self, key) for key in ("metrics", "ce", "together", "protocol")}
-        return tensors, {"facts": json.dumps(facts)}
+        return tensors, {"facts": to_json(facts, indent=None)}
 
     @classmethod
-    def read(cls, path) -> tuple["_Measurement", Tensor]:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    def from_tensors(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "_Measurement":
         names = list(facts["metrics"])
-        measurement = cls(
+        return cls(
             **facts,
             fired={name: tensors[f"{name}/fired"] for name in names},
             activation={name: tensors[f"{name}/activation"] for name in names},
@@ -510,7 +527,6 @@ class _Measurement:
                 if f"{name}/peaks/values" in tensors
             },
         )
-        return measurement, tensors["input_ids"]
 
 
 class _Changes:

@@ -12,6 +12,9 @@ from ..errors import TranscoderError
 from ..files import write_text
 from ..markdown import escape, table
 from ..models.transcoder_set import INDEX_NAME
+from ..text.columns import aligned, paired
+from ..text.strict_json import finite, read_json, to_json
+from .report_file import check_report
 
 
 #: Metric -> the heading it gets in tables. Also their order.
@@ -102,7 +105,7 @@ class EvaluationReport:
             `dict`: `metrics`, `density_histogram` and `protocol`, with `None` for numbers that are not finite.
         """
         entry = self.dictionaries[name]
-        return _finite(
+        return finite(
             {
                 "metrics": entry["metrics"],
                 "density_histogram": entry["density_histogram"],
@@ -141,16 +144,21 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, with `None` for numbers that are not finite."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
     def save_json(self, path: str | os.PathLike) -> Path:
         """Write [`~EvaluationReport.to_dict`] as JSON."""
-        return write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        return write_text(path, to_json(self.to_dict()) + "\n")
 
     @classmethod
     def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":
-        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`."""
-        content = json.loads(Path(path).read_text())
+        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`.
+
+        Raises:
+            [`TranscoderError`]: the file cannot be read, or is not such a report.
+        """
+        content = read_json(path)
+        check_report(content, str(path), TOGETHER)
         report = cls(**content)
         for metrics in report.columns().values():
             metrics.update({name: float("nan") for name, value in metrics.items() if value is None})
@@ -165,10 +173,10 @@ class EvaluationReport:
 
     def table(self) -> str:
         """Numbers and protocol as aligned plain text."""
-        facts = self.protocol_lines()
-        width = max(map(len, facts))
-        parts = [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
-        return "\n\n".join([*parts, "\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
+        head, *rows = self._cells()
+        parts = [aligned(head, rows)]
+        parts += [f"{title}:\n\n{aligned(cells[0], cells[1:])}" for title, cells in self._replacement()]
+        return "\n\n".join([*parts, paired(self.protocol_lines())])
 
     def markdown(self) -> str:
         """The same for a model card."""
@@ -235,18 +243,6 @@ class EvaluationReport:
         return [metric for metric in metrics if any(metric in values for values in self.columns().values())]
 
 
-def _aligned(cells: list[list[str]]) -> str:
-    head, *rows = cells
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, ["-" * width for width in widths], *rows)
-    )
-
-
 def format_number(value: float | None) -> str:
     """Four significant digits, and a dash for what was not measured."""
     if value is None:
@@ -257,11 +253,3 @@ def format_number(value: float | None) -> str:
         return f"{value:.2e}"
     whole_digits = max(0, math.floor(math.log10(abs(value))) + 1)
     return f"{value:,.{max(0, 4 - whole_digits)}f}"
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

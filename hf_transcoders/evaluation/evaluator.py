@@ -15,6 +15,7 @@ from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
 from ..models import TranscoderModel, TranscoderSet
+from ..text.printable import printable
 from .evaluation_report import TOGETHER, EvaluationReport
 from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
 from .statistics import (
@@ -95,6 +96,9 @@ class TranscoderEvaluator:
                 f"{type(base_model).__name__} has no language-model head, so it has no losses: load the model with "
                 "AutoModelForCausalLM."
             )
+        for name, value in (("batch_size", batch_size), ("max_loss_tokens", max_loss_tokens)):
+            if value < 1:
+                raise TranscoderError(f"`{name}` is {value}; give at least 1.")
         self.base_model = base_model
         self.batch_size = batch_size
         self.skip_first = skip_first
@@ -325,7 +329,12 @@ class TranscoderEvaluator:
 
     def _progress(self, blocks, what):
         batches = blocks.batches(self.batch_size, self.base_model.device)
-        return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
+        return tqdm(
+            batches,
+            desc=printable(what),
+            total=-(-len(blocks.input_ids) // self.batch_size),
+            disable=not self.progress,
+        )
 
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
         """How the numbers were measured, as [`EvaluationReport`] has it."""

@@ -13,6 +13,7 @@ from ..lm import Site, capture
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
+from ..text.printable import printable
 from .evaluator import in_eval_mode
 from .token_blocks import TokenBlocks
 
@@ -79,7 +80,9 @@ class FeatureExplanation:
                 lines.append(f"  {name}: " + ", ".join(f"{token!r} {value:+.2f}" for token, value in tokens))
         for context in self.contexts:
             texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
-            lines.append(f"  {context.activations[context.peak]:8.3f}  " + "".join(texts).replace("\n", "⏎"))
+            lines.append(
+                f"  {context.activations[context.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
+            )
         return "\n".join(lines)
 
 
@@ -181,6 +184,15 @@ def explain_dictionaries(
     Raises:
         [`TranscoderError`]: a feature does not exist, or none of those to choose from fires on the dataset.
     """
+    for name, value, least in (
+        ("num_features", num_features, 1),
+        ("num_contexts", num_contexts, 1),
+        ("window", window, 0),
+        ("num_tokens", num_tokens, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise TranscoderError(f"`{name}` is {value}; give at least {least}.")
     dictionaries = {name: dictionaries[name] for name in features}
     listed = {}
     for name, dictionary in dictionaries.items():

@@ -38,6 +38,8 @@ class TokenBlocks:
     ):
         if max_tokens < 1:
             raise TranscoderError(f"max_tokens is {max_tokens}; give a number of at least 1.")
+        if skip_first < 0:
+            raise TranscoderError(f"skip_first is {skip_first}; give the number of positions to leave out, 0 or more.")
         self.input_ids = _read(dataset, max_tokens, skip_first)
         self.mask = torch.ones_like(self.input_ids, dtype=torch.bool)
         self.mask[:, :skip_first] = False

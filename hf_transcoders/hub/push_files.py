@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import get_token
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..models.transcoder_set import INDEX_NAME
+from ..text import logging
 from ..tracking import Run
 from .remote_code import CODE_FILES, write_code_files, write_remote_code
 

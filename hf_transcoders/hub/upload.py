@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
 from ..models import TranscoderModel, TranscoderSet
+from ..text import logging
 from ..tracking import Run
 from .cards import TranscoderCard, is_unedited, make_card
 from .cards.card import ASSETS, README

@@ -3,6 +3,7 @@
 import torch
 
 from ..errors import TranscoderError
+from ..text.printable import printable
 from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
 from .task import AnswerBatch, Task
 
@@ -84,7 +85,7 @@ def measure(
     # Rows of one length side by side need no padding.
     order = [row for rows in task.rows_by_length().values() for row in rows]
     values: dict[str, dict[str, list]] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
+    for start in tqdm(range(0, len(order), batch_size), desc=printable(task.name), disable=not progress):
         rows = order[start : start + batch_size]
         answers = task.answers(rows, model.device)
         clean = end_logits(model, task, "clean", rows)

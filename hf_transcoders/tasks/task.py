@@ -1,6 +1,6 @@
 """Pairs of prompts with answers and named positions, as a dataset and as tensors."""
 
-import json
+import operator
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
+from ..text.strict_json import to_json
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
 
@@ -325,7 +326,7 @@ class Task:
         }
         with atomic_directory(folder) as partial:
             self.dataset.to_parquet(str(partial / _DATASET_NAME))
-            (partial / _TASK_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (partial / _TASK_NAME).write_text(to_json(description) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Task":
@@ -335,30 +336,13 @@ class Task:
         Raises:
             [`TranscoderError`]: The folder does not hold a task, or its files cannot be read.
         """
-        import pyarrow
-        import pyarrow.parquet
-        from datasets import Dataset
-        from datasets.table import InMemoryTable
+        from .task_file import read_task
 
         folder = Path(folder)
         for file in (_TASK_NAME, _DATASET_NAME):
             if not (folder / file).is_file():
                 raise TranscoderError(f"{folder} holds no {file}: give the folder that Task.save wrote.")
-        try:
-            description = json.loads((folder / _TASK_NAME).read_text(encoding="utf-8"))
-            dataset = Dataset(InMemoryTable(pyarrow.parquet.read_table(folder / _DATASET_NAME)))
-            name = description["name"]
-        except (ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-            raise TranscoderError(
-                f"The task in {folder} cannot be read: save it again ({type(error).__name__})."
-            ) from error
-        return cls(
-            dataset,
-            name,
-            description.get("description", ""),
-            description.get("metric", "logit_difference"),
-            description.get("settings"),
-        )
+        return cls(**read_task(folder / _TASK_NAME, folder / _DATASET_NAME))
 
 
 def _encode(encoder, rows, prompts):
@@ -414,7 +398,7 @@ def _answer_ids(encoder, rows):
         for index, (row, entry) in enumerate(zip(rows, entries, strict=True)):
             ids = []
             for answer in entry or []:
-                id_ = known[row.clean.text, answer] if isinstance(answer, str) else int(answer)
+                id_ = known[row.clean.text, answer] if isinstance(answer, str) else _token_id(answer, index)
                 if id_ is None:
                     raise TranscoderError(
                         f"The answer {answer!r} of row {index} is not a single token behind its prompt "
@@ -436,6 +420,20 @@ def _answer_ids(encoder, rows):
         if not set(right) <= set(found["candidates"][index]):
             raise TranscoderError(f"In row {index} a right answer is not among the candidates: add it to them.")
     return found
+
+
+def _token_id(answer, index):
+    """A whole number, from whatever library; 0.5 and `True` are none."""
+    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
+        raise TranscoderError(
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
+        )
+    try:
+        return operator.index(answer)
+    except TypeError as error:
+        raise TranscoderError(
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one."
+        ) from error
 
 
 def _span(text, word, index):

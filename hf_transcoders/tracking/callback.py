@@ -14,11 +14,11 @@ import transformers
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import rewrite_logs
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation import density_histogram, explain_features
 from ..reports import render_report
+from ..text import logging
 from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker
 from .names import ALIASED, aliases

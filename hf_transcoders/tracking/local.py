@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 from ..files import atomic_file, write_text
+from ..text import logging
 from .process import this_process
 from .tracker import Alert, Tracker
 

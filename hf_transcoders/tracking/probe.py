@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
@@ -21,6 +20,7 @@ from ..evaluation.evaluator import in_eval_mode
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..reports.drift import drift_page
+from ..text import logging
 from .callback import changed_arguments, model_name, versions
 from .local import FOLDER
 from .run import Run

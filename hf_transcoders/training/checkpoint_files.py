@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging
 
 from ..errors import TranscoderError
+from ..text import logging
 
 
 try:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..models import TranscoderModel, TranscoderSet
+from ..text import logging
 from .checkpoint_files import PARTIAL, commit, find_checkpoint, last_checkpoint, recover, rotate, why_unusable
 from .monitor import share_out
 from .sharding import is_sharded, load_state_, share_out_optimizer_state, whole

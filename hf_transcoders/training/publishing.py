@@ -9,12 +9,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import PushInProgress
 
 from ..hub.cards import make_card, own_card
 from ..hub.hub_errors import hub_errors
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
 from ..hub.upload import make_repo, push_folder
+from ..text import logging
 from ..tracking import Run, recorded_run
 
 

@@ -14,7 +14,6 @@ from transformers.integrations import TrackioCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
-from transformers.utils import logging
 
 from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
@@ -26,6 +25,7 @@ from ..hub import make_card
 from ..lm import site_width
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
+from ..text import logging
 from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
 from ..tracking.callback import versions
 from .arguments import TranscoderTrainingArguments

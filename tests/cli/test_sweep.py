@@ -254,7 +254,7 @@ def test_sweep_from_the_command_line(workplace, tmp_path, capsys):  # noqa: F811
     [
         (("--k", "999"), "No combination of these options can be trained"),
         (("--layers", "9"), "layer"),
-        (("--group-size", "0"), "size of a group is 0"),
+        (("--group-size", "0"), "--group-size: 0 is out of range; give at least 1"),
         (("--resume", "checkpoint-3"), "takes no value"),
         (("--output_site", "layers.1.mlp.out"), "--output_site needs --input_site"),
     ],

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
@@ -90,7 +91,9 @@ class HeadLoadings:
         lines = [f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge"]
         for edge, layer, head, value in self.top(count):
             ends = f"{self.labels[int(self.source[edge])]} -> {self.labels[int(self.target[edge])]}"
-            lines.append(f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {ends}")
+            lines.append(
+                f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {printable(ends)}"
+            )
         return "\n".join(lines)
 
 

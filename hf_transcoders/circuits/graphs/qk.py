@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import Adjoint, Functionals
 from .attribution import encode_prompt
@@ -88,12 +89,13 @@ class QKAttribution:
 
     def to_text(self) -> str:
         """The strongest pairs as a table."""
-        width = max((len(query) for query, _, _ in self.pairs), default=0)
+        pairs = [(printable(query), printable(key), score) for query, key, score in self.pairs]
+        width = max((len(query) for query, _, _ in pairs), default=0)
         lines = [
             f"L{self.layer}H{self.head} from token {self.query_position} to token {self.key_position}: "
             f"score {self.score:.4g}, looks there {self.probability:.1%}",
             f"{'score':>10}  {'query':<{width}}  key",
-            *(f"{score:>10.4g}  {query:<{width}}  {key}" for query, key, score in self.pairs),
+            *(f"{score:>10.4g}  {query:<{width}}  {key}" for query, key, score in pairs),
             f"{self.score - float(self.pair_score.sum()):>10.4g}  all other pairs",
         ]
         return "\n".join(lines)

@@ -11,6 +11,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...tasks import Task
+from ...text.printable import printable
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
 from .readout import Readout
@@ -241,7 +242,7 @@ class PatchEngine:
         """A progress bar over patched prompts."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=f"patching {self.task.name}", unit="run", disable=not self.progress)
+        return tqdm(total=total, desc=f"patching {printable(self.task.name)}", unit="run", disable=not self.progress)
 
     def rows_per_batch(self, prompts: int, window: int) -> int:
         """How many rows of so many prompts and tokens fit into a batch."""

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..graphs.attribution import encode_prompt, measured
 from ..graphs.graph import TargetInfo
@@ -16,7 +17,7 @@ from ..graphs.targets import Target, resolve_targets, token_strings
 from .expansion import Expander
 from .filters import Filters, filter_list
 from .path_graph import PathGraph, merge_paths
-from .steps import KINDS, Path, Step, printable
+from .steps import KINDS, Path, Step
 
 
 @dataclass(frozen=True)

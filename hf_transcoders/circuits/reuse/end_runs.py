@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...tasks import Task
+from ...text.printable import printable
 from ..patching import AttentionEdit, edited_attention
 
 
@@ -59,7 +60,7 @@ def predict_at_end(
         for rows in task.rows_by_length().values()
         for start in range(0, len(rows), batch_size)
     ]
-    for rows in tqdm(batches, desc=f"predicting {task.name}", disable=not progress):
+    for rows in tqdm(batches, desc=f"predicting {printable(task.name)}", disable=not progress):
         ids = task.tokens("clean", rows, base.device).input_ids
         among = task.answers(rows, base.device).candidates
         before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values

@@ -15,6 +15,8 @@ from ...evaluation.features import token_texts
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
 from ...models import TranscoderModel, TranscoderSet
+from ...text.columns import aligned
+from ...text.printable import printable
 from ..weights.feature_weights import FeatureWeights
 from .auroc import auroc, bootstrap_auroc
 from .hypotheses import TokenHypotheses, token_hypotheses
@@ -117,11 +119,7 @@ class BlindStudy:
 
     def table(self) -> str:
         """All features and the summary as aligned plain text."""
-        head, rows = self.rows()
-        cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (head, *rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", *self.summary_lines()])
+        return "\n".join([aligned(*self.rows(), left=0), "", *map(printable, self.summary_lines())])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""

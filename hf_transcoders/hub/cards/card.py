@@ -5,9 +5,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.utils import logging
-
 from ...files import write_text
+from ...text import logging
 
 
 logger = logging.get_logger(__name__)

@@ -131,7 +131,7 @@ def base_of(dictionaries, given: str | None) -> str:
     name = given or dictionaries.base_model_name_or_path
     if name is None:
         raise TranscoderError("The dictionary does not say which language model it belongs to: give --model.")
-    if not given and not Path(name).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not given and not Path(name).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         # Written where the dictionary was trained: a path from another folder or machine.
         raise TranscoderError(
             f"The dictionary was trained on the language model in the folder {name}, which is not there from here: give its "

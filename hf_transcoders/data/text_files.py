@@ -25,7 +25,7 @@ _SPLITS = {
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 # The start of a compressed file that is looked at, and how much larger it may be once expanded: prose shrinks to a third,
 # logs to a fiftieth.
-_COMPRESSED_BYTES, _EXPANDED_BYTES, _LARGEST_RATIO = 1 << 18, 1 << 26, 200
+_COMPRESSED_BYTES, _EXPANDED_BYTES, _LARGEST_RATIO = 1 << 18, 1 << 25, 200
 _START_BYTES = 1 << 16
 
 

@@ -90,8 +90,8 @@ def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | N
         [`TranscoderError`]: The file cannot be read, lacks an entry, or was made for another tokenizer.
     """
     path = Path(path)
-    content = read_json(path)
-    if not isinstance(content.get("prompts"), list):
+    content = _read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("prompts"), list):
         raise TranscoderError(f"{path} has no list 'prompts': give a file of auto-circuit.")
     encoder = PromptEncoder(tokenizer, add_bos)
     positions = {}
@@ -224,8 +224,15 @@ def _task(source, encoder, rows, form, corruption=None):
     return Task.from_rows(encoder, rows, name, f"Imported from {form}.", settings={"corruption": corruption})
 
 
+def _read_json(path):
+    try:
+        return read_json(path, object)
+    except TranscoderError as error:
+        raise _unreadable(path, error) from error
+
+
 def _read_pairs(path):
-    pairs = read_json(path, object)
+    pairs = _read_json(path)
     if not isinstance(pairs, list) or not pairs:
         raise TranscoderError(f"{path} is not a list of [prompt, label]: give such a file.")
     for number, pair in enumerate(pairs):
@@ -272,5 +279,5 @@ def _check_ids(path, encoder, rows):
 
 
 def _unreadable(path, error):
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+    reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
     return TranscoderError(f"{path} cannot be read ({reason}): give a file that exists and is whole.")

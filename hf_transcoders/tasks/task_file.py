@@ -24,26 +24,27 @@ def read_task(description_path: Path, rows_path: Path) -> dict[str, Any]:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    description = read_json(description_path)
-    source = str(description_path)
-    settings = checked(description.get("settings"), dict, f"'settings' in {source}", null=True)
     try:
+        found = _check_description(read_json(description_path), str(description_path))
         table = pyarrow.parquet.read_table(rows_path)
         _check_rows(table, printable(rows_path))
-        dataset = Dataset(InMemoryTable(table))
-    except TranscoderError:
-        raise
+        # Types are those that were checked, whatever the file says that they stand for.
+        table = table.replace_schema_metadata(None)
+        return {"dataset": Dataset(InMemoryTable(table)), **found}
+    except TranscoderError as error:
+        reason = str(error).rstrip(".")
     except Exception as error:
         # Readers of damaged files fail in every way.
-        raise TranscoderError(
-            f"The task in {printable(rows_path.parent)} cannot be read: save it again ({type(error).__name__})."
-        ) from error
+        reason = f"{type(error).__name__}, {printable(error)[:200]}"
+    raise TranscoderError(f"The task in {printable(rows_path.parent)} cannot be read ({reason}): save it again.")
+
+
+def _check_description(description, source):
     return {
-        "dataset": dataset,
         "name": entry(description, "name", str, source),
         "description": checked(description.get("description", ""), str, f"'description' in {source}"),
         "metric": checked(description.get("metric", "logit_difference"), str, f"'metric' in {source}"),
-        "settings": settings,
+        "settings": checked(description.get("settings"), dict, f"'settings' in {source}", null=True),
     }
 
 
@@ -59,20 +60,20 @@ def _check_rows(table, source):
         if name in ("corrupted", "corrupted_ids") and not corrupted:
             continue
         if table.column_names.count(name) != 1:
-            raise TranscoderError(f"{source} lacks the column '{name}': save the task again.")
+            raise TranscoderError(f"{source} lacks the column '{name}'")
         column = table.column(name)
         if not fits(column.type) or column.null_count:
             raise TranscoderError(
-                f"The column '{name}' in {source} is of type {printable(column.type)[:80]}, or has gaps: save the task again."
+                f"The column '{name}' in {source} is of type {printable(column.type)[:80]}, or has gaps"
             )
     if not table.num_rows:
-        raise TranscoderError(f"{source} has no rows: save the task again.")
+        raise TranscoderError(f"{source} has no rows")
     rows = table.select([name for name in kinds if name in table.column_names]).to_pylist()
     if "END" not in rows[0]["positions"]:
-        raise TranscoderError(f"{source} has no position 'END': save the task again.")
+        raise TranscoderError(f"{source} has no position 'END'")
     for number, row in enumerate(rows):
         if wrong := _fault(row):
-            raise TranscoderError(f"Row {number} of {source} has {wrong}: save the task again.")
+            raise TranscoderError(f"Row {number} of {source} has {wrong}")
 
 
 def _fault(row) -> str | None:

@@ -143,7 +143,10 @@ def test_measure_command(folder, model, task, capsys):
         (["show", "ioo"], "There is no task 'ioo': choose from ioi, "),
         (["show", "ioi", "--structure", "simple"], "The task 'ioi' has no --structure"),
         (["show", "ioi", "--corruption", "flip"], "no corruption 'flip'"),
-        (["measure", "ioi", "--device", "cpu", "--batch-size", "0"], "batch_size is 0"),
+        (
+            ["measure", "ioi", "--device", "cpu", "--batch-size", "0"],
+            "--batch-size: 0 is out of range; give at least 1",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, capsys, words, message):

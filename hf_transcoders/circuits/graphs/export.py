@@ -221,18 +221,21 @@ def _viewer_node(graph, number, name, numbers, labels):
         elif rank:
             changed["clerp"] = f"Error of {graph.dictionaries[dictionary]}"
     elif kind == "token":
+        # Graphs that are summed over positions have no prompt.
+        token = _shown(graph.tokens[position]) if graph.tokens else str(index)
         changed = {
             "feature": position,
             "layer": "E",
             "jsNodeId": f"E_{index}-{position}",
-            "clerp": f'Emb: "{_shown(graph.tokens[position])}"',
+            "clerp": f'Emb: "{token}"',
         }
     elif kind == "position":
+        place = max(index, position)
         changed = {
-            "feature": position,
+            "feature": place,
             "layer": "E",
-            "jsNodeId": f"P_{position}-{position}",
-            "clerp": f"Position {position}",
+            "jsNodeId": f"P_{place}-{place}",
+            "clerp": f"Position {place}",
         }
     elif kind == "bias":
         changed = {"feature": -1, "jsNodeId": f"B_{layer}-0", "clerp": graph.label(number)}

@@ -169,6 +169,9 @@ def _tensors(file) -> dict[str, torch.Tensor]:
         if dimensions != (2 if name == "target_vector" else 1) or tensor.dtype not in allowed:
             raise _unfit(f"the tensor '{name}' of type {tensor.dtype} with {dimensions} dimensions")
         tensors[name] = tensor
+    sums = {tensors[name].dtype for name in (*_REAL, "weight")}
+    if len(sums) > 1 or sums & {torch.bfloat16, torch.float16}:
+        raise _unfit(f"numbers of the types {', '.join(sorted(map(str, sums)))}, which are float32 in a graph")
     return tensors
 
 

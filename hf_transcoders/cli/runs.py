@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import TranscoderError
 from .terminal import HelpFormatter, Parser, echo, print_json, print_table
-from .values import output_file
+from .values import output_file, unicode_text
 
 
 # Arguments that differ between any two runs and say nothing.
@@ -46,7 +46,9 @@ def parse(argv, prog):
     )
     pareto.add_argument("--output", default="pareto", help="files to write, without .html and .png")
     pareto.add_argument("--csv", action="store_true", help="also write the numbers as CSV")
-    pareto.add_argument("--title", default="Sparsity against fidelity", help="heading of page and picture")
+    pareto.add_argument(
+        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of page and picture"
+    )
     pareto.add_argument("--ablation", choices=["zero", "mean"], default="zero", help="which CE recovered to draw")
     pareto.add_argument(
         "--allow-mixed",

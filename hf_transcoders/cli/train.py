@@ -164,7 +164,13 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
     if config := _config_file(argv):
         read_defaults(parser, config)
     # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
-    options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    try:
+        options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (TypeError, KeyError, AttributeError, ImportError) as error:
+        # The Trainer's arguments that are objects or need packages fail in ways of their own.
+        raise TranscoderError(
+            f"The options of the trainer do not fit: {' '.join(str(error).split())[:300]}."
+        ) from error
     for name, value in (vars(options) | vars(training)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise TranscoderError(f"{name} is {value}, but takes a number.")

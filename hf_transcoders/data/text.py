@@ -71,7 +71,7 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
         read = _read_json if kind == "json" else _read_files
         dataset = read(source, kind, splits, split, text_column, streaming)
         # What reports and configurations call it: the file, not the reader's name ("text") and not its folder.
-        dataset.info.dataset_name = os.path.basename(os.path.normpath(source))
+        dataset.info.dataset_name = printable(os.path.basename(os.path.normpath(source)))
     if limit is None:
         return dataset
     return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))
@@ -144,10 +144,13 @@ def _read_files(source, kind, splits, split, text_column, streaming):
     """Text, Parquet and CSV files, read by `datasets`."""
     from datasets import load_dataset
 
-    # A byte order mark is no part of the text.
+    # A byte order mark is no part of the text. Pandas takes the first columns of rows with too many values for an index,
+    # so that all others move.
     options = {
-        "text": {"sample_by": "paragraph", "encoding": "utf-8-sig"}, "csv": {"encoding": "utf-8-sig"}, "parquet": {}
-    }[kind]  # fmt: skip
+        "text": {"sample_by": "paragraph", "encoding": "utf-8-sig"},
+        "csv": {"encoding": "utf-8-sig", "index_col": False},
+        "parquet": {},
+    }[kind]
     escaped = {name: [glob.escape(file) for file in files] for name, files in splits.items()}
     with _explained(source, local=True):
         dataset = load_dataset(kind, data_files=escaped, split=split, streaming=streaming, **options)

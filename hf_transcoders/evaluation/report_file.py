@@ -10,8 +10,7 @@ from ..text.printable import printable
 # What pages and tables show of every dictionary; a report of an earlier version may lack others.
 _REQUIRED = ("l0", "fvu", "explained_variance", "ce_recovered_zero", "dead_fraction")
 _REQUIRED_TOGETHER = ("ce_original", "ce_spliced", "ce_recovered_zero", "kl", "top1_agreement")
-_SHARES = ("dead_fraction", "top1_agreement", "top1_agreement_zero_ablated", "top1_agreement_mean_ablated")
-_NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio")
+_NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio", "dead_fraction", "top1_agreement")
 
 
 def check_report(content: dict[str, Any], source: str, together_name: str) -> None:
@@ -61,8 +60,7 @@ def _check_dictionary(measured, source):
 
 def _check_metrics(metrics, required, source):
     for name in (*required, *metrics):
-        low = 0 if name in _SHARES + _NOT_NEGATIVE else None
-        entry(metrics, name, float, source, null=True, low=low, high=1 if name in _SHARES else None)
+        entry(metrics, name, float, source, null=True, low=0 if name in _NOT_NEGATIVE else None)
 
 
 def check_protocol(protocol: dict[str, Any], source: str, ablation: bool = True) -> None:

@@ -246,7 +246,7 @@ def _require(source, found, needed, entry="it"):
     if missing:
         where = f"{source} lacks" if entry == "it" else f"In {source}, {entry} lacks"
         raise TranscoderError(
-            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {', '.join(map(str, found)) or 'nothing'}."
+            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {', '.join(map(str, found))[:300] or 'nothing'}."
         )
 
 

@@ -10,6 +10,7 @@ from hf_transcoders.cli import train as train_command
 from hf_transcoders.cli.common import base_of
 from hf_transcoders.cli.main import _COMMANDS
 from hf_transcoders.cli.terminal import Parser
+from hf_transcoders.cli.values import device, unicode_text
 from hf_transcoders.errors import TranscoderError
 
 
@@ -50,14 +51,7 @@ def test_every_number_has_a_range(monkeypatch, command):
     for parser in parsers(monkeypatch, command):
         for action in parser._actions:
             assert action.type not in (int, float), action.dest
-            if action.type is None or action.dest in (
-                "device",
-                "prompt",
-                "target",
-                "against",
-                "targets",
-                "target_difference",
-            ):
+            if action.type in (None, device, unicode_text):
                 continue
             counted += 1
             for text in ("x", "", "nan", "inf", "-inf", "1e400", "-9" * 30, "9" * 30, "9" * 5000, "0x10", "\x1b[31m"):
@@ -100,6 +94,13 @@ def test_every_number_has_a_range(monkeypatch, command):
         (["train", "--skip_connection", "5"], "--skip_connection"),
         (["train", "--per_device_train_batch_size", "0"], "per_device_train_batch_size"),
         (["train", "--sequence_length", "0"], "sequence_length"),
+        (["train", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
+        (["train", "--dead_after_tokens", "-1"], "dead_after_tokens"),
+        (["train", "--outlier_factor", "-1"], "outlier_factor"),
+        (["train", "--activation_cache_gb", "nan"], "activation_cache_gb"),
+        (["train", "--max_grad_norm", "-1"], "max_grad_norm"),
+        (["train", "--seed", "1" + "0" * 30], "seed"),
+        (["train", "--accelerator_config", '{"a": 1}'], "options of the trainer"),
         (["evaluate"], "path"),
         (["nonsense"], "nonsense"),
         (["--nonsense"], "--nonsense"),

@@ -62,7 +62,7 @@ def test_what_is_no_report_is_one_sentence(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("metric", "value"),
-    [("l0", -1), ("dead_fraction", 1.5), ("fvu", True), ("l0", 1e300), ("kl", "0"), ("l0", 10**40)],
+    [("l0", -1), ("dead_fraction", -0.5), ("fvu", True), ("l0", 1e300), ("kl", "0"), ("l0", 10**40)],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, metric, value):
     content = make_report().to_dict()

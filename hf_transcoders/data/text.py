@@ -24,7 +24,8 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
 
             - `"docstrings"`: the English docstrings of the installed packages, which needs no network
               (see [`docstring_texts`]);
-            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files. In a `.txt`
+            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files, text in UTF-8,
+              compressed (`.jsonl.gz`) or not; a name that exists is that file, brackets and all. In a `.txt`
               file the documents are the paragraphs between blank lines; a word-level WikiText file becomes its
               articles, detokenized;
             - the id of a dataset on the Hub, given to [`~datasets.load_dataset`].

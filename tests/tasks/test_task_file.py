@@ -32,7 +32,7 @@ def test_mutated_tasks_are_refused_or_usable(bpe, tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "rows.parquet")
     rows = table.to_pylist()
     refused = 0
-    for seed in range(200):
+    for seed in range(100):
         (tmp_path / "task.json").write_text(
             json.dumps(mutate_json(description, seed) if seed % 4 == 0 else description)
         )
@@ -51,13 +51,13 @@ def test_mutated_tasks_are_refused_or_usable(bpe, tmp_path):
             assert str(error).isprintable()
         else:
             use(loaded)
-    assert refused > 40
+    assert refused > 20
 
 
 def test_flipped_bytes_of_rows(bpe, tmp_path):
     make(bpe).save(tmp_path)
     whole = (tmp_path / "rows.parquet").read_bytes()
-    for at in range(0, len(whole), max(1, len(whole) // 60)):
+    for at in range(0, len(whole), max(1, len(whole) // 40)):
         (tmp_path / "rows.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             loaded = Task.load(tmp_path)
@@ -88,7 +88,7 @@ def test_mutated_imports_are_refused_or_usable(bpe, tmp_path):
     auto = prompts() | {"word_idxs": {"IO": 2}}
     pairs = [[CLEAN[0], " Mary"], [CLEAN[1], " Anna"]]
     refused = 0
-    for seed in range(150):
+    for seed in range(80):
         read, content = ((from_auto_circuit_json, auto), (from_pairs_json, pairs))[seed % 2]
         path = write_json(tmp_path / "file.json", mutate_json(content, seed))
         try:
@@ -98,7 +98,7 @@ def test_mutated_imports_are_refused_or_usable(bpe, tmp_path):
             assert str(error).isprintable()
         else:
             use(task)
-    assert refused > 75
+    assert refused > 40
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_mutated_graphs_are_refused_or_usable(tmp_path):
     small_graph().save_pretrained(tmp_path)
     info, tensors = json.loads((tmp_path / "graph.json").read_text()), load_file(tmp_path / "graph.safetensors")
     refused = 0
-    for seed in range(150):
+    for seed in range(80):
         if seed % 2:
             (tmp_path / "graph.json").write_text(json.dumps(mutate_json(info, seed)))
             save_file(tensors, tmp_path / "graph.safetensors")
@@ -77,7 +77,7 @@ def test_mutated_graphs_are_refused_or_usable(tmp_path):
             assert str(error).isprintable()
         else:
             use(graph, tmp_path)
-    assert 60 < refused < 150
+    assert 40 < refused < 80
 
 
 def _swap(graph):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import TranscoderError
 from ..text.checked import checked
+from ..text.printable import printable
 from ..text.strict_json import parse_json, read_json
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
@@ -246,7 +247,7 @@ def _require(source, found, needed, entry="it"):
     if missing:
         where = f"{source} lacks" if entry == "it" else f"In {source}, {entry} lacks"
         raise TranscoderError(
-            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {', '.join(map(str, found))[:300] or 'nothing'}."
+            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {printable(', '.join(map(str, found)))[:300] or 'nothing'}."
         )
 
 

@@ -105,7 +105,7 @@ def test_mutated_imports_are_refused_or_usable(bpe, tmp_path):
     "text",
     [
         "", "\n", "clean\n", "clean,corrupted,label", "clean,corrupted,label\na,b,c,d\n", "clean,clean,corrupted,label\na,b,c,d\n",
-        'clean,corrupted,label\n"a', "clean,corrupted,correct_idx,incorrect_idx\na,b,true,1\n",
+        'clean,corrupted,label\n"a', '"clean,corrupted\nlabel\x1b', "clean,corrupted,correct_idx,incorrect_idx\na,b,true,1\n",
         "clean,corrupted,correct_idx,incorrect_idx\na,b,0.5,1\n", f"clean,corrupted,correct_idx,incorrect_idx\na,b,{'[' * 9999},1\n",
         f"clean,corrupted,correct_idx,incorrect_idx\na,b,{'1' * 5000},1\n", f"clean,corrupted,label\n{'a' * 200_000},b,c\n",
     ],

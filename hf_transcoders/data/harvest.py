@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import Site, capture
+from ..lm.modes import in_eval_mode
+from ..lm.wrappers import language_model
 
 
 # Rows of the base model's weights that enter a cache's key: enough to tell two models apart, cheap to read.
@@ -32,7 +34,7 @@ class ActivationHarvester:
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model. It is put in evaluation mode and never changed.
+            The language model. It is never changed, and runs in evaluation mode.
         dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where lengths differ, `attention_mask`):
             Token blocks, as [`pack_tokens`] makes them.
         sites (`Iterable[str]`):
@@ -73,7 +75,7 @@ class ActivationHarvester:
         cache_dir: str | Path | None = None,
         memory_cache_bytes: int = 0,
     ):
-        self.base_model = base_model.eval()
+        self.base_model = base_model = language_model(base_model)
         self.dataset = dataset
         self.sites = list(dict.fromkeys(str(Site.parse(site)) for site in sites))
         self.rows_per_chunk = rows_per_chunk
@@ -158,7 +160,7 @@ class ActivationHarvester:
     @torch.no_grad()
     def _harvest(self, rows) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = _pad(rows, self.base_model.device)
-        with self.autocast(), capture(self.base_model, self.sites) as activations:
+        with self.autocast(), in_eval_mode(self.base_model), capture(self.base_model, self.sites) as activations:
             if bool(attention_mask.all()):
                 self.base_model(input_ids=input_ids)
             else:

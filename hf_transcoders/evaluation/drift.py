@@ -24,10 +24,11 @@ from transformers.utils import logging
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import locate
+from ..lm.modes import in_eval_mode
 from ..lm.wrappers import in_own_precision, language_model
 from ..models import TranscoderModel, TranscoderSet
 from .evaluation_report import TOGETHER, format_number
-from .evaluator import ORIGINAL, TranscoderEvaluator, in_eval_mode, named_dictionaries
+from .evaluator import ORIGINAL, TranscoderEvaluator, named_dictionaries
 from .features import FeaturePeaks, find_peaks
 from .partial_forward import final_hidden_states, logits_of
 from .statistics import LossStatistics, NextTokenComparison

@@ -1,7 +1,7 @@
 """Measuring dictionaries inside the language model they were made for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from .. import __version__
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
+from ..lm.modes import in_eval_mode
+from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from .evaluation_report import TOGETHER, EvaluationReport
 from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
@@ -90,6 +92,7 @@ class TranscoderEvaluator:
         dataset_split: str | None = None,
         progress: bool = True,
     ):
+        base_model = language_model(base_model)
         if base_model.get_output_embeddings() is None:
             raise TranscoderError(
                 f"{type(base_model).__name__} has no language-model head, so it has no losses: load the model with "
@@ -167,7 +170,7 @@ class TranscoderEvaluator:
         """The statistics behind fidelity and sparsity, from one forward for all dictionaries.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
             blocks ([`TokenBlocks`], *optional*): Where to measure; by default all blocks of the evaluator.
 
         Returns:
@@ -177,7 +180,7 @@ class TranscoderEvaluator:
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
-        with capture(self.base_model, sites) as activations:
+        with in_eval_mode(self.base_model, *named.values()), capture(self.base_model, sites) as activations:
             for input_ids, mask in self._progress(blocks or self.blocks, "fidelity"):
                 self.base_model(input_ids=input_ids)
                 values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
@@ -244,7 +247,7 @@ class TranscoderEvaluator:
         """The statistics behind the losses of the unchanged model and of every changed one.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
             means (`Mapping[Site, torch.Tensor]`, *optional*):
                 The mean `(d_out,)` at each output site. Without them nothing is ablated.
             together (`bool` or `Mapping[str, Sequence[str]]`, *optional*, defaults to `False`):
@@ -256,7 +259,8 @@ class TranscoderEvaluator:
             `("zero", <output site>)` and `("mean", <output site>)`, and under `("spliced", <group>)`, `("zero", <group>)`
             and `("mean", <group>)`, where the group of every dictionary is `"all together"`.
         """
-        return self._measure(self._variants(named, means or {}, together))
+        with in_eval_mode(self.base_model, *named.values()):
+            return self._measure(self._variants(named, means or {}, together))
 
     @torch.no_grad()
     def measure_changes(
@@ -426,16 +430,3 @@ def _describe(dataset) -> tuple[str | None, str | None]:
     if type(dataset).__module__.partition(".")[0] != "datasets":
         return None, None
     return dataset.info.dataset_name, str(dataset.split) if dataset.split else None
-
-
-@contextmanager
-def in_eval_mode(*models: torch.nn.Module) -> Iterator[None]:
-    """Models in eval mode, and afterwards as they were, each module for itself."""
-    was_training = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training:
-            module.training = training

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import TranscoderError
 from ..lm import Site, capture
+from ..lm.modes import in_eval_mode
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
+from ..lm.wrappers import measures_model
 from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
-from .evaluator import in_eval_mode
 from .token_blocks import TokenBlocks
 
 
@@ -83,6 +84,7 @@ class FeatureExplanation:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def explain_features(
     base_model: PreTrainedModel,
@@ -147,6 +149,7 @@ def explain_features(
     )[""]  # fmt: skip
 
 
+@measures_model
 @torch.no_grad()
 def explain_dictionaries(
     base_model: PreTrainedModel,
@@ -287,6 +290,7 @@ class FeaturePeaks:
         return (", ".join(map(repr, tokens)) + ": " + "".join(context)).replace("\n", "⏎")
 
 
+@measures_model
 @torch.no_grad()
 def find_peaks(
     base_model: PreTrainedModel,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ..lm import Site, locate, num_layers
-from ..lm.hooks import hide_forward
+from ..lm.hooks import after_call, wrap_forward
 
 
 def block_of(model: PreTrainedModel, site: Site | str) -> int:
@@ -56,7 +56,7 @@ def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[d
             def record(module, args, output, layer=layer):
                 outputs[layer] = output
 
-            stack.callback(_block(model, layer).register_forward_hook(record).remove)
+            after_call(stack, _block(model, layer), record)
         yield outputs
 
 
@@ -81,4 +81,4 @@ def _block(model, layer) -> nn.Module:
 
 def _answer(stack, module, output):
     """Let `module` return `output` instead of running, until `stack` closes."""
-    hide_forward(stack, module, lambda *args, **kwargs: output)
+    wrap_forward(stack, module, lambda inner, *args, **kwargs: output)

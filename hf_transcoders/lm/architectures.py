@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import TranscoderError
 from .sites import Site
+from .wrappers import takes_model
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,7 @@ def register_architecture(model_type: str, architecture: Architecture):
     _ARCHITECTURES[model_type] = architecture
 
 
+@takes_model
 def architecture_of(model: PreTrainedModel) -> Architecture:
     """The [`Architecture`] of a causal language model or of its base model.
 
@@ -224,16 +226,19 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     return architecture
 
 
+@takes_model
 def has_parallel_residual(model: PreTrainedModel) -> bool:
     """Whether attention and MLP of each block both read the block's input."""
     return _decided_by(model, architecture_of(model).parallel_residual)
 
 
+@takes_model
 def num_layers(model: PreTrainedModel) -> int:
     """How many decoder blocks the model has."""
     return len(_blocks(model))
 
 
+@takes_model
 def locate(model: PreTrainedModel, site: Site | str) -> Location:
     """Find the module at a site, and whether its input or its output is the value there.
 
@@ -286,6 +291,7 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
     return Location(block.get_submodule(name), side, block if flat else None)
 
 
+@takes_model
 def site_width(model: PreTrainedModel, site: Site | str) -> int | None:
     """Size of the last dimension of the activation at a site.
 

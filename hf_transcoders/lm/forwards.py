@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from .hooks import before_call
+
 
 @dataclass(frozen=True)
 class ForwardTokens:
@@ -38,4 +40,4 @@ def before_forward(stack: ExitStack, model: PreTrainedModel, function: Callable[
         start = 0 if cache is None else int(cache.get_seq_length())
         function(ForwardTokens(input_ids, batch, start, length))
 
-    stack.callback(decoder.register_forward_pre_hook(announce, with_kwargs=True).remove)
+    before_call(stack, decoder, announce)

@@ -1,6 +1,7 @@
 """A language model whose norms, attention patterns and MLPs are held as they were in one run."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from .architectures import architecture_of, locate, num_layers
 from .attention import edit_attention
 from .capture import capture
 from .forwards import ForwardTokens, before_forward
-from .hooks import hide_forward
+from .hooks import before_call, wrap_forward
 from .norms import frozen_norm, norm_bias
 from .sites import Site, parse_sites
+from .wrappers import measures_model, opens_on_model
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class FrozenRun:
     activations: dict[Site, torch.Tensor]
 
 
+@measures_model
 @torch.no_grad()
 def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
     """Run a model once and keep what [`frozen`] needs.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model, in eval mode.
+            A causal language model or its base model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(batch, seq)`):
             The prompts, of one length and without padding.
         sites (an iterable of `str` or [`Site`], *optional*):
@@ -70,14 +73,14 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
     def keep_pattern(pattern, layer):
         patterns[layer] = pattern
 
-    def keep_input(norm, args):
+    def keep_input(norm, args, kwargs):
         norm_inputs[norm] = args[0].reshape(*input_ids.shape, -1)
 
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, pattern=keep_pattern))
         activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
         for norm in _norms(model):
-            stack.callback(norm.register_forward_pre_hook(keep_input).remove)
+            before_call(stack, norm, keep_input)
         model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
     return FrozenRun(
         input_ids=input_ids.to(model.device),
@@ -88,6 +91,7 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
     )
 
 
+@opens_on_model
 @contextmanager
 def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Iterator[None]:
     """Hold norm scales and attention patterns as they were in a recorded run, inside the `with` block.
@@ -103,7 +107,7 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model that was recorded, in eval mode.
+            The model that was recorded, plain or wrapped. It runs in the mode it is in: with dropout it is another one.
         run ([`FrozenRun`]):
             What [`record_frozen`] returned. One recorded prompt serves batches of any size that repeat it; of several,
             each belongs to one row of the batch.
@@ -137,8 +141,8 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
         yield
 
 
-class _Hold:
-    """Puts recorded values at the positions of the recorded prompt."""
+class _Hold(threading.local):
+    """Puts recorded values at the positions of the recorded prompt. Each thread has a forward pass of its own at hand."""
 
     def __init__(self, run: FrozenRun):
         self.run = run
@@ -166,10 +170,8 @@ class _Hold:
 
     def module(self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
         """Let `function` compute the frozen positions of a module's output from those of its input."""
-        original = module.forward
 
-        @functools.wraps(original)
-        def forward(hidden_states):
+        def forward(original, hidden_states):
             if self.count == 0:
                 return original(hidden_states)
             # Some modules see batch and positions as one axis.
@@ -179,7 +181,7 @@ class _Hold:
                 output = torch.cat([output, original(shaped[:, self.count :].contiguous())], dim=1)
             return output.reshape(*hidden_states.shape[:-1], -1)
 
-        hide_forward(stack, module, forward)
+        wrap_forward(stack, module, forward)
 
     def pattern(self, pattern: torch.Tensor, layer: int) -> torch.Tensor | None:
         if self.count == 0:

@@ -11,9 +11,10 @@ from ..errors import TranscoderError
 from .architectures import locate
 from .attention import attention_modules, edit_attention
 from .heads import key_weight, query_weight
-from .hooks import read_at
+from .hooks import before_call, read_at
 from .norms import frozen_norm, norm_bias
 from .sites import Site
+from .wrappers import measures_model
 
 
 # How far a map's query or key may be from the model's own, relative to it: a rounding of half precision.
@@ -45,6 +46,7 @@ class QueryKey:
     probability: float
 
 
+@measures_model
 @torch.no_grad()
 def linear_query_key(
     model: PreTrainedModel,
@@ -57,7 +59,7 @@ def linear_query_key(
     """Run a prompt, and take the query and key of one head as linear maps.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(seq,)`): The prompt.
         layer, head (`int`): Which head.
         query_position (`int`): Token that looks.
@@ -87,7 +89,7 @@ def linear_query_key(
         read_at(
             stack, locate(model, Site("attn.in", layer)), lambda value: seen.__setitem__("inputs", value[0].float())
         )
-        stack.callback(module.register_forward_pre_hook(keep_rotary, with_kwargs=True).remove)
+        before_call(stack, module, keep_rotary)
         model.get_decoder()(input_ids=input_ids[None].to(model.device), use_cache=False)
 
     call, pattern = seen["call"], seen["pattern"]

@@ -164,7 +164,7 @@ class TranscoderConfig(PreTrainedConfig):
 
         Args:
             base_model ([`~transformers.PreTrainedModel`] or [`~transformers.PreTrainedConfig`]):
-                The language model, or its configuration.
+                The language model, plain or wrapped, or its configuration.
             input_site (`str` or [`Site`]):
                 Where the dictionary reads.
             output_site (`str` or [`Site`], *optional*, defaults to `input_site`):
@@ -181,6 +181,9 @@ class TranscoderConfig(PreTrainedConfig):
             raise TranscoderError(
                 f"TranscoderConfig has no argument {', '.join(unknown)}: see its documentation for the names."
             )
+        # Wrappers of PEFT and torch.compile have the model's configuration; those of data parallelism do not.
+        while not hasattr(base_model, "config") and hasattr(base_model, "module"):
+            base_model = base_model.module
         base_config = getattr(base_model, "config", base_model)
         width = base_config.get_text_config().hidden_size
         kwargs.setdefault("d_in", width)

@@ -3,6 +3,7 @@
 import torch
 
 from ..errors import TranscoderError
+from ..lm.wrappers import measures_model
 from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
 from .task import AnswerBatch, Task
 
@@ -30,6 +31,7 @@ def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.T
     return values
 
 
+@measures_model
 @torch.no_grad()
 def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None = None) -> torch.Tensor:
     """
@@ -59,6 +61,7 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
     return logits[torch.arange(len(index), device=logits.device), index]
 
 
+@measures_model
 def measure(
     model, task: Task, batch_size: int = 32, confidence: float = 0.95, seed: int = 0, progress: bool = False
 ) -> dict[str, dict[str, Estimate]]:
@@ -66,7 +69,7 @@ def measure(
     Measures how well a language model does a task, on clean and on corrupted prompts.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts and answers. Answers are those of the clean prompts throughout.
         batch_size (`int`, *optional*, defaults to 32): Rows of one forward.
         confidence (`float`, *optional*, defaults to 0.95): Of the intervals.

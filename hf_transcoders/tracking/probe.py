@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
-from ..evaluation.evaluator import in_eval_mode
+from ..lm.modes import in_eval_mode
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..reports.drift import drift_page

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..lm import Site, num_layers
+from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel
 from .arguments import TranscoderTrainingArguments
 
@@ -90,6 +91,7 @@ class RunPlan:
         }
 
 
+@takes_model
 def plan_run(
     base_model,
     configs: Mapping[str, TranscoderConfig] | Iterable[TranscoderConfig],

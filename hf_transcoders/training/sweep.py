@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
 from ..files import write_text
+from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ..models.transcoder_set import write_index
 from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
@@ -51,6 +52,7 @@ class SweepResult:
     files: list[Path]
 
 
+@takes_model
 def run_sweep(
     configs: Mapping[str, TranscoderConfig],
     base_model,

@@ -24,6 +24,7 @@ from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
 from ..hub import make_card
 from ..lm import site_width
+from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
 from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
@@ -104,6 +105,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         args = args or TranscoderTrainingArguments("transcoder_output")
         if base_model is None:
             raise TranscoderError("Give the language model to learn from as `base_model`.")
+        base_model = language_model(base_model)
         if not isinstance(model, TranscoderModel | TranscoderSet):
             model = TranscoderSet(model)
         if isinstance(model, TranscoderModel):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ... import __version__
 from ...errors import TranscoderError
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals
@@ -19,6 +20,7 @@ from .recording import READS, LinearRun, record
 from .targets import resolve_targets, token_strings
 
 
+@measures_model
 def attribution_graph(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
@@ -42,7 +44,7 @@ def attribution_graph(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode. Use fp32 for rows that sum exactly.
+            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
         prompt (`str` or `Sequence[int]`):
@@ -88,6 +90,7 @@ def attribution_graph(
     )[0]  # fmt: skip
 
 
+@measures_model
 @torch.no_grad()
 def attribution_graphs(
     base_model: PreTrainedModel,

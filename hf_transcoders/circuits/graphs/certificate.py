@@ -12,6 +12,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
 from ...lm.hooks import read_at
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..interventions import FeatureEdit, intervene
 from .adjoint import FINAL
@@ -103,6 +104,7 @@ class Certificate:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def certificate(
     base_model: PreTrainedModel,

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
@@ -94,6 +95,7 @@ class HeadLoadings:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def head_loadings(
     base_model: PreTrainedModel,

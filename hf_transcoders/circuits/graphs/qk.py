@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
+from ...lm.wrappers import measures_model
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import Adjoint, Functionals
 from .attribution import encode_prompt
@@ -99,6 +100,7 @@ class QKAttribution:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def qk_attribution(
     base_model: PreTrainedModel,

@@ -12,7 +12,8 @@ from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
 from ...lm.heads import output_bias, output_weight, value_weight
-from ...lm.hooks import read_at
+from ...lm.hooks import after_call, read_at
+from ...lm.modes import in_eval_mode
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
 from ...models import TranscoderModel
@@ -144,7 +145,7 @@ def record(
     """Run some prompts in one forward and keep what attribution needs of each.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries of any layers, at most one for each place.
         prompts (`Sequence[torch.LongTensor]`): Token ids of each prompt.
         skip_first (`int`, *optional*, defaults to 1):
@@ -177,8 +178,7 @@ def record(
         read_at(stack, Location(final_norm, "out"), kept.keeper("final"))
         if architecture.position_embeddings is not None:
             module = model.base_model.get_submodule(architecture.position_embeddings)
-            handle = module.register_forward_hook(lambda module, args, output: kept.keep_positions(output))
-            stack.callback(handle.remove)
+            after_call(stack, module, lambda module, args, output: kept.keep_positions(output))
         mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
         logits = model(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits
     heads = [_head_maps(model, layer) for layer in layers]
@@ -213,8 +213,6 @@ class _Kept:
 
 def _check(model, dictionaries):
     """Dictionary name -> input and output site, if all of them can be part of a linear model."""
-    if model.training:
-        raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
     attention_modules(model)
     sites, places = {}, {}
     for name, dictionary in dictionaries.items():
@@ -353,13 +351,11 @@ def _written(dictionary, number, site, read, true, skip_first):
     works = torch.arange(len(read), device=read.device) >= skip_first
     size = max(1, _MAX_ELEMENTS // config.num_features)
     found = []
-    was_training = dictionary.training
-    dictionary.eval()
-    for start in range(min(skip_first, len(read)), len(read), size):
-        features = dictionary.encode(inputs[start : start + size]).float()
-        position, feature = features.nonzero(as_tuple=True)
-        found.append((position + start, feature, features[position, feature]))
-    dictionary.train(was_training)
+    with in_eval_mode(dictionary):
+        for start in range(min(skip_first, len(read)), len(read), size):
+            features = dictionary.encode(inputs[start : start + size]).float()
+            position, feature = features.nonzero(as_tuple=True)
+            found.append((position + start, feature, features[position, feature]))
     if not found:
         found.append((works.nonzero()[:0, 0], works.nonzero()[:0, 0], true.new_zeros(0)))
     position, feature, activation = (torch.cat(parts).to(read.device) for parts in zip(*found, strict=True))

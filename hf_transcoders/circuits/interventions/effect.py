@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import find_dictionary, named_dictionaries
@@ -41,6 +42,7 @@ class InterventionEffect:
     activations_after: torch.Tensor
 
 
+@measures_model
 @torch.no_grad()
 def measure_effect(
     model: PreTrainedModel,
@@ -57,7 +59,7 @@ def measure_effect(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model in eval mode.
+            A causal language model, which runs in evaluation mode.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that edits and `read` speak of.
         input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`):

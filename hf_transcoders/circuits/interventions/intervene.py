@@ -1,5 +1,6 @@
 """Changing features inside an ordinary language model."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
@@ -8,9 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import FrozenRun, Site, frozen, locate, record_frozen
 from ...lm.hooks import read_at, write_at
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import opens_on_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ..dictionaries import find_dictionary, named_dictionaries
@@ -25,6 +27,7 @@ MODES = ("direct", "frozen", "free")
 _MAX_ELEMENTS = 2**23
 
 
+@opens_on_model
 @contextmanager
 def intervene(
     model: PreTrainedModel,
@@ -58,7 +61,8 @@ def intervene(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model, in eval mode.
+            A causal language model or its base model, plain or wrapped. It is in evaluation mode inside the block, and
+            so are the dictionaries.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Transcoders (with or without skip connection) and SAEs of any activation. Not every layer needs one.
         edits (list of [`FeatureEdit`], or list of such lists):
@@ -104,7 +108,7 @@ def intervene(
             recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
             workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skip))
     with ExitStack() as stack:
-        stack.enter_context(in_eval_mode(*named.values()))
+        stack.enter_context(in_eval_mode(model, *named.values()))
         stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
         tracker.attach(stack, model)
         for worker in workers:
@@ -200,7 +204,8 @@ class _Editor:
         self.recorded = recorded
         self.skip = skip
         self.rows = None if table is None else decoder_rows(dictionary, table.features.to(dictionary.device))
-        self.inputs = None
+        # Of the forward pass at hand in each thread.
+        self.at_hand = threading.local()
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
         config = self.dictionary.config
@@ -215,10 +220,10 @@ class _Editor:
         return self._edited(value, value)
 
     def _read(self, inputs):
-        self.inputs = inputs
+        self.at_hand.inputs = inputs
 
     def _write(self, value):
-        inputs, self.inputs = self.inputs, None
+        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
         return self._edited(inputs, value)
 
     def _edited(self, inputs, value):

@@ -1,16 +1,18 @@
 """Where the prompt ends and new tokens begin."""
 
-import functools
+import threading
 from contextlib import ExitStack
 
 from transformers import PreTrainedModel
 
 from ...lm.forwards import ForwardTokens, before_forward
-from ...lm.hooks import hide_method
+from ...lm.hooks import wrap_method
 
 
-class PromptTracker:
+class PromptTracker(threading.local):
     """Follows the forwards of a model: their tokens, and how long the prompt of the sequences at hand is.
+
+    Each thread has forwards of its own at hand.
 
     A forward that begins a sequence is given the prompt, except within `generate`, whose own input is the prompt no
     matter how many tokens each forward gets.
@@ -30,20 +32,17 @@ class PromptTracker:
         before_forward(stack, model, self._begin)
         if not hasattr(model, "generate"):
             return
-        generate = model.generate
+        wrap_method(stack, model, "generate", self._generate)
 
-        @functools.wraps(generate)
-        def tracked(*args, **kwargs):
-            given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
-            prompt = next((tensor for tensor in given if tensor is not None), None)
-            self.length = None if prompt is None else prompt.shape[1]
-            self._generating = True
-            try:
-                return generate(*args, **kwargs)
-            finally:
-                self._generating = False
-
-        hide_method(stack, model, "generate", tracked)
+    def _generate(self, generate, *args, **kwargs):
+        given = (*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds")))
+        prompt = next((tensor for tensor in given if tensor is not None), None)
+        self.length = None if prompt is None else prompt.shape[1]
+        self._generating = True
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            self._generating = False
 
     def _begin(self, tokens: ForwardTokens):
         self.tokens = tokens

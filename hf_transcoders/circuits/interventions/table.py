@@ -85,7 +85,8 @@ class EditTable:
         Raises:
             [`TranscoderError`]: a position is not in the prompt, or a patch has too few or too many values.
         """
-        if prompt_length not in self._placed:
+        placed = self._placed.get(prompt_length)
+        if placed is None:
             singles, ranges = [], []
             for number, edit in enumerate(self.edits):
                 if edit.kind != "patch" and isinstance(edit.position, (slice, str)):
@@ -103,8 +104,9 @@ class EditTable:
                 singles += [(number, *entry) for entry in zip(positions, added, strict=True)]
             edit, position, added = zip(*singles, strict=True) if singles else ((), (), ())
             single = (_integers(edit), _integers(position), torch.tensor(added))
-            self._placed = {prompt_length: (single, _integers(ranges).view(-1, 4).T)}
-        return self._placed[prompt_length]
+            placed = (single, _integers(ranges).view(-1, 4).T)
+            self._placed = {prompt_length: placed}
+        return placed
 
     def _within(self, tokens, prompt_length):
         """Edit, position and added value of all that falls on the tokens of a forward."""

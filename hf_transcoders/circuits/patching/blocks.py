@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import AttentionCall, attention_modules, edit_attention
 from ...lm.heads import output_weight
-from ...lm.hooks import hide_forward
+from ...lm.hooks import wrap_forward
 from ...lm.sites import Site
 from .plan import HEAD_COMPONENTS
 from .recording import Recording, Window
@@ -131,12 +131,12 @@ class Blocks:
             mlp = architecture_of(self.model).mlp
             for layer, block in enumerate(self.blocks):
                 attention = locate(self.model, Site("attn.out", layer)).module
-                hide_forward(stack, attention, self._wrap_attention(attention.forward))
+                wrap_forward(stack, attention, self._run_attention)
                 last = locate(self.model, Site("mlp.out", layer)).module
-                hide_forward(stack, last, self._wrap_mlp(last.forward))
+                wrap_forward(stack, last, self._run_mlp)
                 if not isinstance(mlp, str):
                     first = block.get_submodule(mlp[0])
-                    hide_forward(stack, first, self._wrap_first_of_mlp(first.forward))
+                    wrap_forward(stack, first, self._run_first_of_mlp)
             yield
 
     def recorded(self, part: str, layer: int) -> torch.Tensor:
@@ -290,27 +290,21 @@ class Blocks:
         taken = value[0, index]
         return taken[:, None].expand(-1, rows, *taken.shape[1:]).flatten(0, 1)
 
-    def _wrap_attention(self, forward):
-        def attention(*args, **kwargs):
-            if self._attention_output is not None:
-                return self._attention_output.flatten(0, 1), None
-            output, *rest = forward(*args, **kwargs)
-            return self._written("attn.out", output), *rest
+    def _run_attention(self, forward, *args, **kwargs):
+        if self._attention_output is not None:
+            return self._attention_output.flatten(0, 1), None
+        output, *rest = forward(*args, **kwargs)
+        return self._written("attn.out", output), *rest
 
-        return attention
+    def _run_mlp(self, forward, hidden):
+        if self._mlp_output is not None:
+            return self._mlp_output.reshape(*hidden.shape[:-1], -1)
+        output = self._written("mlp.out", forward(hidden))
+        self.mlp_output = output.view(*self._shape, -1)
+        return output
 
-    def _wrap_mlp(self, forward):
-        def mlp(hidden):
-            if self._mlp_output is not None:
-                return self._mlp_output.reshape(*hidden.shape[:-1], -1)
-            output = self._written("mlp.out", forward(hidden))
-            self.mlp_output = output.view(*self._shape, -1)
-            return output
-
-        return mlp
-
-    def _wrap_first_of_mlp(self, forward):
-        return lambda hidden: forward(hidden) if self._mlp_output is None else hidden[..., :0]
+    def _run_first_of_mlp(self, forward, hidden):
+        return forward(hidden) if self._mlp_output is None else hidden[..., :0]
 
     def _written(self, component, output):
         for edit in self._edits:

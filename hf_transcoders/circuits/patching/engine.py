@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import language_model
 from ...tasks import Task
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
@@ -48,7 +50,7 @@ class PatchEngine:
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             Clean and corrupted prompts.
         direction (`"noising"` or `"denoising"`, *optional*, defaults to `"noising"`):
@@ -92,9 +94,7 @@ class PatchEngine:
             raise TranscoderError(f"There is no ablation '{ablation}': choose from {', '.join(ABLATIONS)}.")
         if batch_size is not None and batch_size < 1:
             raise TranscoderError(f"batch_size is {batch_size}, but a batch has at least one row.")
-        if base.training:
-            raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
-        self.model = base
+        self.model = base = language_model(base)
         self.task = task
         self.direction = direction
         self.ablation = ablation
@@ -132,11 +132,21 @@ class PatchEngine:
 
     @classmethod
     def of(cls, base: PreTrainedModel, task: Task, engine: "PatchEngine | None", **settings) -> "PatchEngine":
-        """A given engine, if it is for this model and task, or a new one."""
+        """A given engine, if it is for this model and task, or a new one with those settings that are not `None`.
+
+        Raises:
+            [`TranscoderError`]: the engine is for something else, or there are settings, which it has already.
+        """
+        settings = {name: value for name, value in settings.items() if value is not None}
         if engine is None:
             return cls(base, task, **settings)
-        if engine.model is not base or engine.task is not task:
+        if engine.model is not language_model(base) or engine.task is not task:
             raise TranscoderError("The engine is for another model or task: make one with PatchEngine(base, task).")
+        if settings:
+            raise TranscoderError(
+                f"An engine was given, which has its own {' and '.join(settings)}: leave {'it' if len(settings) == 1 else 'them'} "
+                f"out, or make the engine with PatchEngine(base, task, {next(iter(settings))}=...)."
+            )
         return engine
 
     def position(self, position: str | int | torch.Tensor) -> torch.Tensor:
@@ -174,6 +184,10 @@ class PatchEngine:
             [`TranscoderError`]: the plan does not fit the model or the prompts.
         """
         plan.check(self.model, self.last)
+        with in_eval_mode(self.model):
+            return self._run(plan)
+
+    def _run(self, plan):
         if plan.values is None:
             parts = {COMPONENTS[code].removeprefix("head_") for code in plan.component.unique().tolist()}
         else:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import locate, num_layers
-from ...lm.hooks import hide_forward
+from ...lm.hooks import wrap_forward
 from ...lm.sites import Site
 from ...tasks import AnswerBatch, Task
 from ...tasks.metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
@@ -100,12 +100,12 @@ class Readout:
         with ExitStack() as stack:
             for layer in range(num_layers(self.model)):
                 block = locate(self.model, Site("resid_pre", layer)).module
-                hide_forward(stack, block, lambda *args, **kwargs: rows)
+                wrap_forward(stack, block, lambda inner, *args, **kwargs: rows)
             head = self.model.get_output_embeddings()
             if self._columns is not None:
                 bias = None if head.bias is None else head.bias[self._columns]
                 weight = head.weight[self._columns]
-                hide_forward(stack, head, lambda states: linear(states, weight, bias))
+                wrap_forward(stack, head, lambda inner, states: linear(states, weight, bias))
             return self.model(inputs_embeds=torch.zeros_like(rows), use_cache=False).logits[:, 0]
 
     def _numbered(self, ids):

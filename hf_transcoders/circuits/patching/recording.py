@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...lm.architectures import locate, num_layers
 from ...lm.attention import edit_attention
-from ...lm.hooks import read_at
+from ...lm.hooks import before_call, read_at
 from ...lm.sites import Site
 
 
@@ -120,7 +120,7 @@ def record(
         stack.enter_context(edit_attention(model, compute=compute))
         for layer in range(num_layers(model)):
             block = locate(model, Site("resid_pre", layer)).module
-            stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            before_call(stack, block, enter)
             for point in ("attn.out", "resid_mid", "mlp.out"):
                 if point in parts:
                     location = locate(model, Site(point, layer))

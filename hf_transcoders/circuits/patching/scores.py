@@ -15,6 +15,7 @@ from ...lm.heads import output_weight
 from ...lm.hooks import read_at
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from .results import PatchResult
 
@@ -45,6 +46,7 @@ class ComponentOutputs:
         return self.heads.norm(dim=-1)
 
 
+@measures_model
 @torch.no_grad()
 def component_outputs(
     base: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
@@ -52,7 +54,7 @@ def component_outputs(
     """What each head and MLP adds to the residual stream at a token.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
         position (`str`, *optional*, defaults to `"END"`): Name of the token.
@@ -103,6 +105,7 @@ def _component_outputs(base, task, which, position, rows):
     return head_parts, mlp_parts, last - head_parts.sum((1, 2)) - mlp_parts.sum(1), last
 
 
+@measures_model
 @torch.no_grad()
 def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
     """Direct logit attribution: what each head and MLP adds at `END` to the logit difference of right and wrong answers.
@@ -111,7 +114,7 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts with wrong answers.
         which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
         batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
@@ -147,6 +150,7 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     return PatchResult(values, torch.zeros(len(task)), None, axes, "logit_difference", protocol)
 
 
+@measures_model
 @torch.no_grad()
 def attention_between(
     base: PreTrainedModel,
@@ -159,7 +163,7 @@ def attention_between(
     """How much each head looks from one named token at others.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         query (`str`): Name of the position that looks.
         keys (`Sequence[str]`): Names of the positions that are looked at.
@@ -187,6 +191,7 @@ def attention_between(
     return torch.cat(found, dim=3)
 
 
+@measures_model
 @torch.no_grad()
 def pattern_scores(
     base: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
@@ -194,7 +199,7 @@ def pattern_scores(
     """How much each head looks at the previous token, at the same token before, and behind it, on random tokens twice.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         length (`int`, *optional*, defaults to 25): How many random tokens are repeated once.
         prompts (`int`, *optional*, defaults to 8): How many such sequences.
         seed (`int`, *optional*, defaults to 0): Of the tokens.

@@ -13,12 +13,14 @@ from ...lm.heads import key_weight, output_weight, query_weight, value_weight
 from ...lm.hooks import read_at, write_at
 from ...lm.norms import fold_norm, norm_bias
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 
 
 _MOST_LOGITS = 64_000_000
 _MOST_ROWS = 8192
 
 
+@measures_model
 @torch.no_grad()
 def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
     """OV score: how often a head that looks at a token raises, or lowers, the logit of that same token most.
@@ -27,7 +29,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens, such as names.
         top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
 
@@ -61,6 +63,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
 
 
+@measures_model
 @torch.no_grad()
 def duplicate_token_scores(
     base: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
@@ -71,7 +74,7 @@ def duplicate_token_scores(
     same place, so that they differ by their token only. Heads behind the first block get its output.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens that are compared, all different.
         distance (`int`, *optional*, defaults to 10): How many tokens the query is behind the keys.
         top (`int`, *optional*, defaults to 1): Among how many of the keys that match best the own one counts.
@@ -93,6 +96,7 @@ def duplicate_token_scores(
     return torch.stack(found).cpu()
 
 
+@measures_model
 @torch.no_grad()
 def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tensor:
     """QK score: how much a head looks at the token before, where all tokens are the same mean token.
@@ -101,7 +105,7 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     keys. Heads behind the first block get its output, in which each position has looked at itself only.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         length (`int`, *optional*, defaults to 16): How many positions there are.
 
     Returns:
@@ -129,6 +133,7 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     return torch.stack([found[layer] for layer in range(len(found))])
 
 
+@measures_model
 @torch.no_grad()
 def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
     """How much of what earlier heads write each head reads with its queries, keys or values, by weights.

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
+from ...lm.wrappers import measures_model
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..graphs.attribution import encode_prompt, measured
 from ..graphs.graph import TargetInfo
@@ -86,6 +87,7 @@ class GreedyPaths:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def greedy_paths(
     base_model: PreTrainedModel,
@@ -108,7 +110,7 @@ def greedy_paths(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode. Use fp32 for sums that are exact.
+            A causal language model, which runs in evaluation mode. Use fp32 for sums that are exact.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs. MLPs
             without one end a path.

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from ..patching import AttentionEdit, edited_attention
 
@@ -25,6 +26,7 @@ class Predictions:
     candidates: torch.Tensor
 
 
+@measures_model
 @torch.no_grad()
 def predict_at_end(
     base: PreTrainedModel,
@@ -36,7 +38,7 @@ def predict_at_end(
     """Predict the token behind each prompt, under edits of where heads look from `END`.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         conditions (`dict[str, Sequence[AttentionEdit]]`):
             Name -> edits for all prompts of the task, with `END` as their `query`; none for the model as it is.

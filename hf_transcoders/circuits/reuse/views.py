@@ -4,11 +4,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ...lm.attention import edit_attention
+from ...lm.wrappers import measures_model
 from ...reports.heatmap import AttentionView
 from ...tasks import Task
 from .stages import Head
 
 
+@measures_model
 @torch.no_grad()
 def attention_views(
     base: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
@@ -16,7 +18,7 @@ def attention_views(
     """The patterns of some heads in one prompt.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         task ([`Task`]): Prompts.
         heads (`dict[tuple[int, int], str]`): Layer and head -> what to call it.

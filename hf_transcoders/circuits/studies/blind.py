@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...evaluation.features import token_texts
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
 from ..weights.feature_weights import FeatureWeights
 from .auroc import auroc, bootstrap_auroc
@@ -165,6 +166,7 @@ class BlindStudy:
         return head, rows
 
 
+@measures_model
 @torch.no_grad()
 def blind_study(
     base_model: PreTrainedModel,

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import __version__
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import Site, architecture_of, locate, site_width
 from ...lm.architectures import Location
+from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...tasks.metrics import Estimate, accuracy, estimate
@@ -126,6 +127,7 @@ class GreaterThanStudy:
         }
 
 
+@measures_model
 @torch.no_grad()
 def greater_than_study(
     model: PreTrainedModel,

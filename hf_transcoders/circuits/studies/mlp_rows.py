@@ -41,7 +41,7 @@ class MlpRows:
     One batch of prompts, whose forwards begin at the MLP of a layer as often as one likes.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Prompts of one length.
         layer (`int`): The layer.
         skip_first (`int`): Positions at the start of each prompt that are never changed.

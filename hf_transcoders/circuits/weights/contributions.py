@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...evaluation.evaluator import in_eval_mode
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
 from ...lm.stream import norm_before, norm_behind, stream_before
 from ...models import TranscoderModel

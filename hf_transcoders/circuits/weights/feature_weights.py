@@ -6,10 +6,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import check_fits, in_eval_mode, named_dictionaries
+from ...evaluation.evaluator import check_fits, named_dictionaries
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture, num_layers
 from ...lm.attention import num_heads
+from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
 from ...lm.stream import (
     direct_logits,
@@ -20,6 +21,7 @@ from ...lm.stream import (
     writing_stage,
     written_directions,
 )
+from ...lm.wrappers import language_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, encoder_rows
 from .connections import TopConnections, connection_strengths, strongest_pairs
@@ -67,7 +69,7 @@ class FeatureWeights:
         base_model: PreTrainedModel,
         transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     ):
-        self.base_model = base_model
+        self.base_model = base_model = language_model(base_model)
         self.dictionaries = named_dictionaries(transcoders)
         check_fits(base_model, self.dictionaries)
 

@@ -7,6 +7,7 @@ from ...lm import Site
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import norm_gain
 from ...lm.stream import norm_before, norm_behind, reading_stage, writing_stage
+from ...lm.wrappers import takes_model
 
 
 class OVCircuits:
@@ -24,6 +25,7 @@ class OVCircuits:
         reads, writes (`int`): When they read the residual stream and write to it; see `lm.stream.reading_stage`.
     """
 
+    @takes_model
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, layer: int, head: int | None = None):
         into, out = Site("attn.in", layer), Site("attn.out", layer)

@@ -155,6 +155,8 @@ def _explained(args, base, dictionaries, tokenizer, graph):
 
 
 def _summary(graph, pruned, certified, page, strongest=10):
+    from ..circuits.graphs.influence import scores
+
     influence = pruned.influence()
     features = pruned.is_kind("feature")
     order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
@@ -166,7 +168,8 @@ def _summary(graph, pruned, certified, page, strongest=10):
         "nodes": graph.num_nodes,
         "edges": graph.num_edges,
         "largest_row_error": graph.metadata.get("largest_row_error"),
-        "scores": graph.scores(),
+        "warning": graph.warning,
+        "scores": scores(graph),
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
@@ -188,6 +191,8 @@ def _print(found, certified):
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
         print(f"  {share:>7}  {target['label']!r}")
     scores, pruned = found["scores"], found["pruned"]
+    if found["warning"]:
+        print(f"\nWARNING: {found['warning']}")
     print(
         f"\n{found['nodes']:,} nodes, {found['edges']:,} edges: replacement {scores['replacement']:.3f}, completeness "
         f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph"

@@ -65,6 +65,9 @@ REPLACEMENT_METRICS = (
     "top1_agreement_zero_ablated",
 )
 
+# Finite whatever a dictionary does, unless something is broken; the others may be the ratio to a variance or damage of 0.
+_ALWAYS_FINITE = ("l0", "l1", "mse", "ce_original", "ce_spliced", "ce_zero_ablated", "ce_mean_ablated", "kl")
+
 #: Name under which a whole set spliced in at once is listed.
 TOGETHER = "all together"
 
@@ -135,13 +138,28 @@ class EvaluationReport:
             write_text(paths[name], json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
     @property
+    def warnings(self) -> list[str]:
+        """A sentence for each dictionary whose numbers are not finite, so that they say nothing of it."""
+        found = []
+        for name, values in self.columns().items():
+            numbers = {metric: values[metric] for metric in _ALWAYS_FINITE if metric in values}
+            broken = [METRICS[m] for m, value in numbers.items() if value is None or not math.isfinite(value)]
+            if broken:
+                found.append(
+                    f"'{name}' has no finite {', '.join(broken)}: look for weights that are not numbers in it and in the "
+                    "language model, or measure in float32."
+                )
+        return found
+
+    @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by dictionary."""
         return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, with `None` for numbers that are not finite."""
-        return _finite(asdict(self))
+        """Everything as plain values, with `None` for numbers that are not finite, and `warnings` if there are any."""
+        content = _finite(asdict(self))
+        return {**content, "warnings": self.warnings} if self.warnings else content
 
     def save_json(self, path: str | os.PathLike) -> Path:
         """Write [`~EvaluationReport.to_dict`] as JSON."""
@@ -151,6 +169,8 @@ class EvaluationReport:
     def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":
         """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`."""
         content = json.loads(Path(path).read_text())
+        # Follow from the numbers.
+        content.pop("warnings", None)
         report = cls(**content)
         for metrics in report.columns().values():
             metrics.update({name: float("nan") for name, value in metrics.items() if value is None})
@@ -167,13 +187,15 @@ class EvaluationReport:
         """Numbers and protocol as aligned plain text."""
         facts = self.protocol_lines()
         width = max(map(len, facts))
-        parts = [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
+        parts = [*(f"WARNING: {text}" for text in self.warnings)]
+        parts += [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
         return "\n\n".join([*parts, "\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
 
     def markdown(self) -> str:
         """The same for a model card."""
         head, *rows = self._cells()
-        parts = [table(head, rows)]
+        parts = [f"> [!WARNING]\n> {escape(text)}" for text in self.warnings]
+        parts.append(table(head, rows))
         parts += [f"{title}:\n\n{table(cells[0], cells[1:])}" for title, cells in self._replacement()]
         facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
         return "\n\n".join([*parts, f"**Protocol.** {escape(facts)}."])

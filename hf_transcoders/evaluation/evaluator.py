@@ -9,6 +9,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .. import __version__
 from ..data.text import hub_dataset_id
@@ -29,6 +30,8 @@ from .statistics import (
 )
 from .token_blocks import TokenBlocks
 
+
+logger = logging.get_logger(__name__)
 
 # Elements of the largest temporaries: features of some tokens, logits of some positions.
 _MAX_ELEMENTS = 2**23
@@ -155,11 +158,14 @@ class TranscoderEvaluator:
                     for key in ("input_site", "output_site", "num_features", "activation", "k")
                 },
             }
-        return EvaluationReport(
+        report = EvaluationReport(
             dictionaries=entries,
             protocol=self.protocol(losses[ORIGINAL].tokens),
             together=_loss_metrics(losses, TOGETHER, TOGETHER) if together else None,
         )
+        for text in report.warnings:
+            logger.warning(text)
+        return report
 
     # -------------------------------------------------------------------------------------------------- fidelity
 

@@ -17,6 +17,7 @@ from .adjoint import FINAL, Adjoint, Functionals
 from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
 from .recording import READS, LinearRun, record
+from .row_sums import rows_do_not_sum, warn
 from .targets import resolve_targets, token_strings
 
 
@@ -356,6 +357,8 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     graph.metadata["active_features"] = int(graph.is_kind("feature").sum())
     graph = graph.select(~without_row | ends)
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
+    graph.metadata["warning"] = rows_do_not_sum(graph)
+    warn(graph.metadata["warning"])
     return graph
 
 

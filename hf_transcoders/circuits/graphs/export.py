@@ -279,7 +279,7 @@ def _metadata(graph, slug, scan, description):
         "node_threshold": pruning.get("nodes", 1.0),
         "feature_details": {"feature_json_base_url": f"./features/{scan}"},
         "info": {
-            "description": description,
+            "description": " ".join(filter(None, [graph.warning, description])),
             "creator_name": "",
             "creator_url": "",
             "source_urls": [],

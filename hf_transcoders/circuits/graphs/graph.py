@@ -244,10 +244,22 @@ class AttributionGraph:
         return influence(self)
 
     def scores(self) -> dict[str, float]:
-        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`]."""
-        from .influence import scores
+        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`].
 
+        Where rows of the graph do not sum to what was measured, a warning says so: see [`~AttributionGraph.warning`].
+        """
+        from .influence import scores
+        from .row_sums import warn
+
+        warn(self.warning)
         return scores(self)
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence that says so, where rows do not sum to what was measured as far as rounding lets them."""
+        from .row_sums import rows_do_not_sum
+
+        return rows_do_not_sum(self)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
         """The part of the graph that matters most: see [`~hf_transcoders.circuits.graphs.pruning.prune`]."""

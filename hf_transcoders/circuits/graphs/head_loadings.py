@@ -16,6 +16,7 @@ from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
 from .node_functionals import node_functionals
 from .recording import LinearRun, record
+from .row_sums import warn
 
 
 # Elements of the sources' values at the heads of all layers, of the edges that are split at once.
@@ -35,6 +36,7 @@ class HeadLoadings:
         loadings (`torch.Tensor` of shape `(edges, layers, heads)`): What each head carries away from the source.
         direct (`torch.Tensor` of shape `(edges,)`): What reaches the target without any head.
         labels (`dict[int, str]`): Labels of the nodes at their ends.
+        warning (`str`, *optional*): That of the graph, where its rows do not sum to what was measured.
     """
 
     edges: torch.Tensor
@@ -44,6 +46,7 @@ class HeadLoadings:
     loadings: torch.Tensor
     direct: torch.Tensor
     labels: dict[int, str] = field(repr=False)
+    warning: str | None = None
 
     def top(self, count: int = 10) -> list[tuple[int, int, int, float]]:
         """(place in `edges`, layer, head, loading) of the loadings that are largest in magnitude."""
@@ -88,7 +91,8 @@ class HeadLoadings:
 
     def to_text(self, count: int = 10) -> str:
         """The largest loadings as a table."""
-        lines = [f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge"]
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines.append(f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge")
         for edge, layer, head, value in self.top(count):
             ends = f"{self.labels[int(self.source[edge])]} -> {self.labels[int(self.target[edge])]}"
             lines.append(f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {ends}")
@@ -162,8 +166,10 @@ def head_loadings(
         loadings=loadings,
         direct=direct,
         labels={number: graph.label(number) for number in torch.cat([source, target]).unique().tolist()},
+        warning=graph.warning,
     )
     _check_sums(result)
+    warn(result.warning)
     return result
 
 

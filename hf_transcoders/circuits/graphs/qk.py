@@ -12,10 +12,11 @@ from ...lm.query_key import linear_query_key
 from ...lm.wrappers import measures_model
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import Adjoint, Functionals
-from .attribution import encode_prompt
+from .attribution import encode_prompt, measured
 from .graph import AttributionGraph, node_label
 from .head_loadings import record_again
 from .recording import record
+from .row_sums import sums_do_not_hold, warn
 from .targets import check_position, token_strings
 
 
@@ -38,6 +39,7 @@ class QKAttribution:
         query_marginal, key_marginal (`torch.Tensor` of shape `(sources,)`):
             What each source adds through the query, with the whole key, and the other way round. Each sums to the score.
         labels (`dict[int, str]`): Labels of the strongest sources.
+        warning (`str`, *optional*): A sentence that says so, where sources do not sum to the query and the key.
     """
 
     layer: int
@@ -52,6 +54,7 @@ class QKAttribution:
     query_marginal: torch.Tensor
     key_marginal: torch.Tensor
     labels: dict[int, str] = field(repr=False)
+    warning: str | None = None
 
     @property
     def pairs(self) -> list[tuple[str, str, float]]:
@@ -85,12 +88,14 @@ class QKAttribution:
                 side: [{"source": source, "score": score} for source, score in self.strongest(side)]
                 for side in ("query", "key")
             },
+            "warning": self.warning,
         }
 
     def to_text(self) -> str:
         """The strongest pairs as a table."""
         width = max((len(query) for query, _, _ in self.pairs), default=0)
-        lines = [
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines += [
             f"L{self.layer}H{self.head} from token {self.query_position} to token {self.key_position}: "
             f"score {self.score:.4g}, looks there {self.probability:.1%}",
             f"{'score':>10}  {'query':<{width}}  key",
@@ -174,6 +179,8 @@ def qk_attribution(
     adjoint = Adjoint(run)
     queries = _sources_of(adjoint, layer, maps.query_position, maps.query, maps.query_bias) * maps.scaling
     keys = _sources_of(adjoint, layer, maps.key_position, maps.key, maps.key_bias)
+    warning = _check_sums(run, layer, maps, queries, keys)
+    warn(warning)
     query_source, key_source, pair_score = _strongest_pairs(queries, keys, top)
     query, key = queries.double().sum(0), keys.double().sum(0)
     query_marginal, key_marginal = (queries.double() @ key).float().cpu(), (keys.double() @ query).float().cpu()
@@ -185,21 +192,32 @@ def qk_attribution(
         query_source=query_source, key_source=key_source, pair_score=pair_score,
         query_marginal=query_marginal, key_marginal=key_marginal,
         labels={number: _label(adjoint.sources, number, tokens, run.num_layers) for number in shown},
+        warning=warning,
     )  # fmt: skip
+
+
+def _functionals(layer, position, weight, bias):
+    places = (torch.full((len(weight),), value, device=weight.device) for value in (layer, position))
+    at, token = places
+    return Functionals(at, ["attn.in"] * len(weight), token, weight, bias)
+
+
+def _check_sums(run, layer, maps, queries, keys):
+    """Whether sources sum to the query and the key that the head has."""
+    expected = torch.cat(
+        [
+            measured(run, _functionals(layer, maps.query_position, maps.query, maps.query_bias)) * maps.scaling,
+            measured(run, _functionals(layer, maps.key_position, maps.key, maps.key_bias)),
+        ]
+    )
+    parts = torch.cat([queries, keys], dim=1).double()
+    return sums_do_not_hold(run, parts.sum(0), parts.abs().sum(0), expected, "attribution")
 
 
 def _sources_of(adjoint, layer, position, weight, bias):
     """What each source adds to a query or key, `(sources, head_dim)`."""
     rows = [
-        adjoint.rows(
-            Functionals(
-                torch.full((len(vector),), layer, device=weight.device),
-                ["attn.in"] * len(vector),
-                torch.full((len(vector),), position, device=weight.device),
-                vector,
-                constant,
-            )
-        )
+        adjoint.rows(_functionals(layer, position, vector, constant))
         for vector, constant in zip(
             weight.split(adjoint.batch_size()), bias.split(adjoint.batch_size()), strict=True
         )

@@ -13,6 +13,7 @@ from ..dictionaries import Dictionaries, named_dictionaries
 from ..graphs.attribution import encode_prompt, measured
 from ..graphs.graph import TargetInfo
 from ..graphs.recording import record
+from ..graphs.row_sums import sums_do_not_hold, warn
 from ..graphs.targets import Target, resolve_targets, token_strings
 from .expansion import Expander
 from .filters import Filters, filter_list
@@ -33,6 +34,7 @@ class GreedyPaths:
             not, by kind. Sums to the contribution of the path.
         input_ids (`list[int]`), tokens (`list[str]`): The prompt.
         settings (`dict`): Model, dictionaries and arguments, as JSON.
+        warning (`str`, *optional*): A sentence that says so, where the sums are not what they should be.
     """
 
     target: TargetInfo
@@ -42,6 +44,7 @@ class GreedyPaths:
     input_ids: list[int]
     tokens: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -69,10 +72,12 @@ class GreedyPaths:
             "tokens": self.tokens,
             "levels": [[{"text": str(path), **path.to_dict()} for path in level] for level in self.levels],
             "settings": self.settings,
+            "warning": self.warning,
         }
 
     def __str__(self):
-        lines = [
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines += [
             f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
             "A path adds the product of the last step's factors, of the attention of its other heads and of the weights of "
             "its other features.",
@@ -162,11 +167,12 @@ def greedy_paths(
     reads = expander.read(*place, functionals.position, functionals.vector, functionals.bias)
     beam: list[tuple[Step, ...]] = [()]
     levels: list[list[Path]] = []
-    sums = {}
+    sums, expanded = {}, []
     for _ in range(num_steps):
         found, added = expander.expand(reads, num_paths, filters)
         for steps, row in zip(beam, added.tolist(), strict=True):
             sums[tuple(step.key for step in steps)] = dict(zip(KINDS, row, strict=True))
+        expanded += beam
         reported, continued = found.strongest(num_paths), found.strongest(num_paths, found.continues)
         extended = _extended(found[reported], beam, run.names, reads.position, tokens)
         if extended:
@@ -184,7 +190,16 @@ def greedy_paths(
         "filter": [asdict(one) for one in filters],
         "skip_first": skip_first,
     }
-    return GreedyPaths(info, value, levels, sums, ids, tokens, settings)
+    warning = _check_sums(run, value, sums, expanded)
+    warn(warning)
+    return GreedyPaths(info, value, levels, sums, ids, tokens, settings, warning)
+
+
+def _check_sums(run, value, sums, expanded):
+    """Whether what each path was expanded into sums to what the path adds."""
+    parts = torch.tensor([list(by_kind.values()) for by_kind in sums.values()], dtype=torch.float64)
+    expected = [Path("", steps).contribution if steps else value for steps in expanded]
+    return sums_do_not_hold(run, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths")
 
 
 def _extended(found, beam, names, positions, tokens):

@@ -187,18 +187,19 @@ class EvaluationReport:
         """Numbers and protocol as aligned plain text."""
         facts = self.protocol_lines()
         width = max(map(len, facts))
-        parts = [*(f"WARNING: {text}" for text in self.warnings)]
-        parts += [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
-        return "\n\n".join([*parts, "\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
+        parts = [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
+        parts.append("\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items()))
+        # Last, where a terminal stands.
+        return "\n\n".join([*parts, *(f"WARNING: {text}" for text in self.warnings)])
 
     def markdown(self) -> str:
         """The same for a model card."""
         head, *rows = self._cells()
-        parts = [f"> [!WARNING]\n> {escape(text)}" for text in self.warnings]
-        parts.append(table(head, rows))
+        parts = [table(head, rows)]
         parts += [f"{title}:\n\n{table(cells[0], cells[1:])}" for title, cells in self._replacement()]
         facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
-        return "\n\n".join([*parts, f"**Protocol.** {escape(facts)}."])
+        parts.append(f"**Protocol.** {escape(facts)}.")
+        return "\n\n".join([*parts, *(f"> [!WARNING]\n> {escape(text)}" for text in self.warnings)])
 
     def protocol_lines(self) -> dict[str, str]:
         """The protocol as readable facts."""

@@ -118,7 +118,8 @@ def edit_attention(
             are then not computed.
 
     Raises:
-        [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
+        [`TranscoderError`]: the family is not known, the model's attention cannot be edited, or functions exclude each
+            other.
 
     Example:
 
@@ -137,6 +138,11 @@ def edit_attention(
     ...     model.generate(input_ids)
     ```
     """
+    if compute is not None and (pattern is not None or z is not None):
+        raise TranscoderError(
+            "`compute` gives what heads read, so that `pattern` and `z` would not be called: leave them out, or change "
+            "the pattern inside `compute`."
+        )
     modules = attention_modules(model)
     configs = [model.config, model.config.get_text_config(), *(module.config for module in modules)]
     with ExitStack() as stack:
@@ -224,9 +230,14 @@ def _attention(module, query, key, value, attention_mask, **options):
     call = AttentionCall(layer, query, key, value, attention_mask, module, options)
     for part in ("query", "key", "value"):
         setattr(call, part, _apply(editors, layer, part, getattr(call, part))[0])
-    for editor in editors:
-        if editor.compute is not None:
-            return editor.compute(call), None
+    computing = [editor for editor in editors if editor.compute is not None]
+    if computing:
+        if len(computing) > 1 or any(editor.pattern is not None or editor.z is not None for editor in editors):
+            raise TranscoderError(
+                "Attention is computed in a way of its own here (patching does that), which leaves out the patterns and "
+                "outputs that another `edit_attention` around it changes: do one after the other."
+            )
+        return computing[0].compute(call), None
     z, pattern = call.run()
     pattern, changed = _apply(editors, layer, "pattern", pattern)
     if changed:

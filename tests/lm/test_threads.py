@@ -403,25 +403,3 @@ def test_a_method_of_before_comes_back(model):
     second.close()
     assert module.forward is earlier and model.forward == own
     del module.forward
-
-
-def test_modes_of_models_in_several_threads():
-    from hf_transcoders.lm.modes import in_eval_mode
-
-    model = tiny_model("gpt2").train()
-    model.transformer.h[0].eval()
-    before = [module.training for module in model.modules()]
-    first, second = in_eval_mode(model), in_eval_mode(model)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not any(module.training for module in model.modules())
-    second.__exit__(None, None, None)
-    assert [module.training for module in model.modules()] == before
-    with pytest.raises(ValueError), in_eval_mode(model):
-        model.train()
-        with in_eval_mode(model):
-            assert not any(module.training for module in model.modules())
-        assert all(module.training for module in model.modules())
-        raise ValueError
-    assert [module.training for module in model.modules()] == before

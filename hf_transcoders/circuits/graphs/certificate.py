@@ -159,7 +159,7 @@ def certificate(
     ids = torch.tensor([graph.input_ids], device=base_model.device)
     measured = {}
     for mode in modes:
-        with intervene(base_model, named, [], mode=mode, frozen_at=ids) as recorded:
+        with intervene(base_model, named, [], mode=mode, frozen_at=None if mode == "free" else ids) as recorded:
             before = reader.measure(base_model, ids)[0]
         after = []
         for start in range(0, len(edits), batch_size):

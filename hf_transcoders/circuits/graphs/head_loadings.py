@@ -107,7 +107,7 @@ def head_loadings(
     graph: AttributionGraph,
     edges: torch.Tensor | list[int] | None = None,
     *,
-    max_edges: int = 32,
+    max_edges: int | None = None,
 ) -> HeadLoadings:
     """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
 
@@ -125,8 +125,8 @@ def head_loadings(
         edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
             Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
             influence.
-        max_edges (`int`, *optional*, defaults to 32):
-            How many edges by default.
+        max_edges (`int`, *optional*):
+            How many edges by default, where `edges` does not name them: 32.
 
     Returns:
         [`HeadLoadings`]
@@ -141,6 +141,9 @@ def head_loadings(
     >>> print(head_loadings(base, transcoders, graph).to_text())
     ```
     """
+    if edges is not None and max_edges is not None:
+        raise TranscoderError("`edges` says which edges, and `max_edges` how many to choose: give one of the two.")
+    max_edges = 32 if max_edges is None else max_edges
     if max_edges < 1:
         raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
     edges = _chosen(graph, edges, max_edges)

@@ -118,7 +118,7 @@ def qk_attribution(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     top: int = 10,
-    skip_first: int = 1,
+    skip_first: int | None = None,
 ) -> QKAttribution:
     """Take the attention score of a head between two tokens apart into pairs of sources (Kamath et al. 2025).
 
@@ -142,8 +142,8 @@ def qk_attribution(
             Needed for text; otherwise only for labels.
         top (`int`, *optional*, defaults to 10):
             How many pairs.
-        skip_first (`int`, *optional*, defaults to 1):
-            As for [`attribution_graph`]; a graph brings its own.
+        skip_first (`int`, *optional*):
+            As for [`attribution_graph`], 1 by default; a graph brings its own.
 
     Returns:
         [`QKAttribution`]
@@ -159,10 +159,14 @@ def qk_attribution(
     ```
     """
     if isinstance(prompt, AttributionGraph):
+        if skip_first is not None:
+            raise TranscoderError("A graph was given, which has its own `skip_first`: leave it out.")
         run, tokens = record_again(base_model, transcoders, prompt), prompt.tokens
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
-        run = record(base_model, named_dictionaries(base_model, transcoders), [ids], skip_first)[0]
+        run = record(
+            base_model, named_dictionaries(base_model, transcoders), [ids], 1 if skip_first is None else skip_first
+        )[0]
         tokens = [str(i) for i in ids.tolist()] if tokenizer is None else token_strings(tokenizer, ids.tolist())
     heads = len(run.layers[0].pattern)
     if not (0 <= layer < run.num_layers and 0 <= head < heads):

@@ -109,7 +109,8 @@ def measure_effect(
             part = slice(start, start + batch_size)
             given = input_ids if prompts == 1 else input_ids[part]
             if prompts > 1 or start == 0:
-                with intervene(model, named, [], mode=mode, frozen_at=given) as recorded:
+                frozen_at = None if mode == "free" else given
+                with intervene(model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
                     befores.append(_forward(model, given, reader, logits_to_keep))
             some = lists if len(lists) == 1 else lists[part]
             with intervene(model, named, some, mode=mode, frozen_at=recorded):

@@ -94,6 +94,10 @@ def intervene(
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")
+    if mode == "free" and frozen_at is not None:
+        raise TranscoderError(
+            "In mode='free' nothing is frozen: leave `frozen_at` out, or use mode 'direct' or 'frozen'."
+        )
     tables = _tables(named, lists)
     run = None if mode == "free" else _frozen_run(model, named, mode, frozen_at)
     if run is not None:

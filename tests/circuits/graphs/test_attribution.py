@@ -259,3 +259,11 @@ def test_a_graph_says_where_it_comes_from(model):
     # Where dictionaries are not at work there are no features.
     assert graph.position[graph.is_kind("feature")].min() >= 2
     assert Site.parse(graph.metadata["dictionaries"][0]["output_site"]).point == "mlp.branch"
+
+
+def test_a_model_in_training_is_explained_without_dropout():
+    model = tiny_model("gpt2")
+    expected = graph_of(model)
+    model.train()
+    found = graph_of(model)
+    assert model.training and torch.equal(found.weight, expected.weight) and found.warning is None

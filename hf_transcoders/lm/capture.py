@@ -77,10 +77,9 @@ def capture(
     Enter the block once and call the model as often as you like: each call replaces the activations. Within the block
     `use_cache` is `False` unless the call says otherwise, or passes a cache. A compiled model runs uncompiled in it.
 
-    The block acts on the thread that entered it and on threads that are started inside it, which share it (`DataParallel`,
-    `model.generate` with a streamer, a pool of threads that was made inside); each of them has the activations of its own
-    last forward. Threads that were there before have blocks of their own, or call the model as it is. Blocks may be left
-    in any order.
+    The block acts on the thread that entered it, and on threads that are started inside it and tasks that are submitted to
+    a `ThreadPoolExecutor` there, which share it; each of them has the activations of its own last forward. Other threads
+    have blocks of their own, or call the model as it is. Blocks may be left in any order.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

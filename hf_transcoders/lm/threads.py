@@ -1,8 +1,10 @@
-"""Which forward passes a change to a model acts on: those of the thread that made it, and of threads started there."""
+"""Which forward passes a change to a model acts on: those of the thread that made it, and of what is started there."""
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -62,7 +64,8 @@ def patched(owner: type, name: str, value: Any):
 class Scope:
     """The forward passes that something attached to a model acts on, from now until a stack closes.
 
-    They are those of this thread, and of threads that are started while it is attached, from here or from such a thread.
+    They are those of this thread, and of threads that are started, and tasks that are submitted to a pool of threads, while
+    it is attached, from here or from such a thread.
 
     Args:
         stack (`ExitStack`): What it is attached until.
@@ -95,7 +98,7 @@ class Scope:
         if not _here.scopes and self in self._owner:
             logger.warning_once(
                 "A model was called in a thread while another thread changes it, and the change was left out: a `with` "
-                "block acts on the thread that entered it and on threads that are started inside it."
+                "block acts on the thread that entered it and on threads and tasks that are started inside it."
             )
 
     def _acts_on_foreign_thread(self):
@@ -149,16 +152,31 @@ _here = _Here()
 
 @contextmanager
 def _handing_on():
-    """Threads that are started take over what acts on the thread that starts them."""
-    start = threading.Thread.start
+    """Threads that are started, and tasks that are given to a pool, take over what acts on the thread that does so."""
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
+    @functools.wraps(start)
     def start_here(thread):
         if _here.scopes:
             _inherited[thread] = set(_here.scopes)
         start(thread)
 
-    with patched(threading.Thread, "start", start_here):
+    @functools.wraps(submit)
+    def submit_here(pool, function, /, *args, **kwargs):
+        if _here.scopes:
+            function = functools.partial(_run_in, set(_here.scopes), function)
+        return submit(pool, function, *args, **kwargs)
+
+    with patched(threading.Thread, "start", start_here), patched(ThreadPoolExecutor, "submit", submit_here):
         yield
+
+
+def _run_in(scopes, function, *args, **kwargs):
+    earlier, _here.scopes = _here.scopes, scopes
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _here.scopes = earlier
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """One model in several threads, and blocks that are left in any order."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedConfig
 
+import hf_transcoders
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderModel, ablate, capture, edit_attention, splice
 from hf_transcoders.circuits import FeatureEdit, attribution_graph, intervene, measure_effect
 from hf_transcoders.lm import frozen, record_frozen
@@ -39,9 +42,10 @@ def dictionary(model):
 @pytest.fixture(autouse=True)
 def leaves_nothing(model):
     plain = model(tiny_tokens()).logits
-    start, chosen = threading.Thread.start, PreTrainedConfig.__dict__["_attn_implementation"]
+    patched = [(threading.Thread, "start"), (ThreadPoolExecutor, "submit"), (PreTrainedConfig, "_attn_implementation")]
+    earlier = [owner.__dict__[name] for owner, name in patched]
     yield
-    assert threading.Thread.start is start and PreTrainedConfig.__dict__["_attn_implementation"] is chosen
+    assert all(owner.__dict__[name] is one for (owner, name), one in zip(patched, earlier, strict=True))
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert "forward" not in module.__dict__ and "generate" not in module.__dict__
@@ -270,14 +274,28 @@ def test_streaming_from_a_thread_that_generates(model):
 
 
 def test_a_thread_of_before_is_told_that_it_is_left_out(model, monkeypatch):
-    said = []
+    said, found = [], []
     monkeypatch.setattr("hf_transcoders.lm.threads.logger.warning_once", said.append)
-    expected = model(tiny_tokens()).logits
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(int).result()
-        with ablate(model, "layers.0.mlp.out"):
-            assert torch.equal(pool.submit(model, tiny_tokens()).result().logits, expected)
+    expected, inside = model(tiny_tokens()).logits, threading.Event()
+    thread = threading.Thread(target=lambda: inside.wait() and found.append(model(tiny_tokens()).logits))
+    thread.start()
+    with ablate(model, "layers.0.mlp.out"):
+        inside.set()
+        thread.join()
+    assert torch.equal(found[0], expected)
     assert said and all("left out" in sentence for sentence in said)
+
+
+def test_tasks_of_a_pool_that_was_there_before(model):
+    """They belong to the block in which they are submitted, whatever else the pool does."""
+    plain, call = model(tiny_tokens()).logits, model.__call__
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(call, tiny_tokens()).result().logits, plain)
+        with ablate(model, "layers.0.mlp.out"):
+            expected = model(tiny_tokens()).logits
+            (found,) = pool.map(call, [tiny_tokens()])
+            assert torch.equal(found.logits, expected) and not torch.equal(expected, plain)
+        assert torch.equal(pool.submit(call, tiny_tokens()).result().logits, plain)
 
 
 def test_a_block_inside_a_shared_block_is_of_its_thread(model, dictionary):
@@ -403,3 +421,11 @@ def test_a_method_of_before_comes_back(model):
     second.close()
     assert module.forward is earlier and model.forward == own
     del module.forward
+
+
+def test_everything_is_attached_in_one_place():
+    """A hook or a method that is set past `lm/hooks.py` would act on every thread."""
+    root = Path(hf_transcoders.__file__).parent
+    past = re.compile(r"register_forward_(pre_)?hook\(|\.(forward|generate) = |_attn_implementation = ")
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if past.search(path.read_text())}
+    assert found == {"lm/hooks.py"}

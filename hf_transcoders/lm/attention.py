@@ -148,7 +148,7 @@ def edit_attention(
     with ExitStack() as stack:
         _choosing.hold(stack)
         layers = {module: layer for layer, module in enumerate(modules)}
-        editor = _Editor(Scope(stack), layers, query, key, value, pattern, z, compute)
+        editor = _Editor(Scope.of(stack), layers, query, key, value, pattern, z, compute)
         for edited in {id(edited): edited for edited in (*configs, *modules)}.values():
             _add_editor(stack, edited, editor)
         yield

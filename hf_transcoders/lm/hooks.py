@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 def before_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, dict], Any]):
     """Call `function(module, args, kwargs)` before each call of `module`, until `stack` closes."""
-    _register_before(stack, module, _Hook(Scope(stack), function))
+    _register_before(stack, module, _Hook(Scope.of(stack), function))
 
 
 def after_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, Any], Any]):
     """Call `function(module, args, output)` after each call of `module`, until `stack` closes."""
-    _register_after(stack, module, _Hook(Scope(stack), function))
+    _register_after(stack, module, _Hook(Scope.of(stack), function))
 
 
 def read_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], None]):
@@ -62,7 +62,7 @@ def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable
             Called as `method(inner, *args, **kwargs)`, where `inner` is what answered before: the module's own method,
             or another wrapper of it.
     """
-    wrapper = (Scope(stack), method)
+    wrapper = (Scope.of(stack), method)
     with attaching:
         wrapped = module.__dict__.get(name)
         if not isinstance(wrapped, _WrappedMethod):
@@ -165,7 +165,7 @@ class _SiteHook(_Hook):
 
 
 def _attach(stack, location, function, writes):
-    hook = _SiteHook(Scope(stack), location, function, writes)
+    hook = _SiteHook(Scope.of(stack), location, function, writes)
     if location.side == "in":
         _register_before(stack, location.module, hook)
         hooks = location.module._forward_pre_hooks

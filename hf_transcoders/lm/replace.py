@@ -220,8 +220,8 @@ def splice(
     return replace(model, replacements, error=error, mask=mask, features=features)
 
 
-class _Spliced(threading.local):
-    """One dictionary at work: what it reads on its way through the forward at hand in each thread, and what it writes."""
+class _Spliced:
+    """One dictionary at work: what it reads on its way through the forward, and what it writes."""
 
     def __init__(self, replacement, site, source, dictionary, error, features):
         self.replacement = replacement
@@ -230,13 +230,14 @@ class _Spliced(threading.local):
         self.dictionary = dictionary
         self.error = error
         self.features = features
-        self.inputs = None
+        # Of the forward at hand in each thread.
+        self.at_hand = threading.local()
 
     def read(self, inputs):
-        self.inputs = inputs
+        self.at_hand.inputs = inputs
 
     def write(self, value):
-        inputs, self.inputs = self.inputs, None
+        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
         if inputs is None:
             raise TranscoderError(
                 f"A dictionary that writes to '{self.site}' cannot read '{self.source}': the model reaches that later."

@@ -80,11 +80,19 @@ class Scope:
                 "A model cannot be read or changed from a thread that Python did not start: enter the block in one that "
                 "`threading` started."
             )
-        _inheriting.hold(stack)
-        _uncompiled.hold(stack)
+        _around.hold(stack)
         _open.add(self)
         self._owner.add(self)
         stack.callback(self._close)
+
+    @classmethod
+    def of(cls, stack: ExitStack) -> "Scope":
+        """The scope of what is attached until `stack` closes: one for all that is attached to it from here."""
+        scope = _of_stacks.get(stack)
+        # A stack may have been closed, or handed to another thread, since.
+        if scope is None or scope not in scope._owner or scope._owner is not _here.scopes:
+            scope = _of_stacks[stack] = cls(stack)
+        return scope
 
     def acts(self) -> bool:
         """Whether the forward pass at hand is one of them."""
@@ -146,6 +154,7 @@ class _Here(threading.local):
 
 
 _open: set[Scope] = set()
+_of_stacks: "weakref.WeakKeyDictionary[ExitStack, Scope]" = weakref.WeakKeyDictionary()
 _inherited: "weakref.WeakKeyDictionary[threading.Thread, set[Scope]]" = weakref.WeakKeyDictionary()
 _here = _Here()
 
@@ -155,13 +164,11 @@ def _handing_on():
     """Threads that are started, and tasks that are given to a pool, take over what acts on the thread that does so."""
     start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
-    @functools.wraps(start)
     def start_here(thread):
         if _here.scopes:
             _inherited[thread] = set(_here.scopes)
         start(thread)
 
-    @functools.wraps(submit)
     def submit_here(pool, function, /, *args, **kwargs):
         if _here.scopes:
             function = functools.partial(_run_in, set(_here.scopes), function)
@@ -186,5 +193,10 @@ def _without_compiled_code():
         yield
 
 
-_inheriting = Shared(_handing_on)
-_uncompiled = Shared(_without_compiled_code)
+@contextmanager
+def _around_all():
+    with _handing_on(), _without_compiled_code():
+        yield
+
+
+_around = Shared(_around_all)

@@ -19,6 +19,9 @@ from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 
 
+# Where torch puts tensors of its own in memory: at multiples of so many bytes.
+_ALIGNMENT = 64
+
 # The names under which weights are saved: one file, or shards and their index.
 WEIGHT_FILES = "model*.safetensors*"
 
@@ -578,6 +581,7 @@ class TranscoderModel(PreTrainedModel):
                 f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "
                 "do not belong to its config.json, so save the dictionary again or convert it from its own format."
             )
+        _align_(model)
         return (model, info) if wants_info else model
 
     @staticmethod
@@ -595,3 +599,15 @@ class TranscoderModel(PreTrainedModel):
                 f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
                 "each for every token."
             )
+
+
+@torch.no_grad()
+def _align_(model: nn.Module) -> None:
+    """
+    Moves tensors that were mapped from a file to where torch would have put them. In a file they begin anywhere, and
+    matrix products of few rows round differently then (MKL picks another kernel): a loaded dictionary would not
+    compute the same bits as the one that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()

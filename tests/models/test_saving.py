@@ -50,6 +50,23 @@ def test_round_trip_bit_for_bit(activation, variant, tmp_path):
                 assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.parametrize("max_shard_size", ["1GB", 400])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_few_rows_are_the_same_bits_wherever_tensors_lie_in_the_file(activation, max_shard_size, tmp_path):
+    """Products of one row round as their operands lie in memory, and in a file they lie anywhere."""
+    for number, variant in enumerate(("plain", "skip", "standardize", "all")):
+        model = make_model(activation, **VARIANTS[variant]).eval()
+        model.save_pretrained(tmp_path / str(number), max_shard_size=max_shard_size)
+        loaded = TranscoderModel.from_pretrained(tmp_path / str(number))
+        places = {tensor.data_ptr() % 64 for tensor in (*loaded.parameters(), *loaded.buffers())}
+        assert places == {tensor.data_ptr() % 64 for tensor in model.parameters()} == {0}
+        for rows in (1, 2, 3, 7):
+            inputs, targets = make_batch(model, rows=rows)
+            ours, theirs = loaded(inputs, targets), model(inputs, targets)
+            assert torch.equal(ours.features, theirs.features), (variant, rows)
+            assert torch.equal(ours.reconstruction, theirs.reconstruction), (variant, rows)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
 def test_thresholds_and_statistics_stay_in_full_precision(activation, dtype, tmp_path):

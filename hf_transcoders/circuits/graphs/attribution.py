@@ -17,6 +17,7 @@ from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
 from .recording import READS, LinearRun, record
 from .targets import resolve_targets, token_strings
+from .tolerance import row_tolerance
 
 
 def attribution_graph(
@@ -197,6 +198,8 @@ class _Rows:
         self.owner: list[torch.Tensor] = []
         self.total: list[torch.Tensor] = []
         self.magnitude: list[torch.Tensor] = []
+        # How far rows are from their totals, in units of what rounding explains: the largest of all rows.
+        self.excess = torch.zeros((), dtype=torch.float64, device=device)
         self.rest: list[torch.Tensor] = []
         self.rest_abs: list[torch.Tensor] = []
         self.rest_error: list[torch.Tensor] = []
@@ -249,9 +252,16 @@ class _Rows:
     def _add(self, owners, functionals):
         rows = self.solver.rows(functionals)
         magnitudes = rows.abs()
+        total, absolute = measured(self.run, functionals)
+        magnitude = magnitudes.sum(1)
         self.owner.append(owners)
-        self.total.append(measured(self.run, functionals))
-        self.magnitude.append(magnitudes.sum(1))
+        self.total.append(total)
+        self.magnitude.append(magnitude)
+        tolerance = row_tolerance(
+            magnitude + absolute, functionals.layer, functionals.vector.shape[-1], self.run.model.dtype
+        )
+        excess = (rows.double().sum(1) - total.double()).abs() / tolerance.clamp(min=1e-30)
+        self.excess = torch.maximum(self.excess, excess.max())
         kept = min(self.edges_per_node, self.size)
         strongest = magnitudes.topk(kept, dim=1, sorted=False)
         weights = rows.gather(1, strongest.indices)
@@ -278,13 +288,19 @@ class _Rows:
         return influence_of(source, owner, share, weights)
 
 
-def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
-    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
-    found = functionals.bias.float().clone()
+def measured(run: LinearRun, functionals: Functionals) -> tuple[torch.Tensor, torch.Tensor]:
+    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to.
+
+    Returns:
+        `tuple`: the values, and the sums of the absolute terms that make them, to which their rounding is relative.
+    """
+    found, absolute = functionals.bias.float().clone(), functionals.bias.float().abs()
     for (layer, point), rows in functionals.places().items():
         place = run.final if point == FINAL else run.activations[Site(point, layer)]
-        found[rows] += (place[functionals.position[rows]] * functionals.vector[rows].float()).sum(-1)
-    return found
+        terms = place[functionals.position[rows]] * functionals.vector[rows].float()
+        found[rows] += terms.sum(-1)
+        absolute[rows] += terms.abs().sum(-1)
+    return found, absolute
 
 
 def _batches(layer, position, size):
@@ -353,6 +369,8 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     graph.metadata["active_features"] = int(graph.is_kind("feature").sum())
     graph = graph.select(~without_row | ends)
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
+    # Above 1 where rows do not sum to their totals.
+    graph.metadata["largest_row_excess"] = rows.excess.item()
     return graph
 
 

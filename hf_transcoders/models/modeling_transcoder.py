@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
@@ -18,6 +18,8 @@ from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 
+
+logger = logging.get_logger(__name__)
 
 # Where torch puts tensors of its own in memory: at multiples of so many bytes.
 _ALIGNMENT = 64
@@ -276,6 +278,8 @@ class TranscoderModel(PreTrainedModel):
             self._check_tokens(targets.shape[:-1], lead, "targets")
             if mask is not None:
                 self._check_tokens(mask.shape, lead, "mask")
+            if not len(rows):
+                raise TranscoderError("There are no tokens to take a loss of: give at least one, or no `targets`.")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             losses = self._losses(
@@ -324,7 +328,10 @@ class TranscoderModel(PreTrainedModel):
             return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
-            variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
+            # NaN where there is none, as for one token: nothing says then what a large error is.
+            variance, constant = _variance(targets, mask)
+            undefined = constant if mask is None else constant & mask.any()
+            variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
         return squared.sum(-1) / variance
 
     def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
@@ -409,9 +416,26 @@ class TranscoderModel(PreTrainedModel):
 
         Returns:
             [`TranscoderModel`]: itself.
+
+        Raises:
+            [`TranscoderError`]: the sample is empty, not finite, or the same for every token.
         """
         config = self.config
         inputs, targets = inputs.float(), targets.float()
+        if not len(inputs):
+            raise TranscoderError("There are no tokens to measure scales and biases on: give thousands.")
+        if len(inputs) == 1:
+            logger.warning("One token says nothing about scales and variance: everything stays as it is.")
+            return self
+        for side, values in (("input", inputs), ("output", targets)):
+            variance, constant = _variance(values)
+            if not variance.isfinite() or constant:
+                what = "the same for every token" if variance.isfinite() else "NaN, infinite or too large"
+                site = getattr(config, f"{side}_site")
+                raise TranscoderError(
+                    f"The {side} activations{f' at {site}' if site else ''} are {what}, so there is nothing to learn: check "
+                    "the site, the model and the text."
+                )
         for side, values in (("input", inputs), ("output", targets)):
             if config.normalization == "standardize":
                 getattr(self, f"{side}_mean").copy_(values.mean(0))
@@ -420,7 +444,7 @@ class TranscoderModel(PreTrainedModel):
                 getattr(self, f"{side}_scale").fill_(values.square().mean().sqrt().clamp(min=1e-6))
         targets = self.normalize_output(targets)
         mean_target = targets.mean(0)
-        config.target_variance = (targets - mean_target).square().sum(-1).mean().clamp(min=1e-12).item()
+        config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
         if self.b_pre is not None:
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
@@ -599,6 +623,13 @@ class TranscoderModel(PreTrainedModel):
                 f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
                 "each for every token."
             )
+
+
+def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expected squared distance of rows from their mean, and whether that is zero up to the mean's rounding."""
+    variance = token_mean((values - token_mean(values, mask)).square().sum(-1), mask)
+    energy = token_mean(values.square().sum(-1), mask)
+    return variance, variance <= energy * (8 * torch.finfo(values.dtype).eps) ** 2
 
 
 @torch.no_grad()

@@ -252,13 +252,16 @@ class _Rows:
     def _add(self, owners, functionals):
         rows = self.solver.rows(functionals)
         magnitudes = rows.abs()
-        total, absolute = measured(self.run, functionals)
+        total = measured(self.run, functionals)
         magnitude = magnitudes.sum(1)
         self.owner.append(owners)
         self.total.append(total)
         self.magnitude.append(magnitude)
         tolerance = row_tolerance(
-            magnitude + absolute, functionals.layer, functionals.vector.shape[-1], self.run.model.dtype
+            magnitude + _mass(self.run, functionals),
+            functionals.layer,
+            functionals.vector.shape[-1],
+            self.run.model.dtype,
         )
         excess = (rows.double().sum(1) - total.double()).abs() / tolerance.clamp(min=1e-30)
         self.excess = torch.maximum(self.excess, excess.max())
@@ -288,19 +291,26 @@ class _Rows:
         return influence_of(source, owner, share, weights)
 
 
-def measured(run: LinearRun, functionals: Functionals) -> tuple[torch.Tensor, torch.Tensor]:
-    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to.
+def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
+    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
+    found = functionals.bias.float().clone()
+    for rows, terms in _terms(run, functionals):
+        found[rows] += terms.sum(-1)
+    return found
 
-    Returns:
-        `tuple`: the values, and the sums of the absolute terms that make them, to which their rounding is relative.
-    """
-    found, absolute = functionals.bias.float().clone(), functionals.bias.float().abs()
+
+def _mass(run, functionals):
+    """Sums of the absolute terms that make [`measured`] values, to which their rounding is relative."""
+    found = functionals.bias.float().abs()
+    for rows, terms in _terms(run, functionals):
+        found[rows] += terms.abs().sum(-1)
+    return found
+
+
+def _terms(run, functionals):
     for (layer, point), rows in functionals.places().items():
         place = run.final if point == FINAL else run.activations[Site(point, layer)]
-        terms = place[functionals.position[rows]] * functionals.vector[rows].float()
-        found[rows] += terms.sum(-1)
-        absolute[rows] += terms.abs().sum(-1)
-    return found, absolute
+        yield rows, place[functionals.position[rows]] * functionals.vector[rows].float()
 
 
 def _batches(layer, position, size):

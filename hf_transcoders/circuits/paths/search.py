@@ -151,7 +151,7 @@ def greedy_paths(
     dictionaries = named_dictionaries(base_model, transcoders)
     run = record(base_model, dictionaries, [encode_prompt(base_model, prompt, tokenizer)], skip_first)[0]
     functionals, (info,) = resolve_targets(run, None if target is None else [target], tokenizer, max_logits=1)
-    value = float(measured(run, functionals)[0])
+    value = float(measured(run, functionals))
     ids = run.input_ids.tolist()
     tokens = [str(token) for token in ids] if tokenizer is None else token_strings(tokenizer, ids)
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := hf_transcoders tests examples benchmarks model_cards
 
-.PHONY: demo test test-slow style quality install clean
+.PHONY: demo test test-slow test-matrix style quality install clean
 
 install: $(VENV)/installed
 
@@ -22,6 +22,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Rows of their own: `make test-matrix ROWS="avx2 lowest"`; `python -m tests.matrix --list` says which there are.
+test-matrix: install
+	$(BIN)/python -m tests.matrix $(if $(ROWS),--rows $(ROWS))
 
 quality: install
 	$(BIN)/ruff check $(CODE)

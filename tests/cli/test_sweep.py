@@ -164,9 +164,12 @@ def test_a_killed_sweep_resumes_without_repeating(base, tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
+import torch
 from transformers import TrainerCallback
 from tests.cli.test_sweep import sweep
 from tests.tiny_models import tiny_model
+# Products are divided among threads: other bits for another number of them.
+torch.set_num_threads({torch.get_num_threads()})
 class Killer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith("group-2") and state.global_step == 6:

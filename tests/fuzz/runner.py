@@ -123,14 +123,19 @@ class Fuzzer:
         loaded = error = None
         stage = "unclear"
         start = time.process_time()
-        with messages() as said, _time_limit():
+        with messages() as said:
             try:
-                loaded = target.load(sample)
-                stage = "crash"
-                used = target.use(loaded, work)
-                numbers = target.numbers(loaded, used)
-                found = {"digest": digest(used, sample.parent.parent), "not_finite": int(count_not_finite(numbers))}
+                with _time_limit():
+                    loaded = target.load(sample)
+                    stage = "crash"
+                    used = target.use(loaded, work)
+                    numbers = target.numbers(loaded, used)
+                    found = {
+                        "digest": digest(used, sample.parent.parent),
+                        "not_finite": int(count_not_finite(numbers)),
+                    }
             except Hang as hang:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 error, stage = hang, "hang"
             except Exception as caught:
                 error = caught
@@ -263,8 +268,11 @@ def _cpu_seconds(process) -> float:
 
 @contextlib.contextmanager
 def _time_limit():
+    armed = True
+
     def raise_hang(*_):
-        raise Hang
+        if armed:
+            raise Hang
 
     before = signal.signal(signal.SIGPROF, raise_hang)
     # Again and again: the first may come while a library catches everything.
@@ -272,6 +280,7 @@ def _time_limit():
     try:
         yield
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
 

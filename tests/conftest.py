@@ -24,10 +24,14 @@ import transformers  # noqa: E402
 transformers.logging.disable_progress_bar()
 
 
-def pytest_configure(config):
+def pytest_addoption(parser):
     # On tiny tensors, handing work to a second thread takes longer than the work.
+    parser.addoption("--threads", type=int, default=1, help="threads for tests on tiny models; 1 is the fastest")
+
+
+def pytest_configure(config):
     config.stash["threads"] = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.getoption("--threads"))
 
 
 @pytest.fixture(scope="module")

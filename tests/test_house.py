@@ -12,7 +12,7 @@ ROOT = Path(hf_transcoders.__file__).parent
 FLOORS = [
     {"errors"},
     {"text"},
-    {"files", "markdown"},
+    {"files", "fingerprint", "markdown"},
     {"ops"},
     {"models", "lm"},
     {"data", "tasks"},

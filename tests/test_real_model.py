@@ -224,6 +224,7 @@ def test_attribution_graphs_are_exact_on_every_layer(base, tokenizer, every_laye
     difference = logits[0, -1, tokenizer.encode(" Mary")] - logits[0, -1, tokenizer.encode(" John")]
     assert float(graph.total[-2]) == pytest.approx(float(difference), abs=1e-3)
     assert graph.row_residuals()[graph.expanded].max() < 1e-4
+    assert graph.metadata["largest_row_excess"] < 1
 
     reference = attribution_graph(
         base, every_layer, prompt, max_features=16, method="autograd", progress=False, **settings

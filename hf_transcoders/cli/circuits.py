@@ -1,10 +1,11 @@
 """`hf-transcoders circuits`: which parts of a model do a task, and whether two tasks share them."""
 
-import argparse
 import inspect
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, add_model_arguments, load_base_model, output_folder, print_json
+from .common import add_model_arguments, load_base_model
+from .terminal import HelpFormatter, Parser, echo, print_json, print_table
+from .values import output_folder, seed, whole
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
@@ -17,7 +18,7 @@ _SWEEPS = {
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Which heads, MLPs and points of the residual stream do a task, found by patching.",
         epilog="examples:\n"
@@ -68,8 +69,8 @@ def parse(argv, prog):
     )
     group.add_argument("--metric", help="left out, the task's own")
     group.add_argument("--corruption", help="what the corrupted prompt changes, for tasks with several")
-    group.add_argument("--prompts", type=int, default=64, help="prompts of the task")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same prompts")
+    group.add_argument("--prompts", type=whole(1), default=64, help="prompts of the task")
+    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same prompts")
     _add_output(patch, "runs/patch")
 
     reuse = actions.add_parser(
@@ -81,13 +82,16 @@ def parse(argv, prog):
     )
     add_model_arguments(reuse, required=True)
     group = reuse.add_argument_group("study")
-    group.add_argument("--prompts", type=int, default=64, help="prompts of each task for finding heads")
-    group.add_argument("--repair-prompts", type=int, default=200, help="other prompts, for the repair")
+    group.add_argument("--prompts", type=whole(1), default=64, help="prompts of each task for finding heads")
+    group.add_argument("--repair-prompts", type=whole(1), default=200, help="other prompts, for the repair")
     group.add_argument(
-        "--faithfulness-prompts", type=int, default=32, help="prompts of each task for faithfulness; 0 leaves it out"
+        "--faithfulness-prompts",
+        type=whole(0),
+        default=32,
+        help="prompts of each task for faithfulness; 0 leaves it out",
     )
-    group.add_argument("--batch-size", type=int, default=32, help="prompts of one forward")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same numbers")
+    group.add_argument("--batch-size", type=whole(1), default=32, help="prompts of one forward")
+    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same numbers")
     _add_output(reuse, "runs/reuse")
     return parser.parse_args(argv)
 
@@ -147,11 +151,10 @@ def _patch(args):
     if args.json:
         print_json({**result.to_dict(), "top": result.top(10), "report": str(page)})
         return
-    print(", ".join(f"{key} {value}" for key, value in result.protocol.items() if value is not None))
-    print(f"\n{'  '.join(f'{axis:<10}' for axis in result.axes)}effect")
-    for place in result.top(10):
-        print(f"{'  '.join(f'{place[axis]:<10}' for axis in result.axes)}{place['effect']:+.4f}")
-    print(f"\n{page}")
+    echo(", ".join(f"{key} {value}" for key, value in result.protocol.items() if value is not None), "")
+    rows = [[*(place[axis] for axis in result.axes), f"{place['effect']:+.4f}"] for place in result.top(10)]
+    print_table([*result.axes, "effect"], rows, left=len(result.axes))
+    echo("", page)
 
 
 def _reuse(args):
@@ -172,7 +175,7 @@ def _reuse(args):
     if args.json:
         print_json({**result.to_dict(), "report": str(page)})
     else:
-        print(f"{summary(result)}\n\n{page}")
+        echo(*summary(result).split("\n"), "", page)
 
 
 def _task_function(args):

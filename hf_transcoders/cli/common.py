@@ -1,11 +1,12 @@
 """What several commands share: the arguments for model and text, and how they are loaded."""
 
 import argparse
-import json
+import re
 import time
 from pathlib import Path
 
 from ..errors import TranscoderError
+from .values import device, whole
 
 
 # Language models that come as packages, usable where the Hub is out of reach -> what they are called on the Hub.
@@ -13,10 +14,6 @@ OFFLINE_MODELS = {
     "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "gemma-3-270m": "google/gemma-3-270m",
 }
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, keeps the examples' line breaks."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -36,7 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = False)
         help="precision of the base model; auto is the checkpoint's on a GPU and the faster of float32 and bfloat16 here "
         "on a CPU",
     )
-    group.add_argument("--device", help="cuda, cpu, mps ...; left out, the best there is")
+    group.add_argument("--device", type=device, help="cuda, cpu, mps ...; left out, the best there is")
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, default_tokens: int) -> None:
@@ -49,8 +46,8 @@ def add_text_arguments(parser: argparse.ArgumentParser, default_tokens: int) -> 
     )
     group.add_argument("--split", default="train", help="split of a Hub dataset")
     group.add_argument("--text-column", help="column that holds the text; left out, the only text column")
-    group.add_argument("--sequence-length", type=int, default=128, help="tokens of one row")
-    group.add_argument("--max-tokens", type=int, default=default_tokens, help="tokens to read")
+    group.add_argument("--sequence-length", type=whole(2), default=128, help="tokens of one row")
+    group.add_argument("--max-tokens", type=whole(1), default=default_tokens, help="tokens to read")
 
 
 def load_base_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
@@ -68,6 +65,7 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..lm import offline_model
+    from ..lm.devices import moved
 
     path = offline_model(name) if name in OFFLINE_MODELS else name
     device = device or best_device()
@@ -80,13 +78,13 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except OSError as error:
         raise TranscoderError(
-            f"The language model '{name}' could not be loaded: give a Hub id that exists and can be reached, a folder that "
-            f"holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
+            f"The language model '{name}' could not be loaded: give by --model a Hub id that exists and can be reached, a "
+            f"folder that holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
         ) from error
     if name in OFFLINE_MODELS:
         # The folder it was unpacked to is this machine's alone; what is trained on it goes elsewhere.
         model.config.name_or_path = OFFLINE_MODELS[name]
-    return model.to(device).eval(), tokenizer
+    return moved(model, device).eval(), tokenizer
 
 
 def load_tokenizer(name: str, revision: str | None = None):
@@ -101,8 +99,8 @@ def load_tokenizer(name: str, revision: str | None = None):
         )
     except (OSError, ValueError) as error:
         raise TranscoderError(
-            f"The tokenizer of '{name}' could not be loaded: give a Hub id that exists and can be reached, a folder that "
-            f"holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
+            f"The tokenizer of '{name}' could not be loaded: give by --model a Hub id that exists and can be reached, a folder "
+            f"that holds a model, or one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})"
         ) from error
 
 
@@ -134,6 +132,12 @@ def base_of(dictionaries, given: str | None) -> str:
     name = given or dictionaries.base_model_name_or_path
     if name is None:
         raise TranscoderError("The dictionary does not say which language model it belongs to: give --model.")
+    if not given and not Path(name).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        # Written where the dictionary was trained: a path from another folder or machine.
+        raise TranscoderError(
+            f"The dictionary was trained on the language model in the folder {name}, which is not there from here: give its "
+            "folder or Hub id by --model."
+        )
     packages = {hub_id: package for package, hub_id in OFFLINE_MODELS.items()}
     return name if given else packages.get(name, name)
 
@@ -169,13 +173,6 @@ def make_evaluator(args, base, tokenizer, rows):
     )
 
 
-def output_folder(path: str) -> Path:
-    """Where results go, refused before any work if it is a file."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise TranscoderError(f"{path} is a file, but results go into a folder: give another --output.")
-    return Path(path)
-
-
 def best_device() -> str:
     import torch
 
@@ -204,28 +201,3 @@ def _timed(function) -> float:
 
 def _first_sentence(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")
-
-
-def print_json(value) -> None:
-    print(json.dumps(value, indent=2, default=str))
-
-
-def print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
-    """
-    Prints aligned plain text.
-
-    Args:
-        head (`list[str]`): Headings.
-        rows (`list[list[str]]`): Cells. Control characters in them are shown as a blank, so that no name commands the terminal.
-        left (`int`, *optional*, defaults to 1): How many columns, from the first, are aligned to the left.
-    """
-    cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for number, row in enumerate(cells):
-        aligned = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(aligned).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))

@@ -1,14 +1,14 @@
 """`hf-transcoders demo`: the whole job on a real model, each step a call of the public API."""
 
-import argparse
 import time
-from pathlib import Path
 
-from .common import HelpFormatter, fastest_cpu_dtype
+from .common import fastest_cpu_dtype
+from .terminal import HelpFormatter, Parser, echo
+from .values import output_folder, whole
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Trains a transcoder of one MLP of SmolLM2-135M-Instruct, and the SAE of the same size and sparsity on "
         "the same forwards; compares them on held-out text; saves, loads and reads the result; writes a report. The model "
@@ -17,16 +17,18 @@ def parse(argv, prog):
         allow_abbrev=False,
     )
     parser.add_argument("--output-dir", default="transcoder_demo", help="where results go")
-    parser.add_argument("--layer", type=int, default=8, help="whose MLP")
-    parser.add_argument("--num-features", type=int, default=4608, help="features of each dictionary")
-    parser.add_argument("--k", type=int, default=32, help="active features per token")
-    parser.add_argument("--max-tokens", type=int, default=400_000, help="training tokens, over several passes")
+    parser.add_argument("--layer", type=whole(0), default=8, help="whose MLP")
+    parser.add_argument("--num-features", type=whole(1), default=4608, help="features of each dictionary")
+    parser.add_argument("--k", type=whole(1), default=32, help="active features per token")
+    parser.add_argument("--max-tokens", type=whole(1), default=400_000, help="training tokens, over several passes")
     return parser.parse_args(argv)
 
 
 def run(args):
+    from ..lm.devices import input_device
+
     started = time.time()
-    output = Path(args.output_dir)
+    output = output_folder(args.output_dir, "--output-dir")
 
     _say(1, "SmolLM2-135M-Instruct, from a package")
     import torch
@@ -55,7 +57,7 @@ def run(args):
     _say(2, "Text: English docstrings of the installed packages, split by document")
     texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)
     train, held_out = (pack_tokens(texts[part], tokenizer, 128) for part in ("train", "test"))
-    print(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
+    echo(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
 
     _say(3, f"Training a transcoder and an SAE at layer {args.layer}, together")
     read, write = f"layers.{args.layer}.mlp.in", f"layers.{args.layer}.mlp.branch"
@@ -89,19 +91,19 @@ def run(args):
     _say(4, "Evaluating both on the held-out text")
     report = trainer.evaluation_report()
     report.save_json(output / "evaluation.json")
-    print(report.table())
+    echo(*report.table().split("\n"))
 
     _say(5, "Saving, and loading it back")
     trainer.save_model()
-    loaded = TranscoderSet.from_pretrained(output / "dictionaries").to(base.device)
-    print(f"   {', '.join(loaded)}: loaded from {output / 'dictionaries'}")
+    loaded = TranscoderSet.from_pretrained(output / "dictionaries").to(input_device(base))
+    echo(f"   {', '.join(loaded)}: loaded from {output / 'dictionaries'}")
 
     _say(6, "What some features of the transcoder do")
     explanations = explain_features(
         base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=10_000
     )
     for explanation in explanations[:4]:
-        print(explanation.render(), end="\n\n")
+        echo(*explanation.render().split("\n"), "")
 
     _say(7, "Report")
     page = write_report(
@@ -121,12 +123,15 @@ def run(args):
             "took": f"{time.time() - started:.0f} s",
         },
     )
-    print(f"   report        {page.resolve()}")
-    print(f"   numbers       {(output / 'evaluation.json').resolve()}")
-    print(f"   dictionaries  {(output / 'dictionaries').resolve()}")
-    print(f"\nDone in {time.time() - started:.0f} s. Look further with")
-    print(f"   hf-transcoders features {output / 'dictionaries'} --dictionary transcoder")
+    echo(
+        f"   report        {page.resolve()}",
+        f"   numbers       {(output / 'evaluation.json').resolve()}",
+        f"   dictionaries  {(output / 'dictionaries').resolve()}",
+        "",
+        f"Done in {time.time() - started:.0f} s. Look further with",
+        f"   hf-transcoders features {output / 'dictionaries'} --dictionary transcoder",
+    )
 
 
 def _say(step: int, text: str) -> None:
-    print(f"\n[{step}/7] {text}", flush=True)
+    echo("", f"[{step}/7] {text}")

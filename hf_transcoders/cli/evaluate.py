@@ -1,22 +1,21 @@
 """`hf-transcoders evaluate`: every metric of trained dictionaries, with its protocol."""
 
-import argparse
 from pathlib import Path
 
 from ..errors import TranscoderError
 from .common import (
-    HelpFormatter,
     add_model_arguments,
     add_text_arguments,
     load_base_and_rows,
     load_dictionaries,
     make_evaluator,
-    print_json,
 )
+from .terminal import HelpFormatter, Parser, echo, print_json
+from .values import output_file, whole
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Measures dictionaries on text: sparsity, fidelity, and what the language model loses with them in "
         "place of its own activations.",
@@ -28,9 +27,11 @@ def parse(argv, prog):
     add_model_arguments(parser)
     add_text_arguments(parser, default_tokens=50_000)
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--loss-tokens", type=int, default=10_000, help="tokens that measure the language model's loss")
-    group.add_argument("--batch-size", type=int, default=8, help="rows of one forward")
-    group.add_argument("--skip-first", type=int, default=1, help="positions left out at the start of each row")
+    group.add_argument(
+        "--loss-tokens", type=whole(1), default=10_000, help="tokens that measure the language model's loss"
+    )
+    group.add_argument("--batch-size", type=whole(1), default=8, help="rows of one forward")
+    group.add_argument("--skip-first", type=whole(0), default=1, help="positions left out at the start of each row")
     group.add_argument("--together", action="store_true", help="also splice all dictionaries of a set in at once")
     group.add_argument("--output", metavar="FILE.json", help="write the report there")
     group.add_argument(
@@ -44,13 +45,17 @@ def parse(argv, prog):
 
 
 def run(args):
+    from ..lm.devices import input_device
+
     if args.save and not Path(args.path).is_dir():
         raise TranscoderError(
             f"--save writes into a folder, and {args.path} is none: download the dictionaries first."
         )
+    if args.output:
+        output_file(args.output)
     dictionaries = load_dictionaries(args.path)
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
-    dictionaries.to(base.device)
+    dictionaries.to(input_device(base))
     evaluator = make_evaluator(args, base, tokenizer, rows)
     report = evaluator.evaluate(dictionaries, together=args.together)
     if args.output:
@@ -63,4 +68,4 @@ def run(args):
     if args.json:
         print_json(report.to_dict())
     else:
-        print(report.table())
+        echo(*report.table().split("\n"))

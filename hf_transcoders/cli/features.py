@@ -1,20 +1,18 @@
 """`hf-transcoders features`: what features fire on and what they write."""
 
-import argparse
-
 from ..errors import TranscoderError
 from .common import (
-    HelpFormatter,
     add_model_arguments,
     add_text_arguments,
     load_base_and_rows,
     load_dictionaries,
-    print_json,
 )
+from .terminal import HelpFormatter, Parser, echo, print_json
+from .values import whole
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Shows what features do: the contexts in which they fire most, and the output tokens that they make "
         "more and less likely.",
@@ -24,9 +22,9 @@ def parse(argv, prog):
     )
     parser.add_argument("path", help="folder or Hub id of a dictionary or set")
     parser.add_argument("--dictionary", help="which dictionary of a set")
-    parser.add_argument("--features", type=int, nargs="+", help="their numbers; left out, some that fire")
-    parser.add_argument("--num-features", type=int, default=10, help="how many, where no numbers are given")
-    parser.add_argument("--contexts", type=int, default=5, help="contexts of each feature")
+    parser.add_argument("--features", type=whole(0), nargs="+", help="their numbers; left out, some that fire")
+    parser.add_argument("--num-features", type=whole(1), default=10, help="how many, where no numbers are given")
+    parser.add_argument("--contexts", type=whole(1), default=5, help="contexts of each feature")
     add_model_arguments(parser)
     add_text_arguments(parser, default_tokens=50_000)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -35,6 +33,7 @@ def parse(argv, prog):
 
 def run(args):
     from ..evaluation import explain_features
+    from ..lm.devices import input_device
 
     dictionaries = load_dictionaries(args.path)
     if args.dictionary and args.dictionary not in dictionaries:
@@ -47,7 +46,7 @@ def run(args):
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     explanations = explain_features(
         base,
-        dictionary.to(base.device),
+        dictionary.to(input_device(base)),
         rows,
         tokenizer,
         features=args.features,
@@ -58,4 +57,5 @@ def run(args):
     if args.json:
         print_json([explanation.to_dict() for explanation in explanations])
     else:
-        print("\n\n".join(explanation.render() for explanation in explanations))
+        text = "\n\n".join(explanation.render() for explanation in explanations)
+        echo(*text.split("\n"))

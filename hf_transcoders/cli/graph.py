@@ -1,11 +1,10 @@
 """`hf-transcoders graph`: what made a model say what it says, as files and a page to walk through."""
 
-import argparse
 import re
-from pathlib import Path
 
-from ..errors import TranscoderError
-from .common import HelpFormatter, add_model_arguments, base_of, load_base_model, load_dictionaries, print_json
+from .common import add_model_arguments, base_of, load_base_model, load_dictionaries
+from .terminal import HelpFormatter, Parser, echo, print_json
+from .values import output_folder, share, unicode_text, whole
 
 
 # Tokens of one row of the text in which contexts are searched.
@@ -13,7 +12,7 @@ _SEQUENCE_LENGTH = 128
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="The attribution graph of a prompt: which features, tokens and errors made the model say what it says. "
         "Writes the graph (graph.safetensors, graph.json) and, pruned, one page for a browser (graph.html), which works "
@@ -25,7 +24,7 @@ def parse(argv, prog):
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", help="text; the tokenizer's special tokens are added")
+    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer's special tokens are added")
     parser.add_argument(
         "--transcoders",
         metavar="PATH",
@@ -37,28 +36,30 @@ def parse(argv, prog):
     group = parser.add_argument_group("graph")
     group.add_argument(
         "--targets",
+        type=unicode_text,
         nargs="+",
         metavar="TOKEN",
         help='next tokens to explain, such as " Mary"; left out, the most likely ones',
     )
     group.add_argument(
         "--target-difference",
+        type=unicode_text,
         nargs=2,
         action="append",
         metavar=("TOKEN", "OTHER"),
         help="explain the logit of one token less that of another; may be given several times",
     )
     group.add_argument(
-        "--max-logits", type=int, default=10, help="without targets: how many of the most likely tokens"
+        "--max-logits", type=whole(1), default=10, help="without targets: how many of the most likely tokens"
     )
     group.add_argument(
-        "--max-features", type=int, default=2048, help="features that become nodes, the strongest first"
+        "--max-features", type=whole(1), default=2048, help="features that become nodes, the strongest first"
     )
-    group.add_argument("--nodes", type=float, default=0.8, help="share of the influence of nodes that the page keeps")
-    group.add_argument("--edges", type=float, default=0.98, help="the same of their edges")
+    group.add_argument("--nodes", type=share, default=0.8, help="share of the influence of nodes that the page keeps")
+    group.add_argument("--edges", type=share, default=0.98, help="the same of their edges")
     group.add_argument(
         "--certificate",
-        type=int,
+        type=whole(0),
         metavar="EDGES",
         default=64,
         help="ablate features and compare so many edges of the page with what happens; 0 leaves it out",
@@ -70,7 +71,7 @@ def parse(argv, prog):
         help="text in which to find where the features on the page fire: a Hub dataset id, a file or folder, or `docstrings`; "
         "left out, the page shows features without contexts",
     )
-    group.add_argument("--max-tokens", type=int, default=20_000, help="tokens to search")
+    group.add_argument("--max-tokens", type=whole(1), default=20_000, help="tokens to search")
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="FOLDER", default="runs/graph", help="files go there")
     group.add_argument("--viewer", action="store_true", help="also files for published viewers of attribution graphs")
@@ -80,12 +81,9 @@ def parse(argv, prog):
 
 
 def run(args):
-    output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise TranscoderError(f"{output} is a file, but results go into a folder: give another --output.")
-    for name in ("nodes", "edges"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise TranscoderError(f"--{name} is {getattr(args, name)}: give the share to keep, between 0 and 1.")
+    from ..lm.devices import input_device
+
+    output = output_folder(args.output)
     from ..circuits.graphs import attribution_graph
     from ..circuits.graphs.certificate import certificate
     from ..circuits.graphs.page_data import MAX_EDGES
@@ -94,7 +92,7 @@ def run(args):
     base, tokenizer = load_base_model(
         base_of(dictionaries, args.model), revision=args.revision, dtype=args.dtype, device=args.device
     )
-    dictionaries = dictionaries.to(base.device)
+    dictionaries = dictionaries.to(input_device(base))
     graph = attribution_graph(
         base,
         dictionaries,
@@ -155,6 +153,8 @@ def _explained(args, base, dictionaries, tokenizer, graph):
 
 
 def _summary(graph, pruned, certified, page, strongest=10):
+    from ..circuits.graphs.influence import scores
+
     influence = pruned.influence()
     features = pruned.is_kind("feature")
     order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
@@ -166,7 +166,8 @@ def _summary(graph, pruned, certified, page, strongest=10):
         "nodes": graph.num_nodes,
         "edges": graph.num_edges,
         "largest_row_error": graph.metadata.get("largest_row_error"),
-        "scores": graph.scores(),
+        "warning": graph.warning,
+        "scores": scores(graph),
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
@@ -183,32 +184,27 @@ def _summary(graph, pruned, certified, page, strongest=10):
 
 
 def _print(found, certified):
-    print("targets")
+    echo("targets")
     for target in found["targets"]:
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
-        print(f"  {share:>7}  {target['label']!r}")
+        echo(f"  {share:>7}  {target['label']!r}")
     scores, pruned = found["scores"], found["pruned"]
-    print(
-        f"\n{found['nodes']:,} nodes, {found['edges']:,} edges: replacement {scores['replacement']:.3f}, completeness "
-        f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph"
-    )
-    print(
+    if found["warning"]:
+        echo("", f"WARNING: {found['warning']}")
+    echo(
+        "",
+        f"{found['nodes']:,} nodes, {found['edges']:,} edges: replacement {scores['replacement']:.3f}, completeness "
+        f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph",
         f"page: {pruned['num_nodes']:,} nodes, {pruned['num_edges']:,} edges ({pruned['edges']:.0%} of their influence); {pruned['dropped_error_nodes']:,} error nodes with "
-        f"{pruned['dropped_error_influence']:.1%} of the influence are not on it"
+        f"{pruned['dropped_error_influence']:.1%} of the influence are not on it",
     )
     if found["strongest"]:
-        print("\nstrongest features")
+        echo("", "strongest features")
         for feature in found["strongest"]:
-            print(
-                f"  {feature['influence']:6.3f}  {_one_line(feature['label'])}, activation {feature['activation']:.3g}"
-            )
+            echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
     if certified is not None:
-        print(f"\n{certified}")
-    print(f"\n{found['page']}")
-
-
-def _one_line(text):
-    return "".join(character if character.isprintable() else " " for character in text)
+        echo("", *str(certified).split("\n"))
+    echo("", found["page"])
 
 
 def _slug(prompt):

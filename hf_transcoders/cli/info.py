@@ -1,12 +1,12 @@
 """`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
 
-import argparse
-
-from .common import HelpFormatter, load_dictionaries, print_json
+from ..text.columns import paired
+from .common import load_dictionaries
+from .terminal import HelpFormatter, Parser, echo, print_json
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Says what a trained dictionary or set is. Without a path: versions and devices of this machine.",
         formatter_class=HelpFormatter,
@@ -23,11 +23,10 @@ def run(args):
         print_json(facts)
         return
     if args.path is None:
-        _print_pairs(facts)
+        echo(*_pairs(facts))
         return
     for name, values in facts.items():
-        print(name)
-        _print_pairs(values, indent="  ")
+        echo(name, *_pairs(values, indent="  "))
 
 
 def describe_environment() -> dict:
@@ -79,11 +78,13 @@ def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, d
     return described
 
 
-def _print_pairs(values: dict, indent: str = "") -> None:
-    width = max(map(len, values))
-    for key, value in values.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        print(f"{indent}{key:<{width}}  {'-' if value is None else value}")
+def _pairs(values: dict, indent: str = "") -> list[str]:
+    return paired({key: _text(value) for key, value in values.items()}, indent).split("\n")
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "-" if value is None else str(value)

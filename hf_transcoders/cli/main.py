@@ -8,6 +8,7 @@ import sys
 
 from .. import __version__
 from ..errors import TranscoderError
+from .terminal import Parser, echo, printable_logs
 
 
 # Command -> what `--help` says of it. Each is a module here with `add_arguments(parser)` and `run(args)`.
@@ -42,17 +43,13 @@ def main(argv: list[str] | None = None) -> int:
         `int`: 0 done, 2 a mistake the user can mend (one sentence on stderr), 1 anything else, 130 interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = _make_parser()
     # Only the module of the command in question is imported: `--help` answers at once.
-    name = next((word for word in argv if word in _COMMANDS), None)
-    if name is None or argv[0] not in _COMMANDS:
-        args = parser.parse_args(argv)
-        if args.command is None:
-            parser.print_help()
-            return EXIT_MISUSED
-    command = importlib.import_module(f".{name}", __package__)
-    debug, rest = _take_debug(argv[1:])
+    name = argv[0] if argv and argv[0] in _COMMANDS else None
+    debug, rest = _take_debug(argv[1:] if name else argv)
     try:
+        if name is None:
+            return _without_command(argv)
+        command = importlib.import_module(f".{name}", __package__)
         # Bars for files that load in a blink; those for work that takes time are our own.
         import transformers
 
@@ -61,10 +58,11 @@ def main(argv: list[str] | None = None) -> int:
             # Says so on stdout when it is first imported, and stdout is for results.
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module("transformers.integrations.integration_utils")
-        command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
+        with printable_logs():
+            command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
         return EXIT_OK
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        echo("", "Interrupted.", error=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is wrong, and nothing more can be printed.
@@ -74,8 +72,18 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         sentence, code = _explain(error)
-        print(f"hf-transcoders {name}: {sentence}", file=sys.stderr)
+        echo(f"hf-transcoders{f' {name}' if name else ''}: {sentence}", error=True)
         return code
+
+
+def _without_command(argv: list[str]) -> int:
+    """Answers `--help` and `--version`; anything else is a mistake."""
+    parser = _make_parser()
+    args = parser.parse_args(argv)
+    if args.command is not None:
+        parser.error(f"the command comes first: hf-transcoders {args.command} ...")
+    parser.print_help()
+    return EXIT_MISUSED
 
 
 def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
@@ -89,7 +97,7 @@ def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
 def _make_parser() -> argparse.ArgumentParser:
     width = max(map(len, _COMMANDS)) + 2
     commands = "\n".join(f"  {name:<{width}}{text}" for name, text in _COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hf-transcoders",
         description="Train, evaluate and read transcoders of Hugging Face language models.",
         epilog=f"commands:\n{commands}\n\nStart with `hf-transcoders demo`; each command explains itself with --help.",

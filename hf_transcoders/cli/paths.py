@@ -1,17 +1,18 @@
 """`hf-transcoders paths`: how what a model says came about, step by step through features, heads and tokens."""
 
-import argparse
 import re
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, add_model_arguments, base_of, load_base_model, load_dictionaries, print_json
+from .common import add_model_arguments, base_of, load_base_model, load_dictionaries
+from .terminal import HelpFormatter, Parser, echo, print_json
+from .values import unicode_text, whole
 
 
 _CONDITION = re.compile(r"(kind|layer|position|index)\s*(==?|!=|<=?|>=?)\s*(\S+)")
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="The strongest paths by which features, heads and tokens of a prompt add to a logit, to the difference of "
         "two, or to a feature (Dunefsky et al. 2024). Attention patterns and norm scales are held as they are.",
@@ -23,7 +24,7 @@ def parse(argv, prog):
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", help="text; the tokenizer's special tokens are added")
+    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer's special tokens are added")
     parser.add_argument(
         "--transcoders",
         metavar="FOLDER",
@@ -35,15 +36,24 @@ def parse(argv, prog):
     # Lower precisions are rounded at every step of the model, and sums are then not exact.
     parser.set_defaults(dtype="float32")
     group = parser.add_argument_group("what is explained")
-    group.add_argument("--target", help="a token, often with a leading space; left out, the most likely next one")
-    group.add_argument("--against", metavar="TOKEN", help="a token whose logit is subtracted from that of --target")
+    group.add_argument(
+        "--target", type=unicode_text, help="a token, often with a leading space; left out, the most likely next one"
+    )
+    group.add_argument(
+        "--against", type=unicode_text, metavar="TOKEN", help="a token whose logit is subtracted from that of --target"
+    )
     group.add_argument(
         "--feature", nargs=2, metavar=("DICTIONARY", "NUMBER"), help="a feature, active or not, instead of a logit"
     )
-    group.add_argument("--position", type=int, default=-1, help="token at which; negative numbers count from the end")
+    group.add_argument(
+        "--position",
+        type=whole(-(2**31), 2**31 - 1),
+        default=-1,
+        help="token at which; negative numbers count from the end",
+    )
     group = parser.add_argument_group("search")
-    group.add_argument("--paths", type=int, default=15, help="paths of each length that are kept and followed")
-    group.add_argument("--steps", type=int, default=3, help="steps of the longest paths")
+    group.add_argument("--paths", type=whole(1), default=15, help="paths of each length that are kept and followed")
+    group.add_argument("--steps", type=whole(1), default=3, help="steps of the longest paths")
     group.add_argument(
         "--only",
         action="append",
@@ -67,6 +77,7 @@ def parse(argv, prog):
 def run(args):
     from ..circuits.graphs import Target
     from ..circuits.paths import greedy_paths, select_paths
+    from ..lm.devices import input_device
 
     only, through = [_filter(text) for text in args.only], [_filter(text) for text in args.through]
     if args.feature and (args.target or args.against):
@@ -78,7 +89,7 @@ def run(args):
     dictionaries = load_dictionaries(args.transcoders, revision=args.transcoders_revision)
     name = base_of(dictionaries, args.model)
     model, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
-    dictionaries.to(model.device)
+    dictionaries.to(input_device(model))
     target = None
     if args.feature:
         target = Target.feature(args.feature[0], int(args.feature[1]), args.position)
@@ -100,9 +111,9 @@ def run(args):
     if args.json:
         print_json({**chosen.to_dict(), **({} if graph is None else {"graph": graph.to_dict()})})
         return
-    print(chosen)
+    echo(*str(chosen).split("\n"))
     if graph is not None:
-        print(f"\nmerged: what adds to each, as far as it was followed\n\n{graph}")
+        echo("", "merged: what adds to each, as far as it was followed", "", *str(graph).split("\n"))
 
 
 def _filter(text):

@@ -3,8 +3,10 @@
 import time
 
 from ..errors import TranscoderError
-from .common import OFFLINE_MODELS, best_device, fastest_cpu_dtype, print_json
+from .common import OFFLINE_MODELS, best_device, fastest_cpu_dtype
+from .terminal import echo, print_json
 from .train import load_rows, make_parser, parse_with_config, sites_of
+from .values import positive, whole
 
 
 _EXAMPLES = """examples:
@@ -24,13 +26,13 @@ def parse(argv, prog):
     parser = make_parser(
         prog, "Estimates memory, disk and time of a training run, and says whether it fits a device.", _EXAMPLES
     )
-    parser.add_argument("--processes", type=int, default=1, help="processes (devices) that share the run")
-    parser.add_argument("--device_memory", type=float, help="GiB of one device: says whether the run fits")
+    parser.add_argument("--processes", type=whole(1), default=1, help="processes (devices) that share the run")
+    parser.add_argument("--device_memory", type=positive, help="GiB of one device: says whether the run fits")
     parser.add_argument(
         "--measure", action="store_true", help="time the language model and the dictionaries here, for a few seconds"
     )
     parser.add_argument(
-        "--tflops", type=float, help="peak of the device in 10^12 operations a second, to estimate time"
+        "--tflops", type=positive, help="peak of the device in 10^12 operations a second, to estimate time"
     )
     return parse_with_config(parser, argv)
 
@@ -66,7 +68,7 @@ def run(args):
     if args.json:
         print_json(plan.to_dict())
     else:
-        print(_table(plan, args.device_memory))
+        echo(*_table(plan, args.device_memory).split("\n"))
 
 
 def _model_path(options):

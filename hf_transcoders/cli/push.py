@@ -1,14 +1,13 @@
 """`hf-transcoders push`: publishes what training has written."""
 
-import argparse
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, print_json
+from .terminal import HelpFormatter, Parser, echo, print_json
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Publishes a dictionary or set on the Hub, with its card. Only what changed is sent; a push that broke "
         "off is repeated by pushing again. A README.md in the folder that you wrote yourself goes in place of the card.",
@@ -59,4 +58,4 @@ def run(args):
     if args.json:
         print_json({"commit": commit.oid, "commit_url": commit.commit_url, "pull_request": commit.pr_url})
     else:
-        print(commit.pr_url or commit.commit_url)
+        echo(commit.pr_url or commit.commit_url)

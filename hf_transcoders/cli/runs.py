@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, print_json, print_table
+from .terminal import HelpFormatter, Parser, echo, print_json, print_table
+from .values import output_file, unicode_text
 
 
 # Arguments that differ between any two runs and say nothing.
@@ -15,7 +15,7 @@ _OWN_TO_EACH = ("output_dir", "run_name", "logging_dir")
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Reads what runs have recorded, in their folders or in Trackio's local database.",
         epilog="examples:\n"
@@ -46,7 +46,9 @@ def parse(argv, prog):
     )
     pareto.add_argument("--output", default="pareto", help="files to write, without .html and .png")
     pareto.add_argument("--csv", action="store_true", help="also write the numbers as CSV")
-    pareto.add_argument("--title", default="Sparsity against fidelity", help="heading of page and picture")
+    pareto.add_argument(
+        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of page and picture"
+    )
     pareto.add_argument("--ablation", choices=["zero", "mean"], default="zero", help="which CE recovered to draw")
     pareto.add_argument(
         "--allow-mixed",
@@ -128,7 +130,7 @@ def describe(run) -> dict:
 def _print_problems(entries) -> None:
     lines = [f"{entry['name']}: {problem}" for entry in entries for problem in entry["problems"]]
     if lines:
-        print("\n" + "\n".join(lines))
+        echo("", *lines)
 
 
 def _range(values: Sequence[float | None]) -> str:
@@ -178,18 +180,18 @@ def compare_runs(args):
         ],
     )
     for dictionary, table in tables.items():
-        print(f"\n{dictionary}")
+        echo("", dictionary)
         rows = [
             [METRICS.get(metric, metric), *(v if isinstance(v, str) else format_number(v) for v in values)]
             for metric, values in table.items()
         ]
         print_table(["metric", *names], rows)
-    print("\narguments that differ" if arguments else "\nNo argument that was recorded differs.")
+    echo("", "arguments that differ" if arguments else "No argument that was recorded differs.")
     if arguments:
         print_table(["argument", *names], [[name, *map(_text, values)] for name, values in arguments.items()])
     if protocols:
         facts = ", ".join(f"{fact} ({' / '.join(map(str, values))})" for fact, values in protocols.items())
-        print(f"\nThe numbers were measured in different ways: {facts}.", file=sys.stderr)
+        echo("", f"The numbers were measured in different ways: {facts}.", error=True)
     _print_problems(entries)
 
 
@@ -238,6 +240,8 @@ def draw_fronts(args):
     from ..reports import pareto_fronts, write_pareto
     from ..reports.pareto import warning
 
+    for suffix in (".html", ".png", *([".csv"] if args.csv else [])):
+        output_file(args.output + suffix)
     runs = load_runs(args.runs, args.trackio)
     measured = {id(run): run.measured() for run in runs}
     notes = [
@@ -260,12 +264,12 @@ def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[
         print_json({"files": [str(file) for file in files], "notes": notes, "fronts": fronts_as_values(fronts)})
         return
     print_fronts(fronts)
-    print()
+    echo()
     for note in notes:
-        print(note, file=sys.stderr)
+        echo(note, error=True)
     if not any(file.suffix == ".png" for file in files):
-        print("Without the PNG: that needs `pip install matplotlib`.", file=sys.stderr)
-    print("\n".join(str(file.resolve()) for file in files))
+        echo("Without the PNG: that needs `pip install matplotlib`.", error=True)
+    echo(*(file.resolve() for file in files))
 
 
 def fronts_as_values(fronts) -> list[dict]:
@@ -291,7 +295,7 @@ def print_fronts(fronts) -> None:
 
     for group in fronts:
         if len(fronts) > 1:
-            print(f"\n{heading(group)}")
+            echo("", heading(group))
         metrics = ["l0", *group.on_front]
         several = len({d.run for d in group.dictionaries}) > 1
         rows = [

@@ -1,9 +1,8 @@
 """`hf-transcoders study`: the case studies of the paper on transcoders, on any model."""
 
-import argparse
 import importlib
 
-from .common import HelpFormatter
+from .terminal import HelpFormatter, Parser
 
 
 # Action -> what `--help` says of it. Each is a module here, `study_<action>`, with `add_arguments(parser)` and `run(args)`.
@@ -15,7 +14,7 @@ _ACTIONS = {
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Case studies of Dunefsky et al. (2024) on any model with transcoders of its MLPs.",
         epilog="examples:\n"

@@ -3,7 +3,9 @@
 import argparse
 
 from ..errors import TranscoderError
-from .common import add_model_arguments, base_of, load_base_model, load_dictionaries, output_folder, print_json
+from .common import add_model_arguments, base_of, load_base_model, load_dictionaries
+from .terminal import echo, print_json
+from .values import output_folder, whole
 
 
 def add_arguments(parser):
@@ -15,8 +17,8 @@ def add_arguments(parser):
     parser.add_argument("--dictionary", help="which dictionary of a set")
     add_model_arguments(parser)
     group = parser.add_argument_group("study")
-    group.add_argument("--max-k", type=int, default=99, help="the most features, and neurons, of the curves")
-    group.add_argument("--num-features", type=int, default=30, help="features to look at one by one")
+    group.add_argument("--max-k", type=whole(1), default=99, help="the most features, and neurons, of the curves")
+    group.add_argument("--num-features", type=whole(1), default=30, help="features to look at one by one")
     group.add_argument(
         "--add-bos",
         action=argparse.BooleanOptionalAction,
@@ -25,7 +27,7 @@ def add_arguments(parser):
     )
     group.add_argument(
         "--skip-first",
-        type=int,
+        type=whole(0),
         help="positions at the start that stay unchanged; left out, 1, and none where the paper's figures apply",
     )
     parser.add_argument(
@@ -39,6 +41,7 @@ def add_arguments(parser):
 
 def run(args):
     from ..circuits.studies import greater_than_study, greater_than_text, save_greater_than
+    from ..lm.devices import input_device
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)
@@ -53,7 +56,7 @@ def run(args):
     model, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
     study = greater_than_study(
         model,
-        transcoder.to(model.device),
+        transcoder.to(input_device(model)),
         tokenizer,
         max_k=args.max_k,
         num_features=args.num_features,
@@ -66,4 +69,4 @@ def run(args):
     if args.json:
         print_json({**study.to_dict(), "report": str(page)})
     else:
-        print(f"{greater_than_text(study)}\n\n{page}")
+        echo(*greater_than_text(study).split("\n"), "", page)

@@ -6,9 +6,9 @@ from .common import (
     load_base_and_rows,
     load_dictionaries,
     make_evaluator,
-    output_folder,
-    print_json,
 )
+from .terminal import echo, print_json
+from .values import output_folder, whole
 
 
 def add_arguments(parser):
@@ -20,9 +20,9 @@ def add_arguments(parser):
     add_model_arguments(parser)
     add_text_arguments(parser, default_tokens=20_000)
     group = parser.add_argument_group("study")
-    group.add_argument("--loss-tokens", type=int, default=5_000, help="tokens that measure losses")
-    group.add_argument("--batch-size", type=int, default=8, help="rows of one forward")
-    group.add_argument("--skip-first", type=int, default=1, help="positions left out at the start of each row")
+    group.add_argument("--loss-tokens", type=whole(1), default=5_000, help="tokens that measure losses")
+    group.add_argument("--batch-size", type=whole(1), default=8, help="rows of one forward")
+    group.add_argument("--skip-first", type=whole(0), default=1, help="positions left out at the start of each row")
     parser.add_argument(
         "--output",
         metavar="FOLDER",
@@ -34,14 +34,15 @@ def add_arguments(parser):
 
 def run(args):
     from ..circuits.studies import replacement_study, replacement_text, save_replacement
+    from ..lm.devices import input_device
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)
     base, tokenizer, rows = load_base_and_rows(args, dictionaries)
     evaluator = make_evaluator(args, base, tokenizer, rows)
-    study = replacement_study(evaluator, dictionaries.to(base.device), transcoders_name=args.path)
+    study = replacement_study(evaluator, dictionaries.to(input_device(base)), transcoders_name=args.path)
     page = save_replacement(study, folder)
     if args.json:
         print_json({**study.to_dict(), "report": str(page)})
     else:
-        print(f"{replacement_text(study)}\n\n{page}")
+        echo(*replacement_text(study).split("\n"), "", page)

@@ -1,11 +1,12 @@
 """`hf-transcoders sweep`: a grid of dictionaries over one stream of activations."""
 
-import sys
 from dataclasses import fields
 
 from ..errors import TranscoderError
-from .common import load_base_model, print_json, print_table
+from .common import load_base_model
+from .terminal import echo, print_json, print_table
 from .train import DictionaryOptions, load_rows, make_parser, parse_with_config, sites_of
+from .values import output_folder, whole
 
 
 # These take one value each: a grid of places is given by layers and kinds.
@@ -41,7 +42,7 @@ def parse(argv, prog):
         if action.dest in grid:
             action.nargs = "+"
     parser.set_defaults(output_dir="transcoder_sweep", save_strategy="steps", save_steps=0.1, save_total_limit=1)
-    parser.add_argument("--group-size", type=int, help="train so many at a time, over cached activations")
+    parser.add_argument("--group-size", type=whole(1), help="train so many at a time, over cached activations")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be trained, and its size; train nothing"
     )
@@ -59,6 +60,7 @@ def run(args):
         training.disable_tqdm = True
     if options.resume not in (None, "last"):
         raise TranscoderError("--resume takes no value here: the sweep finds its own checkpoints in --output_dir.")
+    output_folder(training.output_dir, "--output_dir")
     device = "cpu" if training.use_cpu else None
     base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     grid = make_grid(options, base)
@@ -96,9 +98,9 @@ def run(args):
             }
         )
         return
-    print()
+    echo()
     report_fronts(result.fronts, result.files, as_json=False, notes=notes)
-    print(f"\nSaved in {training.output_dir}")
+    echo("", f"Saved in {training.output_dir}")
 
 
 def make_grid(options, base):
@@ -153,18 +155,19 @@ def print_grid(sizes: dict) -> None:
     ]
     head = ["dictionary", *(["group"] if several else []), "features", "parameters", "to train"]
     print_table(head, rows)
-    print(
-        f"\n{len(rows)} dictionaries: {_size(sizes['training_bytes'])} "
+    echo(
+        "",
+        f"{len(rows)} dictionaries: {_size(sizes['training_bytes'])} "
         + ("for the largest group" if several else "to train them together")
-        + f" (weights, gradients and Adam in float32), {_size(sizes['weight_bytes'])} when saved."
+        + f" (weights, gradients and Adam in float32), {_size(sizes['weight_bytes'])} when saved.",
     )
     if several:
-        print(
+        echo(
             f"Groups share activations kept on disk: {_size(1_000_000 * sizes['activation_bytes_per_token'])} for a million "
             "tokens of text."
         )
     for name, reason in sizes["left_out"].items():
-        print(f"Left out: {name}: {reason}", file=sys.stderr)
+        echo(f"Left out: {name}: {reason}", error=True)
 
 
 def _size(size: float) -> str:

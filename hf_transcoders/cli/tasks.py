@@ -4,7 +4,10 @@ import argparse
 import inspect
 
 from ..errors import TranscoderError
-from .common import HelpFormatter, add_model_arguments, load_base_model, load_tokenizer, print_json
+from ..text.printable import printable
+from .common import add_model_arguments, load_base_model, load_tokenizer
+from .terminal import HelpFormatter, Parser, echo, print_json, print_table
+from .values import inner_share, output_folder, seed, whole
 
 
 # Options that only some tasks have.
@@ -20,7 +23,7 @@ _HEADINGS = {
 
 
 def parse(argv, prog):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="Prompts for circuits: pairs of a clean and a corrupted one, with answers and named positions, for any "
         "tokenizer.",
@@ -40,15 +43,15 @@ def parse(argv, prog):
     show.add_argument("task", help="one of those that `tasks list` prints")
     show.add_argument("--model", required=True, help="Hub id, folder or packaged model; only its tokenizer is used")
     show.add_argument("--revision", help="commit, tag or branch of the model on the Hub")
-    show.add_argument("--size", type=int, default=3, help="prompts to show")
+    show.add_argument("--size", type=whole(1), default=3, help="prompts to show")
     show.add_argument("--output", metavar="FOLDER", help="write the task there as Parquet and JSON")
     _add_task_arguments(show)
     measured = actions.add_parser("measure", help="accuracy and differences of a model", formatter_class=HelpFormatter)
     measured.add_argument("task", help="one of those that `tasks list` prints")
     add_model_arguments(measured, required=True)
-    measured.add_argument("--size", type=int, default=200, help="prompts to measure")
-    measured.add_argument("--batch-size", type=int, default=32, help="rows of one forward")
-    measured.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
+    measured.add_argument("--size", type=whole(1), default=200, help="prompts to measure")
+    measured.add_argument("--batch-size", type=whole(1), default=32, help="rows of one forward")
+    measured.add_argument("--confidence", type=inner_share, default=0.95, help="of the intervals")
     _add_task_arguments(measured)
     return parser.parse_args(argv)
 
@@ -58,7 +61,7 @@ def _add_task_arguments(parser):
     group.add_argument("--corruption", help="what the corrupted prompt changes, for tasks with several")
     group.add_argument("--templates", help="baba, abba or both, for ioi")
     group.add_argument("--structure", help="kind of sentence, for subject-verb-agreement")
-    group.add_argument("--seed", type=int, default=0, help="the same seed gives the same prompts")
+    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same prompts")
     group.add_argument("--split", help="train, validation or test; left out, everything")
     group.add_argument(
         "--bos",
@@ -86,14 +89,16 @@ def _list(args):
     width = max(map(len, functions)) + 2
     for name, function in functions.items():
         module = inspect.getmodule(function)
-        print(f"{name:<{width}}{module.__doc__.strip().splitlines()[0]}")
+        echo(f"{name:<{width}}{module.__doc__.strip().splitlines()[0]}")
         for option in _TASK_OPTIONS:
             if option in _options(function):
-                print(f"{'':<{width}}  --{option} (default {_options(function)[option].default})")
+                echo(f"{'':<{width}}  --{option} (default {_options(function)[option].default})")
 
 
 def _show(args):
     function = _function(args)
+    if args.output:
+        output_folder(args.output)
     tokenizer = load_tokenizer(args.model, args.revision)
     task = function(tokenizer, **_chosen(args, function))
     if args.output:
@@ -109,15 +114,15 @@ def _show(args):
             }
         )
         return
-    print(f"{task.description}\n{_line(task.settings)}")
+    echo(task.description, _line(task.settings))
     for number in range(len(task)):
         row = task[number]
-        print(f"\nrow {number}, template {row['template']}, {len(row['clean_ids'])} tokens")
+        echo("", f"row {number}, template {row['template']}, {len(row['clean_ids'])} tokens")
         for which in ("clean", "corrupted"):
-            print(f"  {which:<10}{_marked(row[f'{which}_ids'], row['positions'], tokenizer)}")
+            echo(f"  {which:<10}{_marked(row[f'{which}_ids'], row['positions'], tokenizer)}")
         texts = _texts(row, tokenizer)
         for name, label in (("answers", "right"), ("wrong_answers", "wrong"), ("candidates", "among")):
-            print(f"  {label:<10}{' '.join(map(repr, texts[name]))}")
+            echo(f"  {label:<10}{' '.join(map(repr, texts[name]))}")
 
 
 def _measure(args):
@@ -138,13 +143,14 @@ def _measure(args):
         figures = {which: {name: e.to_dict() for name, e in metrics.items()} for which, metrics in result.items()}
         print_json({"protocol": protocol, **figures})
         return
-    print(f"{task.description}\n{_line(protocol)}\n")
-    print(f"{'':<28}" + "".join(f"{which:<28}" for which in result))
-    for name, heading in _HEADINGS.items():
-        cells = [str(metrics[name]) if name in metrics else "-" for metrics in result.values()]
-        if cells != ["-"] * len(cells):
-            print((f"{heading:<28}" + "".join(f"{cell:<28}" for cell in cells)).rstrip())
-    print(f"\nIntervals of {args.confidence:.0%}: Wilson for accuracies, bootstrap for the rest.")
+    echo(task.description, _line(protocol), "")
+    rows = [
+        [heading, *(metrics.get(name, "-") for metrics in result.values())]
+        for name, heading in _HEADINGS.items()
+        if any(name in metrics for metrics in result.values())
+    ]
+    print_table(["", *result], rows, left=1 + len(result))
+    echo("", f"Intervals of {args.confidence:.0%}: Wilson for accuracies, bootstrap for the rest.")
 
 
 def _functions():
@@ -179,18 +185,21 @@ def _chosen(args, function):
 
 def _texts(row, tokenizer):
     """The answers of a row as text."""
+    from ..data.token_texts import token_texts
+
     columns = {"answers": "answer_ids", "wrong_answers": "wrong_ids", "candidates": "candidate_ids"}
-    return {name: [tokenizer.decode([id_]) for id_ in row[column]] for name, column in columns.items()}
+    return {name: token_texts(tokenizer, row[column]) for name, column in columns.items()}
 
 
 def _marked(ids, positions, tokenizer):
     """The prompt on one line, with named tokens as `[name: token]`."""
+    from ..data.token_texts import token_texts
+
     names = {}
     for name, position in positions.items():
         names.setdefault(position, []).append(name)
     text = ""
-    for index, id_ in enumerate(ids):
-        token = repr(tokenizer.decode([id_]))[1:-1]
+    for index, token in enumerate(map(printable, token_texts(tokenizer, ids))):
         text += f"[{'/'.join(names[index])}:{token}]" if index in names else token
     return text
 

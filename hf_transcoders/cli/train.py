@@ -2,12 +2,16 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import OFFLINE_MODELS, HelpFormatter, load_base_model, print_json
+from .common import OFFLINE_MODELS, load_base_model
+from .config_file import read_defaults
+from .terminal import HelpFormatter, Parser, echo, print_json
+from .values import output_folder
 
 
 @dataclass
@@ -123,7 +127,10 @@ def make_parser(prog: str, description: str, epilog: str):
 
     from ..training import TranscoderTrainingArguments
 
-    parser = HfArgumentParser(
+    class TrainParser(Parser, HfArgumentParser):
+        pass
+
+    parser = TrainParser(
         [RunOptions, TranscoderTrainingArguments],
         prog=prog,
         description=description,
@@ -155,9 +162,18 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
         sys.exit(0)
     _shorten_help(parser, own)
     if config := _config_file(argv):
-        _read_defaults(parser, config)
+        read_defaults(parser, config)
     # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
-    options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    try:
+        options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (TypeError, KeyError, AttributeError, ImportError) as error:
+        # The Trainer's arguments that are objects or need packages fail in ways of their own.
+        raise TranscoderError(
+            f"The options of the trainer do not fit: {' '.join(str(error).split())[:300]}."
+        ) from error
+    for name, value in (vars(options) | vars(training)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TranscoderError(f"{name} is {value}, but takes a number.")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
     return argparse.Namespace(options=options, training=training, **vars(namespace))
@@ -184,56 +200,13 @@ def _config_file(argv) -> str | None:
     return None
 
 
-def _read_defaults(parser, path: str) -> None:
-    """Makes the values of a YAML file the defaults. Strings go through the options' own types: `1e-3` is a number."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise TranscoderError(
-            f"The file {path} cannot be read ({error.strerror}): give the path of a YAML file."
-        ) from error
-    except yaml.YAMLError as error:
-        raise TranscoderError(f"{path} is no valid YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(content, dict):
-        raise TranscoderError(f"{path} must hold `name: value` lines, as in `num_features: 4608`.")
-    actions = {action.dest: action for action in parser._actions}
-    for name, value in content.items():
-        action = actions.get(str(name).replace("-", "_"))
-        if action is None:
-            raise TranscoderError(
-                f"{path} has an option '{name}' that does not exist: `--help-all` lists all of them."
-            )
-        values = value if isinstance(value, list) else [value]
-        if isinstance(value, list) and action.nargs not in ("+", "*"):
-            raise TranscoderError(
-                f"{path} gives '{name}' several values, but it takes one: choose one of them (`hf-transcoders sweep` trains "
-                "a dictionary for each)."
-                if action.dest in {f.name for f in dataclasses.fields(DictionaryOptions)}
-                else f"{path} gives '{name}' several values, but it takes one: choose one of them."
-            )
-        if action.type is not None:
-            try:
-                values = [action.type(v) if isinstance(v, str) else v for v in values]
-            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                raise TranscoderError(
-                    f"{path} gives '{name}' the value {value!r}, which does not fit: {error}."
-                ) from error
-        if action.choices is not None and (wrong := [v for v in values if v not in action.choices]):
-            raise TranscoderError(
-                f"{path} gives '{name}' the value {wrong[0]!r}: choose from {', '.join(map(str, action.choices))}."
-            )
-        action.required = False
-        parser.set_defaults(**{action.dest: values if action.nargs in ("+", "*") else values[0]})
-
-
 def run(args):
     from ..training import TranscoderTrainer
 
     options, training = args.options, args.training
     if args.json:
         training.disable_tqdm = True
+    output_folder(training.output_dir, "--output_dir")
     device = "cpu" if training.use_cpu else None
     base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     models = make_dictionaries(options, base, training.seed)
@@ -255,8 +228,7 @@ def run(args):
         if args.json:
             print_json({"output_dir": training.output_dir, **report.to_dict()})
         else:
-            print(report.table())
-            print(f"\nSaved in {training.output_dir}")
+            echo(*report.table().split("\n"), "", f"Saved in {training.output_dir}")
     trainer.save_state()
     # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
     trainer.accelerator.wait_for_everyone()

@@ -7,7 +7,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import TranscoderError
+from ..fingerprint import differences
 from .harvest import ActivationHarvester
+from .row_facts import RowDigest
 
 
 class ActivationStream:
@@ -20,7 +22,8 @@ class ActivationStream:
 
     Where it stands is four numbers and the seed ([`~ActivationStream.state_dict`]): the chunk that the block began with,
     how many of its tokens an earlier block had used, and how many tokens of the block are gone. Loading them makes the
-    block again, bit for bit.
+    block again, bit for bit. Of a streamed dataset there is also a digest of the rows that were read up to the end of the
+    block; they are read again, and must be the same.
 
     Args:
         harvester ([`ActivationHarvester`]):
@@ -61,13 +64,14 @@ class ActivationStream:
                     f"The data makes {self._num_chunks} chunks for {num_shards} data shards: give more text, or lower "
                     "`harvest_batch_size` or `data_shards`."
                 )
-            rows = len(harvester.dataset)
-            length = len(harvester.dataset[0]["input_ids"])
-            epoch = rows // num_shards * max(length - harvester.skip_first, 0)
-            if epoch < batch_size:
+            found = harvester.row_facts
+            epoch = found.rows // num_shards * found.kept // found.rows
+            # Where nothing is left at all, reading says so.
+            if 0 < epoch < batch_size:
                 raise TranscoderError(
-                    f"The text is too short: {rows} rows of {length} tokens leave {epoch} activations per data shard, "
-                    f"less than one batch of {batch_size}; give more text or a smaller batch size."
+                    f"The text is too short: {found.rows} rows of {found.tokens / found.rows:.4g} tokens leave {epoch} "
+                    f"activations per data shard, less than one batch of {batch_size}; give more text or a smaller batch "
+                    "size."
                 )
             buffer_tokens = min(buffer_tokens, epoch)
         self.batches_per_block = max(1, buffer_tokens // batch_size)
@@ -79,6 +83,10 @@ class ActivationStream:
         # Where the current block began, and what is gone of it.
         self._block_start = (0, 0, 0)
         self._block_number, self._offset = 0, 0
+        # Of a stream: what was read of this epoch, and what had been read when the block was full, epoch by epoch.
+        self._read: RowDigest | None = None
+        self._block_rows: list[str] = []
+        self._expected_rows: list[str] | None = None
 
     @property
     def block_tokens(self) -> int:
@@ -118,19 +126,24 @@ class ActivationStream:
             "seed": self.seed,
             "block_tokens": self.block_tokens,
             "num_shards": self.num_shards,
+            **({"rows_read": self._expected_rows or self._block_rows} if self._num_chunks is None else {}),
         }
+
+    def mismatches(self, state: dict[str, Any]) -> list[str]:
+        """What keeps this stream from continuing where a saved one stood, as [`differences`] says it."""
+        settings = {"seed": self.seed, "block tokens": self.block_tokens, "num shards": self.num_shards}
+        return differences({name: state[name.replace(" ", "_")] for name in settings}, settings)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
         Continues where a saved stream stood. The batch size may be another, as long as it divides what is gone of the
         block: another number of processes or of accumulated batches takes the same tokens in other portions.
         """
-        for name in ("seed", "block_tokens", "num_shards"):
-            if state[name] != getattr(self, name):
-                raise TranscoderError(
-                    f"The checkpoint was made with {name.replace('_', ' ')} {state[name]} and this run has "
-                    f"{getattr(self, name)}: resume with the same data and settings, or start anew."
-                )
+        state = checked_state(state)
+        if found := self.mismatches(state):
+            raise TranscoderError(
+                f"The checkpoint was made with {'; '.join(found)}: resume with the same data and settings, or start anew."
+            )
         if state["offset"] % self.batch_size:
             raise TranscoderError(
                 f"The checkpoint stands {state['offset']} tokens into a block, which batches of {self.batch_size} do not "
@@ -140,6 +153,7 @@ class ActivationStream:
         self._epoch, self._position, self._skip = self._block_start
         self._block_number, self._offset = state["block_number"], state["offset"] // self.batch_size
         self._chunks = self._carry = self._block = None
+        self._expected_rows = state.get("rows_read") or None
         if self._offset == self.batches_per_block:
             # The block was used up to the last batch: make it once more to know where the next begins.
             self._fill()
@@ -164,6 +178,7 @@ class ActivationStream:
             return
         wanted = self.block_tokens
         self._block_start = (self._epoch, self._position, self._skip)
+        self._block_rows = []
         block: dict[str, torch.Tensor] = {}
         filled = 0
         with tqdm(total=wanted, desc="Reading activations", unit="tok", leave=False, disable=not self.progress) as bar:
@@ -182,6 +197,14 @@ class ActivationStream:
                     self._skip += taken
                 else:
                     self._position, self._skip = self._position + 1, 0
+        if self._read is not None:
+            self._block_rows.append(self._read.digest())
+        if self._expected_rows not in (None, self._block_rows):
+            raise TranscoderError(
+                "The streamed dataset gives other rows than those that the checkpoint was made with: resume with the same "
+                "text in the same order, or start anew."
+            )
+        self._expected_rows = None
         self._block = block
 
     def _next_chunk(self) -> dict[str, torch.Tensor]:
@@ -192,7 +215,8 @@ class ActivationStream:
         empty_epochs = 0
         while True:
             if self._chunks is None:
-                self._chunks = self.harvester.chunks(self._order(self._epoch), self._position)
+                self._read = RowDigest() if self._num_chunks is None else None
+                self._chunks = self.harvester.chunks(self._order(self._epoch), self._position, self._read)
             chunk = next(self._chunks, None)
             if chunk is None:
                 if self._position == 0 or empty_epochs:
@@ -202,6 +226,8 @@ class ActivationStream:
                     )
                 empty_epochs += 1
                 self._chunks = None
+                if self._read is not None:
+                    self._block_rows.append(self._read.digest())
                 self._epoch, self._position = self._epoch + 1, 0
                 continue
             left = {site: values[self._skip :] for site, values in chunk.items()}
@@ -280,6 +306,19 @@ class ShardedStream:
         """Continues where the shards of this process stood."""
         for shard, stream in self.shards.items():
             stream.load_state_dict(states[shard])
+
+
+def checked_state(state: Any) -> dict[str, Any]:
+    """A saved state, or the error that says it is damaged."""
+    numbers = ("block_number", "offset", "block_tokens", "num_shards")
+    has_numbers = isinstance(state, dict) and all(
+        type(state.get(name)) is int and state[name] >= 0 for name in numbers
+    )
+    start = state.get("block_start") if has_numbers else None
+    whole = isinstance(start, list | tuple) and [type(x) is int and x >= 0 for x in start] == [True] * 3
+    if not whole or type(state.get("seed")) is not int or not isinstance(state.get("rows_read", []), list):
+        raise TranscoderError("The place in the data that the checkpoint gives is damaged: take another checkpoint.")
+    return state
 
 
 def _joined(parts):

@@ -1,11 +1,11 @@
 """Token blocks -> activations of a base model, one chunk of rows at a time."""
 
 import contextlib
-import hashlib
-import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import TranscoderError
 from ..files import atomic_file
+from ..fingerprint import digest_of
 from ..lm import Site, capture
-
-
-# Rows of the base model's weights that enter a cache's key: enough to tell two models apart, cheap to read.
-_FINGERPRINT_VALUES = 64
+from ..lm.devices import input_device
+from ..lm.fingerprint import model_facts
+from ..lm.inputs import check_tokens
+from ..lm.modes import in_eval_mode
+from ..lm.wrappers import language_model
+from .batches import pad_texts, read_text, text_batches
+from .row_facts import RowDigest, RowFacts, is_sized, scan_rows
+from .rows import token_rows
 
 
 class ActivationHarvester:
@@ -25,22 +30,22 @@ class ActivationHarvester:
     Activations of chunks of token rows. Chunk i is always the same rows in the same batch, so that asking for it again,
     in another epoch or after a restart, gives the same bits.
 
-    Left out are tokens that would teach a dictionary little and dominate its loss: the first `skip_first` positions of
-    a row (language models park an attention sink there: at SmolLM2's layer 29 its MLP output is 11 times the usual
-    norm), padding, the given special tokens, and tokens whose activation at any site is more than `outlier_factor`
-    times as long as the chunk's median.
+    Each row gives the activations that its text has alone, however it is padded (see [`read_row`]). Left out are tokens
+    that would teach a dictionary little and dominate its loss: the first `skip_first` tokens of a text (language models
+    park an attention sink there: at SmolLM2's layer 29 its MLP output is 11 times the usual norm), the given special
+    tokens, and tokens whose activation at any site is more than `outlier_factor` times as long as the chunk's median.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model. It is put in evaluation mode and never changed.
-        dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where lengths differ, `attention_mask`):
-            Token blocks, as [`pack_tokens`] makes them.
+            The language model. It is never changed, and runs in evaluation mode.
+        dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where they are padded, `attention_mask`):
+            Token blocks, as [`pack_tokens`] makes them, or texts of any lengths.
         sites (`Iterable[str]`):
             Where to read.
         rows_per_chunk (`int`, *optional*, defaults to 16):
             Rows of one forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions left out at the start of each row.
+            Tokens left out at the start of each text.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens left out wherever they stand.
         outlier_factor (`float`, *optional*, defaults to 10.0):
@@ -73,24 +78,25 @@ class ActivationHarvester:
         cache_dir: str | Path | None = None,
         memory_cache_bytes: int = 0,
     ):
-        self.base_model = base_model.eval()
-        self.dataset = dataset
+        self.base_model = base_model = language_model(base_model)
+        self.dataset = dataset = token_rows(dataset)
         self.sites = list(dict.fromkeys(str(Site.parse(site)) for site in sites))
         self.rows_per_chunk = rows_per_chunk
         self.skip_first = skip_first
         self.outlier_factor = outlier_factor
         self.dtype = dtype or base_model.dtype
         self.autocast = autocast
-        self.special_token_ids = torch.tensor(sorted(set(special_token_ids)), device=base_model.device)
+        self.special_token_ids = torch.tensor(sorted(set(special_token_ids)), device=input_device(base_model))
         self.tokens_harvested = 0
         self._memory: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
         self._memory_left = memory_cache_bytes
-        self._is_sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        self._is_sized = is_sized(dataset)
         self._row_order = None
         if self._is_sized:
             if len(dataset) == 0:
                 raise TranscoderError("The dataset has no rows: give a text that is longer than one token block.")
             self._row_order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        self.seed = seed
         self._cache_dir = None
         if cache_dir is not None:
             if not self._is_sized:
@@ -98,17 +104,17 @@ class ActivationHarvester:
                     "A streamed dataset cannot be cached on disk, because its rows have no fixed number: load it without "
                     "streaming, or leave the cache folder out."
                 )
-            self._cache_dir = Path(cache_dir) / self._fingerprint(seed)
+            self._cache_dir = Path(cache_dir) / self._fingerprint()
 
     @property
     def num_chunks(self) -> int | None:
         """Chunks of one epoch; `None` for a stream, whose end is not known."""
         return -(-len(self.dataset) // self.rows_per_chunk) if self._is_sized else None
 
-    def chunks(self, order: Iterable[int], start: int = 0):
+    def chunks(self, order: Iterable[int], start: int = 0, read: RowDigest | None = None):
         """
         Yields `(site -> (tokens, width))` for the chunks of `order` (a stream has its own order; of it `order` picks the
-        numbers to read), beginning at the `start`-th of them.
+        numbers to read), beginning at the `start`-th of them. `read` gets the rows of a stream as they are read.
         """
         if self._is_sized:
             for index in list(order)[start:]:
@@ -117,7 +123,7 @@ class ActivationHarvester:
         rows, wanted, number = [], iter(order), 0
         picked = next(wanted, None)
         taken = 0
-        for row in self.dataset:
+        for row in enumerate(self.dataset if read is None else read.watch(self.dataset)):
             rows.append(row)
             if len(rows) == self.rows_per_chunk:
                 if number == picked:
@@ -131,6 +137,10 @@ class ActivationHarvester:
         if rows and number == picked and taken >= start:
             yield self._harvest(rows)
 
+    def remember(self, memory_cache_bytes: int) -> None:
+        """Keep up to so many bytes of chunks in memory from now on, where they are needed again."""
+        self._memory_left = memory_cache_bytes
+
     def chunk(self, index: int) -> dict[str, torch.Tensor]:
         """Activations of one chunk: site -> `(tokens, width)`, from the cache where it has them."""
         if index in self._memory:
@@ -139,7 +149,7 @@ class ActivationHarvester:
         values = self._read(path) if path is not None and path.exists() else None
         if values is None:
             rows = self._row_order[index * self.rows_per_chunk : (index + 1) * self.rows_per_chunk].tolist()
-            values = self._harvest([self.dataset[row] for row in rows])
+            values = self._harvest((row, self.dataset[row]) for row in rows)
             if path is not None:
                 with atomic_file(path) as partial:
                     save_file({site: value.contiguous().cpu() for site, value in values.items()}, partial)
@@ -150,30 +160,49 @@ class ActivationHarvester:
         return values
 
     def _read(self, path):
+        """A chunk from the cache; `None` where its file is damaged, and the chunk is harvested again and replaced."""
         try:
-            return {site: value.to(self.base_model.device) for site, value in load_file(path).items()}
-        except SafetensorError:
-            return None  # Cut short by a crash of the machine: harvested again and replaced.
+            values = load_file(path)
+        except (SafetensorError, OSError):
+            return None
+        tokens = {value.shape[:1] for value in values.values()}
+        whole = values.keys() == set(self.sites) and len(tokens) == 1
+        if not whole or not all(
+            v.dim() == 2 and v.dtype == self.dtype and v.isfinite().all() for v in values.values()
+        ):
+            return None
+        return {site: value.to(input_device(self.base_model)) for site, value in values.items()}
 
     @torch.no_grad()
-    def _harvest(self, rows) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = _pad(rows, self.base_model.device)
-        with self.autocast(), capture(self.base_model, self.sites) as activations:
-            if bool(attention_mask.all()):
-                self.base_model(input_ids=input_ids)
-            else:
-                self.base_model(input_ids=input_ids, attention_mask=attention_mask)
-            values = {site: activations[site] for site in self.sites}
-        keep = attention_mask.clone()
-        keep[:, : self.skip_first] = False
-        if self.special_token_ids.numel():
-            keep &= ~torch.isin(input_ids, self.special_token_ids)
-        kept = {site: value[keep].to(self.dtype) for site, value in values.items()}
+    def _harvest(self, rows: Iterable[tuple[int, Mapping]]) -> dict[str, torch.Tensor]:
+        """Activations of some rows, given with their numbers."""
+        numbers, rows = zip(*rows, strict=True)
+        texts = [read_text(row, f"Row {number}") for number, row in zip(numbers, rows, strict=True)]
+        check_tokens(self.base_model, texts, "Row", numbers)
+        if any(map(len, texts)):
+            parts = [self._kept(batch, batch.real.clone()) for batch in text_batches(self.base_model, texts)]
+        else:
+            # Nothing is kept of a token that there is not; only the model knows how wide nothing is.
+            nothing = pad_texts([torch.zeros(1, dtype=torch.long)], [0], input_device(self.base_model))
+            parts = [self._kept(nothing, torch.zeros_like(nothing.real))]
+        kept = parts[0] if len(parts) == 1 else {site: torch.cat([p[site] for p in parts]) for site in self.sites}
         inside = self._inside(kept)
         if inside is not None:
             kept = {site: value[inside] for site, value in kept.items()}
-        self.tokens_harvested += input_ids.numel()
+        self.tokens_harvested += sum(map(len, texts))
         return kept
+
+    def _kept(self, batch, keep) -> dict[str, torch.Tensor]:
+        """Activations of a batch at the tokens of `keep` that are neither the first of a text nor special."""
+        with self.autocast(), in_eval_mode(self.base_model), capture(self.base_model, self.sites) as activations:
+            self.base_model(**batch.inputs)
+            # The layers of a split model are on several devices.
+            shape = batch.input_ids.shape
+            values = {site: activations.of_tokens(site, shape).to(batch.input_ids.device) for site in self.sites}
+        keep[:, : self.skip_first] = False
+        if self.special_token_ids.numel():
+            keep &= ~torch.isin(batch.input_ids, self.special_token_ids)
+        return {site: value[keep].to(self.dtype) for site, value in values.items()}
 
     def _inside(self, values) -> torch.Tensor | None:
         """Which tokens are no outliers at any site; refuses activations that are not numbers."""
@@ -192,43 +221,38 @@ class ActivationHarvester:
                 inside = ok if inside is None else inside & ok
         return inside
 
-    def _fingerprint(self, seed: int) -> str:
-        """A key that changes with everything the activations depend on."""
-        parameters = list(self.base_model.parameters())
-        sampled = [p.detach().flatten()[:: max(1, p.numel() // _FINGERPRINT_VALUES)] for p in parameters]
-        weights = torch.stack([torch.stack([s.double().sum(), s.double().abs().sum()]) for s in sampled])
-        ends = [
-            list(map(int, self.dataset[i]["input_ids"])) for i in (0, len(self.dataset) // 2, len(self.dataset) - 1)
-        ]
-        facts = {
-            "weights": weights.cpu().numpy().tobytes().hex(),
-            "base_dtype": str(self.base_model.dtype),
-            "dataset": getattr(self.dataset, "_fingerprint", None) or ends,
-            "rows": len(self.dataset),
-            "sites": self.sites,
-            "rows_per_chunk": self.rows_per_chunk,
-            "skip_first": self.skip_first,
-            "special_token_ids": self.special_token_ids.tolist(),
-            "outlier_factor": self.outlier_factor,
-            "dtype": str(self.dtype),
-            "autocast": str(torch.get_autocast_dtype(self.base_model.device.type)) if self._autocasts() else None,
-            "seed": seed,
+    @cached_property
+    def row_facts(self) -> RowFacts | None:
+        """Length and digest of the dataset; `None` for a stream, which is read only once."""
+        if not self._is_sized:
+            return None
+        return scan_rows(self.dataset, self.skip_first, self.special_token_ids.tolist())
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Everything that the activations depend on, as JSON data: base model, rows and settings."""
+        rows = self.row_facts
+        return {
+            "base_model": model_facts(self.base_model),
+            "data": {"rows": rows.rows, "tokens": rows.tokens, "digest": rows.digest} if rows else {"rows": None},
+            "harvest": {
+                "sites": self.sites,
+                "rows_per_chunk": self.rows_per_chunk,
+                "skip_first": self.skip_first,
+                "special_token_ids": self.special_token_ids.tolist(),
+                "outlier_factor": self.outlier_factor,
+                "dtype": str(self.dtype),
+                "autocast": str(torch.get_autocast_dtype(input_device(self.base_model).type))
+                if self._autocasts()
+                else None,
+                "seed": self.seed,
+            },
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _fingerprint(self) -> str:
+        """A key that changes with everything the activations depend on."""
+        return digest_of(self.facts).rpartition(":")[2]
 
     def _autocasts(self) -> bool:
         with self.autocast():
-            return torch.is_autocast_enabled(self.base_model.device.type)
-
-
-def _pad(rows, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask `(rows, longest)`, padded on the right."""
-    ids = [torch.as_tensor(row["input_ids"], dtype=torch.long) for row in rows]
-    masks = [
-        torch.as_tensor(row["attention_mask"], dtype=torch.bool)
-        if "attention_mask" in row
-        else torch.ones(len(i)).bool()
-        for row, i in zip(rows, ids, strict=True)
-    ]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(ids, batch_first=True).to(device), pad(masks, batch_first=True).to(device)
+            return torch.is_autocast_enabled(input_device(self.base_model).type)

@@ -3,6 +3,7 @@
 from itertools import chain
 
 from ..errors import TranscoderError
+from .rows import read_row, refuse_splits
 
 
 # Documents packed together. A batch's tail is dropped, so a larger batch loses less and a smaller one starts sooner.
@@ -13,7 +14,9 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     """
     Tokenize documents, join them, and cut the stream of tokens into rows of exactly `sequence_length`.
 
-    Every document is followed by the separator, and rows run across documents, so no padding is needed. Documents are
+    Every document is followed by the separator, and rows run across documents, so no padding is needed. To a model such a
+    row is one text: where a document ends is not kept, and its tokens attend to those of the documents before it. Of
+    documents that are tokenized already, only the tokens that their `attention_mask` counts are packed. Documents are
     packed a thousand at a time, and the tail of each thousand that does not fill a row is dropped: fewer than
     `sequence_length` tokens. Nothing is carried from one thousand to the next, so that a stream can resume exactly.
     The rows depend neither on `num_proc` nor on whether the dataset is streamed. Both steps are `map` calls that
@@ -22,14 +25,16 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     Args:
         texts ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             One document per row, in the column `text`, or in the column `input_ids` if already tokenized. Empty
-            documents are skipped. Rows that are already packed to `sequence_length` are returned as they are.
+            documents are skipped. Rows that are already packed to `sequence_length` are returned as they are, with
+            their `attention_mask` if they have one.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the base model.
         sequence_length (`int`, *optional*, defaults to 128):
             Tokens per row, the beginning-of-sequence token included.
         add_bos (`bool`, *optional*):
             Whether each row begins with the tokenizer's beginning-of-sequence token. By default as the tokenizer does
-            for a single text: yes for Gemma, no for GPT-2 and SmolLM2.
+            for a single text: yes for Gemma, no for GPT-2 and SmolLM2. Where a document that begins with one, such as a
+            chat template makes, is first in a row, there is no second one.
         separator (`str`, *optional*):
             Text put after every document, `""` for nothing. By default the tokenizer's end-of-sequence token, if it
             has one.
@@ -46,6 +51,7 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     """
     from datasets import Features, IterableDataset, List, Value
 
+    refuse_splits(texts)
     bos = bos_token_ids(tokenizer, add_bos)
     if sequence_length <= len(bos):
         raise TranscoderError(
@@ -54,8 +60,9 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
 
     streaming = isinstance(texts, IterableDataset)
     columns = texts.column_names or list(next(iter(texts), {}))
-    if "input_ids" in columns:
-        documents = texts.select_columns("input_ids")
+    tokenized = [name for name in ("input_ids", "attention_mask") if name in columns] if "input_ids" in columns else []
+    if tokenized:
+        documents = texts.select_columns(tokenized)
         packed_length = _packed_length(documents)
         if packed_length == sequence_length:
             return documents
@@ -90,10 +97,11 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
             "sequence_length": sequence_length,
         },
         features=Features({"input_ids": List(Value("int32"), length=sequence_length)}),
+        remove_columns=tokenized[1:],
         **({} if streaming else {"desc": f"Packing into rows of {sequence_length} tokens"}),
     )
     if next(iter(packed), None) is None:
-        lengths = [len(row["input_ids"]) for row in documents]
+        lengths = [len(read_row(row)) for row in documents]
         raise TranscoderError(
             f"The text has only {sum(lengths)} tokens in {len(lengths)} documents, too few for one row of "
             f"{sequence_length}: give more text or a smaller sequence_length."
@@ -112,9 +120,20 @@ def _tokenize(batch, tokenizer):
 
 
 def _pack(batch, bos, separator, sequence_length):
-    tokens = list(chain.from_iterable(chain(ids, separator) for ids in batch["input_ids"]))
-    width = sequence_length - len(bos)
-    return {"input_ids": [bos + tokens[i : i + width] for i in range(0, len(tokens) - width + 1, width)]}
+    documents = batch["input_ids"]
+    if "attention_mask" in batch:
+        rows = zip(documents, batch["attention_mask"], strict=True)
+        documents = [read_row({"input_ids": ids, "attention_mask": mask}).tolist() for ids, mask in rows]
+    tokens = list(chain.from_iterable(chain(ids, separator) for ids in documents if len(ids)))
+    rows, start = [], 0
+    while start < len(tokens):
+        beginning = [] if tokens[start : start + 1] == bos else bos
+        end = start + sequence_length - len(beginning)
+        if end > len(tokens):
+            break
+        rows.append(beginning + tokens[start:end])
+        start = end
+    return {"input_ids": rows}
 
 
 def _packed_length(documents):

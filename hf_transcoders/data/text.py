@@ -3,16 +3,15 @@
 import glob
 import os
 import re
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..text.printable import printable
+from .json_rows import json_columns, json_dataset, json_rows
 from .offline_text import docstring_texts
+from .text_files import KINDS, check_files, files_of_folder, kind_of, suffixes
 from .wikitext import is_wikitext, wikitext_articles
-
-
-_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def load_texts(source, *, split="train", name=None, text_column=None, streaming=False, limit=None):
@@ -25,7 +24,8 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
 
             - `"docstrings"`: the English docstrings of the installed packages, which needs no network
               (see [`docstring_texts`]);
-            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files. In a `.txt`
+            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files, text in UTF-8,
+              compressed (`.jsonl.gz`) or not; a name that exists is that file, brackets and all. In a `.txt`
               file the documents are the paragraphs between blank lines; a word-level WikiText file becomes its
               articles, detokenized;
             - the id of a dataset on the Hub, given to [`~datasets.load_dataset`].
@@ -42,7 +42,8 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
 
     Returns:
         [`~datasets.Dataset`], or [`~datasets.IterableDataset`] if `streaming`, with one column `text`. A dataset that
-        is already tokenized (it has a column `input_ids`, and no `text_column` was asked for) keeps that one instead.
+        is already tokenized (it has a column `input_ids`, and no `text_column` was asked for) keeps that one instead, and
+        its `attention_mask`.
 
     Raises:
         [`TranscoderError`]: The source does not exist, cannot be reached or read, is empty, or has no column of text
@@ -60,21 +61,19 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
         dataset.info.dataset_name = "docstrings of installed packages"
         return dataset.to_iterable_dataset() if streaming else dataset
 
-    arguments, is_plain_text = _load_arguments(source)
-    with _explained(source):
-        dataset = load_dataset(**arguments, name=name, split=split, streaming=streaming)
-    first = _first_row(source, dataset)
-    if is_plain_text:
-        # Lines are put together again here, so that a WikiText article is seen as a whole.
-        dataset = dataset.map(
-            _split_documents, batched=True, **({} if streaming else {"desc": "Splitting into documents"})
-        )
-        _first_row(source, dataset)
+    found = _local_files(source, name)
+    if found is None:
+        with _explained(source):
+            dataset = load_dataset(source, name=name, split=split, streaming=streaming)
+        dataset = _select_text(source, dataset, _first_row(source, dataset), text_column)
     else:
-        dataset = _select_text(source, dataset, first, text_column)
-    if arguments["path"] != source:
+        kind, splits = found
+        for files in splits.values():
+            check_files(files, kind)
+        read = _read_json if kind == "json" else _read_files
+        dataset = read(source, kind, splits, split, text_column, streaming)
         # What reports and configurations call it: the file, not the reader's name ("text") and not its folder.
-        dataset.info.dataset_name = os.path.basename(os.path.normpath(source))
+        dataset.info.dataset_name = printable(os.path.basename(os.path.normpath(source)))
     if limit is None:
         return dataset
     return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))
@@ -97,50 +96,106 @@ def hub_dataset_id(dataset):
     return None
 
 
-def _load_arguments(source):
-    """The arguments of `load_dataset`, and whether they read plain text files."""
-    path = Path(source).expanduser()
+def _local_files(source, name):
+    """The kind of the local files that a source names, and split -> files; `None` for a dataset that `datasets` finds."""
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise TranscoderError(f"There is no file {source!r}: {error}.") from error
     if path.is_dir():
-        kinds = Counter(_BUILDERS[file.suffix] for file in path.rglob("*") if file.suffix in _BUILDERS)
-        if not kinds:
-            raise TranscoderError(f"The folder {source!r} holds no {_suffixes()} file: name a folder that does.")
-        # load_dataset also reads the most common kind, and finds the splits by the names of the files.
-        kind = kinds.most_common(1)[0][0]
-        return {"path": str(path)} | _reader_options(kind), kind == "text"
+        # What describes its files itself, as a copy of a dataset on the Hub does, is read by that.
+        if name is not None or _describes_itself(path):
+            for file in path.rglob("*"):
+                if kind_of(file) == "json" and file.is_file():
+                    for _ in json_rows(file):
+                        pass
+            return None
+        return files_of_folder(path)
 
+    # A name that exists is that file, whatever a glob would make of it.
     files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if files:
-        kinds = {_BUILDERS.get(Path(file).suffix) for file in files}
+        kinds = {kind_of(file) for file in files}
         if len(kinds) > 1 or None in kinds:
             raise TranscoderError(
-                f"{source!r} is not one kind of text file: name {_suffixes()} files, one kind at a time."
+                f"{source!r} is not one kind of text file: name {suffixes()} files, one kind at a time."
             )
-        if not any(Path(file).stat().st_size for file in files):
+        if not any(os.path.getsize(file) for file in files):
             raise TranscoderError(f"{source!r} is empty: give a file with text in it.")
-        kind = kinds.pop()
-        return {"path": kind, "data_files": files} | _reader_options(kind), kind == "text"
+        return kinds.pop(), {"train": files}
 
-    if path.suffix in _BUILDERS or source.startswith((".", "/", "~")) or glob.has_magic(source):
+    if path.suffix in KINDS or source.startswith((".", "/", "~")) or glob.has_magic(source):
         raise TranscoderError(f"There is no file {source!r}: check the path.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise TranscoderError(
             f"{source!r} is neither a file nor the id of a Hub dataset: give a path, an id such as 'user/dataset', or "
             "'docstrings' for the offline source."
         )
-    return {"path": source}, False
+    return None
 
 
-def _reader_options(kind):
-    return {"sample_by": "paragraph"} if kind == "text" else {}
+def _describes_itself(folder):
+    try:
+        start = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:100_000]
+    except OSError:
+        return False
+    return re.match(r"---\s*\n(?:.*\n)*?configs:", start) is not None
 
 
-def _suffixes():
-    return ", ".join(_BUILDERS)
+def _read_files(source, kind, splits, split, text_column, streaming):
+    """Text, Parquet and CSV files, read by `datasets`."""
+    from datasets import load_dataset
+
+    # A byte order mark is no part of the text. Pandas takes the first columns of rows with too many values for an index,
+    # so that all others move.
+    options = {
+        "text": {"sample_by": "paragraph", "encoding": "utf-8-sig"},
+        "csv": {"encoding": "utf-8-sig", "index_col": False},
+        "parquet": {},
+    }[kind]
+    escaped = {name: [glob.escape(file) for file in files] for name, files in splits.items()}
+    with _explained(source, local=True):
+        dataset = load_dataset(kind, data_files=escaped, split=split, streaming=streaming, **options)
+    first = _first_row(source, dataset)
+    if kind != "text":
+        return _select_text(source, dataset, first, text_column)
+    # Lines are put together again here, so that a WikiText article is seen as a whole.
+    dataset = dataset.map(
+        _split_documents, batched=True, **({} if streaming else {"desc": "Splitting into documents"})
+    )
+    _first_row(source, dataset)
+    return dataset
+
+
+def _read_json(source, kind, splits, split, text_column, streaming):
+    from datasets import ReadInstruction
+
+    with _explained(source, local=True):
+        # A split may be a part, such as `train[:10%]`.
+        asked = ReadInstruction.from_spec(split)
+        names = {part.splitname for part in asked.to_absolute(dict.fromkeys(splits, 1))}
+        if len(names) > 1 or (streaming and split not in splits):
+            raise ValueError(f"the split {split!r} is not one of {', '.join(splits)}")
+        (name,) = names
+        columns = json_columns(splits[name])
+    strings = [column for column, is_text in columns.items() if is_text]
+    if not columns:
+        raise TranscoderError(f"{source!r} has no documents in it: give a source with text, or another split.")
+    column = _text_column(source, list(columns), strings, text_column)
+    with _explained(source, local=True):
+        dataset = json_dataset(splits[name], column, streaming, name)
+    _first_row(source, dataset)
+    if streaming or split == name:
+        return dataset
+    rows = [
+        row for part in asked.to_absolute({name: len(dataset)}) for row in range(len(dataset))[part.from_ : part.to]
+    ]
+    return dataset.select(rows)
 
 
 def _first_row(source, dataset):
     """The first row; a stream opens its files here, so their errors and their emptiness show here too."""
-    with _explained(source):
+    with _explained(source, local=os.path.exists(source)):
         first = next(iter(dataset), None)
     if first is None:
         raise TranscoderError(f"{source!r} has no documents in it: give a source with text, or another split.")
@@ -148,47 +203,63 @@ def _first_row(source, dataset):
 
 
 @contextmanager
-def _explained(source):
+def _explained(source, local=False):
     """Turn what `datasets` raises for a source that it cannot find or read into one sentence."""
-    from datasets.exceptions import DatasetsError
-
     try:
         yield
-    except (OSError, ValueError, RuntimeError, StopIteration, DatasetsError) as error:
-        # The builder's own error only says that there was one.
-        reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".") or "nothing in it could be read"
-        raise TranscoderError(
-            f"Could not load text from {source!r} ({reason}): check the name, the split, the configuration and the "
-            "network, or use 'docstrings', which needs none."
-        ) from error
+    except Exception as error:
+        # The builder's own error only says that there was one. Readers of damaged files fail in every way.
+        cause = error.__cause__ or error
+        reason = printable(str(cause).strip().split("\n")[0].rstrip(".")[:300]) or "nothing in it could be read"
+        advice = (
+            "check that the files are whole and the split is one of theirs"
+            if local
+            else "check the name, the split, the configuration and the network, or use 'docstrings', which needs none"
+        )
+        raise TranscoderError(f"Could not load text from {source!r} ({reason}): {advice}.") from error
 
 
 def _select_text(source, dataset, first, text_column):
     columns = dataset.column_names or list(first)
     if text_column is None and "input_ids" in columns:
-        return dataset.select_columns("input_ids")
-    strings = [column for column in columns if _is_text(dataset, first, column)]
+        return dataset.select_columns([name for name in ("input_ids", "attention_mask") if name in columns])
+    # A copy is made of the features whenever they are asked for.
+    features = dataset.features
+    if features is None:
+        # A stream may not know its features before it is read.
+        strings = [column for column in columns if isinstance(first[column], str)]
+    else:
+        strings = [
+            column for column in columns if getattr(features[column], "dtype", None) in ("string", "large_string")
+        ]
+    column = _text_column(source, columns, strings, text_column)
+    dataset = dataset.select_columns(column)
+    return dataset if column in ("text", "input_ids") else dataset.rename_column(column, "text")
+
+
+def _text_column(source, columns, strings, text_column):
+    """The column that holds the text, or the token ids."""
     if text_column is None:
+        if "input_ids" in columns:
+            return "input_ids"
         if "text" not in strings and len(strings) != 1:
             raise TranscoderError(
-                f"{source!r} has the columns {columns}, of which {strings or 'none'} hold strings: name the one with "
-                "the text by text_column."
+                f"{source!r} has the columns {_listed(columns)}, of which {_listed(strings) or 'none'} hold strings: name the "
+                "one with the text by text_column."
             )
-        text_column = "text" if "text" in strings else strings[0]
-    elif text_column not in strings:
+        return "text" if "text" in strings else strings[0]
+    if text_column not in strings:
         raise TranscoderError(
-            f"{source!r} has no column {text_column!r} of strings: its columns are {columns}, of which "
-            f"{strings or 'none'} hold strings."
+            f"{source!r} has no column {text_column!r} of strings: its columns are {_listed(columns)}, of which "
+            f"{_listed(strings) or 'none'} hold strings."
         )
-    dataset = dataset.select_columns(text_column)
-    return dataset if text_column == "text" else dataset.rename_column(text_column, "text")
+    return text_column
 
 
-def _is_text(dataset, first, column):
-    # A stream may not know its features before it is read.
-    if dataset.features is None:
-        return isinstance(first[column], str)
-    return getattr(dataset.features[column], "dtype", None) in ("string", "large_string")
+def _listed(columns, most=12):
+    if not columns:
+        return ""
+    return str(columns[:most])[:600] + (f" and {len(columns) - most} more" if len(columns) > most else "")
 
 
 def _split_documents(batch):

@@ -7,7 +7,8 @@ import re
 _MAX_UNKNOWN = 0.1
 
 # A heading stands between blank lines; a formula cut at its equals sign looks like one but does not.
-_ARTICLE_START = re.compile(r"\n\s*\n = (?![=\s]).+ = \n\s*\n")
+# Of several blank lines one is looked at: a longer match is tried anew from every line of a long gap.
+_ARTICLE_START = re.compile(r"\n[^\S\n]*\n = (?![=\s]).+ = \n[^\S\n]*\n")
 _SECTION_HEADING = re.compile(r"=(?: =)* (.+?) =(?: =)*")
 
 

@@ -5,7 +5,6 @@ kind is uncertain; the uncertainty is found by leaving out one group of blocks a
 no assumption about how the tokens of one text hang together.
 """
 
-import json
 import math
 import os
 import re
@@ -18,16 +17,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..lm import locate
+from ..lm.modes import in_eval_mode
 from ..lm.wrappers import in_own_precision, language_model
 from ..models import TranscoderModel, TranscoderSet
+from ..text import logging
+from ..text.printable import printable
+from ..text.strict_json import to_json
+from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
-from .evaluator import ORIGINAL, TranscoderEvaluator, in_eval_mode, named_dictionaries
+from .evaluator import ORIGINAL, TranscoderEvaluator, named_dictionaries
 from .features import FeaturePeaks, find_peaks
 from .partial_forward import final_hidden_states, logits_of
 from .statistics import LossStatistics, NextTokenComparison
@@ -138,7 +142,7 @@ class DriftReport:
                 f"{format_number(change.mean_after):>8}  {change.log_mean_change:+6.2f} ± {change.log_mean_error:4.2f}  "
                 f"{change.dictionary} {change.feature}: {change.description}"
             )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class DriftProbe:
@@ -152,7 +156,7 @@ class DriftProbe:
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries trained on the model before it changes.
         dataset (`Iterable[Mapping]`):
-            The probe: rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            The probe: rows with `input_ids` and, where they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Turns tokens back to text, for the labels of features. Without it they have none.
         num_features (`int`, *optional*, defaults to 20):
@@ -167,7 +171,7 @@ class DriftProbe:
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block that are left out, as in [`TranscoderEvaluator`].
+            Tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens that are left out wherever they stand.
 
@@ -206,7 +210,7 @@ class DriftProbe:
         self.blocks = TokenBlocks(
             dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
         )
-        if len(self.blocks.input_ids) < 2:
+        if sum(bool(mask.any()) for mask in self.blocks.masks) < 2:
             raise TranscoderError(
                 "The probe text is a single block, which cannot tell a change from chance: give at least two, better some "
                 "dozens."
@@ -287,9 +291,9 @@ class DriftProbe:
     def _evaluator(self, model):
         return TranscoderEvaluator(
             model,
-            [{"input_ids": row} for row in self.blocks.input_ids],
+            [{"input_ids": text} for text in self.blocks.texts],
             batch_size=self.batch_size,
-            max_tokens=self.blocks.input_ids.numel(),
+            max_tokens=sum(self.blocks.lengths),
             max_loss_tokens=self.max_loss_tokens,
             skip_first=self.skip_first,
             special_token_ids=self.special_token_ids,
@@ -300,7 +304,9 @@ class DriftProbe:
     def _measure(self, model, first=False) -> "_Measurement":
         named = self.dictionaries
         evaluator = self._evaluator(model)
-        together = len(named) > 1 and len({locate(model, d.config.output_site) for d in named.values()}) == len(named)
+        together = len(named) > 1 and len({locate(model, d.config.output_site).place for d in named.values()}) == len(
+            named
+        )
         with in_own_precision(model), in_eval_mode(model, *named.values()):
             by_group = [evaluator.measure_fidelity(named, blocks) for blocks in self.groups]
             losses = evaluator.measure_losses(named, together=together)
@@ -337,13 +343,19 @@ class DriftProbe:
         return self.blocks.first(self.max_kl_tokens) if self.max_kl_tokens else None
 
     def _kl_logits(self, model) -> list[Tensor]:
+        """Logits of a few blocks each, in the order of the blocks, `(tokens, vocab_size)`."""
         if self.max_kl_tokens == 0:
             return []
-        logits = []
-        for input_ids, mask in self._kl_blocks().batches(self.batch_size, model.device):
-            rows = final_hidden_states(model, input_ids)[:, :-1][mask[:, :-1]]
-            logits.append(logits_of(model, rows).float().cpu())
-        return logits
+        blocks = self._kl_blocks()
+        logits = [torch.empty(0)] * len(blocks.texts)
+        for batch in blocks.batches(model, self.batch_size):
+            rows = final_hidden_states(model, **batch.inputs)[:, :-1][batch.predicting]
+            parts = logits_of(model, rows).float().cpu().split(batch.predicting.sum(1).tolist())
+            for number, part in zip(batch.numbers, parts, strict=True):
+                logits[number] = part
+        # Together, as they were before blocks could differ in length: files of earlier runs stay readable.
+        chunks = [logits[start : start + self.batch_size] for start in range(0, len(logits), self.batch_size)]
+        return [torch.cat([part for part in chunk if len(part)]) for chunk in chunks if any(map(len, chunk))]
 
     def _find_peaks(self, model):
         return find_peaks(
@@ -383,10 +395,17 @@ class DriftProbe:
         if not now.kl_logits:
             return {}
         statistics = LossStatistics()
-        blocks = self._kl_blocks().batches(self.batch_size, torch.device("cpu"))
-        for (input_ids, mask), old, new in zip(blocks, self.baseline.kl_logits, now.kl_logits, strict=True):
-            labels = input_ids[:, 1:][mask[:, :-1]]
-            statistics.update(*NextTokenComparison(old, labels)(new))
+        blocks = self._kl_blocks()
+        labels = torch.cat([text[1:][mask[:-1]] for text, mask in zip(blocks.texts, blocks.masks, strict=True)]).split(
+            [len(logits) for logits in now.kl_logits]
+        )
+        for old, new, its_labels in zip(self.baseline.kl_logits, now.kl_logits, labels, strict=True):
+            if old.shape != new.shape:
+                raise TranscoderError(
+                    f"The baseline has predictions over {old.shape[-1]} tokens and this model over {new.shape[-1]}: compare "
+                    "models of one vocabulary."
+                )
+            statistics.update(*NextTokenComparison(old, its_labels)(new))
         computed = statistics.compute()
         return {name: computed[name] for name in ("kl", "top1_agreement")}
 
@@ -408,15 +427,19 @@ class DriftProbe:
     def _label(self, name, feature):
         if self.tokenizer is None or name not in self.baseline.peaks:
             return None
-        return self.baseline.peaks[name].label(feature, self.blocks.input_ids, self.tokenizer)
+        return self.baseline.peaks[name].label(feature, self.blocks.texts, self.tokenizer)
 
     # ---------------------------------------------------------------------------------------------------- files
 
     def save_baseline(self, path: str | os.PathLike) -> None:
         """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
-        tensors, metadata = self.baseline.to_tensors(self.blocks.input_ids)
+        tensors, metadata = self.baseline.to_tensors(self._input_ids())
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata)
+
+    def _input_ids(self) -> Tensor:
+        """The probe text, `(blocks, longest)`, with -1 where there is none: 0 is a token."""
+        return pad_sequence(self.blocks.texts, batch_first=True, padding_value=-1)
 
     def load_baseline(self, path: str | os.PathLike) -> None:
         """
@@ -425,21 +448,35 @@ class DriftProbe:
         Raises:
             [`TranscoderError`]: it was taken with other dictionaries or on other probe text, or is damaged.
         """
+        sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
         try:
-            baseline, input_ids = _Measurement.read(path)
+            with safe_open(path, framework="pt") as file:
+                facts = read_facts((file.metadata() or {}).get("facts", ""), str(path))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+            found = {name: tensors[f"{name}/fired"].shape[-1] for name in facts["metrics"]}
+            same_text = torch.equal(tensors["input_ids"], self._input_ids())
+            if found == sizes and same_text:
+                tokens = torch.tensor([group.tokens for group in self.groups])
+                check_tensors(tensors, sizes, tokens, self._kl_rows(), self._input_ids())
         except Exception as error:
             raise TranscoderError(
-                f"{path} cannot be read ({error}): remove it, and drift is measured from the model as it is."
+                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): remove it, and drift is measured from the model "
+                "as it is."
             ) from error
-        sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
-        if {name: fired.shape[1] for name, fired in baseline.fired.items()} != sizes or not torch.equal(
-            input_ids, self.blocks.input_ids
-        ):
+        if found != sizes or not same_text:
             raise TranscoderError(
                 f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "
                 "ones, or begin in a new folder."
             )
-        self.baseline = baseline
+        self.baseline = _Measurement.from_tensors(facts, tensors)
+
+    def _kl_rows(self) -> list[int]:
+        """How many predictions of each batch are compared."""
+        if self.max_kl_tokens == 0:
+            return []
+        counts = [int(mask[:-1].sum()) for mask in self._kl_blocks().masks]
+        sums = [sum(counts[start : start + self.batch_size]) for start in range(0, len(counts), self.batch_size)]
+        return [rows for rows in sums if rows]
 
 
 def measure_drift(
@@ -491,15 +528,12 @@ class _Measurement:
             tensors |= {f"{name}/peaks/{part}": getattr(peaks, part) for part in ("values", "rows", "positions")}
         tensors |= {f"kl_logits/{i:05d}": logits for i, logits in enumerate(self.kl_logits)}
         facts = {key: getattr(self, key) for key in ("metrics", "ce", "together", "protocol")}
-        return tensors, {"facts": json.dumps(facts)}
+        return tensors, {"facts": to_json(facts, indent=None)}
 
     @classmethod
-    def read(cls, path) -> tuple["_Measurement", Tensor]:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    def from_tensors(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "_Measurement":
         names = list(facts["metrics"])
-        measurement = cls(
+        return cls(
             **facts,
             fired={name: tensors[f"{name}/fired"] for name in names},
             activation={name: tensors[f"{name}/activation"] for name in names},
@@ -510,7 +544,6 @@ class _Measurement:
                 if f"{name}/peaks/values" in tensors
             },
         )
-        return measurement, tensors["input_ids"]
 
 
 class _Changes:

@@ -3,15 +3,20 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import TranscoderError
-from ..files import write_text
+from ..files import atomic_directory, read_settled, signature, write_text
 from ..markdown import escape, table
-from ..models.transcoder_set import INDEX_NAME
+from ..models.saved_files import parse_saved
+from ..models.transcoder_set import INDEX_NAME, set_folders
+from ..text.columns import aligned, paired
+from ..text.printable import printable
+from ..text.strict_json import finite, read_json, to_json
+from .report_file import check_report
 
 
 #: Metric -> the heading it gets in tables. Also their order.
@@ -65,6 +70,9 @@ REPLACEMENT_METRICS = (
     "top1_agreement_zero_ablated",
 )
 
+# Finite whatever a dictionary does, unless something is broken; the others may be the ratio to a variance or damage of 0.
+_ALWAYS_FINITE = ("l0", "l1", "mse", "ce_original", "ce_spliced", "ce_zero_ablated", "ce_mean_ablated", "kl")
+
 #: Name under which a whole set spliced in at once is listed.
 TOGETHER = "all together"
 
@@ -102,7 +110,7 @@ class EvaluationReport:
             `dict`: `metrics`, `density_histogram` and `protocol`, with `None` for numbers that are not finite.
         """
         entry = self.dictionaries[name]
-        return _finite(
+        return finite(
             {
                 "metrics": entry["metrics"],
                 "density_histogram": entry["density_histogram"],
@@ -118,21 +126,46 @@ class EvaluationReport:
             folder (`str` or `os.PathLike`): Of the dictionary or set that was measured.
         """
         folder = Path(folder)
-        if (folder / INDEX_NAME).exists():
-            index = json.loads((folder / INDEX_NAME).read_text())
-            paths = {
-                name: folder / entry["subfolder"] / "config.json" for name, entry in index["dictionaries"].items()
-            }
-        else:
-            # A single dictionary has no name of its own.
-            paths = dict.fromkeys(self.dictionaries if len(self.dictionaries) == 1 else (), folder / "config.json")
-        if missing := [name for name in self.dictionaries if name not in paths or not paths[name].exists()]:
-            raise TranscoderError(
-                f"{folder} holds no dictionary {', '.join(missing)}: give the folder of the dictionaries that were measured."
-            )
-        for name in self.dictionaries:
-            config = json.loads(paths[name].read_text()) | {"evaluation": self.of(name)}
-            write_text(paths[name], json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        before: dict[Path, tuple | None] = {}
+
+        def read(opening):
+            if (folder / INDEX_NAME).exists():
+                places = set_folders(folder)
+            else:
+                # A single dictionary has no name of its own.
+                places = dict.fromkeys(self.dictionaries if len(self.dictionaries) == 1 else (), folder)
+            paths = {name: places[name] / "config.json" for name in self.dictionaries if name in places}
+            if missing := [name for name in self.dictionaries if name not in paths or not paths[name].exists()]:
+                raise TranscoderError(
+                    f"{folder} holds no dictionary {', '.join(missing)}: give the folder of the dictionaries that were measured."
+                )
+            before.update({path: signature(path) for path in paths.values()})
+            return {name: (path, parse_saved(opening(path).read_bytes(), str(path))) for name, path in paths.items()}
+
+        configs = read_settled(folder, read)
+        # All at once, and only where the folder still holds what was read: else it would have weights of another save.
+        with atomic_directory(folder, unchanged=before) as partial:
+            for name, (path, config) in configs.items():
+                target = partial / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                config = config | {"evaluation": self.of(name)}
+                target.write_text(
+                    json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+                )
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each dictionary whose numbers are not finite, so that they say nothing of it."""
+        found = []
+        for name, values in self.columns().items():
+            numbers = {metric: values[metric] for metric in _ALWAYS_FINITE if metric in values}
+            broken = [METRICS[m] for m, value in numbers.items() if value is None or not math.isfinite(value)]
+            if broken:
+                found.append(
+                    f"'{name}' has no finite {', '.join(broken)}: look for weights that are not numbers in it and in the "
+                    "language model, or measure in float32."
+                )
+        return found
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -140,17 +173,25 @@ class EvaluationReport:
         return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, with `None` for numbers that are not finite."""
-        return _finite(asdict(self))
+        """Everything as plain values, with `None` for numbers that are not finite, and `warnings` if there are any."""
+        content = finite(asdict(self))
+        return {**content, "warnings": self.warnings} if self.warnings else content
 
     def save_json(self, path: str | os.PathLike) -> Path:
         """Write [`~EvaluationReport.to_dict`] as JSON."""
-        return write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        return write_text(path, to_json(self.to_dict()) + "\n")
 
     @classmethod
     def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":
-        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`."""
-        content = json.loads(Path(path).read_text())
+        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`.
+
+        Raises:
+            [`TranscoderError`]: the file cannot be read, or is not such a report.
+        """
+        content = read_json(path)
+        # Follow from the numbers.
+        content.pop("warnings", None)
+        check_report(content, str(path), TOGETHER)
         report = cls(**content)
         for metrics in report.columns().values():
             metrics.update({name: float("nan") for name, value in metrics.items() if value is None})
@@ -165,10 +206,12 @@ class EvaluationReport:
 
     def table(self) -> str:
         """Numbers and protocol as aligned plain text."""
-        facts = self.protocol_lines()
-        width = max(map(len, facts))
-        parts = [_aligned(self._cells()), *(f"{title}:\n\n{_aligned(cells)}" for title, cells in self._replacement())]
-        return "\n\n".join([*parts, "\n".join(f"{fact.ljust(width)}  {value}" for fact, value in facts.items())])
+        head, *rows = self._cells()
+        parts = [aligned(head, rows)]
+        parts += [f"{title}:\n\n{aligned(cells[0], cells[1:])}" for title, cells in self._replacement()]
+        parts.append(paired(self.protocol_lines()))
+        # Last, where a terminal stands.
+        return "\n\n".join([*parts, *(f"WARNING: {printable(text)}" for text in self.warnings)])
 
     def markdown(self) -> str:
         """The same for a model card."""
@@ -176,7 +219,8 @@ class EvaluationReport:
         parts = [table(head, rows)]
         parts += [f"{title}:\n\n{table(cells[0], cells[1:])}" for title, cells in self._replacement()]
         facts = "; ".join(f"{fact}: {value}" for fact, value in self.protocol_lines().items())
-        return "\n\n".join([*parts, f"**Protocol.** {escape(facts)}."])
+        parts.append(f"**Protocol.** {escape(facts)}.")
+        return "\n\n".join([*parts, *(f"> [!WARNING]\n> {escape(text)}" for text in self.warnings)])
 
     def protocol_lines(self) -> dict[str, str]:
         """The protocol as readable facts."""
@@ -188,18 +232,19 @@ class EvaluationReport:
         if special:
             ids = ", ".join(map(str, special[:5]))
             left_out.append(f"token ids {ids}" + (f" and {len(special) - 5} more" if len(special) > 5 else ""))
-        return {
+        lines = {
             "base model": f"{protocol['base_model'] or 'unnamed'}{revision}",
             "data": f"{protocol['dataset'] or 'unnamed'}{split}",
             "tokens": f"{protocol['fidelity_tokens']:,} for fidelity and dead features, "
             f"{protocol['loss_tokens']:,} for losses",
-            "blocks": f"{protocol['sequence_length']} tokens, "
+            "blocks": f"{block_lengths(protocol)} tokens, "
             + ("each beginning with BOS" if protocol["begins_with_bos"] else "without BOS"),
             "left out and unreplaced": " and ".join(left_out) or "nothing",
             "ablations": protocol["ablation"],
             "precision": f"{protocol['dtype']} on {protocol['device']}",
             "versions": ", ".join(f"{name} {version}" for name, version in protocol["versions"].items()),
         }
+        return lines
 
     def _cells(self) -> list[list[str]]:
         columns = self.columns()
@@ -235,16 +280,11 @@ class EvaluationReport:
         return [metric for metric in metrics if any(metric in values for values in self.columns().values())]
 
 
-def _aligned(cells: list[list[str]]) -> str:
-    head, *rows = cells
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, ["-" * width for width in widths], *rows)
-    )
+def block_lengths(protocol: Mapping[str, Any]) -> str:
+    """How many tokens the blocks of a measurement have, such as `128` or `12 to 128`."""
+    longest = protocol["sequence_length"]
+    shortest = protocol.get("shortest_sequence", longest)
+    return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
 
 def format_number(value: float | None) -> str:
@@ -257,11 +297,3 @@ def format_number(value: float | None) -> str:
         return f"{value:.2e}"
     whole_digits = max(0, math.floor(math.log10(abs(value))) + 1)
     return f"{value:,.{max(0, 4 - whole_digits)}f}"
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 """Measuring dictionaries inside the language model they were made for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,28 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .. import __version__
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..lm import Site, ablate, capture, replace, site_width
+from ..lm.devices import input_device
+from ..lm.forwards import check_head
+from ..lm.modes import in_eval_mode
+from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
+from ..text.printable import printable
 from .evaluation_report import TOGETHER, EvaluationReport
-from .partial_forward import block_of, final_hidden_states, logits_of, record_block_outputs, restart_at
+from .partial_forward import (
+    block_of,
+    final_hidden_states,
+    logits_of,
+    record_block_outputs,
+    restart_at,
+    runs_head_apart,
+    vocabulary_size,
+)
 from .statistics import (
     FeatureStatistics,
     LossStatistics,
@@ -27,6 +41,8 @@ from .statistics import (
 )
 from .token_blocks import TokenBlocks
 
+
+logger = logging.get_logger(__name__)
 
 # Elements of the largest temporaries: features of some tokens, logits of some positions.
 _MAX_ELEMENTS = 2**23
@@ -49,7 +65,8 @@ class TranscoderEvaluator:
         base_model ([`~transformers.PreTrainedModel`]):
             The causal language model.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`: each text gives the
+            numbers that it gives alone (see [`read_row`]).
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         max_tokens (`int`, *optional*, defaults to 100,000):
@@ -57,7 +74,7 @@ class TranscoderEvaluator:
         max_loss_tokens (`int`, *optional*, defaults to 20,000):
             Tokens for losses, which cost a forward for each dictionary and ablation. At most `max_tokens` are used.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block that are left out of all metrics and keep their true activation.
+            Tokens at the start of every block that are left out of all metrics and keep their true activation.
             Models use the first token as an attention sink, with activations hundreds of times the usual norm;
             a dictionary that was not trained on it should not be judged on it.
         special_token_ids (`Sequence[int]`, *optional*):
@@ -90,11 +107,11 @@ class TranscoderEvaluator:
         dataset_split: str | None = None,
         progress: bool = True,
     ):
-        if base_model.get_output_embeddings() is None:
-            raise TranscoderError(
-                f"{type(base_model).__name__} has no language-model head, so it has no losses: load the model with "
-                "AutoModelForCausalLM."
-            )
+        base_model = language_model(base_model)
+        check_head(base_model)
+        for name, value in (("batch_size", batch_size), ("max_loss_tokens", max_loss_tokens)):
+            if value < 1:
+                raise TranscoderError(f"`{name}` is {value}; give at least 1.")
         self.base_model = base_model
         self.batch_size = batch_size
         self.skip_first = skip_first
@@ -152,11 +169,14 @@ class TranscoderEvaluator:
                     for key in ("input_site", "output_site", "num_features", "activation", "k")
                 },
             }
-        return EvaluationReport(
+        report = EvaluationReport(
             dictionaries=entries,
             protocol=self.protocol(losses[ORIGINAL].tokens),
             together=_loss_metrics(losses, TOGETHER, TOGETHER) if together else None,
         )
+        for text in report.warnings:
+            logger.warning(text)
+        return report
 
     # -------------------------------------------------------------------------------------------------- fidelity
 
@@ -167,20 +187,21 @@ class TranscoderEvaluator:
         """The statistics behind fidelity and sparsity, from one forward for all dictionaries.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
             blocks ([`TokenBlocks`], *optional*): Where to measure; by default all blocks of the evaluator.
 
         Returns:
             `tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]`: both by dictionary.
         """
-        device = self.base_model.device
+        device = input_device(self.base_model)
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
-        with capture(self.base_model, sites) as activations:
-            for input_ids, mask in self._progress(blocks or self.blocks, "fidelity"):
-                self.base_model(input_ids=input_ids)
-                values = {site: activations[site][mask.to(activations[site].device)] for site in sites}
+        with in_eval_mode(self.base_model, *named.values()), capture(self.base_model, sites) as activations:
+            for batch in self._progress(blocks or self.blocks, "fidelity"):
+                self.base_model(**batch.inputs)
+                values = {site: activations.of_tokens(site, batch.input_ids.shape) for site in sites}
+                values = {site: value[batch.mask.to(value.device)] for site, value in values.items()}
                 for site, rows in values.items():
                     if not rows.isfinite().all():
                         raise TranscoderError(
@@ -244,7 +265,7 @@ class TranscoderEvaluator:
         """The statistics behind the losses of the unchanged model and of every changed one.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, in eval mode like the base model.
+            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
             means (`Mapping[Site, torch.Tensor]`, *optional*):
                 The mean `(d_out,)` at each output site. Without them nothing is ablated.
             together (`bool` or `Mapping[str, Sequence[str]]`, *optional*, defaults to `False`):
@@ -256,7 +277,8 @@ class TranscoderEvaluator:
             `("zero", <output site>)` and `("mean", <output site>)`, and under `("spliced", <group>)`, `("zero", <group>)`
             and `("mean", <group>)`, where the group of every dictionary is `"all together"`.
         """
-        return self._measure(self._variants(named, means or {}, together))
+        with in_eval_mode(self.base_model, *named.values()):
+            return self._measure(self._variants(named, means or {}, together))
 
     @torch.no_grad()
     def measure_changes(
@@ -281,20 +303,23 @@ class TranscoderEvaluator:
 
     def _measure(self, variants):
         model = self.base_model
-        losses = {key: LossStatistics(model.device) for key in [ORIGINAL, *(variant.key for variant in variants)]}
-        for input_ids, mask in self._progress(self.loss_blocks, "losses"):
-            # The last position of a block has no next token in it.
-            counted, labels = mask[:, :-1], input_ids[:, 1:][mask[:, :-1]]
+        losses = {
+            key: LossStatistics(input_device(model)) for key in [ORIGINAL, *(variant.key for variant in variants)]
+        }
+        for batch in self._progress(self.loss_blocks, "losses"):
+            counted, labels = batch.predicting, batch.labels
             with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
-                original = final_hidden_states(model, input_ids)[:, :-1][counted]
+                original = final_hidden_states(model, **batch.inputs)[:, :-1][counted]
             pending = {ORIGINAL: original}
+            # Logits are many times as wide as hidden states.
+            most = _MAX_PENDING if runs_head_apart(model, batch.input_ids) else 1
             for variant in variants:
                 with ExitStack() as stack:
                     if variant.start:
                         stack.enter_context(restart_at(model, variant.start, below[variant.start - 1]))
-                    stack.enter_context(variant.change(mask))
-                    pending[variant.key] = final_hidden_states(model, input_ids)[:, :-1][counted]
-                if len(pending) == _MAX_PENDING:
+                    stack.enter_context(variant.change(batch.mask))
+                    pending[variant.key] = final_hidden_states(model, **batch.inputs)[:, :-1][counted]
+                if len(pending) >= most:
                     self._update_losses(losses, original, labels, pending)
                     pending = {}
             self._update_losses(losses, original, labels, pending)
@@ -303,7 +328,7 @@ class TranscoderEvaluator:
     def _update_losses(self, losses, original, labels, pending):
         """Take in the final hidden states of several models, a few positions at a time."""
         model = self.base_model
-        positions = max(1, _MAX_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+        positions = max(1, _MAX_ELEMENTS // vocabulary_size(model))
         for start in range(0, len(labels) if pending else 0, positions):
             part = slice(start, start + positions)
             compare = NextTokenComparison(logits_of(model, original[part]), labels[part])
@@ -324,13 +349,17 @@ class TranscoderEvaluator:
                 )
 
     def _progress(self, blocks, what):
-        batches = blocks.batches(self.batch_size, self.base_model.device)
-        return tqdm(batches, desc=what, total=-(-len(blocks.input_ids) // self.batch_size), disable=not self.progress)
+        batches = blocks.batches(self.base_model, self.batch_size)
+        return tqdm(
+            batches, desc=printable(what), total=-(-len(blocks.texts) // self.batch_size), disable=not self.progress
+        )
 
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
         """How the numbers were measured, as [`EvaluationReport`] has it."""
         config = self.base_model.config
-        bos = config.get_text_config().bos_token_id
+        bos = getattr(config.get_text_config(), "bos_token_id", None)
+        texts = [text for text in self.blocks.texts if len(text)]
+        lengths = list(map(len, texts))
         return {
             "base_model": config.name_or_path or None,
             "base_model_revision": getattr(config, "_commit_hash", None),
@@ -339,13 +368,14 @@ class TranscoderEvaluator:
             "dataset_split": self.dataset_split,
             "fidelity_tokens": self.blocks.tokens,
             "loss_tokens": loss_tokens,
-            "sequence_length": self.blocks.input_ids.shape[1],
-            "begins_with_bos": bos is not None and bool((self.blocks.input_ids[:, 0] == bos).all()),
+            "sequence_length": max(lengths),
+            **({"shortest_sequence": min(lengths)} if min(lengths) != max(lengths) else {}),
+            "begins_with_bos": bos is not None and all(int(text[0]) == bos for text in texts),
             "skip_first": self.skip_first,
             "special_token_ids": self.special_token_ids,
             "ablation": "output set to zero, and to its mean over the fidelity tokens",
             "dtype": str(self.base_model.dtype).removeprefix("torch."),
-            "device": self.base_model.device.type,
+            "device": input_device(self.base_model).type,
             "versions": {
                 "hf_transcoders": __version__,
                 "transformers": transformers.__version__,
@@ -426,16 +456,3 @@ def _describe(dataset) -> tuple[str | None, str | None]:
     if type(dataset).__module__.partition(".")[0] != "datasets":
         return None, None
     return dataset.info.dataset_name, str(dataset.split) if dataset.split else None
-
-
-@contextmanager
-def in_eval_mode(*models: torch.nn.Module) -> Iterator[None]:
-    """Models in eval mode, and afterwards as they were, each module for itself."""
-    was_training = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training:
-            module.training = training

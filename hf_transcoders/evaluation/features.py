@@ -7,15 +7,24 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from ..data.token_texts import token_texts
 from ..errors import TranscoderError
 from ..lm import Site, capture
+from ..lm.architectures import architecture_of
+from ..lm.devices import input_device
+from ..lm.linear_maps import map_size
+from ..lm.modes import in_eval_mode
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
+from ..lm.wrappers import measures_model
 from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
-from .evaluator import in_eval_mode
+from ..text.printable import printable
 from .token_blocks import TokenBlocks
 
+
+logger = logging.get_logger(__name__)
 
 # Elements of the largest temporary, the features of some blocks.
 _MAX_ELEMENTS = 2**23
@@ -30,7 +39,7 @@ class FeatureContext:
         activations (`list[float]`): The feature's activation on each of them.
         peak (`int`): Which of them is the peak.
         row (`int`): Block of the dataset.
-        position (`int`): Position of the peak in the block.
+        position (`int`): Position of the peak among the tokens of the block, padding left out.
     """
 
     tokens: list[str]
@@ -52,8 +61,8 @@ class FeatureExplanation:
         contexts (`list[FeatureContext]`): Where it fires most, strongest first, at most one per block.
         top_tokens, bottom_tokens (`list[tuple[str, float]]`):
             The tokens whose logits it raises and lowers most per unit of activation, through the final norm's gain and
-            the unembedding (the norm's scale and everything in between are left out). Empty where the dictionary does
-            not write to the residual stream.
+            the unembedding (the norm's scale and everything in between are left out). Empty, and a warning says why, where
+            the dictionary does not write to the residual stream or the model's family is not registered.
     """
 
     index: int
@@ -79,10 +88,13 @@ class FeatureExplanation:
                 lines.append(f"  {name}: " + ", ".join(f"{token!r} {value:+.2f}" for token, value in tokens))
         for context in self.contexts:
             texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
-            lines.append(f"  {context.activations[context.peak]:8.3f}  " + "".join(texts).replace("\n", "⏎"))
+            lines.append(
+                f"  {context.activations[context.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
+            )
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def explain_features(
     base_model: PreTrainedModel,
@@ -109,7 +121,7 @@ def explain_features(
         dictionary ([`TranscoderModel`]):
             The dictionary.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` of one length.
+            Rows with `input_ids` and, where they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Turns tokens back to text.
         features (`Sequence[int]` or `"active"`, *optional*):
@@ -128,7 +140,7 @@ def explain_features(
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block on which activations do not count.
+            Tokens at the start of every block on which activations do not count.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens on which activations do not count.
         progress (`bool`, *optional*, defaults to `True`):
@@ -147,6 +159,7 @@ def explain_features(
     )[""]  # fmt: skip
 
 
+@measures_model
 @torch.no_grad()
 def explain_dictionaries(
     base_model: PreTrainedModel,
@@ -181,6 +194,15 @@ def explain_dictionaries(
     Raises:
         [`TranscoderError`]: a feature does not exist, or none of those to choose from fires on the dataset.
     """
+    for name, value, least in (
+        ("num_features", num_features, 1),
+        ("num_contexts", num_contexts, 1),
+        ("window", window, 0),
+        ("num_tokens", num_tokens, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise TranscoderError(f"`{name}` is {value}; give at least {least}.")
     dictionaries = {name: dictionaries[name] for name in features}
     listed = {}
     for name, dictionary in dictionaries.items():
@@ -196,12 +218,11 @@ def explain_dictionaries(
         for name, dictionary in dictionaries.items():
             numbers = range(dictionary.config.num_features) if listed[name] is None else listed[name]
             peaks[name] = _Peaks(numbers, num_contexts, dictionary.device)
-        steps = range(0, len(blocks.input_ids), batch_size)
-        for start in tqdm(steps, desc="features", disable=not progress):
-            rows = range(start, min(start + batch_size, len(blocks.input_ids)))
-            inputs = _inputs(base_model, dictionaries.values(), blocks, rows)
+        steps = -(-len(blocks.texts) // batch_size)
+        for batch in tqdm(blocks.batches(base_model, batch_size), "features", steps, disable=not progress):
+            inputs = _inputs(base_model, dictionaries.values(), batch)
             for name, dictionary in dictionaries.items():
-                for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks[name].features):
+                for some_rows, activations in _activations(dictionary, inputs, batch, peaks[name].features):
                     peaks[name].update(activations, some_rows)
         chosen = {}
         for name, its_peaks in peaks.items():
@@ -257,13 +278,13 @@ class FeaturePeaks:
     positions: torch.Tensor
 
     def label(
-        self, feature: int, input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, window: int = 6
+        self, feature: int, texts: Sequence[torch.Tensor], tokenizer: PreTrainedTokenizerBase, window: int = 6
     ) -> str | None:
         """The tokens a feature fires most on, and the strongest of them in its context, in `[[ ]]`.
 
         Args:
             feature (`int`): The feature.
-            input_ids (`torch.LongTensor` of shape `(blocks, seq)`): The blocks that were searched.
+            texts (`Sequence[torch.LongTensor]`): The tokens of each block that was searched.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Turns tokens back to text.
             window (`int`, *optional*, defaults to 6): Tokens shown on each side.
 
@@ -279,14 +300,15 @@ class FeaturePeaks:
         ]
         if not peaks:
             return None
-        tokens = dict.fromkeys(token_texts(tokenizer, [int(input_ids[peak]) for peak in peaks]))
+        tokens = dict.fromkeys(token_texts(tokenizer, [int(texts[row][position]) for row, position in peaks]))
         row, position = peaks[0]
         start = max(0, position - window)
-        context = token_texts(tokenizer, input_ids[row, start : position + window + 1].tolist())
+        context = token_texts(tokenizer, texts[row][start : position + window + 1].tolist())
         context[position - start] = f"[[{context[position - start]}]]"
         return (", ".join(map(repr, tokens)) + ": " + "".join(context)).replace("\n", "⏎")
 
 
+@measures_model
 @torch.no_grad()
 def find_peaks(
     base_model: PreTrainedModel,
@@ -310,10 +332,10 @@ def find_peaks(
     """
     peaks = {name: _Peaks(range(d.config.num_features), num_contexts, d.device) for name, d in dictionaries.items()}
     with in_eval_mode(base_model, *dictionaries.values()):
-        for rows in torch.arange(len(blocks.input_ids)).split(batch_size):
-            inputs = _inputs(base_model, dictionaries.values(), blocks, rows)
+        for batch in blocks.batches(base_model, batch_size):
+            inputs = _inputs(base_model, dictionaries.values(), batch)
             for name, dictionary in dictionaries.items():
-                for some_rows, activations in _activations(dictionary, inputs, blocks, rows, peaks[name].features):
+                for some_rows, activations in _activations(dictionary, inputs, batch, peaks[name].features):
                     peaks[name].update(activations, some_rows)
     return {name: FeaturePeaks(p.values.cpu(), p.rows.cpu(), p.positions.cpu()) for name, p in peaks.items()}
 
@@ -351,25 +373,25 @@ class _Peaks:
         return candidates[torch.linspace(0, len(candidates) - 1, count, device=order.device).round().long()].tolist()
 
 
-def _inputs(base_model, dictionaries, blocks, rows) -> dict[Site, torch.Tensor]:
+def _inputs(base_model, dictionaries, batch) -> dict[Site, torch.Tensor]:
     """What some dictionaries read in some blocks, `(blocks, seq, d_in)` by site, from one forward."""
     sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
     with capture(base_model, sites) as captured:
-        base_model(input_ids=blocks.input_ids[torch.as_tensor(rows)].to(base_model.device))
-        return dict(captured)
+        base_model(**batch.inputs)
+        return {site: captured.of_tokens(site, batch.input_ids.shape) for site in captured}
 
 
-def _activations(dictionary, inputs, blocks, rows, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _activations(dictionary, inputs, batch, features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Numbers of some blocks and `(blocks, seq, features)` activations there, 0 where tokens do not count."""
-    rows = torch.as_tensor(rows)
+    rows = torch.tensor(batch.numbers)
     inputs = inputs[Site.parse(dictionary.config.input_site)].to(dictionary.device)
     some = max(1, _MAX_ELEMENTS // (inputs.shape[1] * dictionary.config.num_features))
     every = features == list(range(dictionary.config.num_features))
-    for part, part_rows in zip(inputs.split(some), rows.split(some), strict=True):
+    for part, part_rows, mask in zip(inputs.split(some), rows.split(some), batch.mask.split(some), strict=True):
         activations = dictionary.encode(part).float()
         if not every:
             activations = activations[..., features]
-        yield part_rows, activations.where(blocks.mask[part_rows].to(activations.device).unsqueeze(-1), 0)
+        yield part_rows, activations.where(mask.to(activations.device).unsqueeze(-1), 0)
 
 
 def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window, batch_size):
@@ -384,18 +406,17 @@ def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window
                 if value > 0:
                     wanted.setdefault(row, {}).setdefault(name, []).append((j, rank, position))
     found = {name: [{} for _ in numbers] for name, numbers in chosen.items()}
-    batches = torch.tensor(sorted(wanted), dtype=torch.long).split(batch_size) if wanted else ()
-    for batch in batches:
-        inputs = _inputs(base_model, dictionaries.values(), blocks, batch)
+    for batch in blocks.batches(base_model, batch_size, sorted(wanted)):
+        inputs = _inputs(base_model, dictionaries.values(), batch)
         for name, dictionary in dictionaries.items():
             features = [peaks[name].features[i] for i in chosen[name]]
-            for some_rows, activations in _activations(dictionary, inputs, blocks, batch, features):
+            for some_rows, activations in _activations(dictionary, inputs, batch, features):
                 activations = activations.cpu()
                 for number, row in enumerate(some_rows.tolist()):
                     for j, rank, position in wanted[row].get(name, ()):
-                        start, end = max(0, position - window), position + window + 1
+                        start, end = max(0, position - window), min(position + window + 1, len(blocks.texts[row]))
                         found[name][j][rank] = FeatureContext(
-                            tokens=token_texts(tokenizer, blocks.input_ids[row, start:end].tolist()),
+                            tokens=token_texts(tokenizer, blocks.texts[row][start:end].tolist()),
                             activations=activations[number, start:end, j].tolist(),
                             peak=position - start,
                             row=row,
@@ -406,11 +427,10 @@ def _contexts(base_model, dictionaries, blocks, peaks, chosen, tokenizer, window
 
 def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
     site = Site.parse(dictionary.config.output_site)
-    hidden_size = base_model.config.get_text_config().hidden_size
-    widths = {dictionary.config.d_out, base_model.get_output_embeddings().weight.shape[-1]}
-    if widths != {hidden_size} or not (site.module or writes_to_stream(site)):
+    if why_not := _why_no_logits(base_model, dictionary, site):
+        logger.warning_once(f"The tokens that features promote are left out: {why_not}.")
         return [[] for _ in features], [[] for _ in features]
-    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(base_model.device)
+    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(input_device(base_model))
     if site.module is None:
         rows = written_directions(base_model, site, rows)
     logits = direct_logits(base_model, rows)
@@ -424,11 +444,17 @@ def _promoted_tokens(base_model, dictionary, features, tokenizer, count):
     )
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token on its own, with the leading space that SentencePiece decoders drop."""
-    texts = tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
-    pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    return [
-        " " + text if str(piece).startswith("▁") and not text.startswith(" ") else text
-        for piece, text in zip(pieces, texts, strict=True)
-    ]
+def _why_no_logits(base_model, dictionary, site) -> str | None:
+    """Why what a dictionary writes cannot be taken through the final norm and the unembedding, or `None` where it can."""
+    head, width = base_model.get_output_embeddings(), dictionary.config.d_out
+    if head is None:
+        return f"{type(base_model).__name__} has no language-model head"
+    try:
+        architecture_of(base_model)
+    except TranscoderError:
+        return f"the residual stream of model type '{base_model.config.model_type}' is not known to this library"
+    if not (site.module or writes_to_stream(site)):
+        return f"'{site}' is not added to the residual stream"
+    if not width == base_model.config.get_text_config().hidden_size == map_size(head)[1]:
+        return f"'{site}' is {width} wide, and what the unembedding reads {map_size(head)[1]}"
+    return None

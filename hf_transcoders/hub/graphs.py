@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..models.transcoder_set import INDEX_NAME
+from ..text import logging
 from .cards import is_unedited
 from .cards.card import README, generated
 from .hub_errors import hub_errors

@@ -6,16 +6,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import get_token
-from transformers.utils import logging
 
 from ..errors import TranscoderError
-from ..models.transcoder_set import INDEX_NAME
+from ..files import is_inside
+from ..models import TranscoderConfig
+from ..models.modeling_transcoder import tensor_shapes
+from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
+from ..models.transcoder_set import INDEX_NAME, parse_index, set_folders
+from ..text import logging
+from ..text.printable import printable
+from ..text.strict_json import read_json, to_json
 from ..tracking import Run
-from .remote_code import CODE_FILES, write_code_files, write_remote_code
+from ..tracking.local import ALERTS, FOLDER, HISTOGRAMS, IMAGES, RUN_FILE, SCALARS, TABLES, read_lines
+from .public import hidden_names, public_values
+from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_code_files, write_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -25,20 +34,22 @@ _DICTIONARY_FILE = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
     + "|".join(map(re.escape, CODE_FILES))
 )
+_PNG = b"\x89PNG\r\n\x1a\n"
 # What training leaves beside them that others can use.
 _FACTS = ("evaluation.json", "training_args.json")
 
 
 def dictionary_files(folder: str | os.PathLike) -> dict[str, Path]:
     """
-    The files of the dictionary or set that lies in a folder, and what training says of it.
+    The files of the dictionary or set that lies in a folder, and what training says of it. Code that is not this package's,
+    and what a symbolic link brings in from elsewhere, is not among them.
 
     Returns:
         `dict[str, Path]`: Path inside the folder, with `/` -> file.
     """
     folder = Path(folder)
     if (folder / INDEX_NAME).is_file():
-        inside = [Path(name) for name in _subfolders((folder / INDEX_NAME).read_text(encoding="utf-8"))]
+        inside = [path.relative_to(folder) for path in set_folders(folder).values()]
         found = [Path(INDEX_NAME), *map(Path, CODE_FILES)]
     elif (folder / "config.json").is_file():
         inside, found = [Path()], []
@@ -53,7 +64,89 @@ def dictionary_files(folder: str | os.PathLike) -> dict[str, Path]:
             raise TranscoderError(f"The set in {folder} has no dictionary '{part}': copy or save it again.")
         found += [part / name for name in names if _DICTIONARY_FILE.fullmatch(name)]
     found += map(Path, _FACTS)
-    return {path.as_posix(): folder / path for path in found if (folder / path).is_file()}
+    return {path.as_posix(): folder / path for path in found if _may_go(path, folder)}
+
+
+def _may_go(path: Path, folder: Path) -> bool:
+    """Whether a file of a folder is there and is what its name says."""
+    file = folder / path
+    if not file.is_file():
+        return False
+    if not is_inside(file, folder):
+        raise TranscoderError(
+            f"{printable(file)} is a link to a file outside of {printable(folder)}, which is not published: put the file itself "
+            "there, or remove the link."
+        )
+    if path.name in CODE_FILES and file.read_bytes() != remote_code_files()[path.name].encode():
+        logger.warning(
+            f"{file} is not the model's code as this version of hf_transcoders has it and is not pushed: push with "
+            "`remote_code=True` to have it written anew."
+        )
+        return False
+    return True
+
+
+def published(files: Mapping[str, Path], records: Mapping[str, Path] | None = None) -> dict[str, Path | bytes]:
+    """
+    Files as they go to the Hub: descriptions and records without the paths of this machine, and configurations without a word
+    of code that does not go.
+
+    Args:
+        files (`Mapping[str, Path]`): Path in the repo -> file, as [`dictionary_files`] finds them.
+        records (`Mapping[str, Path]`, *optional*): The same for those that [`run_records`] finds.
+
+    Returns:
+        `dict[str, Path | bytes]`: path in the repo -> file, or its changed content.
+    """
+    descriptions = {
+        path: file for path, file in files.items() if PurePosixPath(path).name in (INDEX_NAME, CONFIG_NAME)
+    }
+    found = {path: parse_saved(file.read_bytes(), str(file)) for path, file in descriptions.items()}
+    names = hidden_names(values.get("base_model_name_or_path") for values in found.values())
+    for path, values in found.items():
+        code = {PurePosixPath(path).with_name(name).as_posix() for name in CODE_FILES}
+        if "auto_map" in values and (values["auto_map"] != AUTO_MAP or not code <= files.keys()):
+            del values["auto_map"]
+    result: dict[str, Path | bytes] = dict(files)
+    for path, values in found.items():
+        result[path] = _content(values, names, sort_keys=path not in (INDEX_NAME,))
+    for path, file in ((path, file) for path, file in files.items() if path in _FACTS):
+        result.pop(path)
+        if (values := _readable(file)) is not None:
+            result[path] = _content(values, names)
+    for path, file in (records or {}).items():
+        if path.endswith(".json") and (values := _readable(file)) is not None:
+            result[path] = _content(values, names)
+        elif path.endswith(".jsonl"):
+            # Texts that features were seen on stay as they are.
+            shown = (
+                read_lines(file) if "/tables/" in path else [public_values(line, names) for line in read_lines(file)]
+            )
+            result[path] = "".join(json.dumps(line) + "\n" for line in shown).encode()
+        elif path.endswith(".png") and file.read_bytes().startswith(_PNG):
+            result[path] = file
+    return result
+
+
+def check_weights(files: Mapping[str, Path]) -> None:
+    """Refuses dictionaries whose weights are not what their configurations ask for, by their headers."""
+    for path, file in files.items():
+        if PurePosixPath(path).name == CONFIG_NAME:
+            saved = open_dictionary(Files(file.parent))
+            expect(saved, tensor_shapes(TranscoderConfig.from_dict(saved.fields)))
+
+
+def _content(values: Mapping[str, Any], names: Mapping[str, str], **options) -> bytes:
+    return (to_json(public_values(values, names), **options) + "\n").encode()
+
+
+def _readable(file: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; `None`, with a warning, where it cannot be read."""
+    try:
+        return read_json(file, allow_nan=True)
+    except TranscoderError as error:
+        logger.warning(f"{str(error).removesuffix('.')}, and is not pushed.")
+        return None
 
 
 @contextlib.contextmanager
@@ -97,6 +190,9 @@ def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
         name = path.relative_to(run.folder).as_posix()
         if not is_record(name) or not path.is_file() or path.stat().st_size > largest:
             continue
+        if not is_inside(path, run.folder):
+            logger.warning(f"{path} is a link to a file outside of {run.folder} and is not pushed.")
+            continue
         if _holds_token(path.read_bytes()):
             logger.warning(f"{path} holds what looks like an access token and is not pushed.")
             continue
@@ -106,21 +202,19 @@ def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
 
 def is_record(path: str) -> bool:
     """Whether a path in a repo is that of such a record."""
-    return (
-        re.fullmatch(r"tracking/(run\.json|[\w.-]+\.jsonl|tables/[\w.-]+\.jsonl|images/[\w.-]+\.png)", path)
-        is not None
-    )
+    names = "|".join(map(re.escape, (RUN_FILE, SCALARS, HISTOGRAMS, ALERTS)))
+    return re.fullmatch(rf"{FOLDER}/({names}|{TABLES}/[\w.-]+\.jsonl|{IMAGES}/[\w.-]+\.png)", path) is not None
 
 
 def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
     """The repo's files that belong to dictionaries there, as its own index and configuration name them."""
     folders = set()
     if prefix + INDEX_NAME in there:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            folders = {prefix + name for name in _subfolders(read(prefix + INDEX_NAME))}
+        with contextlib.suppress(TranscoderError):
+            folders = {prefix + name for name in parse_index(read(prefix + INDEX_NAME), INDEX_NAME).values()}
     found = {prefix + INDEX_NAME, *(prefix + name for name in CODE_FILES)} & there if folders else set()
-    if prefix + "config.json" in there:
-        kind = json.loads(read(prefix + "config.json")).get("model_type")
+    if prefix + CONFIG_NAME in there:
+        kind = parse_saved(read(prefix + CONFIG_NAME), f"{CONFIG_NAME} in the repo").get("model_type")
         if kind != "transcoder":
             raise TranscoderError(
                 f"The repo holds a model of another kind ({kind}) at that place, which a push would overwrite: push to a "
@@ -137,7 +231,3 @@ def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
 def _holds_token(content: bytes) -> bool:
     own = get_token()
     return re.search(rb"\bhf_[A-Za-z0-9]{30,}", content) is not None or bool(own and own.encode() in content)
-
-
-def _subfolders(index: str) -> list[str]:
-    return [entry["subfolder"] for entry in json.loads(index)["dictionaries"].values()]

@@ -9,7 +9,7 @@ import ast
 import functools
 import json
 import os
-from collections.abc import Set
+from collections.abc import Collection, Set
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -58,10 +58,10 @@ def remote_code_files() -> dict[str, str]:
     from .. import __version__
 
     configuration = _order(f"{_NAME}.models.configuration_transcoder")
-    modeling = [m for m in _order(f"{_NAME}.models.modeling_transcoder") if m not in configuration]
+    modeling = _order(f"{_NAME}.models.modeling_transcoder")
     first = _join(configuration, "TranscoderConfig")
     shared = {name for statement in ast.parse(first).body for name in _defined(statement)}
-    second = _join(modeling, "TranscoderModel", shared)
+    second = _join(modeling, "TranscoderModel", configuration, shared)
     return {
         CONFIGURATION_FILE: _HEAD.format(what="The configuration", version=__version__) + first,
         MODELING_FILE: _HEAD.format(what="The model", version=__version__) + second,
@@ -110,14 +110,15 @@ def _order(module: str, found: list[str] | None = None) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- one file of them
 
 
-def _join(modules: list[str], wanted: str, outside: Set[str] = frozenset()) -> str:
+def _join(modules: list[str], wanted: str, joined: Collection[str] = (), outside: Set[str] = frozenset()) -> str:
     """
     The statements of all modules that `wanted` needs, under the imports that they need.
 
     Args:
         modules (`list[str]`): Each after what it needs.
         wanted (`str`): The class the file is for.
-        outside (`Set[str]`, *optional*): Names that are found in the configuration's file.
+        joined (`Collection[str]`, *optional*): Those of them that the configuration's file was made from.
+        outside (`Set[str]`, *optional*): What that file has of them.
     """
     statements, imports = [], {}
     for module in modules:
@@ -131,6 +132,8 @@ def _join(modules: list[str], wanted: str, outside: Set[str] = frozenset()) -> s
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 for alias in statement.names:
                     imports[alias.asname or alias.name.split(".")[0]] = (statement, alias)
+                continue
+            if module in joined and not _defined(statement) - outside:
                 continue
             # With the comments above it.
             text = "".join(lines[begin:end]).strip("\n")

@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
 from ..models import TranscoderModel, TranscoderSet
+from ..text import logging
 from ..tracking import Run
 from .cards import TranscoderCard, is_unedited, make_card
 from .cards.card import ASSETS, README
 from .hub_errors import hub_errors
-from .push_files import dictionary_files, is_record, left_by_earlier_push, run_records, with_remote_code
+from .push_files import (
+    check_weights,
+    dictionary_files,
+    is_record,
+    left_by_earlier_push,
+    published,
+    run_records,
+    with_remote_code,
+)
 from .remote_code import CODE_FILES
 
 
@@ -136,6 +144,7 @@ def push_folder(
             folder = stack.enter_context(with_remote_code(folder))
         # Before anything happens on the Hub: it says what is wrong with a folder that holds no dictionary.
         files = dictionary_files(folder)
+        check_weights(files)
         stack.enter_context(hub_errors(repo_id, token))
         api = HfApi(token=token, library_name="hf_transcoders")
         if not create_pr:
@@ -146,10 +155,10 @@ def push_folder(
         def read(path: str) -> str:
             return Path(api.hf_hub_download(repo_id, path, revision=info.sha)).read_text(encoding="utf-8")
 
-        new: dict[str, Path | bytes] = {prefix + path: local for path, local in files.items()}
+        shown = published(files, records)
+        new: dict[str, Path | bytes] = {prefix + path: content for path, content in shown.items()}
         # transformers looks for code at the top of a repo only.
         new |= {path.removeprefix(prefix): local for path, local in new.items() if path[len(prefix) :] in CODE_FILES}
-        new |= {prefix + path: local for path, local in (records or {}).items()}
         stale = left_by_earlier_push(there, prefix, read)
         if records:
             stale |= {path for path in there if is_record(path.removeprefix(prefix))}

@@ -1,32 +1,27 @@
 """Reading and changing what happens inside attention: queries, keys, values, patterns and outputs of single heads."""
 
 import sys
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 from ..errors import TranscoderError
 from .architectures import locate, num_layers
 from .sites import Site
+from .threads import Scope, Shared, attaching, patched
+from .wrappers import opens_on_model
 
 
 NAME = "hf_transcoders"
 
-# Attention module -> its layer and who edits it now.
-_edited: "weakref.WeakKeyDictionary[nn.Module, _Edited]" = weakref.WeakKeyDictionary()
-
-
-@dataclass
-class _Edited:
-    layer: int
-    editors: list = field(default_factory=list)
+# Who edits attention now: `id` of a config or an attention module -> editors, the outermost block first.
+_editors: dict[int, tuple["_Editor", ...]] = {}
 
 
 @dataclass
@@ -72,8 +67,37 @@ class AttentionCall:
         return (pattern @ self.value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
 
+def softmax_pattern(
+    products: torch.Tensor, mask: torch.Tensor, scaling: float, options: dict[str, Any], sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Where heads look, as most families compute it: a softmax, scaled, capped and with sinks where the model has them.
+
+    Args:
+        products (`torch.Tensor` of shape `(..., queries, keys)`): Products of queries and keys.
+        mask (`torch.Tensor`): What is added, in a shape that broadcasts.
+        scaling (`float`): What the products are multiplied with.
+        options (`dict`): Those of the [`AttentionCall`].
+        sinks (`torch.Tensor`, *optional*): Scores of nothing, in a shape that broadcasts to `(..., queries, 1)`.
+
+    Returns:
+        `torch.Tensor` of shape `(..., queries, keys)`, in the dtype of `products`.
+    """
+    scores = products * scaling
+    softcap = options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores += mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores).expand(*scores.shape[:-1], 1)], dim=-1)
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(products.dtype)
+    return pattern if sinks is None else pattern[..., :-1]
+
+
 @dataclass(frozen=True)
 class _Editor:
+    scope: Scope
+    # Attention modules in the order of layers.
+    layers: dict[nn.Module, int]
     query: Callable | None = None
     key: Callable | None = None
     value: Callable | None = None
@@ -82,6 +106,7 @@ class _Editor:
     compute: Callable | None = None
 
 
+@opens_on_model
 @contextmanager
 def edit_attention(
     model: PreTrainedModel,
@@ -99,9 +124,12 @@ def edit_attention(
     with `None` to leave it. Without functions the logits are those of eager attention, bit for bit. Blocks may be
     nested; the functions of the inner one see what those of the outer one have changed.
 
+    A block acts on the thread that entered it and on threads that are started inside it; see [`capture`]. The model runs
+    in the mode it is in, training or evaluation.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model.
+            A causal language model or its base model, plain or wrapped (see [`language_model`]).
         query (`Callable`, *optional*):
             Gets the queries, `(batch, heads, queries, head_dim)`, after the rotary embedding.
         key, value (`Callable`, *optional*):
@@ -116,7 +144,8 @@ def edit_attention(
             are then not computed.
 
     Raises:
-        [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
+        [`TranscoderError`]: the family is not known, the model's attention cannot be edited, or functions exclude each
+            other.
 
     Example:
 
@@ -135,25 +164,59 @@ def edit_attention(
     ...     model.generate(input_ids)
     ```
     """
+    if compute is not None and (pattern is not None or z is not None):
+        raise TranscoderError(
+            "`compute` gives what heads read, so that `pattern` and `z` would not be called: leave them out, or change "
+            "the pattern inside `compute`."
+        )
     modules = attention_modules(model)
-    editor = _Editor(query, key, value, pattern, z, compute)
-    configs = {id(config): config for config in (module.config for module in modules)}
-    for config in (model.config, model.config.get_text_config()):
-        configs[id(config)] = config
-    # The setter of a config also sets those below it, so all are read before any is set.
-    earlier = [(config, config._attn_implementation) for config in configs.values()]
-    try:
-        for config, _ in earlier:
-            config._attn_implementation = NAME
-        for layer, module in enumerate(modules):
-            _edited.setdefault(module, _Edited(layer)).editors.append(editor)
+    configs = [model.config, model.config.get_text_config(), *(module.config for module in modules)]
+    with ExitStack() as stack:
+        _choosing.hold(stack)
+        layers = {module: layer for layer, module in enumerate(modules)}
+        editor = _Editor(Scope.of(stack), layers, query, key, value, pattern, z, compute)
+        for edited in {id(edited): edited for edited in (*configs, *modules)}.values():
+            _add_editor(stack, edited, editor)
         yield
-    finally:
-        for config, implementation in earlier:
-            config._attn_implementation = implementation
-        for module in modules:
-            if module in _edited:
-                _edited[module].editors = [other for other in _edited[module].editors if other is not editor]
+
+
+def _add_editor(stack, edited, editor):
+    """Let `editor` have a say at a config or module until `stack` closes; stacks may close in any order."""
+
+    # Holds `edited`, whose number nothing else gets meanwhile.
+    def remove():
+        with attaching:
+            left = tuple(other for other in _editors.pop(id(edited)) if other is not editor)
+            if left:
+                _editors[id(edited)] = left
+
+    with attaching:
+        _editors[id(edited)] = (*_editors.get(id(edited), ()), editor)
+    stack.callback(remove)
+
+
+def _acting_at(edited) -> list[_Editor]:
+    """Those editors at a config or module that act on the forward pass at hand."""
+    editors = _editors.get(id(edited), ())
+    acting = [editor for editor in editors if editor.scope.acts()]
+    if editors and not acting:
+        editors[-1].scope.warn_if_left_out()
+    return acting
+
+
+@contextmanager
+def _choosing_by_thread():
+    """A config names our attention to the threads that edit it, and the one it is set to to all others."""
+    original = PreTrainedConfig.__dict__["_attn_implementation"]
+
+    def chosen(config):
+        return NAME if id(config) in _editors and _acting_at(config) else original.fget(config)
+
+    with patched(PreTrainedConfig, "_attn_implementation", original.getter(chosen)):
+        yield
+
+
+_choosing = Shared(_choosing_by_thread)
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -162,7 +225,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
     """
-    modules = [locate(model, Site("attn.out", layer)).module for layer in range(num_layers(model))]
+    modules = [locate(model, Site("attn.in", layer)).module for layer in range(num_layers(model))]
     kinds = {type(module) for module in modules}
     editable = all(_eager(module) is not None for module in modules) and model._can_set_attn_implementation()
     if not editable or getattr(model.config, "reorder_and_upcast_attn", False):
@@ -185,27 +248,36 @@ def _eager(module):
 
 
 def _attention(module, query, key, value, attention_mask, **options):
-    edited = _edited[module]
-    call = AttentionCall(edited.layer, query, key, value, attention_mask, module, options)
+    editors = _acting_at(module)
+    if not editors:
+        # Of another model that shares the config.
+        return _eager(module)(module, query, key, value, attention_mask, **options)
+    layer = editors[0].layers[module]
+    call = AttentionCall(layer, query, key, value, attention_mask, module, options)
     for part in ("query", "key", "value"):
-        setattr(call, part, _apply(edited, part, getattr(call, part))[0])
-    for editor in edited.editors:
-        if editor.compute is not None:
-            return editor.compute(call), None
+        setattr(call, part, _apply(editors, layer, part, getattr(call, part))[0])
+    computing = [editor for editor in editors if editor.compute is not None]
+    if computing:
+        if len(computing) > 1 or any(editor.pattern is not None or editor.z is not None for editor in editors):
+            raise TranscoderError(
+                "Attention is computed in a way of its own here (patching does that), which leaves out the patterns and "
+                "outputs that another `edit_attention` around it changes: do one after the other."
+            )
+        return computing[0].compute(call), None
     z, pattern = call.run()
-    pattern, changed = _apply(edited, "pattern", pattern)
+    pattern, changed = _apply(editors, layer, "pattern", pattern)
     if changed:
         z = call.mix(pattern)
-    z, _ = _apply(edited, "z", z.transpose(1, 2))
+    z, _ = _apply(editors, layer, "z", z.transpose(1, 2))
     return z.transpose(1, 2), pattern
 
 
-def _apply(edited, part, tensor):
+def _apply(editors, layer, part, tensor):
     """The tensor after all functions for this part, and whether any of them answered."""
     changed = False
-    for editor in edited.editors:
+    for editor in editors:
         function = getattr(editor, part)
-        new = None if function is None else function(tensor, edited.layer)
+        new = None if function is None else function(tensor, layer)
         if new is not None:
             tensor, changed = new, True
     return tensor, changed

@@ -1,6 +1,7 @@
 """A language model whose norms, attention patterns and MLPs are held as they were in one run."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import architecture_of, locate, num_layers
-from .attention import edit_attention
+from .attention import attention_modules, edit_attention
 from .capture import capture
+from .devices import input_device
 from .forwards import ForwardTokens, before_forward
-from .hooks import hide_forward
+from .heads import check_projected
+from .hooks import after_call, before_call, wrap_forward
+from .inputs import check_tokens, forget_lengths_
 from .norms import frozen_norm, norm_bias
 from .sites import Site, parse_sites
+from .wrappers import measures_model, opens_on_model
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class FrozenRun:
             Where the heads of each layer look, `(batch, heads, seq, seq)`.
         mlp_outputs (`list[torch.Tensor]`):
             `mlp.out` of each layer, `(batch, seq, hidden)`.
+        mlp_others (`list[tuple]`):
+            What the module of each layer's `mlp.out` returns beside it: nothing, but for the routers of some families.
         activations (`dict[Site, torch.Tensor]`):
             The activations at the sites that were asked for, `(batch, seq, width)`.
     """
@@ -41,16 +48,18 @@ class FrozenRun:
     norms: dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
     patterns: list[torch.Tensor]
     mlp_outputs: list[torch.Tensor]
+    mlp_others: list[tuple]
     activations: dict[Site, torch.Tensor]
 
 
+@measures_model
 @torch.no_grad()
 def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
     """Run a model once and keep what [`frozen`] needs.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model, in eval mode.
+            A causal language model or its base model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(batch, seq)`):
             The prompts, of one length and without padding.
         sites (an iterable of `str` or [`Site`], *optional*):
@@ -60,34 +69,43 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         [`FrozenRun`]
 
     Raises:
-        [`TranscoderError`]: the family is not known, its attention cannot be edited, or a site does not exist.
+        [`TranscoderError`]: the family is not known, its attention cannot be edited or its heads are not linear once
+            their patterns are frozen, or a site does not exist.
     """
+    check_tokens(model, list(input_ids))
+    attention_modules(model)
+    check_projected(model, "value")
     layers = range(num_layers(model))
     outputs = [Site("mlp.out", layer) for layer in layers]
     extra = parse_sites(sites) if (sites := list(sites)) else []
-    norm_inputs, patterns = {}, [None] * len(layers)
+    norm_inputs, patterns, others = {}, [None] * len(layers), [()] * len(layers)
 
     def keep_pattern(pattern, layer):
         patterns[layer] = pattern
 
-    def keep_input(norm, args):
+    def keep_input(norm, args, kwargs):
         norm_inputs[norm] = args[0].reshape(*input_ids.shape, -1)
 
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, pattern=keep_pattern))
         activations = stack.enter_context(capture(model, [*outputs, *extra], stop=False))
+        for layer in layers:
+            keep_others(stack, model, layer, others)
         for norm in _norms(model):
-            stack.callback(norm.register_forward_pre_hook(keep_input).remove)
-        model.get_decoder()(input_ids=input_ids.to(model.device), use_cache=False)
+            before_call(stack, norm, keep_input)
+        forget_lengths_(model)
+        model.get_decoder()(input_ids=input_ids.to(input_device(model)), use_cache=False)
     return FrozenRun(
-        input_ids=input_ids.to(model.device),
+        input_ids=input_ids.to(input_device(model)),
         norms={norm: frozen_norm(norm, _widened(at)) for norm, at in norm_inputs.items()},
         patterns=patterns,
         mlp_outputs=[activations[site] for site in outputs],
+        mlp_others=others,
         activations={site: activations[site] for site in extra},
     )
 
 
+@opens_on_model
 @contextmanager
 def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Iterator[None]:
     """Hold norm scales and attention patterns as they were in a recorded run, inside the `with` block.
@@ -103,7 +121,7 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model that was recorded, in eval mode.
+            The model that was recorded, plain or wrapped. It runs in the mode it is in: with dropout it is another one.
         run ([`FrozenRun`]):
             What [`record_frozen`] returned. One recorded prompt serves batches of any size that repeat it; of several,
             each belongs to one row of the batch.
@@ -132,13 +150,13 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
         if mlps:
             for layer, output in enumerate(run.mlp_outputs):
                 constant = functools.partial(_constant, output)
-                hold.module(stack, locate(model, Site("mlp.out", layer)).module, constant)
+                hold.module(stack, locate(model, Site("mlp.out", layer)).module, constant, run.mlp_others[layer])
         stack.enter_context(edit_attention(model, pattern=hold.pattern))
         yield
 
 
-class _Hold:
-    """Puts recorded values at the positions of the recorded prompt."""
+class _Hold(threading.local):
+    """Puts recorded values at the positions of the recorded prompt. Each thread has a forward pass of its own at hand."""
 
     def __init__(self, run: FrozenRun):
         self.run = run
@@ -158,28 +176,34 @@ class _Hold:
                 f"The frozen run is of {rows} prompts with {length} tokens, and the model got tokens {tokens.start} to "
                 f"{tokens.start + tokens.length - 1} of {tokens.batch} rows: give it the recorded prompts, whole."
             )
+        if tokens.real is not None:
+            raise TranscoderError(
+                "The frozen run has no padding, and the model got some: give it prompts of one length, or one at a time."
+            )
         if tokens.input_ids is not None and not (tokens.input_ids[:, :length] == prompts).all():
             raise TranscoderError(
                 "The model got another prompt than the one it is frozen at: record the run of this prompt, or use a mode "
                 "in which nothing is frozen."
             )
 
-    def module(self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
+    def module(
+        self, stack: ExitStack, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], others: tuple = ()
+    ):
         """Let `function` compute the frozen positions of a module's output from those of its input."""
-        original = module.forward
 
-        @functools.wraps(original)
-        def forward(hidden_states):
+        def forward(original, hidden_states):
             if self.count == 0:
                 return original(hidden_states)
             # Some modules see batch and positions as one axis.
             shaped = hidden_states.reshape(self.tokens.batch, self.tokens.length, -1)
             output = function(shaped[:, : self.count])
             if self.count < self.tokens.length:
-                output = torch.cat([output, original(shaped[:, self.count :].contiguous())], dim=1)
-            return output.reshape(*hidden_states.shape[:-1], -1)
+                free = original(shaped[:, self.count :].contiguous())
+                output = torch.cat([output, free[0] if others else free], dim=1)
+            output = output.reshape(*hidden_states.shape[:-1], -1)
+            return (output, *others) if others else output
 
-        hide_forward(stack, module, forward)
+        wrap_forward(stack, module, forward)
 
     def pattern(self, pattern: torch.Tensor, layer: int) -> torch.Tensor | None:
         if self.count == 0:
@@ -188,6 +212,15 @@ class _Hold:
         recorded = F.pad(self.run.patterns[layer], (0, pattern.shape[-1] - self.count))
         recorded = recorded.expand(len(pattern), -1, -1, -1)
         return torch.cat([recorded, pattern[:, :, self.count :]], dim=2)
+
+
+def keep_others(stack: ExitStack, model: PreTrainedModel, layer: int, others: list[tuple]) -> None:
+    """Set `others[layer]` to what the module of the layer's `mlp.out` returns beside it, in every forward until `stack` closes."""
+
+    def keep(module, args, output):
+        others[layer] = output[1:] if isinstance(output, tuple) else ()
+
+    after_call(stack, locate(model, Site("mlp.out", layer)).module, keep)
 
 
 def _norms(model) -> list[nn.Module]:

@@ -3,21 +3,32 @@
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from ..errors import TranscoderError
 from .architectures import architecture_of
 from .attention import attention_modules, num_heads
+from .devices import check_one_device
+from .linear_maps import LinearMap, linear_map
 
 
 def output_weight(model: PreTrainedModel, layer: int) -> torch.Tensor:
     """The output projection of each head of a layer, `(heads, head_dim, hidden)`."""
-    weight, _ = _weights(_output_projection(model, layer))
-    return weight.T.unflatten(0, (num_heads(model)[0], -1))
+    return output_map(model, layer)[0]
 
 
 def output_bias(model: PreTrainedModel, layer: int) -> torch.Tensor | None:
     """What the output projection of a layer adds at every token, `(hidden,)`."""
-    return _output_projection(model, layer).bias
+    return output_map(model, layer)[1]
+
+
+def output_map(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output projection of a layer.
+
+    Returns:
+        `tuple`: [`output_weight`] and [`output_bias`].
+    """
+    projection = _map(model, layer, output_projection(model, layer), architecture_of(model).attention_output)
+    return projection.weight.T.unflatten(0, (num_heads(model)[0], -1)), projection.bias
 
 
 def query_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -39,15 +50,38 @@ def value_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torc
     return _projection(model, layer, "value")
 
 
+def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The module that takes what the heads of a layer read back to the hidden size."""
+    name = architecture_of(model).attention_output
+    module = attention_modules(model)[layer]
+    if name is None:
+        raise TranscoderError(
+            f"The output projection of the heads of this {model.config.model_type} model is not known: register the "
+            "family with its `attention_output`."
+        )
+    return module.get_submodule(name)
+
+
+def check_projected(model: PreTrainedModel, part: str) -> None:
+    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is no linear map of what attention reads."""
+    architecture = architecture_of(model)
+    if architecture.fused_qkv is None and getattr(architecture, part) is None:
+        raise TranscoderError(
+            f"The {part} of the heads of this {model.config.model_type} model is not known to be one projection of what "
+            "attention reads, so heads have no linear maps: patch or edit heads, or use a model of another family."
+        )
+
+
 def _projection(model, layer, part):
     architecture = architecture_of(model)
     module = attention_modules(model)[layer]
+    check_projected(model, part)
     heads, kv_heads = num_heads(model)
     count = heads if part == "query" else kv_heads
-    if architecture.fused_qkv is None:
-        weight, bias = _weights(module.get_submodule(getattr(architecture, part)))
-    else:
-        weight, bias = _weights(module.get_submodule(architecture.fused_qkv))
+    name = architecture.fused_qkv or getattr(architecture, part)
+    projection = _map(model, layer, module.get_submodule(name), name)
+    weight, bias = projection.weight, projection.bias
+    if architecture.fused_qkv is not None:
         rows = _fused_rows(part, heads, kv_heads, len(weight), architecture.fused_by_head).to(weight.device)
         weight, bias = weight[rows], None if bias is None else bias[rows]
     return weight.unflatten(0, (count, -1)), None if bias is None else bias.unflatten(0, (count, -1))
@@ -63,11 +97,6 @@ def _fused_rows(part, heads, kv_heads, width, by_head):
     return rows.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])[number]
 
 
-def _output_projection(model, layer) -> nn.Module:
-    return attention_modules(model)[layer].get_submodule(architecture_of(model).attention_output)
-
-
-def _weights(projection):
-    """Weight `(out, in)` and bias `(out,)` of a projection."""
-    weight = projection.weight.T if isinstance(projection, Conv1D) else projection.weight
-    return weight, projection.bias
+def _map(model, layer, projection, name) -> LinearMap:
+    check_one_device(model)
+    return linear_map(projection, f"layers.{layer}.{architecture_of(model).attention}.{name}")

@@ -1,62 +1,43 @@
-"""Hooks at a site: the one place that knows how a module takes its input and returns its output."""
+"""Hooks, and methods that answer instead of a module's own: the one place where anything is attached to a model.
 
+What is attached acts on the forward passes that its [`Scope`] names; to those of other threads the model is as it was.
+"""
+
+import functools
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ..errors import TranscoderError
-from .architectures import Location
+from .threads import Scope, attaching
 
 
-class _SiteHook:
-    """Shows the value at a location to a function, and puts the function's answer in its place if it `writes`."""
-
-    def __init__(self, location: Location, function: Callable, writes: bool):
-        self.location = location
-        self.function = function
-        self.writes = writes
-        self.batch_shape = None
-
-    def remember_batch_shape(self, block, args, kwargs):
-        self.batch_shape = _first_input(block, args, kwargs).shape[:-1]
-
-    def apply(self, value):
-        if not isinstance(value, torch.Tensor):
-            raise TranscoderError(
-                f"{type(self.location.module).__name__} has a {type(value).__name__} as its {self.location.side}put, "
-                "not a tensor; choose a site inside or around it."
-            )
-        shaped = value if self.batch_shape is None else value.view(*self.batch_shape, value.shape[-1])
-        result = self.function(shaped)
-        return result.reshape(value.shape) if self.writes else None
+if TYPE_CHECKING:
+    # Sites are found in models of any wrapping, and what unwraps them has hooks.
+    from .architectures import Location
 
 
-class _InputHook(_SiteHook):
-    def __call__(self, module, args, kwargs):
-        new = self.apply(_first_input(module, args, kwargs))
-        if not self.writes:
-            return None
-        if args:
-            return (new, *args[1:]), kwargs
-        return args, {**kwargs, _first_parameter(module): new}
+def before_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, dict], Any]):
+    """Call `function(module, args, kwargs)` before each call of `module`, until `stack` closes."""
+    _register_before(stack, module, _Hook(Scope.of(stack), function))
 
 
-class _OutputHook(_SiteHook):
-    def __call__(self, module, args, output):
-        if not isinstance(output, tuple):
-            return self.apply(output)
-        new = self.apply(output[0])
-        return (new, *output[1:]) if self.writes else None
+def after_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, Any], Any]):
+    """Call `function(module, args, output)` after each call of `module`, until `stack` closes."""
+    _register_after(stack, module, _Hook(Scope.of(stack), function))
 
 
-def read_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], None]):
+def read_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], None]):
     """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward until `stack` closes."""
     _attach(stack, location, function, writes=False)
 
 
-def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], torch.Tensor]):
+def write_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], torch.Tensor]):
     """Replace the value at `location` by `function(value)` in every forward until `stack` closes.
 
     Whoever reads there sees the new value, no matter which of the two was attached first; of several writers the one
@@ -65,43 +46,166 @@ def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Ten
     _attach(stack, location, function, writes=True)
 
 
-def hide_forward(stack: ExitStack, module: torch.nn.Module, forward: Callable):
-    """Let calls of `module` run `forward` instead of its own, until `stack` closes."""
-    hide_method(stack, module, "forward", forward)
+def wrap_forward(stack: ExitStack, module: nn.Module, forward: Callable):
+    """Let calls of `module` run `forward`, until `stack` closes; see [`wrap_method`]."""
+    wrap_method(stack, module, "forward", forward)
 
 
-def hide_method(stack: ExitStack, module: torch.nn.Module, name: str, method: Callable):
-    """Let `method` answer to `module.<name>` instead of the module's own, until `stack` closes."""
-    # An instance attribute hides the class's; a module may already have one (accelerate's hooks set `forward`).
-    earlier = module.__dict__.get(name)
+def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable):
+    """Let `method` answer to `module.<name>`, until `stack` closes; stacks may close in any order.
 
-    def restore():
-        if earlier is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, earlier)
+    Args:
+        stack (`ExitStack`): Closes when the module's own method is to be back.
+        module (`torch.nn.Module`): The module.
+        name (`str`): Of the method.
+        method (`Callable`):
+            Called as `method(inner, *args, **kwargs)`, where `inner` is what answered before: the module's own method,
+            or another wrapper of it.
+    """
+    wrapper = (Scope.of(stack), method)
+    with attaching:
+        wrapped = module.__dict__.get(name)
+        if not isinstance(wrapped, _WrappedMethod):
+            wrapped = _WrappedMethod(module, name)
+            setattr(module, name, wrapped)
+        wrapped.wrappers = (*wrapped.wrappers, wrapper)
+    stack.callback(wrapped.remove, wrapper)
 
-    stack.callback(restore)
-    setattr(module, name, method)
+
+class _WrappedMethod:
+    """What answers for a method that is wrapped: the wrappers that act on the call at hand, and the module's own method."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module = module
+        self.name = name
+        # An instance attribute hides the class's; a module may already have one (accelerate's hooks set `forward`).
+        self.earlier = module.__dict__.get(name)
+        self.wrappers: tuple[tuple[Scope, Callable], ...] = ()
+        # Signature, name and documentation are those of the method.
+        functools.update_wrapper(self, getattr(module, name))
+
+    def __call__(self, *args, **kwargs):
+        return self._answer(self.wrappers, *args, **kwargs)
+
+    def _answer(self, wrappers, /, *args, **kwargs):
+        for number in range(len(wrappers) - 1, -1, -1):
+            scope, method = wrappers[number]
+            if scope.acts():
+                return method(functools.partial(self._answer, wrappers[:number]), *args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
+
+    def remove(self, wrapper):
+        with attaching:
+            self.wrappers = tuple(other for other in self.wrappers if other is not wrapper)
+            # Where something else has wrapped this meanwhile, it stays below it, and does nothing.
+            if self.wrappers or self.module.__dict__.get(self.name) is not self:
+                return
+            if self.earlier is None:
+                delattr(self.module, self.name)
+            else:
+                setattr(self.module, self.name, self.earlier)
+
+
+class _Hook:
+    """A hook of PyTorch that acts on the forward passes of a scope."""
+
+    def __init__(self, scope: Scope, function: Callable):
+        self.scope = scope
+        self.function = function
+
+    # One that another thread has just removed may still be called, without the keyword arguments it asked for.
+    def __call__(self, module, args, more=None):
+        return self.function(module, args, more) if self.scope.acts() else None
+
+
+class _SiteHook(_Hook):
+    """Shows the value at a location to a function, and puts the function's answer in its place if it `writes`."""
+
+    def __init__(self, scope: Scope, location: "Location", function: Callable, writes: bool):
+        super().__init__(scope, function)
+        self.location = location
+        self.writes = writes
+        # Of the forward pass at hand in each thread, where the module sees batch and positions as one axis.
+        self.batch_shape = None if location.block is None else threading.local()
+
+    def __call__(self, module, args, more=None):
+        if self.scope.acts():
+            return self.at_input(module, args, more) if self.location.side == "in" else self.at_output(more)
+        if self.writes:
+            self.scope.warn_if_left_out()
+        return None
+
+    def remember_batch_shape(self, block, args, kwargs):
+        given = _first_input(block, args, kwargs)
+        given = kwargs.get("inputs_embeds") if given is None else given
+        self.batch_shape.value = None
+        if isinstance(given, torch.Tensor):
+            self.batch_shape.value = given.shape[:-1] if given.is_floating_point() else given.shape
+
+    def at_input(self, module, args, kwargs):
+        new = self.apply(_first_input(module, args, kwargs))
+        if not self.writes:
+            return None
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, _first_parameter(module): new}
+
+    def at_output(self, output):
+        if not isinstance(output, tuple):
+            return self.apply(output)
+        new = self.apply(output[0])
+        return (new, *output[1:]) if self.writes else None
+
+    def apply(self, value):
+        if not isinstance(value, torch.Tensor):
+            raise TranscoderError(
+                f"{type(self.location.module).__name__} has a {type(value).__name__} as its {self.location.side}put, "
+                "not a tensor; choose a site inside or around it."
+            )
+        batch_shape = getattr(self.batch_shape, "value", None)
+        flat = batch_shape is not None and value.shape[:-1].numel() == batch_shape.numel()
+        flat = flat and value.dim() == 2 and value.is_floating_point()
+        shaped = value.reshape(*batch_shape, value.shape[-1]) if flat else value
+        scale, copied = self.location.scale, self.location.copied
+        if scale != 1:
+            shaped = shaped * scale
+        elif copied:
+            shaped = shaped.clone()
+        result = self.function(shaped)
+        if not self.writes:
+            return None
+        result = result.reshape(value.shape)
+        if scale != 1:
+            return result / scale
+        # What is written may be one tensor expanded, or kept by whoever wrote it.
+        return result.clone() if copied else result
 
 
 def _attach(stack, location, function, writes):
+    hook = _SiteHook(Scope.of(stack), location, function, writes)
     if location.side == "in":
-        hook = _InputHook(location, function, writes)
-        handle = location.module.register_forward_pre_hook(hook, with_kwargs=True)
+        _register_before(stack, location.module, hook)
         hooks = location.module._forward_pre_hooks
     else:
-        hook = _OutputHook(location, function, writes)
-        handle = location.module.register_forward_hook(hook)
+        _register_after(stack, location.module, hook)
         hooks = location.module._forward_hooks
-    stack.callback(handle.remove)
     if location.block is not None:
-        shape_handle = location.block.register_forward_pre_hook(hook.remember_batch_shape, with_kwargs=True)
-        stack.callback(shape_handle.remove)
+        before_call(stack, location.block, hook.remember_batch_shape)
     if writes:
         for identifier, other in list(hooks.items()):
-            if isinstance(other, _SiteHook) and not other.writes:
+            # Those of other threads may be removed meanwhile, and do not read here.
+            if isinstance(other, _SiteHook) and not other.writes and other.scope.acts():
                 hooks.move_to_end(identifier)
+
+
+def _register_before(stack, module, hook):
+    with attaching:
+        stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _register_after(stack, module, hook):
+    with attaching:
+        stack.callback(module.register_forward_hook(hook).remove)
 
 
 def _first_input(module, args, kwargs):

@@ -1,9 +1,15 @@
 """Norms as linear maps."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import nn
+
+from .devices import module_device
+from .linear_maps import acting_module, loaded
 
 
 @dataclass(frozen=True)
@@ -32,24 +38,30 @@ def norm_gain(norm: nn.Module, width: int) -> NormGain:
 
     All but a plain LayerNorm is probed rather than read, so that `1 + w` and other parametrisations need no special case.
     """
+    norm = acting_module(norm)
     # In fp32: a model in bf16 has its gains exactly, and their sum with a one is not rounded.
-    ones = torch.ones(width, device=next(norm.parameters(), torch.empty(0)).device)
-    if isinstance(norm, nn.LayerNorm):
-        return NormGain(ones if norm.weight is None else norm.weight, centres=True)
+    ones = torch.ones(width, device=module_device(norm))
+    if type(norm) is nn.LayerNorm:
+        with loaded(norm):
+            return NormGain(ones if norm.weight is None else norm.weight, centres=True)
     # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
-    signs = ones.clone()
-    signs[1::2] = -1
+    signs = _signs(ones)
     # Large, so that the epsilon does not count.
-    gain = signs * (norm(1e3 * signs) - norm(-1e3 * signs)) / 2
-    centres = (norm(1e3 * ones) - norm(-1e3 * ones)).abs().max() < 1e-3 * gain.abs().max()
+    run = _in_full_precision(norm)
+    up, down, high, low = (run(1e3 * at) for at in (signs, -signs, ones, -ones))
+    gain = signs * (up - down) / 2
+    centres = (high - low).abs().max() < 1e-3 * gain.abs().max()
     return NormGain(gain, bool(centres))
 
 
 def norm_scale(norm: nn.Module, at: torch.Tensor) -> torch.Tensor:
     """The scale of a norm at `at (..., hidden)`, shape `(..., 1)`: `norm(at)` is its [`NormGain`] times this, and a bias."""
+    norm = acting_module(norm)
     if isinstance(norm, nn.LayerNorm):
         return (at.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt()
-    scaled, exact = norm_gain(norm, at.shape[-1]).push(at), norm(at)
+    scaled, exact = norm_gain(norm, at.shape[-1]).push(at), norm(at).to(at.dtype)
+    if isinstance(bias := norm_bias(norm), torch.Tensor):
+        exact = exact - bias.to(exact)
     return (exact * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True)
 
 
@@ -106,18 +118,45 @@ def fold_norm(norm: nn.Module, weight: torch.Tensor, after: bool = False) -> tor
     Returns:
         `torch.Tensor`: of the shape of `weight`.
     """
-    # Of a large constant an RMSNorm gives its gain, whether that is stored as such or, as in Gemma, less 1.
-    centres = isinstance(norm, nn.LayerNorm)
-    gain = norm.weight if centres else norm(weight.new_full(weight.shape[-1:], 1e3))
-    if centres and after:
-        weight = weight - weight.mean(-1, keepdim=True)
-    weight = weight if gain is None else weight * gain
-    return weight - weight.mean(-1, keepdim=True) if centres and not after else weight
+    gain = norm_gain(norm, weight.shape[-1])
+    return gain.push(weight) if after else gain.pull(weight)
+
+
+def norm_width(norm: nn.Module) -> int:
+    """How wide what a norm scales is, from its parameters."""
+    return next(parameter.shape[-1] for parameter in norm.parameters())
 
 
 def norm_bias(norm: nn.Module) -> torch.Tensor | float:
     """What a norm adds to every token: its bias, or 0."""
-    return norm.bias if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0.0
+    norm = acting_module(norm)
+    if "bias" in norm._parameters:
+        with loaded(norm):
+            return 0.0 if norm.bias is None else norm.bias
+    if not any(name.endswith("bias") for name, _ in norm.named_parameters()):
+        return 0.0
+    signs = _signs(torch.ones(norm_width(norm), device=module_device(norm)))
+    return (norm(1e3 * signs) + norm(-1e3 * signs)) / 2
+
+
+def _signs(ones):
+    signs = ones.clone()
+    signs[1::2] = -1
+    return signs
+
+
+def _in_full_precision(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The norm as a function with fp32 copies of its weights, without hooks; the module itself stays as it is."""
+    plain = copy.copy(norm)
+    with loaded(norm):
+        # A weight is replaced in the copy alone: other threads may run the norm meanwhile.
+        plain._parameters = {
+            name: weight if weight is None else nn.Parameter(weight.detach().float(), requires_grad=False)
+            for name, weight in norm._parameters.items()
+        }
+    forward = vars(norm).get("_old_forward", vars(norm).get("forward"))
+    function = forward.__func__ if isinstance(forward, MethodType) else type(norm).forward
+    return lambda rows: function(plain, rows)
 
 
 def _centred(rows, centres):

@@ -10,14 +10,20 @@ from transformers import PreTrainedModel
 from ..errors import TranscoderError
 from .architectures import locate
 from .attention import attention_modules, edit_attention
+from .devices import input_device
 from .heads import key_weight, query_weight
-from .hooks import read_at
-from .norms import frozen_norm, norm_bias
+from .hooks import before_call, read_at
+from .inputs import forget_lengths_
+from .linear_maps import is_quantized
+from .norms import frozen_norm, norm_bias, norm_width
 from .sites import Site
+from .wrappers import measures_model
 
 
 # How far a map's query or key may be from the model's own, relative to it: a rounding of half precision.
 _TOLERANCE = 0.02
+# With quantized projections, which may round what they read to 8 bits.
+_QUANTIZED_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class QueryKey:
     probability: float
 
 
+@measures_model
 @torch.no_grad()
 def linear_query_key(
     model: PreTrainedModel,
@@ -57,7 +64,7 @@ def linear_query_key(
     """Run a prompt, and take the query and key of one head as linear maps.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(seq,)`): The prompt.
         layer, head (`int`): Which head.
         query_position (`int`): Token that looks.
@@ -87,8 +94,9 @@ def linear_query_key(
         read_at(
             stack, locate(model, Site("attn.in", layer)), lambda value: seen.__setitem__("inputs", value[0].float())
         )
-        stack.callback(module.register_forward_pre_hook(keep_rotary, with_kwargs=True).remove)
-        model.get_decoder()(input_ids=input_ids[None].to(model.device), use_cache=False)
+        before_call(stack, module, keep_rotary)
+        forget_lengths_(model)
+        model.get_decoder()(input_ids=input_ids[None].to(input_device(model)), use_cache=False)
 
     call, pattern = seen["call"], seen["pattern"]
     if key_position is None:
@@ -116,7 +124,8 @@ def linear_query_key(
         if seen["rotary"] is not None:
             cos, sin = (each[0, position].float() for each in seen["rotary"])
             weight, bias = _rotated(weight.T, cos, sin).T, _rotated(bias, cos, sin)
-        parts += _as_the_model_has_it(model, weight, bias, inputs, vectors[0, number, position].float())
+        tolerance = _QUANTIZED_TOLERANCE if is_quantized(module) else _TOLERANCE
+        parts += _as_the_model_has_it(model, weight, bias, inputs, vectors[0, number, position].float(), tolerance)
     scaling = call.options.get("scaling")
     return QueryKey(
         *parts,
@@ -129,7 +138,8 @@ def linear_query_key(
 
 def _behind_norm(norm: nn.Module | None, weight, bias, inputs):
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if norm is None or norm.weight.shape != bias.shape:
+    # Some families have one norm over all heads.
+    if norm is None or norm_width(norm) != len(bias):
         return weight, bias
     linear = frozen_norm(norm, (weight @ inputs + bias)[None])
     return linear(weight.T).T, linear(bias[None])[0] + norm_bias(norm)
@@ -143,11 +153,11 @@ def _rotated(vectors, cos, sin):
     return torch.cat([turned * cos + half * sin, left], dim=-1)
 
 
-def _as_the_model_has_it(model, weight, bias, inputs, vector):
+def _as_the_model_has_it(model, weight, bias, inputs, vector, tolerance):
     """Weight and bias times the factor that some families have in their queries already, if they give `vector`."""
     ours = weight @ inputs + bias
     factor = (vector @ ours) / (ours @ ours)
-    if not (vector - factor * ours).norm() <= _TOLERANCE * vector.norm():
+    if not (vector - factor * ours).norm() <= tolerance * vector.norm():
         raise TranscoderError(
             f"The queries and keys of this {model.config.model_type} model cannot be taken apart: they are not a "
             "projection, a norm and a rotary embedding of half dimensions. Use a model of another family."

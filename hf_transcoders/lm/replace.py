@@ -1,5 +1,6 @@
 """Writing into a base model: dictionaries in place of its modules, and ablations."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Literal
@@ -12,6 +13,8 @@ from ..errors import TranscoderError
 from .architectures import locate, site_width
 from .hooks import read_at, write_at
 from .sites import Site, parse_sites
+from .threads import OfThread
+from .wrappers import opens_on_model
 
 
 class Replacement(Mapping):
@@ -19,38 +22,56 @@ class Replacement(Mapping):
 
     Keys are [`Site`] objects or their text; the mapping is empty unless features were asked for.
 
+    Threads that share it each have the features of their own last forward, and a mask of their own once they set one.
+
     Attributes:
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
             The positions where the replacement applies, all if `None`. May be set anew before each forward.
     """
 
     def __init__(self, mask: torch.Tensor | None):
-        self.mask = mask
-        self._features = {}
+        self._mask = OfThread(mask)
+        self._features = OfThread({})
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        return self._mask.get()
+
+    @mask.setter
+    def mask(self, mask: torch.Tensor | None):
+        self._mask.set(mask)
 
     def __getitem__(self, site: Site | str) -> torch.Tensor:
         site = Site.parse(site)
-        if site not in self._features:
+        features = self._features.get()
+        if site not in features:
             raise KeyError(f"No features at '{site}': ask for them with features=True, then call the model")
-        return self._features[site]
+        return features[site]
 
     def __iter__(self) -> Iterator[Site]:
-        return iter(self._features)
+        return iter(self._features.get())
 
     def __len__(self):
-        return len(self._features)
+        return len(self._features.get())
+
+    def _keep_features(self, site, features):
+        if not self._features.is_set:
+            self._features.set({})
+        self._features.get()[site] = features
 
     def _where_masked(self, new, true):
-        if self.mask is None:
+        mask = self.mask
+        if mask is None:
             return new
-        if self.mask.shape != true.shape[:-1]:
+        if mask.shape != true.shape[:-1]:
             raise TranscoderError(
-                f"The mask has shape {tuple(self.mask.shape)}, but the model was called with {tuple(true.shape[:-1])} "
+                f"The mask has shape {tuple(mask.shape)}, but the model was called with {tuple(true.shape[:-1])} "
                 "(batch, seq); set `.mask` to one bool per token of this call."
             )
-        return torch.where(self.mask.to(true.device).unsqueeze(-1), new, true)
+        return torch.where(mask.to(true.device).unsqueeze(-1), new, true)
 
 
+@opens_on_model
 @contextmanager
 def replace(
     model: PreTrainedModel,
@@ -65,9 +86,12 @@ def replace(
     Each dictionary reads the activation at its `config.input_site` and its reconstruction is written at the output
     site. Several dictionaries work together: those further up read the stream that those below have changed.
 
+    Model and dictionaries run in the mode they are in, training or evaluation. The block acts on the thread that entered it
+    and on threads that are started inside it, as that of [`capture`] does.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model.
+            A causal language model or its base model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
         replacements (`Mapping[str | Site, torch.nn.Module]`):
             Output site to dictionary. A dictionary is called as `dictionary(inputs, output_features=...)` with
             `inputs` `(batch, seq, d_in)` in its own dtype, and answers with `.reconstruction` `(batch, seq, d_out)`
@@ -95,8 +119,9 @@ def replace(
         site, source = Site.parse(site), Site.parse(dictionary.config.input_site)
         _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
         _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
-        spliced = _Spliced(replacement, site, source, dictionary, error, features)
-        if locate(model, source) == locate(model, site):
+        read, written = locate(model, source), locate(model, site)
+        spliced = _Spliced(replacement, site, source, dictionary, error, features, read.scale / written.scale)
+        if read.place == written.place:
             writes[site] = spliced.rewrite
         else:
             reads.append((source, spliced.read))
@@ -105,6 +130,7 @@ def replace(
         yield replacement
 
 
+@opens_on_model
 @contextmanager
 def ablate(
     model: PreTrainedModel,
@@ -116,7 +142,7 @@ def ablate(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model.
+            As in [`replace`].
         sites (`str`, [`Site`] or an iterable of them):
             Where to write.
         value (`float`, `torch.Tensor` or a mapping from site to either, *optional*, defaults to 0.0):
@@ -161,7 +187,7 @@ def splice(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model.
+            As in [`replace`].
         dictionaries (`torch.nn.Module`, an iterable of them, or a mapping with them as values):
             What to splice in.
         error, features, mask:
@@ -198,20 +224,23 @@ def splice(
 class _Spliced:
     """One dictionary at work: what it reads on its way through the forward, and what it writes."""
 
-    def __init__(self, replacement, site, source, dictionary, error, features):
+    def __init__(self, replacement, site, source, dictionary, error, features, ratio):
         self.replacement = replacement
         self.site = site
         self.source = source
         self.dictionary = dictionary
         self.error = error
         self.features = features
-        self.inputs = None
+        # Of the value at the source to that at the site, where both are one place.
+        self.ratio = ratio
+        # Of the forward pass at hand in each thread.
+        self.at_hand = threading.local()
 
     def read(self, inputs):
-        self.inputs = inputs
+        self.at_hand.inputs = inputs
 
     def write(self, value):
-        inputs, self.inputs = self.inputs, None
+        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
         if inputs is None:
             raise TranscoderError(
                 f"A dictionary that writes to '{self.site}' cannot read '{self.source}': the model reaches that later."
@@ -219,13 +248,13 @@ class _Spliced:
         return self._reconstruct(inputs, value)
 
     def rewrite(self, value):
-        return self._reconstruct(value, value)
+        return self._reconstruct(value if self.ratio == 1 else value * self.ratio, value)
 
     def _reconstruct(self, inputs, value):
         weight = next(self.dictionary.parameters(), inputs)
         output = self.dictionary(inputs.to(weight.device, weight.dtype), output_features=self.features)
         if self.features:
-            self.replacement._features[self.site] = output.features
+            self.replacement._keep_features(self.site, output.features)
         new = output.reconstruction.to(value.device)
         if self.error == "keep":
             # The same as new + (value - new).detach(), but without its rounding.
@@ -253,13 +282,13 @@ def _edited(model, reads, writes: Mapping[Site, Callable]):
                 f"'{site}' can be read but not written: the model has no module that passes it on; write to "
                 f"'layers.{site.layer}.attn.branch' instead."
             )
-        location = locate(model, site)
-        if location in targets:
-            raise TranscoderError(f"'{targets[location]}' and '{site}' are one place in this model; write to one.")
-        targets[location] = site
+        place = locate(model, site).place
+        if place in targets:
+            raise TranscoderError(f"'{targets[place]}' and '{site}' are one place in this model; write to one.")
+        targets[place] = site
     with ExitStack() as stack:
-        for location, site in targets.items():
-            write_at(stack, location, writes[site])
+        for site in targets.values():
+            write_at(stack, locate(model, site), writes[site])
         for site, read in reads:
             read_at(stack, locate(model, site), read)
         yield

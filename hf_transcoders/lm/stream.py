@@ -6,10 +6,13 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import architecture_of, has_parallel_residual, locate
-from .norms import norm_gain
+from .linear_maps import apply_weight, map_size
+from .norms import FrozenNorm, NormGain, frozen_norm, norm_gain
 from .sites import Site
 
 
+#: What the head of a model is called where its weights are refused.
+UNEMBEDDING = "the unembedding"
 _RESIDUAL = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
 
 
@@ -48,7 +51,8 @@ def norm_before(model: PreTrainedModel, site: Site) -> nn.Module | None:
     if site.point in _RESIDUAL:
         return None
     architecture = architecture_of(model)
-    return _submodule(model, site, architecture.attention_norm if site.point == "attn.in" else architecture.mlp_norm)
+    name = architecture.attention_norm if site.point == "attn.in" else architecture.mlp_norm
+    return None if name is None else _submodule(model, site, name)
 
 
 def norm_behind(model: PreTrainedModel, site: Site) -> nn.Module | None:
@@ -75,29 +79,50 @@ def read_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> t
 
 def written_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
     """What directions at a site, `(..., width)`, are in the residual stream, up to the scale of a post-norm, if any."""
-    norm = norm_behind(model, site)
-    return rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
+    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
+    rows = rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
+    return rows if multiplier == 1 else rows * multiplier
+
+
+def multiplier_behind(model: PreTrainedModel, site: Site) -> float:
+    """What values at a site are multiplied with before they are added to the stream, beside a post-norm."""
+    _check(writes_to_stream(site), site, "does not write to the residual stream")
+    return architecture_of(model).residual_multiplier if site.point in ("attn.out", "mlp.out") else 1.0
+
+
+def map_behind(model: PreTrainedModel, site: Site, at: torch.Tensor) -> FrozenNorm | None:
+    """
+    The linear map from what is at a site to what is added to the stream for it: the post-norm at the scale that it has at
+    `at (..., hidden)`, and the family's multiplier; `None` where there is neither.
+    """
+    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
+    if norm is None:
+        if multiplier == 1:
+            return None
+        return FrozenNorm(at.new_full((*at.shape[:-1], 1), multiplier), NormGain(at.new_ones(at.shape[-1]), False))
+    linear = frozen_norm(norm, at)
+    return FrozenNorm(linear.scale * multiplier, linear.gain)
 
 
 def direct_logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
     """Logits that directions of the residual stream write, `(..., vocabulary)` in the dtype of `rows`.
 
-    Up to the scale of the final norm; biases, a soft-cap and all that later layers make of them are left out.
+    Up to the scale of the final norm, with that of the logits; biases, a soft-cap and all that later layers make of them are left out.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
         rows (`torch.Tensor` of shape `(..., hidden)`): Directions, on the model's device.
     """
-    unembedding = model.get_output_embeddings().weight
-    if rows.shape[-1] != unembedding.shape[-1]:
+    unembedding = model.get_output_embeddings()
+    width = map_size(unembedding)[1]
+    if rows.shape[-1] != width:
         raise TranscoderError(
             f"The logits of this model are not read from the residual stream: it is {rows.shape[-1]} wide and the "
-            f"unembedding {unembedding.shape[-1]}."
+            f"unembedding {width}."
         )
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
-    rows = norm_gain(norm, rows.shape[-1]).push(rows)
-    # A part at a time, so that a copy in another precision stays small.
-    return torch.cat([rows @ part.to(rows.dtype).T for part in unembedding.detach().split(2**14)], dim=-1)
+    rows = norm_gain(norm, rows.shape[-1]).push(rows) * architecture_of(model).logit_multiplier
+    return apply_weight(unembedding, rows, UNEMBEDDING)
 
 
 def _submodule(model, site, name):

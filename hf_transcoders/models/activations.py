@@ -107,7 +107,7 @@ class BatchTopK(Activation):
 
     def encode(self, model, inputs):
         if not model.training:
-            pre_activations = model.pre_activations(inputs)
+            pre_activations = F.linear(inputs, model.encoder_weight, _nan_where(model.threshold, model.b_enc))
             return Encoded(dense=pre_activations * (pre_activations > model.threshold))
         total = model.config.k * inputs.shape[0]
         return Encoded(
@@ -123,7 +123,7 @@ class JumpReLU(Activation):
     pre_activation_parameters = ("threshold",)
 
     def encode(self, model, inputs):
-        pre_activations = model.pre_activations(inputs)
+        pre_activations = F.linear(inputs, model.encoder_weight, _nan_where(model.threshold, model.b_enc))
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
@@ -147,7 +147,7 @@ class Gated(Activation):
     def encode(self, model, inputs):
         products = F.linear(inputs, model.encoder_weight)
         gate = products + model.b_enc
-        magnitude = products * model.r_mag.exp() + model.b_mag
+        magnitude = products * model.r_mag.exp() + _nan_where(model.b_enc, model.b_mag)
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
     def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
@@ -184,6 +184,14 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor | None, across_processes
     sums = torch.cat([(mean.detach() * rows).reshape(-1), rows.reshape(1)])
     dist.all_reduce(sums)
     return mean + ((sums[:-1] / sums[-1].clamp(min=1)).view_as(mean) - mean.detach())
+
+
+def _nan_where(suspect: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """
+    `bias`, and NaN where `suspect` is NaN. What is larger than NaN, or NaN than what, is nothing: a feature would be off, and
+    nobody would see why.
+    """
+    return torch.where(suspect.isnan(), torch.nan, bias)
 
 
 def _l1(model, features):

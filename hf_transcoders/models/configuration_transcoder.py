@@ -1,16 +1,43 @@
 """The configuration of one dictionary."""
 
+import copy
+import os
 from dataclasses import fields
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..errors import TranscoderError
+from ..text.printable import printable
+from ..text.strict_json import read_json
 
+
+logger = logging.get_logger(__name__)
 
 # Raised when a file written by this version can no longer be understood by an older one.
 FORMAT_VERSION = 1
+
+#: What weights can be stored and computed in.
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+# With these fields Transformers would load something else, or in another way.
+_INSTRUCTIONS = (
+    "quantization_config",
+    "attn_implementation",
+    "experts_implementation",
+    "transformers_weights",
+    "fusion_config",
+    "configuration_files",
+)
+
+# Copying nested values takes a call for each level, and Python has room for a thousand.
+_DEEPEST = 50
+
+# Numbers beyond it are infinite in the precision that losses are computed in.
+_LARGEST_FLOAT32 = 3.4028234663852886e38
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
 
@@ -164,7 +191,7 @@ class TranscoderConfig(PreTrainedConfig):
 
         Args:
             base_model ([`~transformers.PreTrainedModel`] or [`~transformers.PreTrainedConfig`]):
-                The language model, or its configuration.
+                The language model, plain or wrapped, or its configuration.
             input_site (`str` or [`Site`]):
                 Where the dictionary reads.
             output_site (`str` or [`Site`], *optional*, defaults to `input_site`):
@@ -181,24 +208,114 @@ class TranscoderConfig(PreTrainedConfig):
             raise TranscoderError(
                 f"TranscoderConfig has no argument {', '.join(unknown)}: see its documentation for the names."
             )
+        # Wrappers of PEFT and torch.compile have the model's configuration; those of data parallelism do not.
+        while not hasattr(base_model, "config") and hasattr(base_model, "module"):
+            base_model = base_model.module
         base_config = getattr(base_model, "config", base_model)
         width = base_config.get_text_config().hidden_size
         kwargs.setdefault("d_in", width)
         kwargs.setdefault("d_out", width)
-        kwargs.setdefault("base_model_name_or_path", base_config.name_or_path or None)
+        name = base_config.name_or_path or None
+        # A relative path would mean another folder, or a repo on the Hub, to whoever loads the dictionary elsewhere.
+        kwargs.setdefault("base_model_name_or_path", os.path.abspath(name) if name and os.path.isdir(name) else name)
         kwargs.setdefault("base_model_revision", getattr(base_config, "_commit_hash", None))
         kwargs.setdefault("base_model_type", base_config.model_type)
         return cls(input_site=str(input_site), output_site=str(output_site or input_site), **kwargs)
 
     @classmethod
+    def own_fields(cls) -> list[str]:
+        """The names of the fields that a dictionary has and other models do not."""
+        return [field.name for field in fields(cls) if field.name not in cls._general_fields()]
+
+    @classmethod
+    def _general_fields(cls) -> set[str]:
+        return {field.name for field in fields(PreTrainedConfig)}
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        version = config_dict.get("format_version", FORMAT_VERSION)
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        """
+        The configuration that a `config.json` holds. Fields that are not of a dictionary are left out, and one that is missing
+        or of the wrong type is refused: with a default in its place the dictionary would be another function.
+        """
+        if not isinstance(config_dict, dict):
+            raise TranscoderError("config.json must hold an object at its top: save the dictionary again.")
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise TranscoderError(
-                f"This transcoder was written in format {version}, and this version of hf_transcoders reads up to format "
-                f"{FORMAT_VERSION}: upgrade it with `pip install -U hf_transcoders`."
+                f"config.json is that of a model of type '{printable(config_dict['model_type'])[:40]}', not of a "
+                f"'{cls.model_type}': give the folder or repo of a dictionary."
             )
-        return super().from_dict(config_dict, **kwargs)
+        check_format_version(config_dict.get("format_version", FORMAT_VERSION))
+        own = cls.own_fields()
+        # `evaluation` came later.
+        if lacking := [name for name in own if name not in config_dict and name != "evaluation"]:
+            raise TranscoderError(
+                f"config.json lacks {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}, without which the dictionary "
+                "would be another function: save it again, or copy its config.json from where it came."
+            )
+        saved = {name: config_dict[name] for name in own if name in config_dict}
+        values = saved | {name: kwargs.pop(name) for name in own if name in kwargs}
+        for field in fields(cls):
+            if field.name in values and not _fits(values[field.name], field.type):
+                raise TranscoderError(
+                    f"`{field.name}` in config.json is {printable(repr(values[field.name]))[:60]}, but must be "
+                    f"{_words(field.type)}."
+                )
+            if _is_deeper(values.get(field.name), _DEEPEST):
+                raise TranscoderError(
+                    f"`{field.name}` in config.json is nested too deeply to be read: remove it, or copy the file from where it "
+                    "came."
+                )
+        # What a new dictionary may leave open, and a saved one has settled.
+        settled = ["d_out", "auxk", "decoder_init", "center_encoder"]
+        settled += ["k"] if values["activation"] in ("topk", "batchtopk") else []
+        if guessed := [name for name in settled if values[name] is None]:
+            raise TranscoderError(
+                f"{', '.join(guessed)} in config.json is null, which says too little of what the dictionary computes: save it "
+                "again, or copy its config.json from where it came."
+            )
+        dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
+        if dtype is not None:
+            if not isinstance(dtype, str) or dtype not in DTYPES:
+                raise TranscoderError(
+                    f"`dtype` in config.json is {printable(repr(dtype))[:60]}, but must be one of {', '.join(DTYPES)}."
+                )
+            values["dtype"] = dtype
+        for name, kind in (("auto_map", dict[str, str]), ("architectures", list[str])):
+            if _fits(config_dict.get(name), kind):
+                values[name] = config_dict[name]
+        known = {*own, *cls._general_fields(), "model_type", "auto_map", "_name_or_path", "torch_dtype", "use_cache"}
+        unknown = sorted(name for name in config_dict if name not in known)
+        # In place of a method or property it would break the class.
+        if harmful := [name for name in unknown if hasattr(cls, name) or name in _INSTRUCTIONS]:
+            raise TranscoderError(
+                f"config.json has the fields {printable(', '.join(harmful))[:200]}, which no dictionary has: remove them, or get "
+                "the file from where it came."
+            )
+        if unknown:
+            logger.warning(
+                f"config.json has fields that a dictionary does not know, and they are left out: "
+                f"{printable(', '.join(unknown))[:200]}."
+            )
+        made = super().from_dict(values, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        # What the file said, for [`TranscoderModel.from_pretrained`] to see whether weights it finds there belong to it.
+        config._saved_fields = copy.deepcopy(saved)
+        return made
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike):
+        # The reader of Transformers lets repeated keys, deep nesting and bytes that are no text through.
+        return read_json(json_file)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values.pop("_saved_fields", None)
+        return values
+
+    def dict_dtype_to_str(self, d: dict[str, Any]) -> None:
+        # That of Transformers goes on into `training_summary` and `evaluation`, where anything can stand under "dtype".
+        if d.get("dtype") is not None:
+            d["dtype"] = str(d["dtype"]).removeprefix("torch.")
 
     def validate_fields(self):
         """Checks that the fields fit each other. Run when the configuration is made and before it is saved."""
@@ -257,7 +374,62 @@ class TranscoderConfig(PreTrainedConfig):
                 "`target_l0` does nothing without an L0 penalty: leave it out, or choose activation 'jumprelu' and give an "
                 "`l0_coefficient`."
             )
-        if self.target_l0 is not None and self.target_l0 <= 0:
-            raise TranscoderError(f"`target_l0` is {self.target_l0}; give a positive number of active features.")
-        if self.jumprelu_bandwidth <= 0:
-            raise TranscoderError(f"`jumprelu_bandwidth` is {self.jumprelu_bandwidth}; give a positive width.")
+        for name in ("l1_coefficient", "l0_coefficient", "auxk_coefficient", "threshold_init"):
+            if not 0 <= getattr(self, name) <= _LARGEST_FLOAT32:
+                raise TranscoderError(f"`{name}` is {str(getattr(self, name))[:40]}; give a number of at least 0.")
+        for name, what in (
+            ("target_l0", "number of active features"),
+            ("jumprelu_bandwidth", "width"),
+            ("target_variance", "variance"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= _LARGEST_FLOAT32:
+                raise TranscoderError(f"`{name}` is {str(value)[:40]}; give a positive {what}.")
+
+
+def check_format_version(version: object) -> None:
+    """Refuses a format that this version of the package cannot read, and says which to get."""
+    if type(version) is not int or version < 1:
+        raise TranscoderError(
+            f"`format_version` is {printable(repr(version))[:60]}, but must be a whole number of at least 1: the file is "
+            "damaged, so copy or download it again."
+        )
+    if version > FORMAT_VERSION:
+        raise TranscoderError(
+            f"This transcoder was written in format {str(version)[:20]}, and this version of hf_transcoders reads up to "
+            f"format {FORMAT_VERSION}: upgrade it with `pip install -U hf_transcoders`."
+        )
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a JSON value is of a field's type; `true` is no number here."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(entry, inner[0]) for entry in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(inner[1] is Any or _fits(entry, inner[1]) for entry in value.values())
+    if inner:  # `int | None`
+        return any(_fits(value, one) for one in inner)
+    return type(value) is kind
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether lists and objects lie in each other more than so many levels deep."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in inner)
+
+
+def _words(kind: object) -> str:
+    """A field's type in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin in (list, dict):
+        return {list: "a list of whole numbers", dict: "an object"}[origin]
+    if inner:
+        return " or ".join(_words(one) for one in inner if not (one is int and float in inner))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}[kind]

@@ -1,26 +1,40 @@
 """The dictionary: encode, decode, and everything that is trained in one forward."""
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
 from ..ops import sparse_decode, topk
+from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
+from .saved_files import (
+    HUB_ARGUMENTS,
+    WEIGHT_FILES,
+    Files,
+    SavedDictionary,
+    bounds,
+    check_numbers,
+    expect,
+    open_dictionary,
+    read_tensors,
+)
 
 
-# The names under which weights are saved: one file, or shards and their index.
-WEIGHT_FILES = "model*.safetensors*"
+logger = logging.get_logger(__name__)
+
+# Where torch puts tensors of its own in memory: at multiples of so many bytes.
+_ALIGNMENT = 64
 
 
 @dataclass
@@ -50,6 +64,35 @@ class TranscoderOutput(ModelOutput):
     feature_indices: torch.LongTensor | None = None
     feature_offsets: torch.LongTensor | None = None
     losses: dict[str, torch.FloatTensor] | None = None
+
+
+def parameter_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each parameter of a dictionary; `None` for those that its configuration leaves out."""
+    n, d_in, d_out = config.num_features, config.d_in, config.d_out
+    return {
+        "W_enc": (n, d_in),
+        "b_enc": (n,),
+        "W_dec": None if config.tied else (n, d_out),
+        "b_dec": (d_out,) if config.decoder_bias else None,
+        "b_pre": (d_in,) if config.pre_bias else None,
+        "W_skip": (d_out, d_in) if config.skip_connection else None,
+        **dict.fromkeys(ACTIVATIONS[config.activation].parameters, (n,)),
+    }
+
+
+def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each buffer of a dictionary."""
+    shapes = {"threshold": ()} if config.activation == "batchtopk" else {}
+    if config.normalization != "none":
+        for side, width in (("input", config.d_in), ("output", config.d_out)):
+            shapes |= {f"{side}_mean": (width,), f"{side}_scale": (width,)}
+    return shapes
+
+
+def tensor_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of everything that is saved of a dictionary."""
+    shapes = {**parameter_shapes(config), **buffer_shapes(config)}
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 class TranscoderModel(PreTrainedModel):
@@ -87,26 +130,11 @@ class TranscoderModel(PreTrainedModel):
         super().__init__(config)
         # `add_model_tags` appends to this list; the class's own belongs to all dictionaries.
         self.model_tags = list(self.model_tags)
-        n, d_in, d_out = config.num_features, config.d_in, config.d_out
         self.activation = ACTIVATIONS[config.activation]()
-        self.W_enc = nn.Parameter(torch.empty(n, d_in))
-        self.b_enc = nn.Parameter(torch.empty(n))
-        for name, size, wanted in (
-            ("W_dec", (n, d_out), not config.tied),
-            ("b_dec", (d_out,), config.decoder_bias),
-            ("b_pre", (d_in,), config.pre_bias),
-            ("W_skip", (d_out, d_in), config.skip_connection),
-        ):
-            self.register_parameter(name, nn.Parameter(torch.empty(size)) if wanted else None)
-        for name in self.activation.parameters:
-            self.register_parameter(name, nn.Parameter(torch.empty(n)))
-        if config.activation == "batchtopk":
-            self.register_buffer("threshold", torch.empty(()))
-        if config.normalization != "none":
-            self.register_buffer("input_mean", torch.empty(d_in))
-            self.register_buffer("input_scale", torch.empty(d_in))
-            self.register_buffer("output_mean", torch.empty(d_out))
-            self.register_buffer("output_scale", torch.empty(d_out))
+        for name, shape in parameter_shapes(config).items():
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
+        for name, shape in buffer_shapes(config).items():
+            self.register_buffer(name, torch.empty(shape))
         self.post_init()
 
     def _init_weights(self, module):
@@ -273,6 +301,8 @@ class TranscoderModel(PreTrainedModel):
             self._check_tokens(targets.shape[:-1], lead, "targets")
             if mask is not None:
                 self._check_tokens(mask.shape, lead, "mask")
+            if not len(rows):
+                raise TranscoderError("There are no tokens to take a loss of: give at least one, or no `targets`.")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             losses = self._losses(
@@ -321,7 +351,10 @@ class TranscoderModel(PreTrainedModel):
             return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
-            variance = token_mean((targets - token_mean(targets, mask)).square().sum(-1), mask).clamp(min=1e-12)
+            # NaN where there is none, as for one token: nothing says then what a large error is.
+            variance, constant = _variance(targets, mask)
+            undefined = constant if mask is None else constant & mask.any()
+            variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
         return squared.sum(-1) / variance
 
     def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
@@ -406,9 +439,26 @@ class TranscoderModel(PreTrainedModel):
 
         Returns:
             [`TranscoderModel`]: itself.
+
+        Raises:
+            [`TranscoderError`]: the sample is empty, not finite, or the same for every token.
         """
         config = self.config
         inputs, targets = inputs.float(), targets.float()
+        if not len(inputs):
+            raise TranscoderError("There are no tokens to measure scales and biases on: give thousands.")
+        if len(inputs) == 1:
+            logger.warning("One token says nothing about scales and variance: everything stays as it is.")
+            return self
+        for side, values in (("input", inputs), ("output", targets)):
+            variance, constant = _variance(values)
+            if not variance.isfinite() or constant:
+                what = "the same for every token" if variance.isfinite() else "NaN, infinite or too large"
+                site = getattr(config, f"{side}_site")
+                raise TranscoderError(
+                    f"The {side} activations{f' at {site}' if site else ''} are {what}, so there is nothing to learn: check "
+                    "the site, the model and the text."
+                )
         for side, values in (("input", inputs), ("output", targets)):
             if config.normalization == "standardize":
                 getattr(self, f"{side}_mean").copy_(values.mean(0))
@@ -417,7 +467,7 @@ class TranscoderModel(PreTrainedModel):
                 getattr(self, f"{side}_scale").fill_(values.square().mean().sqrt().clamp(min=1e-6))
         targets = self.normalize_output(targets)
         mean_target = targets.mean(0)
-        config.target_variance = (targets - mean_target).square().sum(-1).mean().clamp(min=1e-12).item()
+        config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
         if self.b_pre is not None:
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
@@ -492,8 +542,8 @@ class TranscoderModel(PreTrainedModel):
         **kwargs,
     ):
         """
-        Saves configuration and weights (safetensors). Nothing half-written is ever found in `save_directory`: the files
-        are made in a temporary folder beside it and then renamed. Arguments as in
+        Saves configuration and weights (safetensors), all of them or none: whenever the process dies, the folder holds
+        one whole save, and so does whoever loads from it meanwhile. Arguments as in
         [`~transformers.PreTrainedModel.save_pretrained`], and:
 
         Args:
@@ -511,6 +561,13 @@ class TranscoderModel(PreTrainedModel):
         push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
         if not kwargs.get("is_main_process", True):
             return
+        # Under FSDP no process holds a whole tensor; offloaded ones are elsewhere.
+        held = [(n, t) for n, t in self.state_dict().items() if not t.is_meta and not hasattr(t, "to_local")]
+        if broken := [name for name, tensor in held if not all(map(math.isfinite, bounds(tensor)))]:
+            logger.warning(
+                f"{', '.join(broken)} of the dictionary saved into {save_directory} has NaN or infinite numbers, with which it "
+                "cannot be loaded: save one from before."
+            )
         # Where code for others lies is a fact of the folder that a dictionary came from, not of the next one.
         self.config.__dict__.pop("auto_map", None)
         # A single file left from an earlier save would be loaded instead of the shards of this one.
@@ -541,44 +598,63 @@ class TranscoderModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
-        refuses files that are damaged or do not fit together.
+        refuses files that are damaged or do not fit together before it makes a tensor. Only safetensors are read.
+        """
+        if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
+            return super().from_pretrained(None, *model_args, **kwargs)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        files = Files(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
+        saved = open_dictionary(files, kwargs.pop("variant", None))
+        return cls.from_saved(saved, *model_args, **kwargs)
+
+    @classmethod
+    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs):
+        """
+        Loads a dictionary from its opened files.
+
+        Args:
+            saved ([`SavedDictionary`]): The files.
+            model_args, kwargs: As for [`~TranscoderModel.from_pretrained`], without those that say where the files are.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        any_size = kwargs.pop("ignore_mismatched_sizes", False)
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # Refused below, with the sizes in the message.
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} cannot be read ({error}): the file is damaged or cut "
-                "short, so copy or download it again."
-            ) from error
-        if info["mismatched_keys"] and not any_size:
-            sizes = "; ".join(
-                f"{name} is {tuple(found)} in the file and {tuple(wanted)} by the config"
-                for name, found, wanted in sorted(info["mismatched_keys"])
-            )
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} do not fit its config.json ({sizes}): save the "
-                "dictionary again or convert it from its own format."
-            )
-        if info["unexpected_keys"]:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} hold {', '.join(sorted(info['unexpected_keys']))}, for "
-                "which its config.json has no use: the dictionary would compute something else, so save it again or "
-                "convert it from its own format."
-            )
-        if info["missing_keys"]:
-            raise TranscoderError(
-                f"The weights in {pretrained_model_name_or_path} lack {', '.join(sorted(info['missing_keys']))}: they "
-                "do not belong to its config.json, so save the dictionary again or convert it from its own format."
-            )
+        config = cls._config_of(saved, kwargs)
+        expect(saved, tensor_shapes(config), any_size=kwargs.get("ignore_mismatched_sizes", False))
+        tensors = read_tensors(saved)
+        # Without a path, Transformers looks for nothing else: no adapters, no pickles, no other files.
+        model, info = super().from_pretrained(
+            None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
+        )
+        model.name_or_path = model.config.name_or_path = saved.path
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype != tensors[name].dtype and not tensor.is_meta:
+                check_numbers(saved.place, name, tensor, converted=True)
+        _align_(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _config_of(cls, saved: SavedDictionary, kwargs: dict) -> TranscoderConfig:
+        """The configuration in a dictionary's files, changed by those of `kwargs` that are fields of it, or the one given."""
+        config = kwargs.pop("config", None)
+        if config is None:
+            names = {field.name for field in fields(cls.config_class)} - {"dtype"}
+            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+            return cls.config_class.from_dict(saved.fields, **changes)
+        if not isinstance(config, PreTrainedConfig):
+            return cls.config_class.from_pretrained(config)
+        read = getattr(config, "_saved_fields", None)
+        # `AutoModel` has read the configuration before the weights were opened: a save may have come in between.
+        if read is not None and str(config.name_or_path) == saved.path:
+            now = cls.config_class.from_dict(saved.fields)
+            if now._saved_fields != read:
+                before = cls.config_class.from_dict(read)
+                if any(getattr(config, name) != getattr(before, name) for name in cls.config_class.own_fields()):
+                    raise TranscoderError(
+                        f"{printable(saved.place)} was saved anew after its configuration was read: load it again."
+                    )
+                return now
+        return config
 
     @staticmethod
     def _check_width(tensor, width, what):
@@ -595,3 +671,22 @@ class TranscoderModel(PreTrainedModel):
                 f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
                 "each for every token."
             )
+
+
+def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expected squared distance of rows from their mean, and whether that is zero up to the mean's rounding."""
+    variance = token_mean((values - token_mean(values, mask)).square().sum(-1), mask)
+    energy = token_mean(values.square().sum(-1), mask)
+    return variance, variance <= energy * (8 * torch.finfo(values.dtype).eps) ** 2
+
+
+@torch.no_grad()
+def _align_(model: nn.Module) -> None:
+    """
+    Moves tensors that were mapped from a file to where torch would have put them. In a file they begin anywhere, and
+    matrix products of few rows round differently then (MKL picks another kernel): a loaded dictionary would not
+    compute the same bits as the one that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()

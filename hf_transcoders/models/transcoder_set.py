@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
 from ..errors import TranscoderError
-from ..files import atomic_directory, write_text
-from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig
-from .modeling_transcoder import WEIGHT_FILES, TranscoderModel, TranscoderOutput
+from ..files import atomic_directory, inner_path, is_inside, read_settled, write_text
+from ..text.printable import printable
+from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
+from .modeling_transcoder import TranscoderModel, TranscoderOutput
+from .saved_files import HUB_ARGUMENTS, WEIGHT_FILES, Files, damaged, open_files, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
@@ -201,42 +203,23 @@ class TranscoderSet(nn.Module):
         Returns:
             [`TranscoderSet`]
         """
-        hub_kwargs = {
-            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
-        }
-        try:
-            path = cached_file(pretrained_model_name_or_path, INDEX_NAME, subfolder=subfolder, **hub_kwargs)
-        except OSError as error:
-            raise TranscoderError(
-                f"{pretrained_model_name_or_path} is no set of dictionaries (no {INDEX_NAME} there): give the folder or "
-                "repo of a set, or load a single dictionary with TranscoderModel.from_pretrained."
-            ) from error
-        try:
-            index = json.loads(Path(path).read_text())
-            version, entries = index["format_version"], index["dictionaries"]
-            subfolders = {name: entry["subfolder"] for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TranscoderError(
-                f"{path} cannot be read ({type(error).__name__}: {error}): the file is damaged or cut short, so copy or "
-                "download it again."
-            ) from error
-        # Says which version to get when this one is too old.
-        TranscoderConfig.from_dict({"format_version": version})
-        wanted = list(subfolders) if names is None else list(names)
-        if missing := [name for name in wanted if name not in subfolders]:
-            raise TranscoderError(
-                f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(subfolders)}."
-            )
-        return cls(
-            {
-                name: TranscoderModel.from_pretrained(
-                    pretrained_model_name_or_path,
-                    subfolder=os.path.join(subfolder, subfolders[name]),
-                    **kwargs,
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        variant = kwargs.pop("variant", None)
+        files = Files(pretrained_model_name_or_path, subfolder, **hub)
+
+        def open_wanted(opening=lambda path: path):
+            folders = _folders(files, opening)
+            wanted = list(folders) if names is None else list(names)
+            if missing := [name for name in wanted if name not in folders]:
+                raise TranscoderError(
+                    f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(folders)}."
                 )
-                for name in wanted
-            }
-        )
+            return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
+
+        names = names if names is None else list(names)
+        # All of them are opened before one is loaded, so that they are of one save.
+        opened = read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
+        return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
 
 
 # It has the methods of one; a second base class would only get in the way of nn.Module's own.
@@ -258,6 +241,67 @@ def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_m
         "dictionaries": {name: {"subfolder": subfolder} for name, subfolder in subfolders.items()},
     }
     write_text(Path(folder) / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+
+
+def parse_index(text: str | bytes, source: str) -> dict[str, str]:
+    """
+    Reads the index of a set.
+
+    Args:
+        text (`str` or `bytes`): What the file holds.
+        source (`str`): The file, for messages.
+
+    Returns:
+        `dict[str, str]`: dictionary name -> its folder inside the one of the set.
+
+    Raises:
+        [`TranscoderError`]: it is damaged, of a newer format, or names a place outside of the set's folder.
+    """
+    index = parse_saved(text, source)
+    entries = index.get("dictionaries")
+    named = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
+    if not named or "format_version" not in index:
+        raise damaged(source, "it does not say which dictionaries it has, and in which format")
+    check_format_version(index["format_version"])
+    folders = {name: inner_path(entry.get("subfolder"), source) for name, entry in entries.items()}
+    if len(set(folders.values())) < len(folders):
+        raise TranscoderError(
+            f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set anew."
+        )
+    return folders
+
+
+def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
+    """
+    The folders of the dictionaries of a set on this machine, none of which leads out of the set's own.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where the set was saved.
+
+    Returns:
+        `dict[str, Path]`: dictionary name -> its folder.
+    """
+    folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
+    return {name: Path(folder, place) for name, place in folders.items()}
+
+
+def _folders(files: Files, opening) -> dict[str, str]:
+    """Dictionary name -> its folder inside that of the set whose files these are."""
+    try:
+        path = files.find(INDEX_NAME)
+    except OSError as error:
+        raise TranscoderError(
+            f"{printable(files.place)} is no set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
+            "or load a single dictionary with TranscoderModel.from_pretrained."
+        ) from error
+    folders = parse_index(opening(path).read_bytes(), str(path))
+    for place in folders.values() if files.is_local else ():
+        if not is_inside(path.parent / place, path.parent):
+            raise TranscoderError(
+                f"'{place}' in {printable(path.parent)} is a link that leads out of that folder: put the dictionary itself "
+                "there."
+            )
+    return folders
 
 
 def dictionary_name(config: TranscoderConfig) -> str:

@@ -43,7 +43,8 @@ def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Te
     guess lets too few through, all scores are ranked: the result is exact either way.
 
     Args:
-        scores (`torch.Tensor` of shape `(rows, columns)`): What to rank; scores that are not positive are never chosen.
+        scores (`torch.Tensor` of shape `(rows, columns)`):
+            What to rank; scores that are not positive are never chosen, and NaN is larger than any number.
         total (`int`): How many scores to keep over the whole batch.
 
     Returns:
@@ -57,11 +58,16 @@ def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Te
     candidates = None
     if wanted < sample.numel():
         guess = sample.topk(wanted, sorted=False).values.min().clamp(min=0)
-        candidates = (flat > guess).nonzero().squeeze(-1)
+        candidates = _above(flat, guess)
     if candidates is None or (candidates.numel() < total and bool(guess > 0)):
-        candidates = (flat > 0).nonzero().squeeze(-1)
+        candidates = _above(flat, 0)
     if candidates.numel() > total:
         candidates = candidates[flat[candidates].topk(total, sorted=False).indices].sort().values
     offsets = torch.zeros(rows + 1, dtype=torch.long, device=scores.device)
     torch.cumsum(torch.bincount(candidates // columns, minlength=rows), 0, out=offsets[1:])
     return offsets, candidates % columns
+
+
+def _above(scores: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
+    """Where scores are above a threshold, or NaN: a batch of NaN must not look like one in which nothing is active."""
+    return (scores <= threshold).logical_not_().nonzero().squeeze(-1)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..evaluation.drift import DriftReport
+from ..evaluation.evaluation_report import block_lengths
 from . import plots
 from .page import page_templates, present
 
@@ -71,6 +72,6 @@ def _protocol(protocol):
         "model": protocol["base_model"] or "unnamed",
         "tokens": f"{protocol['fidelity_tokens']:,} for features and FVU, {protocol['loss_tokens']:,} for cross-entropies, "
         f"{protocol['kl_tokens']:,} for KL",
-        "blocks": f"{protocol['sequence_length']} tokens, the first {protocol['skip_first']} left out",
+        "blocks": f"{block_lengths(protocol)} tokens, the first {protocol['skip_first']} left out",
         "precision": f"{protocol['dtype']} on {protocol['device']}",
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 from ..errors import TranscoderError
 from ..files import atomic_file
+from ..text.columns import aligned
+from ..text.printable import printable
 from .lines import LineChart
 from .pictures import new_figure
 
@@ -165,17 +167,13 @@ def write_page(
 
 
 def tables_text(tables: Sequence[Table]) -> str:
-    """Tables as aligned plain text for a terminal; control characters in them are shown as a blank."""
+    """Tables as aligned plain text for a terminal; what a terminal might act on in them is escaped."""
     lines = []
     for table in tables:
-        cells = [[_printable(_cell(cell)) for cell in row] for row in (table.headers, *table.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += ["", table.title]
-        lines += [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
+        rows = [[_cell(cell) for cell in row] for row in table.rows]
+        lines += ["", printable(table.title), aligned(table.headers, rows, left=len(table.headers), rule=False)]
         if table.note:
-            lines.append(table.note)
+            lines.append(printable(table.note))
     return "\n".join(lines).lstrip()
 
 
@@ -337,11 +335,6 @@ def _cell(value):
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "–"
     return "–" if value is None else value
-
-
-def _printable(cell):
-    """Text that commands no terminal."""
-    return "".join(character if character.isprintable() else " " for character in str(cell))
 
 
 def _fact(value):

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from ..data import bos_token_ids
+from ..data.encoding import with_beginning
 from ..errors import TranscoderError
 
 
@@ -15,7 +16,8 @@ class PromptEncoder:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the base model.
         add_bos (`bool`, *optional*):
-            Whether a prompt begins with the beginning-of-sequence token. By default as the tokenizer does for a text.
+            Whether a prompt begins with the beginning-of-sequence token. By default as the tokenizer does for a text. One
+            that begins with it already, as a chat template makes it, gets no second one.
     """
 
     def __init__(self, tokenizer, add_bos: bool | None = None):
@@ -27,7 +29,7 @@ class PromptEncoder:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
-        return [self.prefix + list(ids) for ids in encoded["input_ids"]]
+        return [with_beginning(ids, self.prefix) for ids in encoded["input_ids"]]
 
     def locate(self, texts: Sequence[str], spans: Sequence[dict[str, tuple[int, int]]]) -> list[dict[str, int]]:
         """
@@ -54,15 +56,18 @@ class PromptEncoder:
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True
         )
         located = []
-        for text, offsets, named in zip(texts, encoded["offset_mapping"], spans, strict=True):
+        for text, ids, offsets, named in zip(
+            texts, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        ):
             starts = [start for start, _ in offsets]
+            added = len(with_beginning(ids, self.prefix)) - len(ids)
             positions = {}
             for name, (begin, end) in named.items():
                 # A token may begin with the space before its word, but not end behind it.
                 token = bisect_left(starts, end) - 1
                 if token < 0 or not begin < offsets[token][1] <= end:
                     raise TranscoderError(_no_token(name, text[begin:end]))
-                positions[name] = token + len(self.prefix)
+                positions[name] = token + added
             located.append(positions)
         return located
 

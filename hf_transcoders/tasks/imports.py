@@ -1,11 +1,14 @@
 """Tasks from the files that other circuit libraries use."""
 
 import csv
-import json
 import os
+import re
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..text.checked import checked
+from ..text.printable import printable
+from ..text.strict_json import parse_json, read_json
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
 from .task import Task
@@ -34,12 +37,14 @@ def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_
         raise TranscoderError(f"A label cannot be '{label}': choose answer or year.")
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
             table = list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from error
-    columns = reader.fieldnames or []
+    if len(set(columns)) < len(columns):
+        raise TranscoderError(f"{path} has two columns of one name: rename one.")
     by_ids = "correct_idx" in columns
     _require(path, columns, ["clean", "corrupted", *(("correct_idx", "incorrect_idx") if by_ids else ("label",))])
     encoder = PromptEncoder(tokenizer, add_bos)
@@ -51,12 +56,14 @@ def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_
         )
     rows = []
     for number, entry in enumerate(table):
-        if any(entry[column] is None for column in columns):
-            raise TranscoderError(f"Line {number + 2} of {path} has fewer values than columns: mend the file.")
+        if None in entry or any(entry[column] is None for column in columns):
+            raise TranscoderError(
+                f"Line {number + 2} of {path} has {'more' if None in entry else 'fewer'} values than columns: fix the file."
+            )
         if by_ids:
             right, wrong = (_token_ids(path, number, entry[name]) for name in ("correct_idx", "incorrect_idx"))
         elif years is not None:
-            if not entry["label"].isdigit():
+            if not re.fullmatch(r"[0-9]{1,2}", entry["label"]):
                 raise TranscoderError(f"The label {entry['label']!r} of line {number + 2} of {path} is not a year.")
             right, wrong = years.answers(entry["label"].zfill(2))
         else:
@@ -89,15 +96,22 @@ def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | N
         raise TranscoderError(f"{path} has no list 'prompts': give a file of auto-circuit.")
     encoder = PromptEncoder(tokenizer, add_bos)
     positions = {}
-    for name, position in content.get("word_idxs", {}).items():
-        if not isinstance(position, int):
+    for name, position in checked(content.get("word_idxs", {}), dict, f"'word_idxs' in {path}").items():
+        if type(position) is not int:
             raise TranscoderError(f"The position {name} in {path} is {position!r}, but it should be a whole number.")
         positions["END" if name == "end" else name] = position + len(encoder.prefix)
     rows = []
     for number, entry in enumerate(content["prompts"]):
+        checked(entry, dict, f"Prompt {number} in {path}")
         _require(path, entry, ["clean", "corrupt", "answers", "wrong_answers"], f"prompt {number}")
         if not isinstance(entry["clean"], str) or not isinstance(entry["corrupt"], str):
             raise TranscoderError(f"Prompt {number} of {path} is not text: files of token ids cannot be imported.")
+        for name in ("answers", "wrong_answers"):
+            for answer in checked(entry[name], list, f"'{name}' of prompt {number} in {path}"):
+                if not isinstance(answer, str) and type(answer) is not int:
+                    raise TranscoderError(
+                        f"Prompt {number} of {path} has an answer that is neither text nor a token id: fix the file."
+                    )
         prompts = [Prompt(entry[name]) for name in ("clean", "corrupt")]
         rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))
     if "END" in positions:
@@ -182,9 +196,15 @@ def from_mib(
     for number, entry in enumerate(dataset):
         choices, key = entry["choices"], entry["answerKey"]
         # Multiple choice is answered by the letter of a choice.
-        choices = choices["label"] if isinstance(choices, dict) else choices
-        if not isinstance(key, int) or not 0 <= key < len(choices):
-            raise TranscoderError(f"Row {number} has answerKey {key!r}, but {len(choices)} choices: mend the dataset.")
+        choices = choices.get("label") if isinstance(choices, dict) else choices
+        other = entry[counterfactual]
+        texts = [entry["prompt"], other.get("prompt") if isinstance(other, dict) else None]
+        if not isinstance(choices, list) or not all(isinstance(text, str) for text in (*texts, *choices)):
+            raise TranscoderError(
+                f"Row {number} has no text as prompt, as counterfactual prompt or as a choice: fix the dataset."
+            )
+        if type(key) is not int or not 0 <= key < len(choices):
+            raise TranscoderError(f"Row {number} has answerKey {key!r}, but {len(choices)} choices: fix the dataset.")
         # Prompts end in a word or a colon; the choices come without the space.
         answers = [choice if choice.startswith(" ") else f" {choice}" for choice in choices]
         rows.append(
@@ -207,8 +227,8 @@ def _task(source, encoder, rows, form, corruption=None):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json(path, object)
+    except TranscoderError as error:
         raise _unreadable(path, error) from error
 
 
@@ -218,7 +238,7 @@ def _read_pairs(path):
         raise TranscoderError(f"{path} is not a list of [prompt, label]: give such a file.")
     for number, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise TranscoderError(f"Entry {number} of {path} is not [prompt, label], both text: mend the file.")
+            raise TranscoderError(f"Entry {number} of {path} is not [prompt, label], both text: fix the file.")
     return pairs
 
 
@@ -227,15 +247,15 @@ def _require(source, found, needed, entry="it"):
     if missing:
         where = f"{source} lacks" if entry == "it" else f"In {source}, {entry} lacks"
         raise TranscoderError(
-            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {', '.join(map(str, found)) or 'nothing'}."
+            f"{where[0].upper()}{where[1:]} {', '.join(missing)}: it has {printable(', '.join(map(str, found)))[:300] or 'nothing'}."
         )
 
 
 def _token_ids(path, number, value):
     """A token id, or a list of them as JSON."""
     try:
-        ids = json.loads(value)
-    except ValueError:
+        ids = parse_json(value, str(path), object)
+    except TranscoderError:
         ids = None
     ids = ids if isinstance(ids, list) else [ids]
     if not ids or not all(type(id_) is int for id_ in ids):
@@ -260,5 +280,5 @@ def _check_ids(path, encoder, rows):
 
 
 def _unreadable(path, error):
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+    reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
     return TranscoderError(f"{path} cannot be read ({reason}): give a file that exists and is whole.")

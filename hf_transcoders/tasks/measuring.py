@@ -3,6 +3,10 @@
 import torch
 
 from ..errors import TranscoderError
+from ..lm.devices import input_device
+from ..lm.forwards import forward_logits
+from ..lm.wrappers import measures_model
+from ..text.printable import printable
 from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
 from .task import AnswerBatch, Task
 
@@ -30,10 +34,11 @@ def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.T
     return values
 
 
+@measures_model
 @torch.no_grad()
 def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None = None) -> torch.Tensor:
     """
-    Logits of a language model at `END`, in one forward.
+    Logits of a language model at `END`, in one forward pass where the prompts can share it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
@@ -44,21 +49,23 @@ def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None =
     Returns:
         `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
     """
-    batch = task.tokens(which, rows, model.device)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if batch.input_ids.max() >= vocabulary:
-        raise TranscoderError(
-            f"A prompt has token {batch.input_ids.max().item()}, but the model has {vocabulary}: make the task with the "
-            "model's own tokenizer."
+    logits = {}
+    for places, batch in task.tokens(which, rows, input_device(model)).forward_batches(model, rows):
+        # Only these places go through the output matrix.
+        ends, index = batch.positions["END"].unique(return_inverse=True)
+        found = forward_logits(
+            model,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            logits_to_keep=ends,
+            use_cache=False,
         )
-    # Only these places go through the output matrix.
-    places, index = batch.positions["END"].unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=places, use_cache=False
-    ).logits
-    return logits[torch.arange(len(index), device=logits.device), index]
+        found = found[torch.arange(len(index), device=found.device), index]
+        logits.update(zip(places, found, strict=True))
+    return torch.stack([logits[place] for place in sorted(logits)])
 
 
+@measures_model
 def measure(
     model, task: Task, batch_size: int = 32, confidence: float = 0.95, seed: int = 0, progress: bool = False
 ) -> dict[str, dict[str, Estimate]]:
@@ -66,7 +73,7 @@ def measure(
     Measures how well a language model does a task, on clean and on corrupted prompts.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts and answers. Answers are those of the clean prompts throughout.
         batch_size (`int`, *optional*, defaults to 32): Rows of one forward.
         confidence (`float`, *optional*, defaults to 0.95): Of the intervals.
@@ -84,9 +91,9 @@ def measure(
     # Rows of one length side by side need no padding.
     order = [row for rows in task.rows_by_length().values() for row in rows]
     values: dict[str, dict[str, list]] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
+    for start in tqdm(range(0, len(order), batch_size), desc=printable(task.name), disable=not progress):
         rows = order[start : start + batch_size]
-        answers = task.answers(rows, model.device)
+        answers = task.answers(rows, input_device(model))
         clean = end_logits(model, task, "clean", rows)
         batches = {"clean": row_metrics(clean, answers)}
         if task.has_corrupted:

@@ -1,9 +1,9 @@
 """Pairs of prompts with answers and named positions, as a dataset and as tensors."""
 
-import json
+import operator
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
+from ..files import atomic_directory, read_settled
+from ..lm.inputs import check_tokens, length_groups
+from ..lm.wrappers import takes_model
+from ..text.printable import printable
+from ..text.strict_json import to_json
 from .encoding import PromptEncoder
 from .prompts import Prompt, Row
 
@@ -40,6 +44,34 @@ class TokenBatch:
     attention_mask: torch.Tensor
     lengths: torch.Tensor
     positions: dict[str, torch.Tensor]
+
+    @takes_model
+    def forward_batches(self, model, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], "TokenBatch"]]:
+        """The prompts that can share a forward pass of a model, with their places in this batch; see [`length_groups`].
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]): The model that will read them.
+            rows (`Sequence[int]`, *optional*): Which rows of the task they are, for the error; by default the first.
+
+        Raises:
+            [`TranscoderError`]: the model cannot read a prompt.
+        """
+        lengths = self.lengths.tolist()
+        prompts = [ids[:length] for ids, length in zip(self.input_ids, lengths, strict=True)]
+        check_tokens(model, prompts, "Prompt", range(len(prompts)) if rows is None else rows)
+        for places in length_groups(model, lengths):
+            yield places, self if len(places) == len(lengths) else self.select(places)
+
+    def select(self, places: Sequence[int]) -> "TokenBatch":
+        """Some of the prompts, padded to the longest of them."""
+        places = torch.as_tensor(places, device=self.lengths.device)
+        longest = int(self.lengths[places].max())
+        return TokenBatch(
+            self.input_ids[places, :longest],
+            self.attention_mask[places, :longest],
+            self.lengths[places],
+            {name: position[places] for name, position in self.positions.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -325,7 +357,7 @@ class Task:
         }
         with atomic_directory(folder) as partial:
             self.dataset.to_parquet(str(partial / _DATASET_NAME))
-            (partial / _TASK_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (partial / _TASK_NAME).write_text(to_json(description) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Task":
@@ -335,30 +367,19 @@ class Task:
         Raises:
             [`TranscoderError`]: The folder does not hold a task, or its files cannot be read.
         """
-        import pyarrow
-        import pyarrow.parquet
-        from datasets import Dataset
-        from datasets.table import InMemoryTable
+        from .task_file import read_task
 
         folder = Path(folder)
-        for file in (_TASK_NAME, _DATASET_NAME):
-            if not (folder / file).is_file():
-                raise TranscoderError(f"{folder} holds no {file}: give the folder that Task.save wrote.")
-        try:
-            description = json.loads((folder / _TASK_NAME).read_text(encoding="utf-8"))
-            dataset = Dataset(InMemoryTable(pyarrow.parquet.read_table(folder / _DATASET_NAME)))
-            name = description["name"]
-        except (ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-            raise TranscoderError(
-                f"The task in {folder} cannot be read: save it again ({type(error).__name__})."
-            ) from error
-        return cls(
-            dataset,
-            name,
-            description.get("description", ""),
-            description.get("metric", "logit_difference"),
-            description.get("settings"),
-        )
+
+        def read(opening):
+            for file in (_TASK_NAME, _DATASET_NAME):
+                if not (folder / file).is_file():
+                    raise TranscoderError(
+                        f"{printable(folder)} holds no {file}: give the folder that Task.save wrote."
+                    )
+            return read_task(opening(folder / _TASK_NAME), opening(folder / _DATASET_NAME))
+
+        return cls(**read_settled(folder, read))
 
 
 def _encode(encoder, rows, prompts):
@@ -376,7 +397,7 @@ def _encode(encoder, rows, prompts):
         for key, position in positions[-1].items():
             if not 0 <= position <= last:
                 raise TranscoderError(
-                    f"The position {key} of row {index} is {position}, but its prompt has {last + 1} tokens: was it made "
+                    f"The position {key} of row {index} is {str(position)[:20]}, but its prompt has {last + 1} tokens: was it made "
                     "for another tokenizer?"
                 )
     return ids, positions
@@ -414,7 +435,7 @@ def _answer_ids(encoder, rows):
         for index, (row, entry) in enumerate(zip(rows, entries, strict=True)):
             ids = []
             for answer in entry or []:
-                id_ = known[row.clean.text, answer] if isinstance(answer, str) else int(answer)
+                id_ = known[row.clean.text, answer] if isinstance(answer, str) else _token_id(answer, index)
                 if id_ is None:
                     raise TranscoderError(
                         f"The answer {answer!r} of row {index} is not a single token behind its prompt "
@@ -422,7 +443,7 @@ def _answer_ids(encoder, rows):
                     )
                 if not 0 <= id_ < vocabulary:
                     raise TranscoderError(
-                        f"The answer of row {index} is token {id_}, but the tokenizer has {vocabulary}: the file was made "
+                        f"The answer of row {index} is token {str(id_)[:20]}, but the tokenizer has {vocabulary}: the file was made "
                         "for another tokenizer."
                     )
                 ids.append(id_)
@@ -436,6 +457,20 @@ def _answer_ids(encoder, rows):
         if not set(right) <= set(found["candidates"][index]):
             raise TranscoderError(f"In row {index} a right answer is not among the candidates: add it to them.")
     return found
+
+
+def _token_id(answer, index):
+    """A whole number, from whatever library; 0.5 and `True` are none."""
+    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
+        raise TranscoderError(
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
+        )
+    try:
+        return operator.index(answer)
+    except TypeError as error:
+        raise TranscoderError(
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one."
+        ) from error
 
 
 def _span(text, word, index):

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,49 @@ from .printable import printable
 # Half of a surrogate pair can be written as an escape, but no UTF-8 file can hold it.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a string"}
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite_number(digits):
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
+
+
+def _unique_keys(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} stands twice")
+    return result
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_number)
+_LENIENT = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_BLANK = re.compile(r"[ \t\n\r]*")
+
+
+@contextmanager
+def _explained(source):
+    """Turns every way in which Python's reader fails into one sentence."""
+    try:
+        yield
+    except RecursionError:
+        raise TranscoderError(f"{printable(source)} is nested too deeply to be read.") from None
+    except UnicodeError:
+        raise TranscoderError(f"{printable(source)} is not valid UTF-8 text.") from None
+    except ValueError as error:
+        raise TranscoderError(f"{printable(source)} is not valid JSON: {printable(error)[:200]}.") from None
+
+
+def _refuse_surrogates(text, value):
+    if "\\u" in text and _SURROGATE_ESCAPE.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
 def read_json(path: str | os.PathLike, kind: type = dict, *, allow_nan: bool = False) -> Any:
@@ -54,32 +99,48 @@ def parse_json(text: str | bytes, source: str, kind: type = dict, *, allow_nan: 
         [`TranscoderError`]: the text is not JSON, or holds something else.
     """
 
-    def refuse_constant(name):
-        raise ValueError(f"{name} is not JSON")
-
-    def finite(digits):
-        number = float(digits)
-        if math.isinf(number):
-            raise ValueError(f"the number {digits[:20]} is too large")
-        return number
-
-    constants = {} if allow_nan else {"parse_constant": refuse_constant, "parse_float": finite}
-    try:
+    with _explained(source):
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_unique_keys, **constants)
-        if _SURROGATE_ESCAPE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise TranscoderError(f"{printable(source)} is nested too deeply to be read.") from None
-    except UnicodeError:
-        raise TranscoderError(f"{printable(source)} is not valid UTF-8 text.") from None
-    except ValueError as error:
-        raise TranscoderError(f"{printable(source)} is not valid JSON: {printable(error)[:200]}.") from None
+        value = (_LENIENT if allow_nan else _STRICT).decode(text)
+        _refuse_surrogates(text, value)
     if not isinstance(value, kind):
         raise TranscoderError(
             f"{printable(source)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at its top, not {_name_of(value)}."
         )
     return value
+
+
+def json_items(text: str | bytes, source: str) -> Iterator[Any]:
+    """The items of a JSON list, one after the other, so that a long list is never held as a whole.
+
+    Args:
+        text (`str` or `bytes`): The JSON, in UTF-8 if `bytes`.
+        source (`str`): The file that holds the text, for the message.
+
+    Raises:
+        [`TranscoderError`]: the text is not a list, or not JSON; items before the fault have been given by then.
+    """
+    with _explained(source):
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    start = _BLANK.match(text).end()
+    if text[start : start + 1] != "[":
+        parse_json(text, source, list)
+    start = _BLANK.match(text, start + 1).end()
+    expected = text[start : start + 1] != "]"
+    while expected:
+        with _explained(source):
+            value, end = _STRICT.raw_decode(text, start)
+            _refuse_surrogates(text[start:end], value)
+        yield value
+        start = _BLANK.match(text, end).end()
+        expected = text[start : start + 1] == ","
+        if expected:
+            start = _BLANK.match(text, start + 1).end()
+    with _explained(source):
+        if text[start : start + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, start)
+        if text[start + 1 :].strip():
+            raise json.JSONDecodeError("Extra data", text, start + 1)
 
 
 def to_json(value: Any, indent: int | None = 2, **options) -> str:
@@ -104,12 +165,15 @@ def finite(value: Any) -> Any:
     return value
 
 
-def read_yaml(path: str | os.PathLike, kind: type = dict) -> Any:
+def read_yaml(path: str | os.PathLike, kind: type = dict, scalar: Callable[[str, Any], Any] | None = None) -> Any:
     """Read a YAML file; as [`read_json`], repeated keys are refused.
 
     Args:
         path (`str` or `os.PathLike`): The file, in UTF-8.
         kind (`type`, *optional*, defaults to `dict`): What the file must hold at its top.
+        scalar (`Callable`, *optional*):
+            What to make of a value that YAML takes for no text, such as `010` or `yes`: called with how it is written and
+            what YAML takes it for. By default the latter.
 
     Raises:
         [`TranscoderError`]: the file cannot be read, is not YAML, or holds something else.
@@ -118,7 +182,7 @@ def read_yaml(path: str | os.PathLike, kind: type = dict) -> Any:
 
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
-        value = yaml.load(text, Loader=_unique_key_loader())
+        value = yaml.load(text, Loader=_unique_key_loader(scalar))
     except OSError as error:
         raise TranscoderError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
     except RecursionError:
@@ -127,7 +191,8 @@ def read_yaml(path: str | os.PathLike, kind: type = dict) -> Any:
         raise TranscoderError(f"{printable(path)} is not valid UTF-8 text.") from None
     # PyYAML lets the errors of int(), float() and date() through.
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise TranscoderError(f"{printable(path)} is not valid YAML: {printable(error)[:300]}.") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split()).rstrip(".")
+        raise TranscoderError(f"{printable(path)} is not valid YAML: {printable(reason)[:300]}.") from None
     if not isinstance(value, kind):
         raise TranscoderError(
             f"{printable(path)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at its top, not {_name_of(value)}."
@@ -135,7 +200,7 @@ def read_yaml(path: str | os.PathLike, kind: type = dict) -> Any:
     return value
 
 
-def _unique_key_loader():
+def _unique_key_loader(scalar):
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
@@ -154,16 +219,13 @@ def _unique_key_loader():
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
+        def construct_object(self, node, deep=False):
+            value = super().construct_object(node, deep)
+            if scalar is None or isinstance(value, str | dict | list) or not isinstance(node, yaml.ScalarNode):
+                return value
+            return scalar(node.value, value)
+
     return UniqueKeyLoader
-
-
-def _unique_keys(pairs):
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} stands twice")
-    return result
 
 
 def _name_of(value):

@@ -14,11 +14,13 @@ import transformers
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import rewrite_logs
-from transformers.utils import logging
 
+from ..data.rows import one_dataset
+from ..data.token_texts import visible
 from ..errors import TranscoderError
 from ..evaluation import density_histogram, explain_features
 from ..reports import render_report
+from ..text import logging
 from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker
 from .names import ALIASED, aliases
@@ -186,7 +188,8 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     def _explain(self, dictionary, args):
         trainer = self._trainer
-        if not self.feature_tokens or trainer.eval_dataset is None or trainer.tokenizer is None:
+        held_out = one_dataset(trainer.eval_dataset)
+        if not self.feature_tokens or held_out is None or trainer.tokenizer is None:
             return []
         if trainer.args.fsdp:
             return []
@@ -194,7 +197,7 @@ class TranscoderTrackingCallback(TrainerCallback):
             found = explain_features(
                 trainer.base_model,
                 dictionary,
-                trainer.eval_dataset,
+                held_out,
                 trainer.tokenizer,
                 num_features=self.num_features,
                 num_contexts=3,
@@ -287,8 +290,8 @@ def feature_row(feature) -> dict[str, Any]:
         "density": _rounded(feature.density),
         "max_activation": _rounded(feature.max_activation),
         "mean_activation": _rounded(feature.mean_activation),
-        "raises": ", ".join(token.strip() for token, _ in feature.top_tokens[:5]),
-        "lowers": ", ".join(token.strip() for token, _ in feature.bottom_tokens[:5]),
+        "raises": ", ".join(visible(token) for token, _ in feature.top_tokens[:5]),
+        "lowers": ", ".join(visible(token) for token, _ in feature.bottom_tokens[:5]),
     }
     for number in range(3):
         row[f"context_{number + 1}"] = _context(feature.contexts[number]) if number < len(feature.contexts) else None

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
+from ..errors import TranscoderError
 from ..files import atomic_file, write_text
+from ..text import logging
+from ..text.strict_json import parse_json, read_json
 from .process import this_process
 from .tracker import Alert, Tracker
 
@@ -69,11 +70,8 @@ class LocalTracker(Tracker):
         else:
             started = self._read_facts().get("started", now)
             for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(f"{TABLES}/*.jsonl")):
-                # The closing log comes after the last checkpoint: a run that continues from there writes it again.
-                kept = [
-                    line for line in read_lines(path) if line["step"] <= resume_step and CLOSING_METRIC not in line
-                ]
-                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+                with self._writing():
+                    _drop_later(path, resume_step)
         self._facts = {
             "format_version": 1,
             **facts,
@@ -135,21 +133,45 @@ class LocalTracker(Tracker):
             yield
         except OSError as error:
             if not self._failing:
+                reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
                 logger.warning(
-                    f"The records of the run cannot be written into {self.folder} ({error.strerror or error}): the run goes "
-                    "on without them until there is room."
+                    f"The records of the run cannot be written into {self.folder} ({reason}): the run goes on without them "
+                    "until there is room."
                 )
             self._failing = True
         else:
             self._failing = False
 
     def _read_facts(self) -> dict[str, Any]:
-        path = self.folder / RUN_FILE
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return read_json(self.folder / RUN_FILE, allow_nan=True)
+        except TranscoderError:
+            return {}  # It is written anew.
 
     def _write_facts(self) -> None:
         with self._writing():
             write_text(self.folder / RUN_FILE, json.dumps(self._facts, indent=2, default=str) + "\n")
+
+
+def _drop_later(path: Path, step: int) -> None:
+    """Removes the lines of a record that a run which goes on at `step` writes again, and those that cannot be read."""
+
+    def stays(line):
+        entry = _parse(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
+        # The closing log comes after the last checkpoint: a run that continues from there writes it again.
+        return entry is not None and entry["step"] <= step and CLOSING_METRIC not in entry
+
+    lines = path.read_bytes().splitlines(keepends=True)
+    dropped = [number for number, line in enumerate(lines) if not stays(line)]
+    if not dropped:
+        return
+    try:
+        with atomic_file(path) as partial:
+            partial.write_bytes(b"".join(line for line in lines if stays(line)))
+    except OSError:
+        # There is no room for a copy. What comes before the first of them stays, so that no step is recorded twice.
+        os.truncate(path, sum(map(len, lines[: dropped[0]])))
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -159,20 +181,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def parse_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of a record, and how many whole ones could not be read."""
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return [], 0
     # What follows the last line break was cut off by the death of its process.
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if line]
+    lines = [line for line in text.split("\n")[:-1] if line]
     parsed = [entry for entry in map(_parse, lines) if entry is not None]
     return parsed, len(lines) - len(parsed)
 
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = parse_json(line, "a record")
+    except TranscoderError:
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    return entry if isinstance(entry.get("step"), int) else None
 
 
 def file_name(name: str) -> str:

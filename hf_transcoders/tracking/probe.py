@@ -13,14 +13,16 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import logging
 
+from ..data.rows import refuse_splits
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
-from ..evaluation.evaluator import in_eval_mode
+from ..lm.devices import input_device, module_device
+from ..lm.modes import in_eval_mode
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..reports.drift import drift_page
+from ..text import logging
 from .callback import changed_arguments, model_name, versions
 from .local import FOLDER
 from .run import Run
@@ -60,8 +62,8 @@ class TranscoderProbeCallback(TrainerCallback):
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries of the model as it is before fine-tuning. They are moved to its device.
         probe_dataset (`datasets.Dataset`, `Iterable[Mapping]` or `list[str]`):
-            The fixed text: rows with `input_ids` of one length, or with `text`, or texts, which are packed. A few dozen
-            rows, of a kind that the model should still be good at.
+            The fixed text: rows with `input_ids` (and `attention_mask`, where they are padded) or with `text`, or texts, which
+            are packed. A few dozen rows, of a kind that the model should still be good at.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Packs texts and writes the labels of features. By default the Trainer's `processing_class`.
         task_metrics (`Callable[[torch.nn.Module], Mapping[str, float]]`, *optional*):
@@ -122,7 +124,7 @@ class TranscoderProbeCallback(TrainerCallback):
                 rows = _token_rows(self.probe_dataset, tokenizer, self.sequence_length)
                 self.probe = DriftProbe(self.transcoders, rows, tokenizer=tokenizer, **self.kwargs)
             for dictionary in self.probe.dictionaries.values():
-                dictionary.to(base.device)
+                dictionary.to(input_device(base))
             # In every process, so that a wrong pairing ends all of them.
             self.probe.check(model)
             self._trackers = trackers_for(args, state)
@@ -234,6 +236,7 @@ def _token_rows(dataset, tokenizer, sequence_length):
         from datasets import Dataset
 
         dataset = Dataset.from_dict({"text": dataset})
+    refuse_splits(dataset)
     columns = getattr(dataset, "column_names", None)
     if columns is None or "input_ids" in columns:
         return dataset
@@ -261,7 +264,7 @@ def _is_sharded(model) -> bool:
 def _left_alone(model) -> Iterator[None]:
     """Random numbers go on afterwards as if nothing had been drawn."""
     python, numpy = random.getstate(), np.random.get_state()
-    device = next(model.parameters()).device
+    device = module_device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield

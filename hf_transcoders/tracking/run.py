@@ -1,6 +1,6 @@
 """Reading back what runs have recorded."""
 
-import json
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import TranscoderError
 from ..evaluation.evaluation_report import EvaluationReport
 from ..reports import MeasuredDictionary
+from ..text.strict_json import parse_json, read_json
 from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, parse_lines, plain, read_lines
 from .process import is_gone
 
@@ -19,6 +20,12 @@ from .process import is_gone
 SILENT_AFTER = timedelta(hours=1)
 
 EVALUATION_FILE = "evaluation.json"
+
+# Of the facts that are read again: what they must be.
+_KINDS = {
+    "arguments": dict, "base_model": str, "dictionaries": dict, "ended": str, "evaluation_protocol": dict, "process": dict,
+    "resumed": dict, "started": str, "versions": dict,
+}  # fmt: skip
 
 
 @dataclass
@@ -50,19 +57,27 @@ class Run:
         folder = Path(output_dir)
         records = folder / FOLDER
         try:
-            facts = json.loads((records / RUN_FILE).read_text())
+            content = (records / RUN_FILE).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise TranscoderError(
                 f"{folder} holds no run ({FOLDER}/{RUN_FILE} is not there): give the output folder of a run, or a folder "
                 "above several."
             ) from error
-        except ValueError as error:
+        except OSError as error:
+            raise TranscoderError(
+                f"{records / RUN_FILE} cannot be read ({error.strerror or error}): fix this, or copy the run again."
+            ) from error
+        try:
+            facts = parse_json(content, str(records / RUN_FILE), allow_nan=True)
+        except TranscoderError as error:
             raise TranscoderError(f"{records / RUN_FILE} is damaged: remove it, or copy it again.") from error
-        if not isinstance(facts, dict):
-            raise TranscoderError(f"{records / RUN_FILE} is damaged: remove it, or copy it again.")
-        read, problems = {}, []
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(facts.get(name), kind | None)]
+        facts = {name: value for name, value in facts.items() if name not in wrong}
+        read, problems = {}, [f"{name} in {RUN_FILE} is damaged" for name in wrong]
         for name in (SCALARS, HISTOGRAMS, ALERTS):
-            read[name], damaged = parse_lines(records / name)
+            lines, damaged = parse_lines(records / name)
+            read[name] = [line for line in lines if name != SCALARS or _has_numbers(line)]
+            damaged += len(lines) - len(read[name])
             if damaged:
                 problems.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} in {name}")
         return cls(
@@ -162,7 +177,13 @@ class Run:
             protocol = {"base_model": self.facts.get("base_model"), "dataset": "training batches"}
             found.setdefault(name, MeasuredDictionary(self.name, name, metrics, "training", step, protocol))
         for name, measured in found.items():
-            measured.config = self.config_of(name, report)
+            config = self.config_of(name, report)
+            # Sites are taken apart; whatever else is shown as it is.
+            measured.config = {
+                key: value
+                for key, value in config.items()
+                if not key.endswith("_site") or isinstance(value, str | None)
+            }
         return list(found.values())
 
     def config_of(self, dictionary: str, report: EvaluationReport | None = None) -> dict[str, Any]:
@@ -173,10 +194,8 @@ class Run:
         if report is not None and dictionary in report.dictionaries:
             return report.dictionaries[dictionary]["config"]
         for folder in (self.folder / dictionary, self.folder) if self.folder else ():
-            try:
-                return json.loads((folder / "config.json").read_text())
-            except (OSError, ValueError):
-                continue
+            with contextlib.suppress(TranscoderError):
+                return read_json(folder / "config.json", allow_nan=True)
         return {}
 
     def _newest(self, stage: str) -> dict[str, tuple[int, dict[str, float]]]:
@@ -202,7 +221,7 @@ class Run:
                 if all({"metrics", "config"} <= entry.keys() for entry in report.dictionaries.values())
                 else None
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             if (problem := f"{EVALUATION_FILE} is damaged") not in self.problems:
                 self.problems.append(problem)
             return None
@@ -237,6 +256,11 @@ def find_runs(root: str | os.PathLike) -> Iterator[Run]:
             yield Run.load(folder)
         except (TranscoderError, OSError) as error:
             yield Run(folder.resolve().name, {"status": "damaged"}, folder=folder, problems=[str(error)])
+
+
+def _has_numbers(line: Mapping[str, Any]) -> bool:
+    values = [value for name, value in line.items() if name != "time" and value is not None]
+    return all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63) for value in values)
 
 
 def _time(value) -> datetime | None:

@@ -1,5 +1,6 @@
 """What a training run can be told, on top of `TrainingArguments`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,9 +147,16 @@ class TranscoderTrainingArguments(TrainingArguments):
             "initialization_tokens",
             "eval_tokens",
             "eval_loss_tokens",
+            "gradient_accumulation_steps",
+            "dead_after_tokens",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise TranscoderError(f"`{name}` is {getattr(self, name)}; give a number of at least 1.")
+        for name in ("outlier_factor", "activation_cache_gb", "weight_decay", "max_grad_norm", "num_train_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TranscoderError(f"`{name}` is {getattr(self, name)}; give a number of at least 0.")
+        if not 0 <= self.seed < 2**32:
+            raise TranscoderError(f"`seed` is {self.seed}; give a number from 0 to {2**32 - 1}.")
         if self.data_shards is None:
             self.data_shards = self.world_size
         if self.data_shards < 1 or self.data_shards % self.world_size:

@@ -1,17 +1,18 @@
 """Checkpoint folders: written whole, found only while usable, and removed in one move."""
 
-import json
+import hashlib
 import os
 import shutil
-import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from transformers.utils import logging
-
 from ..errors import TranscoderError
+from ..files import inner_path, remove_leftovers
+from ..text import logging
+from ..text.printable import printable
+from ..text.strict_json import read_json, to_json
 
 
 try:
@@ -21,7 +22,14 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 
+# Raised when a checkpoint written by this version can no longer be continued by an older one.
+FORMAT_VERSION = 2
 MANIFEST = "checkpoint.json"
+TRAINER_STATE, FACTS = "trainer_state.json", "fingerprint.json"
+OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.safetensors"
+# Without these a run cannot go on exactly.
+RESUMED_FILES = (FACTS, OPTIMIZER, SCHEDULER)
+_PICKLES = (".bin", ".pickle", ".pkl", ".pt", ".pth")
 PARTIAL = ".partial"
 # A folder that is on its way out keeps its name between these two, so that no second directory has to be made for it:
 # on a full disk that would fail.
@@ -66,37 +74,46 @@ def why_unusable(checkpoint: str | os.PathLike) -> str | None:
     """
     Why a run cannot be continued from a folder, in a few words; `None` if it can.
 
-    Every file that was there when the checkpoint was written must be there in its full size, and be what its name says:
-    JSON, safetensors whose header fits the file, or a torch archive with its table of contents. Nothing is unpickled.
+    Every file that was there when the checkpoint was written must be there with the same bytes, by its SHA-256. Files that
+    the manifest does not name are never read, and nothing is unpickled.
 
     Args:
         checkpoint (`str` or `os.PathLike`): The folder.
     """
     folder = Path(checkpoint)
     try:
-        files = dict(json.loads((folder / MANIFEST).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(folder / MANIFEST)
+        files, digests = manifest["files"], manifest["sha256"]
+        if not files.keys() == digests.keys():
+            return f"{MANIFEST} does not give every file's SHA-256"
+        paths = {inner_path(name, MANIFEST): folder / name for name in files}
+    except TranscoderError:
         return f"it has no readable {MANIFEST}, which is written last"
-    if "trainer_state.json" not in files:
-        return "it has no trainer_state.json"
-    if "scheduler.pt" not in files:
-        return "it holds the weights only, as `save_only_model` asks for"
-    for name, size in files.items():
-        path = folder / name
+    except (KeyError, AttributeError):
+        if manifest.get("format_version") == 1:
+            return (
+                "it was written by an early version of hf_transcoders, with a pickled optimizer and without checksums"
+            )
+        return f"{MANIFEST} is damaged"
+    if manifest.get("format_version") != FORMAT_VERSION:
+        return f"it has format {printable(manifest.get('format_version'))}, and this version reads {FORMAT_VERSION}"
+    if TRAINER_STATE not in files:
+        return f"it has no {TRAINER_STATE}"
+    if missing := [name for name in RESUMED_FILES if name not in files]:
+        return f"it holds the weights only, without {missing[0]}, as `save_only_model` asks for"
+    for name, path in paths.items():
+        if path.suffix in _PICKLES:
+            return f"{printable(name)} is a pickle, which is never loaded"
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix in (".pt", ".pth"):
-                zipfile.ZipFile(path).close()
-        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-            return f"{name} is damaged: {error}"
+            return f"{printable(name)} is missing"
+        if path.stat().st_size != files[name]:
+            return f"{printable(name)} has {path.stat().st_size} bytes instead of {printable(files[name])}"
+    try:
+        found = _sha256(paths)
+    except OSError as error:
+        return f"a file cannot be read: {error.strerror or error}"
+    if damaged := [name for name in files if found[name] != digests[name]]:
+        return f"{printable(damaged[0])} is damaged: its SHA-256 is not that of {MANIFEST}"
     return None
 
 
@@ -109,11 +126,15 @@ def commit(partial: Path, final: Path) -> None:
         partial (`Path`): The folder, on the same file system.
         final (`Path`): Its name from now on.
     """
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-    (partial / MANIFEST).write_text(json.dumps({"format_version": 1, "files": sizes}, indent=2) + "\n")
+    paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "files": {name: path.stat().st_size for name, path in paths.items()},
+        "sha256": _sha256(paths),
+    }
+    (partial / MANIFEST).write_text(to_json(manifest) + "\n")
     # A name must not reach the disk before the bytes: after a power failure the files would be empty.
-    for path in (*files, partial / MANIFEST, partial):
+    for path in (*paths.values(), partial / MANIFEST, partial):
         _flush(path)
     replaced = final.with_name(_REPLACED.format(final.name))
     if final.exists():
@@ -169,12 +190,21 @@ def recover(output_dir: str | os.PathLike) -> None:
     leftovers = [output_dir / PARTIAL]
     for pattern in (_REPLACED, _REMOVED):
         leftovers += output_dir.glob(pattern.format("checkpoint-*"))
-    # A final `save_model` makes its files beside the folder, see `atomic_directory`.
-    leftovers += output_dir.absolute().parent.glob(f".{output_dir.absolute().name}.*.partial")
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-    for path in output_dir.glob(".*.partial"):
-        path.unlink(missing_ok=True)
+    # A final `save_model` into a new folder makes its files beside it, see `atomic_directory`.
+    remove_leftovers(output_dir.absolute().parent, output_dir.absolute().name)
+    remove_leftovers(output_dir)
+
+
+def make_run_folder(output_dir: str | os.PathLike) -> None:
+    """Makes the folder of a run where it is missing; raises [`TranscoderError`] where it cannot be made."""
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+    except OSError as error:
+        raise TranscoderError(
+            f"{output_dir} cannot be made ({error.strerror or error}): give another `output_dir`."
+        ) from error
 
 
 @contextmanager
@@ -189,7 +219,7 @@ def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    os.makedirs(output_dir, exist_ok=True)
+    make_run_folder(output_dir)
     folder = os.open(output_dir, os.O_RDONLY)
     try:
         try:
@@ -216,6 +246,17 @@ def _numbered(output_dir) -> list[tuple[int, Path]]:
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
     steps = [path.name.removeprefix("checkpoint-") for path in folders]
     return [(int(step), path) for step, path in zip(steps, folders, strict=True) if step.isdecimal()]
+
+
+def _sha256(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Name -> digest of a file. Hashing leaves Python's lock, so that large files share the processors."""
+
+    def digest(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(digest, paths.values()), strict=True))
 
 
 def _flush(path: Path) -> None:

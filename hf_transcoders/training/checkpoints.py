@@ -1,38 +1,56 @@
 """Checkpoints from which a run continues bit for bit, whatever has ended it."""
 
+import errno
 import itertools
-import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import logging
 
+from ..data.activations import checked_state
 from ..errors import TranscoderError
 from ..models import TranscoderModel, TranscoderSet
-from .checkpoint_files import PARTIAL, commit, find_checkpoint, last_checkpoint, recover, rotate, why_unusable
+from ..text import logging
+from ..text.strict_json import read_json, to_json
+from .checkpoint_files import (
+    FACTS,
+    PARTIAL,
+    TRAINER_STATE,
+    commit,
+    find_checkpoint,
+    last_checkpoint,
+    recover,
+    rotate,
+    why_unusable,
+)
 from .monitor import share_out
-from .sharding import is_sharded, load_state_, share_out_optimizer_state, whole
+from .run_facts import changes, run_facts
+from .sharding import load_state_
+from .trainer_states import TrainerStates
 
 
 logger = logging.get_logger(__name__)
 
 _MONITOR_STATE = "monitors_{rank}.safetensors"
 _STREAM_STATE = "activation_stream_{shard}.json"
+_NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
-class ExactCheckpoints:
+class ExactCheckpoints(TrainerStates):
     """What [`TranscoderTrainer`] does otherwise than the Trainer when it writes and reads checkpoints."""
 
     _saving_checkpoint = False
     _saved_step: int | None = None
+    # What the run is made with, taken when it starts.
+    _facts: dict[str, Any]
 
     # ------------------------------------------------------------------------------------------------ finding
 
@@ -60,7 +78,12 @@ class ExactCheckpoints:
 
     def _find_checkpoint(self, wanted) -> str | None:
         output_dir = self.args.output_dir
-        recover(output_dir)
+        try:
+            recover(output_dir)
+        except OSError as error:
+            raise TranscoderError(
+                f"{output_dir} cannot be written to ({_reason(error)}): fix this, or give another `output_dir`."
+            ) from error
         if wanted is True:
             found = find_checkpoint(output_dir)
             if found is not None:
@@ -71,9 +94,9 @@ class ExactCheckpoints:
                 "starts from the beginning."
             )
         elif wanted:
-            if not os.path.isfile(os.path.join(wanted, TRAINER_STATE_NAME)):
+            if not os.path.isfile(os.path.join(wanted, TRAINER_STATE)):
                 raise TranscoderError(
-                    f"{wanted} is no checkpoint (it has no {TRAINER_STATE_NAME}): give a `checkpoint-…` folder of an "
+                    f"{wanted} is no checkpoint (it has no {TRAINER_STATE}): give a `checkpoint-…` folder of an "
                     "earlier run."
                 )
             if reason := why_unusable(wanted):
@@ -85,6 +108,43 @@ class ExactCheckpoints:
                 "continue: remove them, or give another `output_dir`."
             )
         return None
+
+    def _note_facts(self, checkpoint: str | None) -> None:
+        """Takes down what the run is made with, and refuses to continue a checkpoint that was made with something else."""
+        self._facts = run_facts(self)
+        if checkpoint is None:
+            return
+        refusal = None
+        try:
+            self._check_same_run(checkpoint)
+        except TranscoderError as error:
+            refusal = str(error)
+        # The data and the base model of one process may differ where those of another do not.
+        refusals = [text for text in gather_object([refusal]) if text is not None]
+        if refusals:
+            raise TranscoderError(refusals[0])
+
+    def _check_same_run(self, checkpoint: str) -> None:
+        saved = read_json(Path(checkpoint, FACTS))
+        found = changes(saved, self._facts)
+        stream = self.get_train_dataloader()
+        states, shards = self._read_stream_states(checkpoint)
+        if set(stream.shards) - set(states):
+            found.append(f"it has {shards} data shards and this run has {self.args.data_shards}")
+        else:
+            for shard, state in states.items():
+                found += [text for text in stream.shards[shard].mismatches(state) if text not in found]
+        if found:
+            raise TranscoderError(
+                f"{checkpoint} was made with {'; '.join(found)}: resume with the same model, data, sizes and settings, or "
+                "start anew in another `output_dir`."
+            )
+        if saved.get("max_steps") != self.args.max_steps:
+            logger.warning(
+                f"{checkpoint} is of a run of {saved.get('max_steps')} steps and this run has {self.args.max_steps}: from "
+                "here on the learning rate and all that follows the length of the run follow the new one, so the run ends "
+                "in other numbers than one that had it from the start."
+            )
 
     # ------------------------------------------------------------------------------------------------ writing
 
@@ -116,9 +176,11 @@ class ExactCheckpoints:
             self._saved_step = step
         # torch and safetensors report a failed write as errors of their own.
         except (OSError, RuntimeError, SafetensorError) as error:
+            reason = _reason(error)
+            advice = "make room" if reason in _NO_ROOM else "fix this"
             raise TranscoderError(
-                f"The checkpoint of step {step} could not be written into {output_dir} ({_reason(error)}): make room, "
-                f"then {_resume_from(output_dir)}."
+                f"The checkpoint of step {step} could not be written into {output_dir} ({reason}): {advice}, then "
+                f"{_resume_from(output_dir)}."
             ) from error
         finally:
             self._saving_checkpoint = False
@@ -126,10 +188,14 @@ class ExactCheckpoints:
                 shutil.rmtree(partial.parent, ignore_errors=True)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
+        self._rotate(final)
+        self.accelerator.wait_for_everyone()
+
+    def _rotate(self, last: Path) -> None:
+        """Removes the oldest checkpoints beyond the limit, but neither the last one nor the best."""
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate(output_dir, self.args.save_total_limit, keep={final} | ({Path(best)} if best else set()))
-        self.accelerator.wait_for_everyone()
+            rotate(last.parent, self.args.save_total_limit, keep={last} | ({Path(best)} if best else set()))
 
     def _write_checkpoint(self, model, trial, partial: Path, final: Path) -> None:
         rank = self.args.process_index
@@ -139,9 +205,10 @@ class ExactCheckpoints:
             for key, value in monitor.state_dict().items()
         }
         save_file(monitors, partial / _MONITOR_STATE.format(rank=rank))
-        for shard, stream in self._stream_state.items():
-            state = {**stream, "tokens_per_step": self.args.tokens_per_step}
-            (partial / _STREAM_STATE.format(shard=shard)).write_text(json.dumps(state))
+        for shard, state in self._stream_state.items():
+            (partial / _STREAM_STATE.format(shard=shard)).write_text(to_json(state))
+        if self.args.should_save:
+            (partial / FACTS).write_text(to_json(self._facts))
         self._saving_checkpoint = True
         super()._save_checkpoint(model, trial)
         self._saving_checkpoint = False
@@ -149,7 +216,7 @@ class ExactCheckpoints:
             # The Trainer has looked for the best checkpoint in the folder where this one is being made.
             best = final.with_name(f"checkpoint-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best) if best == final or best.exists() else None
-            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            self.state.save_to_json(str(partial / TRAINER_STATE))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Once the checkpoint has its name.
@@ -251,51 +318,33 @@ class ExactCheckpoints:
         rank, world_size = self.args.process_index, self.args.world_size
         count = len(list(Path(checkpoint).glob(_MONITOR_STATE.format(rank="*"))))
         wanted = [rank] if count == world_size else range(count)
-        files = [load_file(os.path.join(checkpoint, _MONITOR_STATE.format(rank=number))) for number in wanted]
+        try:
+            files = [load_file(os.path.join(checkpoint, _MONITOR_STATE.format(rank=number))) for number in wanted]
+        except (OSError, SafetensorError) as error:
+            raise TranscoderError(
+                f"The running metrics in {checkpoint} cannot be read ({_reason(error)}): take another checkpoint."
+            ) from error
         for name, monitor in self.monitors.items():
             prefix = f"{name}/"
             states = [{k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)} for file in files]
+            if not states or not all(map(monitor.accepts, states)):
+                raise TranscoderError(
+                    f"The running metrics of '{name}' in {checkpoint} are damaged: take another checkpoint."
+                )
             monitor.load_state_dict(states[0] if count == world_size else share_out(states, rank, world_size))
 
+    def _read_stream_states(self, checkpoint: str) -> tuple[dict[int, dict[str, Any]], int]:
+        """Where the shards of this process stood, as far as the checkpoint has them, and how many it has."""
+        files = {
+            shard: file
+            for shard in self.get_train_dataloader().shards
+            if (file := Path(checkpoint, _STREAM_STATE.format(shard=shard))).exists()
+        }
+        states = {shard: checked_state(read_json(file)) for shard, file in files.items()}
+        return states, len(list(Path(checkpoint).glob(_STREAM_STATE.format(shard="*"))))
+
     def _load_stream(self, checkpoint: str) -> None:
-        stream = self.get_train_dataloader()
-        states = {}
-        for shard in stream.shards:
-            file = Path(checkpoint, _STREAM_STATE.format(shard=shard))
-            if not file.exists():
-                saved = len(list(file.parent.glob(_STREAM_STATE.format(shard="*"))))
-                raise TranscoderError(
-                    f"The checkpoint has {saved} data shards and this run has {self.args.data_shards}: resume with "
-                    f"`data_shards={saved}`, on a number of processes that divides it."
-                )
-            states[shard] = json.loads(file.read_text())
-            if (tokens := states[shard].pop("tokens_per_step")) != self.args.tokens_per_step:
-                raise TranscoderError(
-                    f"The checkpoint was made with {tokens} tokens per step and this run has {self.args.tokens_per_step}: "
-                    "choose batch size, accumulation and processes so that their product is the same, or start anew."
-                )
-        stream.load_state_dict(states)
-
-    # ------------------------------------------------------------------------------------------------ sharded optimizers
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_sharded(self.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        # As one file that any number of processes can resume from; every process takes part in gathering it.
-        state = self.optimizer.state_dict()
-        state = {**state, "state": whole(state["state"], "cpu" if self.args.should_save else "meta")}
-        if self.args.should_save:
-            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
-            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        if not is_sharded(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        hook = self.optimizer.optimizer.register_load_state_dict_pre_hook(share_out_optimizer_state)
-        super()._load_optimizer_and_scheduler(checkpoint)
-        hook.remove()
+        self.get_train_dataloader().load_state_dict(self._read_stream_states(checkpoint)[0])
 
 
 def _resume_from(output_dir: str | os.PathLike) -> str:
@@ -309,5 +358,8 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        # As safetensors has it.
+        if number := re.search(r"\(os error (\d+)\)", str(cause)):
+            return os.strerror(int(number[1]))
         cause = cause.__cause__ or cause.__context__
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import TranscoderError
 from ..lm import site_width
+from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel
 from ..models.transcoder_set import dictionary_name
 
@@ -50,6 +51,7 @@ def mlp_sites(layer: int, kind: str) -> tuple[str, str]:
     return (write if kind == "sae" else f"layers.{layer}.mlp.in"), write
 
 
+@takes_model
 def dictionary_config(base_model, read: str, write: str, **kwargs) -> TranscoderConfig:
     """As [`TranscoderConfig.for_model`], with the widths that the base model has at these sites."""
     widths = {"d_in": site_width(base_model, read), "d_out": site_width(base_model, write)}
@@ -57,6 +59,7 @@ def dictionary_config(base_model, read: str, write: str, **kwargs) -> Transcoder
     return TranscoderConfig.for_model(base_model, read, write, **{**known, **kwargs})
 
 
+@takes_model
 def expand_grid(base_model, sites: Iterable[tuple[str, str]], **options) -> Grid:
     """
     Every combination of sites and options, under a readable name such as `layers.8.mlp.transcoder.topk32.n4608`.

@@ -155,6 +155,24 @@ class DictionaryMonitor:
         state |= {f"features.{name}": value for name, value in self.features.sums.items()}
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
+    def accepts(self, state: dict[str, torch.Tensor]) -> bool:
+        """Whether a saved state has the names, shapes and kinds of numbers of this monitor's own."""
+        own = self.state_dict()
+        if not own.keys() <= state.keys():
+            return False
+        for name, value in state.items():
+            if name.startswith("losses."):
+                # Of each loss term that was seen: a sum.
+                fits = value.dim() == 0 and value.is_floating_point()
+            elif name == "dead_features":
+                fits = value.dim() == 1 and value.dtype == torch.long
+            else:
+                fits = name in own and value.shape == own[name].shape and _kind(value) == _kind(own[name])
+            if not fits:
+                return False
+        dead = state["dead_features"]
+        return not dead.numel() or 0 <= int(dead.min()) <= int(dead.max()) < self.tokens_since_fired.numel()
+
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         device = self.tokens_since_fired.device
         state = {name: value.to(device) for name, value in state.items()}
@@ -167,6 +185,11 @@ class DictionaryMonitor:
                 self.losses[name] = value
             else:
                 getattr(self, part).sums[name] = value
+
+
+def _kind(value: torch.Tensor) -> type:
+    """What stands in a tensor. Not its exact type: sums are float32 where a device has no float64."""
+    return bool if value.dtype == torch.bool else float if value.is_floating_point() else int
 
 
 def share_out(states: list[dict[str, torch.Tensor]], rank: int, world_size: int) -> dict[str, torch.Tensor]:

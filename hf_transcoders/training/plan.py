@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..errors import TranscoderError
-from ..lm import Site, num_layers
+from ..lm import Site
+from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel
 from .arguments import TranscoderTrainingArguments
 
@@ -90,6 +91,7 @@ class RunPlan:
         }
 
 
+@takes_model
 def plan_run(
     base_model,
     configs: Mapping[str, TranscoderConfig] | Iterable[TranscoderConfig],
@@ -194,7 +196,7 @@ def plan_run(
     last = (
         max((Site.parse(site).layer or 0) + 1 for site in widths)
         if all(Site.parse(site).layer is not None for site in widths)
-        else num_layers(base_model)
+        else text.num_hidden_layers
     )
     flops = {
         "language model": _forward_flops(base_model, last, args.sequence_length),
@@ -285,7 +287,7 @@ def _forward_flops(base_model, layers: int, length: int) -> float:
         for p in module.parameters()
     }
     blocks = sum(p.numel() for p in base_model.parameters() if id(p) not in embeddings)
-    share = layers / num_layers(base_model)
+    share = layers / text.num_hidden_layers
     return 2 * blocks * share + 4 * layers * length * text.hidden_size
 
 

@@ -4,6 +4,8 @@ import sys
 
 from transformers import PrinterCallback, ProgressCallback
 
+from ..text.printable import printable
+
 
 # Dictionaries that a line has room for; of more it says from where to where they reach.
 _MOST = 4
@@ -57,7 +59,7 @@ def format_log(logs: dict[str, float]) -> str:
         ]
         return "  ".join([*parts, f"{len(names)} dictionaries: {', '.join(ranges)}"])
     for name in names:
-        text = f"{name.removeprefix('eval_')}: FVU {logs[f'{name}/fvu']:.3f}, L0 {logs[f'{name}/l0']:.1f}"
+        text = f"{printable(name.removeprefix('eval_'))}: FVU {logs[f'{name}/fvu']:.3f}, L0 {logs[f'{name}/l0']:.1f}"
         if (dead := logs.get(f"{name}/dead_fraction")) is not None:
             text += f", dead {dead:.1%}"
         if (recovered := logs.get(f"{name}/ce_recovered_mean")) is not None:

@@ -1,6 +1,8 @@
 """The part of the trainer that pushes: at the end, and with every checkpoint where `hub_strategy` says so."""
 
 import functools
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -9,13 +11,20 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress, logging
+from transformers.utils import PushInProgress
 
+from ..files import write_text
 from ..hub.cards import make_card, own_card
 from ..hub.hub_errors import hub_errors
+from ..hub.public import hidden_names, public_values
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
 from ..hub.upload import make_repo, push_folder
+from ..models.saved_files import CONFIG_NAME
+from ..models.transcoder_set import INDEX_NAME
+from ..text import logging
+from ..text.strict_json import read_json
 from ..tracking import Run, recorded_run
+from .checkpoint_files import MANIFEST
 
 
 logger = logging.get_logger(__name__)
@@ -154,6 +163,7 @@ class Publishing:
             for path in checkpoint.rglob("*"):
                 if path.is_file():
                     link_or_copy(path, staged / "checkpoint" / path.relative_to(checkpoint))
+            _hide_paths(staged / "checkpoint")
             mirrored[target] = staged / "checkpoint"
         target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
         job = self._push_job(staged, mirrored=mirrored, commit_message=f"Training in progress, step {step}", **target)
@@ -169,3 +179,21 @@ class Publishing:
             self.push_in_progress.jobs.append(future)
         else:
             self.push_in_progress = PushInProgress([future])
+
+
+def _hide_paths(checkpoint: Path) -> None:
+    """Cuts the paths of this machine in a copy of a checkpoint, which can still be resumed from."""
+    described = (CONFIG_NAME, INDEX_NAME, "trainer_state.json", "training_args.json")
+    found = {path: read_json(path, allow_nan=True) for path in checkpoint.rglob("*.json") if path.name in described}
+    names = hidden_names(values.get("base_model_name_or_path") for values in found.values())
+    manifest = read_json(checkpoint / MANIFEST)
+    for path, values in found.items():
+        before, after = (json.dumps(each, indent=2) + "\n" for each in (values, public_values(values, names)))
+        if before != after:
+            # The file under its other name stays: this one takes its place in the copy.
+            write_text(path, after)
+            name = path.relative_to(checkpoint).as_posix()
+            manifest["files"][name] = len(after.encode())
+            if "sha256" in manifest:
+                manifest["sha256"][name] = hashlib.sha256(after.encode()).hexdigest()
+    write_text(checkpoint / MANIFEST, json.dumps(manifest, indent=2) + "\n")

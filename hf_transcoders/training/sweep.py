@@ -13,16 +13,21 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.row_facts import dataset_digest
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
 from ..files import write_text
+from ..lm.fingerprint import model_facts
+from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ..models.transcoder_set import write_index
 from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
+from ..text.strict_json import read_json
 from ..tracking import TranscoderTrackingCallback
 from .arguments import TranscoderTrainingArguments
 from .grid import in_groups
 from .trainer import TranscoderTrainer
+from .trainer_states import read_trainer_state
 
 
 PLAN_FILE = "sweep.json"
@@ -51,6 +56,7 @@ class SweepResult:
     files: list[Path]
 
 
+@takes_model
 def run_sweep(
     configs: Mapping[str, TranscoderConfig],
     base_model,
@@ -100,7 +106,7 @@ def run_sweep(
     output = Path(args.output_dir)
     groups = in_groups(list(configs), group_size)
     if args.process_index == 0:
-        _keep_plan(output, configs, groups, args, train_dataset, resume)
+        _keep_plan(output, configs, groups, args, base_model, train_dataset, eval_dataset, resume)
     own_cache = output / "activations" if len(groups) > 1 and args.activation_cache_dir is None else None
     sites = list(dict.fromkeys(s for c in configs.values() for s in (c.input_site, c.output_site)))
     folders = [output / f"group-{number}" if len(groups) > 1 else output for number in range(1, len(groups) + 1)]
@@ -182,17 +188,20 @@ def _train(trainer: TranscoderTrainer, resume: bool) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _keep_plan(output: Path, configs, groups, args, train_dataset, resume: bool) -> None:
+def _keep_plan(output: Path, configs, groups, args, base_model, train_dataset, eval_dataset, resume: bool) -> None:
     """Writes down what the sweep is; with `resume` makes sure that it is the same."""
-    plan = {
+    plan = _plain({
         "format_version": 1,
         "groups": groups,
         "dictionaries": {name: _plain(config.to_diff_dict()) for name, config in configs.items()},
         "rows": len(train_dataset) if hasattr(train_dataset, "__len__") else None,
+        "base_model": model_facts(base_model),
+        "text": dataset_digest(train_dataset),
+        "held-out text": dataset_digest(eval_dataset),
         "arguments": {
             name: value for name, value in _plain(args.to_dict()).items() if not name.startswith(_FREE)
         },
-    }  # fmt: skip
+    })  # fmt: skip
     path = output / PLAN_FILE
     if not path.exists():
         if resume:
@@ -205,11 +214,11 @@ def _keep_plan(output: Path, configs, groups, args, train_dataset, resume: bool)
     if not resume:
         raise TranscoderError(f"{output} already holds a sweep: continue it with --resume, or give another folder.")
     try:
-        kept = json.loads(path.read_text())
-    except ValueError as error:
+        kept = read_json(path)
+    except TranscoderError as error:
         raise TranscoderError(f"{path} is damaged: start the sweep anew in another folder.") from error
-    differing = [key for key in ("groups", "dictionaries", "rows") if kept.get(key) != plan[key]]
-    earlier = kept.get("arguments", {})
+    differing = [key for key in plan if key != "arguments" and kept.get(key) != plan[key]]
+    earlier = kept["arguments"] if isinstance(kept.get("arguments"), dict) else {}
     differing += [name for name, value in plan["arguments"].items() if earlier.get(name) != value]
     if differing:
         raise TranscoderError(
@@ -227,9 +236,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_pages(output: Path, folders: Sequence[Path], report: EvaluationReport, fronts) -> list[Path]:
     model = report.protocol["base_model"] or "unnamed model"
-    history = [
-        entry for folder in folders for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    ]
+    history = [entry for folder in folders for entry in read_trainer_state(folder).log_history]
     title = f"Sweep of {len(report.dictionaries)} dictionaries of {model}"
     page = write_report(output / "report.html", title=title, history=history, report=report)
     return [*write_pareto(output / "pareto", fronts, title=title, csv=True), page]

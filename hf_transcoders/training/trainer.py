@@ -1,6 +1,7 @@
 """A Trainer whose batches are activations of a language model."""
 
 import contextlib
+import copy
 import math
 import os
 import time
@@ -11,30 +12,34 @@ import torch
 from accelerate.utils import broadcast, broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TrackioCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import SchedulerType, TrainOutput
+from transformers.trainer_utils import SaveStrategy, SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
-from transformers.utils import logging
 
 from ..data.activations import ShardedStream
 from ..data.harvest import ActivationHarvester
+from ..data.row_facts import is_sized, scan_rows
+from ..data.rows import is_several, one_dataset, refuse_splits, token_rows
 from ..data.text import hub_dataset_id
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
 from ..hub import make_card
 from ..lm import site_width
+from ..lm.devices import moved
+from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..models.transcoder_set import dictionary_name
+from ..text import logging
 from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
 from ..tracking.callback import versions
 from .arguments import TranscoderTrainingArguments
-from .checkpoint_files import only_run
+from .checkpoint_files import make_run_folder, only_run
 from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
 from .publishing import Publishing
 from .sharding import gathered, is_sharded, shard_, whole
+from .trainer_states import read_trainer_state
 
 
 logger = logging.get_logger(__name__)
@@ -67,9 +72,10 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         args ([`TranscoderTrainingArguments`], *optional*):
             Defaults to a run into `transcoder_output`.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows with `input_ids` (see [`pack_tokens`]), or with `text`, which are then packed with `processing_class`.
-        eval_dataset (`datasets.Dataset`, *optional*):
-            The same, held out.
+            Rows with `input_ids` (see [`pack_tokens`]) and, where they are padded, `attention_mask`; or with `text`, which are
+            then packed with `processing_class`. Of a `datasets.DatasetDict` it is the split `train`.
+        eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+            The same, held out. Several are evaluated one after the other, each under its name.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The base model's tokenizer: packs texts and says which tokens are special.
         callbacks, optimizers:
@@ -101,9 +107,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
     ):
-        args = args or TranscoderTrainingArguments("transcoder_output")
+        # A copy: what is filled in below holds for this trainer, and the arguments may serve another one.
+        args = self.args = copy.copy(args) if args is not None else TranscoderTrainingArguments("transcoder_output")
         if base_model is None:
             raise TranscoderError("Give the language model to learn from as `base_model`.")
+        base_model = language_model(base_model)
         if not isinstance(model, TranscoderModel | TranscoderSet):
             model = TranscoderSet(model)
         if isinstance(model, TranscoderModel):
@@ -112,7 +120,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self.dictionaries = dict(model.items())
         for name, dictionary in self.dictionaries.items():
             _check_fits(name, dictionary, base_model)
-        self.base_model = base_model.to(args.device)
+        self.base_model = moved(base_model, args.device)
         # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
         # text's special tokens into the dictionary's configuration.
         self.tokenizer = processing_class
@@ -120,14 +128,18 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._stream_state: dict | None = None
-        train_dataset = _token_rows(train_dataset, processing_class, args.sequence_length)
-        eval_dataset = _token_rows(eval_dataset, processing_class, args.sequence_length)
+        train_dataset = _token_rows(_training_split(train_dataset), processing_class, args.sequence_length)
+        eval_dataset = _each(
+            eval_dataset, lambda dataset: _token_rows(dataset, processing_class, args.sequence_length)
+        )
         if args.max_steps <= 0:
-            args.max_steps = _count_steps(args, train_dataset)
+            args.max_steps = _count_steps(args, train_dataset, self._special_token_ids())
         if args.fsdp:
             _check_fsdp(args)
             # The trainer shards the dictionaries itself, in the same way on every device.
             args.fsdp_plugin_args = None
+        if args.should_save:
+            make_run_folder(args.output_dir)
         # The stream continues by itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
         super().__init__(
@@ -164,10 +176,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
     def make_harvester(self, dataset) -> ActivationHarvester:
         """The source of activations for a dataset, as the arguments want it."""
         args = self.args
-        rows = len(dataset) if hasattr(dataset, "__len__") else None
-        epoch_tokens = rows * len(dataset[0]["input_ids"]) if rows else math.inf
-        needs_again = args.max_steps * args.tokens_per_step > epoch_tokens
-        return ActivationHarvester(
+        harvester = ActivationHarvester(
             self.base_model,
             dataset,
             self.harvested_sites(),
@@ -178,8 +187,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             seed=args.data_seed if args.data_seed is not None else args.seed,
             autocast=self.accelerator.autocast,
             cache_dir=args.activation_cache_dir,
-            memory_cache_bytes=int(args.activation_cache_gb * 2**30) if needs_again else 0,
         )
+        found = harvester.row_facts
+        if found is not None and args.max_steps * args.tokens_per_step > found.kept:
+            harvester.remember(int(args.activation_cache_gb * 2**30))
+        return harvester
 
     def _special_token_ids(self) -> list[int]:
         if not self.args.skip_special_tokens or self.tokenizer is None:
@@ -227,10 +239,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self._tokens_logged, self._time_logged = None, None
             window = self.args.dead_window(self.args.max_steps)
             self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
+            self._note_facts(checkpoint)
             if checkpoint is None:
                 self._initialize_dictionaries()
             else:
-                state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+                state = read_trainer_state(checkpoint)
                 if state.global_step >= self.args.max_steps:
                     return self._finish_complete_run(checkpoint, state)
             if self.args.fsdp:
@@ -257,6 +270,8 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, state, self.control)
+        # It may have been stopped between its last checkpoint and the removal of the oldest one.
+        self._rotate(Path(checkpoint))
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _shard_dictionaries(self) -> None:
@@ -401,12 +416,13 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         with these into what is saved, until the next optimizer step changes the weights.
 
         Args:
-            eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
+            eval_dataset (`datasets.Dataset`, *optional*):
+                Overrides `self.eval_dataset`. Of several it is the first.
 
         Returns:
             [`EvaluationReport`]
         """
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset = eval_dataset if eval_dataset is not None else one_dataset(self.eval_dataset)
         if dataset is None:
             raise TranscoderError("There is nothing to evaluate on: give `eval_dataset`.")
         args = self.args
@@ -430,12 +446,21 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         Evaluates every dictionary on held-out text and logs the metrics.
 
         Args:
-            eval_dataset (`datasets.Dataset`, *optional*): Overrides `self.eval_dataset`.
+            eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+                Overrides `self.eval_dataset`.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Of the metric names.
 
         Returns:
-            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU.
+            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU. Of several datasets those
+            of each, with its name behind the prefix.
         """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if is_several(dataset):
+            metrics = {}
+            # The first comes last: its numbers are those that the dictionaries keep.
+            for name, one in reversed(dataset.items()):
+                metrics = self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") | metrics
+            return metrics
         start = time.time()
         report = self.last_evaluation = self.evaluation_report(eval_dataset)
         columns = report.columns()
@@ -540,8 +565,10 @@ class _StepCallback(TrainerCallback):
 
     def __init__(self, trainer: TranscoderTrainer):
         self.trainer = trainer
+        self.states_checked = False
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.states_checked = False
         if self.trainer.stream is not None:
             self.trainer._stream_state = self.trainer.stream.state_dict()
 
@@ -561,6 +588,10 @@ class _StepCallback(TrainerCallback):
         stream = self.trainer.stream
         # Of this step and not of the moment of saving: by then batches of the next may have been taken out.
         self.trainer._stream_state, state.epoch = stream.state_dict(), stream.epoch
+        # Known only once there is a state, and better now than at the first checkpoint.
+        if not self.states_checked and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
+            self.trainer.check_states()
+        self.states_checked = True
         if state.global_step % _REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()
@@ -599,10 +630,22 @@ def _check_fits(name: str, dictionary: TranscoderModel, base_model) -> None:
             )
 
 
+def _each(dataset, function):
+    return {name: function(one) for name, one in dataset.items()} if is_several(dataset) else function(dataset)
+
+
+def _training_split(dataset):
+    """What to train on where the splits of a dataset were given: `train`."""
+    if not is_several(dataset):
+        return dataset
+    return dataset["train"] if "train" in dataset else refuse_splits(dataset)
+
+
 def _token_rows(dataset, tokenizer, sequence_length):
     """Rows with `input_ids`: the dataset itself, or its texts packed."""
     if dataset is None:
         return None
+    dataset = token_rows(dataset)
     columns = getattr(dataset, "column_names", None)
     if columns is None or "input_ids" in columns or "text" not in columns:
         return dataset
@@ -613,18 +656,17 @@ def _token_rows(dataset, tokenizer, sequence_length):
     return pack_tokens(dataset, tokenizer, sequence_length)
 
 
-def _count_steps(args: TranscoderTrainingArguments, dataset) -> int:
+def _count_steps(args: TranscoderTrainingArguments, dataset, special_token_ids: list[int]) -> int:
     """Optimizer steps of the run: from the token budget, or from the epochs."""
     tokens = args.max_tokens
     if tokens is None:
         if dataset is None:
             return -1
-        if not hasattr(dataset, "__len__"):
+        if not is_sized(dataset):
             raise TranscoderError("A streamed dataset has no length: set `max_tokens` or `max_steps`.")
         if len(dataset) == 0:
             raise TranscoderError("The dataset has no rows: give a text that is longer than one token block.")
-        kept = max(len(dataset[0]["input_ids"]) - args.skip_first, 0)
-        tokens = int(args.num_train_epochs * len(dataset) * kept)
+        tokens = int(args.num_train_epochs * scan_rows(dataset, args.skip_first, special_token_ids).kept)
     if tokens < args.tokens_per_step:
         raise TranscoderError(
             f"The run has {tokens} tokens, less than one step of {args.tokens_per_step}: give more text or tokens, or lower "

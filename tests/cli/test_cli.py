@@ -160,7 +160,7 @@ def test_yaml_numbers_and_override(tmp_path):
         ("learning_rate: fast\n", "'learning_rate' the value 'fast'"),
         ("activation: softmax\n", "choose from topk"),
         ("[1, 2]\n", "`name: value` lines"),
-        ("a: [1\n", "no valid YAML"),
+        ("a: [1\n", "not valid YAML"),
     ],
 )
 def test_bad_yaml(tmp_path, capsys, text, message):

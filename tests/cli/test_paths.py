@@ -75,7 +75,7 @@ def test_a_feature_is_explained(folders, capsys):
         (["--only", "layer=top"], "`layer` is '=top'"),
         (["--only", "kind=neuron"], "no kind of step"),
         (["--through", "layer=77"], "No path is like that"),
-        (["--paths", "0"], "`num_paths` is 0"),
+        (["--paths", "0"], "--paths: 0 is out of range; give at least 1"),
     ],
 )
 def test_mistakes_end_in_one_sentence(folders, capsys, more, sentence):

@@ -96,8 +96,8 @@ def test_a_file_as_output_and_an_unknown_study(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert study(folder, "replacement", "set", tmp_path / "file") == 2
     assert "is a file" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["study", "smaller-than"])
+    assert main(["study", "smaller-than"]) == 2
+    assert "invalid choice: 'smaller-than'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "--help"])
     shown = capsys.readouterr().out

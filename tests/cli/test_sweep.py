@@ -1,5 +1,6 @@
 """The sweep: its grid, that it trains each dictionary as it would be alone, on one forward, and goes on where it was killed."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -35,10 +36,10 @@ def arguments(folder, **changes):
     return TranscoderTrainingArguments(str(folder), **changes)
 
 
-def sweep(base, folder, group_size=None, resume=False, callbacks=(), k=(4, 8), **changes):
+def sweep(base, folder, group_size=None, resume=False, callbacks=(), k=(4, 8), seeds=(0, 1), **changes):
     grid = expand_grid(base, SITES, num_features=[48, 64], k=list(k))
     return run_sweep(
-        grid.configs, base, arguments(folder, **changes), token_rows(64), token_rows(10, seed=1),
+        grid.configs, base, arguments(folder, **changes), token_rows(64, seed=seeds[0]), token_rows(10, seed=seeds[1]),
         group_size=group_size, resume=resume, callbacks=callbacks,
     )  # fmt: skip
 
@@ -164,9 +165,12 @@ def test_a_killed_sweep_resumes_without_repeating(base, tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
+import torch
 from transformers import TrainerCallback
 from tests.cli.test_sweep import sweep
 from tests.tiny_models import tiny_model
+# Products are divided among threads: other bits for another number of them.
+torch.set_num_threads({torch.get_num_threads()})
 class Killer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith("group-2") and state.global_step == 6:
@@ -201,6 +205,14 @@ def test_a_folder_keeps_one_sweep(base, tmp_path):
     with pytest.raises(TranscoderError, match=r"other settings \(groups, dictionaries, max_steps, learning_rate\)|"
                        r"other settings \(groups, dictionaries, learning_rate, max_steps\)"):  # fmt: skip
         sweep(base, tmp_path, k=(8,), max_steps=6, learning_rate=1e-3, resume=True)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(TranscoderError, match=r"other settings \(base_model\)"):
+        sweep(other, tmp_path, k=(4,), max_steps=4, resume=True)
+    for name, seeds in (("text", (3, 1)), ("held-out text", (0, 3))):
+        with pytest.raises(TranscoderError, match=rf"other settings \({name}\)"):
+            sweep(base, tmp_path, k=(4,), max_steps=4, resume=True, seeds=seeds)
     # Where the results go may change; nothing is trained again.
     result = sweep(base, tmp_path, k=(4,), max_steps=4, logging_steps=1, resume=True)
     assert len(result.report.dictionaries) == 4
@@ -254,7 +266,7 @@ def test_sweep_from_the_command_line(workplace, tmp_path, capsys):  # noqa: F811
     [
         (("--k", "999"), "No combination of these options can be trained"),
         (("--layers", "9"), "layer"),
-        (("--group-size", "0"), "size of a group is 0"),
+        (("--group-size", "0"), "--group-size: 0 is out of range; give at least 1"),
         (("--resume", "checkpoint-3"), "takes no value"),
         (("--output_site", "layers.1.mlp.out"), "--output_site needs --input_site"),
     ],

@@ -3,7 +3,7 @@ from itertools import chain
 
 import datasets
 import pytest
-from datasets import Dataset, Features, List, Value, disable_caching, enable_caching, load_dataset
+from datasets import Dataset, DatasetDict, Features, List, Value, disable_caching, enable_caching, load_dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_transcoders.data import packing
 from hf_transcoders.data.packing import pack_tokens
+from hf_transcoders.data.text import load_texts
 from hf_transcoders.errors import TranscoderError
 
 
@@ -189,3 +190,40 @@ def test_wrong_arguments_are_refused():
         pack_tokens(texts, make_tokenizer(adds_bos=True), 1)
     with pytest.raises(TranscoderError, match="at least 1 token"):
         pack_tokens(texts, make_tokenizer(), 0)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_padding_of_tokenized_documents_is_not_packed(tmp_path, streaming):
+    documents = make_documents()
+    tokenizer = make_tokenizer()
+    expected = pack_tokens(Dataset.from_dict({"text": documents}), tokenizer, 6)["input_ids"][:]
+    rows = []
+    for number, text in enumerate(documents):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        spare = [0] * (number % 4)
+        before, after = (spare, []) if number % 2 else ([], spare)
+        mask = [0] * len(before) + [1] * len(ids) + [0] * len(after)
+        # Where nothing is padded there may be no mask.
+        rows.append({"input_ids": before + ids + after, "attention_mask": mask if spare else None})
+    rows.append({"input_ids": [4, 4], "attention_mask": [0, 0]})
+    file = tmp_path / "rows.parquet"
+    Dataset.from_list(rows).to_parquet(file)
+    texts = load_texts(file, streaming=streaming)
+    packed = pack_tokens(texts, tokenizer, 6)
+    assert [row["input_ids"] for row in packed] == expected
+    assert list(next(iter(packed))) == ["input_ids"]
+
+
+def test_rows_of_the_right_length_keep_their_mask():
+    features = Features({"input_ids": List(Value("int32"), length=4), "attention_mask": List(Value("int8"), length=4)})
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 0, 0]], "attention_mask": [[1, 1, 0, 0]]}, features=features)
+    packed = pack_tokens(rows, make_tokenizer(), 4)
+    assert packed[0] == {"input_ids": [5, 6, 0, 0], "attention_mask": [1, 1, 0, 0]}
+
+
+def test_several_splits_are_refused():
+    with pytest.raises(TranscoderError, match="not one dataset but a DatasetDict of train, test: choose one"):
+        pack_tokens(
+            DatasetDict({name: Dataset.from_dict({"text": ["the cat"]}) for name in ("train", "test")}),
+            make_tokenizer(),
+        )

@@ -316,6 +316,25 @@ def test_report_forms(base, blocks, tmp_path):
     assert wide[0].startswith("dictionary") and wide[2].startswith("0")
 
 
+def test_numbers_that_are_none_are_announced(base, blocks, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_transcoders.evaluation.evaluator.logger.warning", said.append)
+    good, broken = random_dictionary(base, 0, k=4), random_dictionary(base, 2, k=4)
+    with torch.no_grad():
+        broken.W_dec[:] = float("nan")
+    report = evaluator(base, blocks).evaluate({"good": good, "broken": broken}, together=True)
+    assert said == report.warnings and len(said) == 2
+    assert "'broken' has no finite MSE, CE spliced, KL to original" in said[0] and "'all together'" in said[1]
+    for text in (report.table(), report.markdown()):
+        assert all(sentence[:20] in text for sentence in said) and "WARNING" in text
+    assert report.to_dict()["warnings"] == said
+    assert EvaluationReport.load_json(report.save_json(tmp_path / "report.json")).warnings == said
+    # A ratio to nothing is no fault of the dictionary.
+    alone = evaluator(base, blocks).evaluate({"good": good})
+    alone.dictionaries["good"]["metrics"].update(fvu=float("inf"), ce_recovered_zero=float("nan"))
+    assert alone.warnings == [] and "warnings" not in alone.to_dict() and "WARNING" not in alone.table()
+
+
 def test_a_wide_report_of_a_whole_set_shows_what_replaces_what(base, blocks):
     sites = [(layer, output) for layer in range(LAYERS) for output in ("mlp.branch", "resid_post")]
     named = {f"{i}.{output}": random_dictionary(base, i, output=output, k=4) for i, output in sites}
@@ -343,8 +362,8 @@ def test_refusals(base, blocks):
         evaluator(base, [{"text": "a"}])
     with pytest.raises(TranscoderError, match="pack longer blocks"):
         evaluator(base, [{"input_ids": [1, 2]}])
-    with pytest.raises(TranscoderError, match="one length"):
-        evaluator(base, [{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 3, 4]}])
+    with pytest.raises(TranscoderError, match="not one dataset but a dict of train, test"):
+        evaluator(base, {"train": [{"input_ids": [1, 2, 3]}], "test": []})
     with pytest.raises(TranscoderError, match="special token"):
         evaluator(base, [{"input_ids": [1, 2, 2]}], special_token_ids=[2])
     with pytest.raises(TranscoderError, match="AutoModelForCausalLM"):

@@ -35,7 +35,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 job = json.loads(sys.argv[1])
-batch = load_file(job["inputs"])
+# The same bits are promised for the same number of threads, among which a product is divided, and for inputs that lie
+# in memory as they did there, which those mapped from a file do not.
+torch.set_num_threads(job["threads"])
+batch = {name: tensor.clone() for name, tensor in load_file(job["inputs"]).items()}
 results = {}
 for i, (path, subfolder) in enumerate(job["models"]):
     config = AutoConfig.from_pretrained(path, subfolder=subfolder, trust_remote_code=True)
@@ -59,6 +62,7 @@ def load_as_a_stranger(models, batch, tmp_path, **environment):
         "models": [[str(path), subfolder] for path, subfolder in models],
         "inputs": str(tmp_path / "inputs.safetensors"),
         "outputs": str(tmp_path / "outputs.safetensors"),
+        "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, json.dumps(job)],

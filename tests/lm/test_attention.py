@@ -169,3 +169,35 @@ def test_attention_that_cannot_be_edited_is_refused():
     model.config.reorder_and_upcast_attn = True
     with pytest.raises(TranscoderError, match="AttentionInterface"), edit_attention(model):
         pass
+
+
+def test_functions_that_would_not_be_called_are_refused():
+    model = tiny_model("llama")
+
+    def compute(call):
+        return call.run()[0]
+
+    def same(value, layer):
+        return value
+
+    for other in ({"pattern": same}, {"z": same}):
+        with (
+            pytest.raises(TranscoderError, match="would not be called"),
+            edit_attention(model, compute=compute, **other),
+        ):
+            pass
+        for blocks in ([{"compute": compute}, other], [other, {"compute": compute}]):
+            with edit_attention(model, **blocks[0]), edit_attention(model, **blocks[1]):
+                with pytest.raises(TranscoderError, match="leaves out the patterns and outputs"):
+                    model(tiny_tokens())
+    with edit_attention(model, compute=compute, query=same):
+        model(tiny_tokens())
+
+
+def test_a_model_that_shares_the_config_of_an_edited_one():
+    edited = tiny_model("llama")
+    other = type(edited)(edited.config).eval()
+    other.set_attn_implementation("eager")
+    expected = other(tiny_tokens()).logits
+    with edit_attention(edited, z=lambda z, layer: 0 * z):
+        assert torch.equal(other(tiny_tokens()).logits, expected)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderModel
 
 from .reference import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_config, make_model
@@ -74,6 +75,29 @@ def test_initialization_can_be_declined():
     model.initialize_from_activations_(*sample())
     assert not model.b_enc.any() and not model.b_dec.any()
     TranscoderModel(make_config("relu", decoder_bias=False)).initialize_from_activations_(*sample())
+
+
+@pytest.mark.parametrize("normalization", ["none", "scale", "standardize"])
+def test_what_cannot_be_measured(normalization):
+    config = make_config("batchtopk", normalization=normalization, output_site="layers.1.mlp.out")
+    inputs, targets = sample(50)
+    model = TranscoderModel(config)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.initialize_from_activations_(inputs[:1], targets[:1])
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in model.state_dict().items())
+    assert config.target_variance is None
+    constant = torch.full_like(targets, 0.1)
+    holes = inputs.clone()
+    holes[7, 2] = float("nan")
+    for given, message in (
+        ((inputs[:0], targets[:0]), "no tokens to measure"),
+        ((inputs, constant), "output activations at layers.1.mlp.out are the same for every token"),
+        ((torch.zeros_like(inputs), targets), "input activations are the same"),
+        ((holes, targets), "input activations are NaN"),
+    ):
+        with pytest.raises(TranscoderError, match=message):
+            model.initialize_from_activations_(*given)
+        assert all(torch.equal(tensor, fresh[name]) for name, tensor in model.state_dict().items())
 
 
 def test_fresh_weights():

@@ -336,3 +336,36 @@ def test_an_untrained_transcoder_predicts_its_bias_and_has_unit_encoder_rows():
     torch.testing.assert_close(model.W_enc.norm(dim=-1), torch.ones(N))
     inputs, _ = make_batch(model)
     assert not model(inputs).reconstruction.any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("variant", ["plain", "all", "tied_all"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_one_nan_anywhere_is_seen(activation, variant, training):
+    """In the inputs or in any tensor: no comparison may turn it into a feature that is off."""
+    names = make_model(activation, **VARIANTS[variant]).state_dict().keys()
+    for name in ("inputs", *names):
+        model = make_model(activation, **VARIANTS[variant]).train(training)
+        inputs, targets = make_batch(model)
+        with torch.no_grad():
+            {"inputs": inputs, **model.state_dict()}[name].view(-1)[0] = float("nan")
+        output = model(inputs, targets)
+        # BatchTopK has no use for its threshold in training, and moves it.
+        unused = activation == "batchtopk" and training and name == "threshold"
+        assert output.loss.isnan() != unused, name
+        assert output.reconstruction.isnan().any() != unused, name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_loss_of_nothing_is_refused_and_one_of_no_variance_is_seen(activation):
+    model = make_model(activation)
+    inputs, targets = make_batch(model)
+    with pytest.raises(TranscoderError, match="no tokens to take a loss of"):
+        model(inputs[:0], targets[:0])
+    assert model(inputs[:0]).reconstruction.shape == (0, D_OUT)
+    assert model(inputs, targets).loss.isfinite()
+    # One token has no variance, and neither do equal ones; rounding of their mean must not be taken for it.
+    for same in (targets[:1], targets[:1].expand(ROWS, -1) * 1e4 + 0.1):
+        assert model(inputs[: len(same)], same).loss.isnan()
+    model.config.target_variance = 2.0
+    assert model(inputs[:1], targets[:1]).loss.isfinite()

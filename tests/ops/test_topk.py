@@ -68,3 +68,16 @@ def test_batch_topk_ranks_everything_when_the_sample_misleads():
     row_numbers = torch.repeat_interleave(torch.arange(100), offsets.diff())
     chosen = scores[row_numbers, indices].sort(descending=True).values
     assert torch.equal(chosen, scores.flatten().topk(2000).values)
+
+
+@pytest.mark.parametrize("rows, columns, total", [(3, 8, 4), (200, 200, 100), (200, 200, 4000)])
+def test_batch_topk_chooses_nan_before_any_number(rows, columns, total):
+    scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    scores[1, 3] = scores[2, 7] = float("nan")
+    offsets, indices = batch_topk(scores, total)
+    chosen = scores[torch.repeat_interleave(torch.arange(rows), offsets.diff()), indices]
+    assert chosen.isnan().sum() == 2 and chosen.numel() <= total
+    assert torch.equal(
+        chosen.nan_to_num(0).sort(descending=True).values[:-2],
+        scores.nan_to_num(0).flatten().topk(total - 2).values.relu(),
+    )

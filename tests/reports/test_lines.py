@@ -36,4 +36,4 @@ def test_png_is_written_and_a_single_point_is_refused(tmp_path):
 
 def test_tables_as_text_are_aligned_and_command_no_terminal():
     text = tables_text([Table("First", ["name", "value"], [["a\x1b[2J", 0.5], ["longer name", None]], "A note.")])
-    assert text.splitlines() == ["First", "name         value", "a [2J        0.5", "longer name  –", "A note."]
+    assert text.splitlines() == ["First", "name         value", "a\\x1b[2J     0.5", "longer name  –", "A note."]

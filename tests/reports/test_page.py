@@ -189,6 +189,15 @@ def test_numbers_that_were_not_measured(tmp_path):
     assert "Never fired" in text and "inf" in text
 
 
+def test_broken_numbers_have_a_banner(tmp_path):
+    report = make_report()
+    assert "Do not trust" not in Page(write(tmp_path, report=report)).text
+    report.dictionaries["layers.8.mlp.transcoder"]["metrics"]["mse"] = float("nan")
+    page = Page(write(tmp_path, report=report))
+    assert f"Do not trust these numbers. {report.warnings[0]}" in " ".join(page.text.split())
+    assert ("p", "alert") in [(tag, attributes.get("role")) for tag, attributes in page.tags]
+
+
 def test_many_dictionaries_are_rows(tmp_path):
     names = [f"layers.{i}.mlp.transcoder" for i in range(26)]
     page = Page(write(tmp_path, report=make_report(names), history=make_history(names)))

@@ -81,7 +81,9 @@ def test_a_task_without_wrong_answers(model, tokenizers):
 
 def test_a_model_that_does_not_fit(task):
     small = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1, n_positions=64))
-    with pytest.raises(TranscoderError, match="but the model has 50: make the task with the model's own tokenizer"):
+    with pytest.raises(
+        TranscoderError, match=r"does not know \(its tokens are 0 to 49\): use the model's own tokenizer"
+    ):
         measure(small, task)
     with pytest.raises(TranscoderError, match="batch_size is 0"):
         measure(small, task, batch_size=0)
@@ -143,7 +145,10 @@ def test_measure_command(folder, model, task, capsys):
         (["show", "ioo"], "There is no task 'ioo': choose from ioi, "),
         (["show", "ioi", "--structure", "simple"], "The task 'ioi' has no --structure"),
         (["show", "ioi", "--corruption", "flip"], "no corruption 'flip'"),
-        (["measure", "ioi", "--device", "cpu", "--batch-size", "0"], "batch_size is 0"),
+        (
+            ["measure", "ioi", "--device", "cpu", "--batch-size", "0"],
+            "--batch-size: 0 is out of range; give at least 1",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(folder, capsys, words, message):

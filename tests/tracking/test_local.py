@@ -90,3 +90,39 @@ def test_a_run_outlives_a_full_disk_and_says_so_once(run_dir, caplog):
     tracker.scalars(6, {"train/x/fvu": 0.05})
     assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.25), (6, 0.05)]
     assert not list((run_dir / "tracking").rglob("report*"))
+
+
+def test_resuming_on_a_full_disk_records_no_step_twice(run_dir, caplog):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    tracker = LocalTracker(run_dir)
+    try:
+        tracker.start({"name": "first"}, resume_step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the run goes on without them until there is room" in caplog.text
+    tracker.scalars(3, {"train/x/fvu": 0.125})
+    assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.125)]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "9" * 5000, '{"step": 1, "step": 2}', '{"step": 4, "train/x/fvu": "low"}', '{"step": 4, "a": NaN}', "[]"]
+)  # fmt: skip
+def test_a_damaged_line_is_passed_over_and_counted(run_dir, line):
+    path = run_dir / "tracking" / "scalars.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    run = Run.load(run_dir)
+    assert run.history("train/x/fvu") == [(1, 0.5), (3, 0.25)]
+    assert run.problems == ["1 damaged line in scalars.jsonl"]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"\xff\xfe", b'{"a": ' + b"9" * 5000 + b"}", b""])
+def test_a_damaged_run_ends_no_list(run_dir, content):
+    LocalTracker(run_dir.parent / "b").start({"name": "second"})
+    (run_dir / "tracking" / "run.json").write_bytes(content)
+    runs = list(find_runs(run_dir.parent))
+    assert [run.status for run in runs] == ["damaged", "running"]
+    # A run that goes on there writes it anew.
+    LocalTracker(run_dir).start({"name": "first"}, resume_step=2)
+    assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5)]

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from hf_transcoders import EvaluationReport, TranscoderError, TranscoderSet
+from hf_transcoders import TranscoderError, TranscoderSet
 from hf_transcoders.tracking import LocalTracker, Run, find_runs, trackio_run, trackio_runs
+from tests.reports.test_page import make_report
 from tests.tracking.conftest import NAME, READ, WRITE
 
 
@@ -91,10 +92,13 @@ def test_damaged_and_half_written_runs_are_listed(tmp_path):
 
 
 def report_with(metrics, dataset="wiki"):
-    config = {"input_site": "in", "output_site": "out", "num_features": 8, "activation": "topk", "k": 2}
-    return EvaluationReport(
-        {"d": {"metrics": metrics, "density_histogram": {}, "config": config}}, {"dataset": dataset}
-    )
+    report = make_report(names=("d",), together=False)
+    report.dictionaries["d"]["metrics"] |= metrics
+    report.dictionaries["d"]["config"] = {
+        "input_site": "in", "output_site": "out", "num_features": 8, "activation": "topk", "k": 2
+    }  # fmt: skip
+    report.protocol["dataset"] = dataset
+    return report
 
 
 def test_newest_evaluation_then_evaluation_json_then_training(tmp_path):
@@ -107,7 +111,7 @@ def test_newest_evaluation_then_evaluation_json_then_training(tmp_path):
     report_with({"l0": 2.0, "fvu": 0.7}).save_json(tmp_path / "evaluation.json")
     (filed,) = Run.load(tmp_path).measured()
     assert (filed.source, filed.step, filed.metrics["fvu"]) == ("evaluation.json", None, 0.7)
-    assert filed.protocol == {"dataset": "wiki"} and filed.reads == "in"
+    assert filed.protocol == report_with({}).protocol and filed.protocol["dataset"] == "wiki" and filed.reads == "in"
     tracker.scalars(6, {"eval/d/l0": 2.0, "eval/d/fvu": 0.6, "eval/loss": 0.6, "eval/probe/at/fvu": 1.0})
     tracker.scalars(8, {"eval/d/l0": 3.0, "eval/d/fvu": 0.5})
     (logged,) = Run.load(tmp_path).measured()
@@ -115,7 +119,7 @@ def test_newest_evaluation_then_evaluation_json_then_training(tmp_path):
     # evaluation.json has other numbers, so that its protocol is not that of the log ...
     assert logged.protocol is None
     report_with({"l0": 3.0, "fvu": 0.5, "kl": 1.0}).save_json(tmp_path / "evaluation.json")
-    assert Run.load(tmp_path).measured()[0].protocol == {"dataset": "wiki"}
+    assert Run.load(tmp_path).measured()[0].protocol == report_with({}).protocol
     # ... and what the run recorded goes first.
     edit(tmp_path, evaluation_protocol={"dataset": "docs"}, dictionaries={"d": {"input_site": "x"}})
     (logged,) = Run.load(tmp_path).measured()

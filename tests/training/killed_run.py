@@ -29,6 +29,7 @@ from hf_transcoders import (
     TranscoderTrainingArguments,
 )
 from hf_transcoders.training import checkpoints
+from hf_transcoders.training.state_files import load_state
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 
@@ -239,32 +240,21 @@ def compare(straight: Path, resumed: Path) -> list[str]:
             continue  # Holds the run's folder.
         elif name.name == "checkpoint.json":
             same = json.loads(a.read_text())["files"].keys() == json.loads(b.read_text())["files"].keys()
-        elif name.suffix in (".pt", ".pth"):
-            same = _equal(_load(a), _load(b))
+        elif name.name.startswith(("optimizer", "scheduler", "rng_state")):
+            same = _equal(load_state(a), load_state(b))
         elif name.name.startswith("monitors"):
             same = _equal(load_file(a), load_file(b))
         else:
             same = a.read_bytes() == b.read_bytes()
         if not same:
             wrong.append(f"{name} differs")
-    if not (straight / last / "optimizer.pt").exists():
+    if not (straight / last / "optimizer.safetensors").exists():
         wrong.append("nothing was compared")
     if (straight / "tracking").exists():
         a, b = (_records(run / "tracking" / "scalars.jsonl") for run in (straight, resumed))
         if a != b:
             wrong.append("tracking/scalars.jsonl differs")
     return wrong
-
-
-def _load(path: Path):
-    with torch.serialization.safe_globals(_numpy_parts()):
-        return torch.load(path, weights_only=True)
-
-
-def _numpy_parts():
-    import numpy as np
-
-    return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
 
 
 def _equal(a, b) -> bool:

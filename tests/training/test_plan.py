@@ -52,7 +52,7 @@ def test_sizes_are_those_of_the_objects(tmp_path):
     trainer.stream.sample(1)
     assert held["activation block"] == size(stream._block.values())
     written = tmp_path / "checkpoint-4"
-    found = sum((written / name).stat().st_size for name in ("model.safetensors", "optimizer.pt"))
+    found = sum((written / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors"))
     assert 0 < found - plan.disk["checkpoint"] < 10_000  # The files' own headers.
 
 

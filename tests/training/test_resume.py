@@ -23,6 +23,7 @@ from hf_transcoders import (
     TranscoderTrainingArguments,
 )
 from hf_transcoders.training.checkpoint_files import MANIFEST, commit, recover, why_unusable
+from hf_transcoders.training.state_files import load_state
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 from tests.training.test_trainer import WRITE, make_model, make_trainer, same_weights, weights
@@ -66,9 +67,9 @@ class TestFindingACheckpoint:
         ("file", "damage", "reason"),
         [
             ("model.safetensors", cut, "model.safetensors has .* bytes instead of"),
-            ("optimizer.pt", Path.unlink, "optimizer.pt is missing"),
+            ("optimizer.safetensors", Path.unlink, "optimizer.safetensors is missing"),
             ("monitors_0.safetensors", garble, "monitors_0.safetensors is damaged"),
-            ("rng_state.pth", garble, "rng_state.pth is damaged"),
+            ("rng_state_0.safetensors", garble, "rng_state_0.safetensors is damaged"),
             ("trainer_state.json", garble, "trainer_state.json is damaged"),
             (MANIFEST, Path.unlink, "no readable checkpoint.json"),
             (MANIFEST, garble, "no readable checkpoint.json"),
@@ -86,15 +87,17 @@ class TestFindingACheckpoint:
 
     def test_all_broken(self, base, run):
         for folder in run.glob("checkpoint-*"):
-            (folder / "scheduler.pt").unlink()
+            (folder / "scheduler.safetensors").unlink()
         with pytest.raises(
-            TranscoderError, match=r"(?s)No checkpoint in .*checkpoint-15: scheduler.pt is missing.*-5:"
+            TranscoderError, match=r"(?s)No checkpoint in .*checkpoint-15: scheduler.safetensors is missing.*-5:"
         ):
             make_trainer(base, run, **SAVING).train(resume_from_checkpoint=True)
 
     def test_a_broken_one_that_is_asked_for(self, base, run):
-        (run / "checkpoint-10" / "scheduler.pt").unlink()
-        with pytest.raises(TranscoderError, match="checkpoint-10 cannot be resumed from .scheduler.pt is missing"):
+        (run / "checkpoint-10" / "scheduler.safetensors").unlink()
+        with pytest.raises(
+            TranscoderError, match="checkpoint-10 cannot be resumed from .scheduler.safetensors is missing"
+        ):
             make_trainer(base, run, **SAVING).train(resume_from_checkpoint=str(run / "checkpoint-10"))
 
     def test_weights_alone_are_not_enough(self, base, tmp_path):
@@ -385,7 +388,7 @@ class TestFp16:
             trainer = self.trainer(folder, device, monkeypatch)
             Overflow(trainer)
             trainer.train(resume_from_checkpoint=start)
-            scaler = torch.load(folder / "checkpoint-12" / "scaler.pt", weights_only=True)
+            scaler = load_state(folder / "checkpoint-12" / "scaler.safetensors")
             losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
             monitors = load_file(folder / "checkpoint-12" / "monitors_0.safetensors")
             finals.append((weights(trainer.model), scaler, losses, monitors))
@@ -415,8 +418,8 @@ def test_manifest_lists_every_file_with_its_size(straight):
     }
     assert {
         "model.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
+        "optimizer.safetensors",
+        "scheduler.safetensors",
+        "rng_state_0.safetensors",
         "monitors_0.safetensors",
     } < files.keys()

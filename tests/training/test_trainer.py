@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
+from hf_transcoders.training.state_files import load_state
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 
@@ -164,7 +165,7 @@ def test_resume_is_bit_exact(base, tmp_path, kind, stop):
     resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / f"checkpoint-{16 + stop}"))
     assert same_weights(weights(straight.model), weights(resumed.model))
     final = [
-        torch.load(tmp_path / run / "checkpoint-40" / "optimizer.pt", weights_only=True)
+        load_state(tmp_path / run / "checkpoint-40" / "optimizer.safetensors")["state"]
         for run in ("straight", "resumed")
     ]
     assert str(final[0]["param_groups"]) == str(final[1]["param_groups"])

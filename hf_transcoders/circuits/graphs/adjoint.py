@@ -173,12 +173,16 @@ class Walk:
         gradient = self._place(layer, "attn.out", gradient)
         inputs = torch.zeros_like(gradient)
         if self.live:
-            self._emit_bias(layer, gradient.sum(0) @ maps.attention_constant)
+            constant = maps.attention_constant[: self.tokens, :, None]
+            self._emit_bias(layer, (gradient @ constant)[..., 0].sum(0))
+            if maps.rounding is not None:
+                self._emit_bias(layer, torch.einsum("ptd,pd->t", gradient, maps.rounding[: self.tokens]))
             inputs = self._through_heads(layer, maps, gradient)
         # The norm's bias goes through the heads as part of their constant; here it counts for what is read directly.
         inputs = self._place(layer, "attn.in", inputs, norm_bias=maps.attention_norm_bias)
         if self.live:
-            self.stream = self.stream + maps.attention_norm[: self.tokens].transpose(inputs)
+            norm = maps.attention_norm
+            self.stream = self.stream + (inputs if norm is None else norm[: self.tokens].transpose(inputs))
 
     def _before_post_norm(self, layer, gradient, norm, bias):
         if norm is None:

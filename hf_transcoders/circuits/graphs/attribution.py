@@ -10,19 +10,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ... import __version__
 from ...errors import TranscoderError
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import Dictionaries, named_dictionaries
+from ..prompts import Prompt, encode_prompts, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
 from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
 from .recording import READS, LinearRun, record
-from .targets import resolve_targets, token_strings
+from .row_sums import rows_do_not_sum, warn
+from .targets import resolve_targets
+from .tolerance import row_tolerance
 
 
+@measures_model
 def attribution_graph(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
@@ -42,11 +47,13 @@ def attribution_graph(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode. Use fp32 for rows that sum exactly.
+            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly. Where attention is quantized and
+            rounds what it reads, that rounding is part of the bias nodes.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
-        prompt (`str` or `Sequence[int]`):
-            Text, which gets the tokenizer's special tokens, or token ids.
+        prompt (`str`, `Sequence[int]` or `Mapping`):
+            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
+            ids; or what the tokenizer returned.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Needed for text; otherwise only for labels.
         targets (*optional*):
@@ -88,11 +95,12 @@ def attribution_graph(
     )[0]  # fmt: skip
 
 
+@measures_model
 @torch.no_grad()
 def attribution_graphs(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
@@ -104,7 +112,7 @@ def attribution_graphs(
     method: Literal["adjoint", "autograd"] = "adjoint",
     progress: bool = True,
 ) -> list[AttributionGraph]:
-    """Graphs of several prompts, which are run in one forward. Arguments as in [`attribution_graph`].
+    """Graphs of several prompts, which share forward passes. Arguments as in [`attribution_graph`].
 
     Returns:
         `list[AttributionGraph]`: one for each prompt.
@@ -119,7 +127,7 @@ def attribution_graphs(
     if method not in ("adjoint", "autograd"):
         raise TranscoderError(f"method='{method}' is unknown; use 'adjoint' or 'autograd'.")
     dictionaries = named_dictionaries(base_model, transcoders)
-    ids = [encode_prompt(base_model, prompt, tokenizer) for prompt in prompts]
+    ids = encode_prompts(base_model, prompts, tokenizer)
     settings = {
         "max_logits": max_logits, "logit_mass": logit_mass, "max_features": max_features,
         "edges_per_node": edges_per_node, "skip_first": skip_first, "method": method,
@@ -131,34 +139,6 @@ def attribution_graphs(
         rows.explain(max_features, progress)
         graphs.append(_graph(run, rows, infos, tokenizer, settings))
     return graphs
-
-
-def encode_prompt(
-    base_model: PreTrainedModel, prompt: str | Sequence[int], tokenizer: PreTrainedTokenizerBase | None
-) -> torch.Tensor:
-    """Token ids of a prompt, `(seq,)`.
-
-    Raises:
-        [`TranscoderError`]: it is empty, too long, has tokens that the model does not know, or there is no tokenizer.
-    """
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise TranscoderError("Give the tokenizer too, or token ids instead of text.")
-        prompt = tokenizer(prompt).input_ids
-    ids = torch.as_tensor(prompt, dtype=torch.long)
-    if ids.dim() != 1 or not len(ids):
-        raise TranscoderError(f"A prompt is one row of at least one token, not of shape {tuple(ids.shape)}.")
-    config = base_model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and len(ids) > longest:
-        raise TranscoderError(f"The prompt has {len(ids)} tokens and the model's context {longest}: shorten it.")
-    vocabulary = base_model.get_input_embeddings().num_embeddings
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise TranscoderError(
-            f"The prompt has token {int(ids.max() if ids.max() >= vocabulary else ids.min())}, which the model does not "
-            "know: use the model's own tokenizer."
-        )
-    return ids
 
 
 class _Rows:
@@ -197,6 +177,8 @@ class _Rows:
         self.owner: list[torch.Tensor] = []
         self.total: list[torch.Tensor] = []
         self.magnitude: list[torch.Tensor] = []
+        # How far rows are from their totals, in units of what rounding explains: the largest of all rows.
+        self.excess = torch.zeros((), dtype=torch.float64, device=device)
         self.rest: list[torch.Tensor] = []
         self.rest_abs: list[torch.Tensor] = []
         self.rest_error: list[torch.Tensor] = []
@@ -249,9 +231,19 @@ class _Rows:
     def _add(self, owners, functionals):
         rows = self.solver.rows(functionals)
         magnitudes = rows.abs()
+        total = measured(self.run, functionals)
+        magnitude = magnitudes.sum(1)
         self.owner.append(owners)
-        self.total.append(measured(self.run, functionals))
-        self.magnitude.append(magnitudes.sum(1))
+        self.total.append(total)
+        self.magnitude.append(magnitude)
+        tolerance = row_tolerance(
+            magnitude + _mass(self.run, functionals),
+            functionals.layer,
+            functionals.vector.shape[-1],
+            self.run.model.dtype,
+        )
+        excess = (rows.double().sum(1) - total.double()).abs() / tolerance.clamp(min=1e-30)
+        self.excess = torch.maximum(self.excess, excess.max())
         kept = min(self.edges_per_node, self.size)
         strongest = magnitudes.topk(kept, dim=1, sorted=False)
         weights = rows.gather(1, strongest.indices)
@@ -281,10 +273,23 @@ class _Rows:
 def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
     """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
     found = functionals.bias.float().clone()
+    for rows, terms in _terms(run, functionals):
+        found[rows] += terms.sum(-1)
+    return found
+
+
+def _mass(run, functionals):
+    """Sums of the absolute terms that make [`measured`] values, to which their rounding is relative."""
+    found = functionals.bias.float().abs()
+    for rows, terms in _terms(run, functionals):
+        found[rows] += terms.abs().sum(-1)
+    return found
+
+
+def _terms(run, functionals):
     for (layer, point), rows in functionals.places().items():
         place = run.final if point == FINAL else run.activations[Site(point, layer)]
-        found[rows] += (place[functionals.position[rows]] * functionals.vector[rows].float()).sum(-1)
-    return found
+        yield rows, place[functionals.position[rows]] * functionals.vector[rows].float()
 
 
 def _batches(layer, position, size):
@@ -339,7 +344,7 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         target=torch.cat(rows.edge_owner)[order].cpu(),
         weight=torch.cat(rows.edge_weight)[order].cpu(),
         input_ids=run.input_ids.tolist(),
-        tokens=[str(i) for i in run.input_ids.tolist()] if tokenizer is None else token_strings(tokenizer, run.input_ids.tolist()),
+        tokens=token_labels(run.input_ids.tolist(), tokenizer),
         targets=infos,
         dictionaries=run.names,
         num_layers=run.num_layers,
@@ -353,6 +358,10 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     graph.metadata["active_features"] = int(graph.is_kind("feature").sum())
     graph = graph.select(~without_row | ends)
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
+    # Above 1 where rows do not sum to their totals.
+    graph.metadata["largest_row_excess"] = rows.excess.item()
+    graph.metadata["warning"] = rows_do_not_sum(graph)
+    warn(graph.metadata["warning"])
     return graph
 
 

@@ -53,6 +53,7 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
         f"```python\nfrom hf_transcoders.circuits.graphs import AttributionGraph\n\n"
         f"graph = AttributionGraph.from_pretrained({where})\n```",
         "## How far it can be trusted",
+        *([f"> [!WARNING]\n> {escape(graph.warning)}"] if graph.warning else []),
         table(["", ""], [
             ["nodes", f"{graph.num_nodes:,}"],
             ["edges", f"{graph.num_edges:,}"],

@@ -10,8 +10,11 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
+from ...lm.devices import input_device
 from ...lm.hooks import read_at
+from ...lm.inputs import forget_lengths_
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ..dictionaries import Dictionaries, named_dictionaries
 from ..interventions import FeatureEdit, intervene
 from .adjoint import FINAL
@@ -103,6 +106,7 @@ class Certificate:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def certificate(
     base_model: PreTrainedModel,
@@ -154,18 +158,17 @@ def certificate(
         for node in (graph.node(number) for number in features.tolist())
     ]
     reader = _Reader(base_model, named, graph, target)
-    ids = torch.tensor([graph.input_ids], device=base_model.device)
+    ids = torch.tensor([graph.input_ids], device=input_device(base_model))
     measured = {}
     for mode in modes:
-        with intervene(base_model, named, [], mode=mode, frozen_at=ids) as recorded:
-            before = reader.measure(base_model, ids)[0]
+        with intervene(base_model, named, [], mode=mode, frozen_at=None if mode == "free" else ids) as recorded:
+            before = reader.read(base_model, ids)
         after = []
         for start in range(0, len(edits), batch_size):
             some = edits[start : start + batch_size]
             with intervene(base_model, named, some, mode=mode, frozen_at=recorded):
-                after.append(reader.measure(base_model, ids.expand(len(some), -1)))
-        after = torch.cat(after)[feature_of, torch.arange(len(target))]
-        measured[mode] = (after - before).cpu()
+                after.append(reader.change(before, reader.read(base_model, ids.expand(len(some), -1))))
+        measured[mode] = torch.cat(after)[feature_of, torch.arange(len(target))]
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
     found = Certificate(
         source=source,
@@ -205,28 +208,39 @@ def _choose(graph, edges, seed):
 
 
 class _Reader:
-    """Pre-activations of some nodes, in every row of a batch."""
+    """What some nodes read in every row of a batch, and how their pre-activations change with it."""
 
     def __init__(self, base_model, named, graph, nodes):
         dictionaries = [named[name] for name in graph.dictionaries]
-        self.functionals = node_functionals(graph, dictionaries, nodes, base_model.device)
+        self.functionals = node_functionals(graph, dictionaries, nodes, input_device(base_model))
         norm = base_model.base_model.get_submodule(architecture_of(base_model).final_norm)
         self.places = {
             (layer, point): (Location(norm, "out") if point == FINAL else locate(base_model, Site(point, layer)), rows)
             for (layer, point), rows in self.functionals.places().items()
         }
 
-    def measure(self, model, ids):
-        """`(batch, nodes)`."""
+    def read(self, model, ids):
+        """Place -> what its nodes read there, `(batch, nodes of the place, width)`."""
         seen = {}
         with ExitStack() as stack:
             for place, (location, _) in self.places.items():
                 read_at(stack, location, lambda value, place=place: seen.__setitem__(place, value))
+            forget_lengths_(model)
             model.get_decoder()(input_ids=ids, use_cache=False)
-        found = self.functionals.bias.expand(len(ids), -1).clone()
+        return {
+            place: seen[place][:, self.functionals.position[rows]].float() for place, (_, rows) in self.places.items()
+        }
+
+    def change(self, before, after):
+        """By how much pre-activations differ, `(batch, nodes)`."""
+        batch = len(next(iter(after.values())))
+        found = self.functionals.bias.new_zeros(batch, len(self.functionals))
         for place, (_, rows) in self.places.items():
-            inputs = seen[place][:, self.functionals.position[rows]].float()
-            found[:, rows] += torch.einsum("bnd,nd->bn", inputs, self.functionals.vector[rows])
+            # Activations are subtracted, not pre-activations: an ablation changes these by a thousandth or less, and their
+            # own rounding, eps times the sum of a product's absolute terms, would be most of the difference.
+            found[:, rows] = torch.einsum(
+                "bnd,nd->bn", after[place] - before[place], self.functionals.vector[rows].float()
+            )
         return found.cpu()
 
 

@@ -189,7 +189,9 @@ def write_viewer_files(
             for explanation in explanations if layer is not None else ():
                 number = cantor(layer, numbers.feature(dictionary, explanation.index))
                 path = partial / "features" / scan / f"{number}.json"
-                write_text(path, _dump(feature_json(explanation, number, name)))
+                # Thousands of files: `write_text` would look for leftovers among them each time.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(_dump(feature_json(explanation, number, name)), encoding="utf-8")
     return Path(folder)
 
 
@@ -221,18 +223,21 @@ def _viewer_node(graph, number, name, numbers, labels):
         elif rank:
             changed["clerp"] = f"Error of {graph.dictionaries[dictionary]}"
     elif kind == "token":
+        # Graphs that are summed over positions have no prompt.
+        token = _shown(graph.tokens[position]) if graph.tokens else str(index)
         changed = {
             "feature": position,
             "layer": "E",
             "jsNodeId": f"E_{index}-{position}",
-            "clerp": f'Emb: "{_shown(graph.tokens[position])}"',
+            "clerp": f'Emb: "{token}"',
         }
     elif kind == "position":
+        place = max(index, position)
         changed = {
-            "feature": position,
+            "feature": place,
             "layer": "E",
-            "jsNodeId": f"P_{position}-{position}",
-            "clerp": f"Position {position}",
+            "jsNodeId": f"P_{place}-{place}",
+            "clerp": f"Position {place}",
         }
     elif kind == "bias":
         changed = {"feature": -1, "jsNodeId": f"B_{layer}-0", "clerp": graph.label(number)}
@@ -279,7 +284,7 @@ def _metadata(graph, slug, scan, description):
         "node_threshold": pruning.get("nodes", 1.0),
         "feature_details": {"feature_json_base_url": f"./features/{scan}"},
         "info": {
-            "description": description,
+            "description": " ".join(filter(None, [graph.warning, description])),
             "creator_name": "",
             "creator_url": "",
             "source_urls": [],

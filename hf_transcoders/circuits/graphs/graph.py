@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ...errors import TranscoderError
-from ...files import atomic_directory, write_text
+from ...files import atomic_directory, read_settled, write_text
+from ...text.printable import printable
+from ...text.strict_json import to_json
 
 
 if TYPE_CHECKING:
@@ -244,10 +245,22 @@ class AttributionGraph:
         return influence(self)
 
     def scores(self) -> dict[str, float]:
-        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`]."""
-        from .influence import scores
+        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`].
 
+        Where rows of the graph do not sum to what was measured, a warning says so: see [`~AttributionGraph.warning`].
+        """
+        from .influence import scores
+        from .row_sums import warn
+
+        warn(self.warning)
         return scores(self)
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence that says so, where rows do not sum to what was measured as far as rounding lets them."""
+        from .row_sums import rows_do_not_sum
+
+        return rows_do_not_sum(self)
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
         """The part of the graph that matters most: see [`~hf_transcoders.circuits.graphs.pruning.prune`]."""
@@ -353,7 +366,7 @@ class AttributionGraph:
                 "num_layers": self.num_layers,
                 "metadata": self.metadata,
             }
-            write_text(partial / INFO_NAME, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+            write_text(partial / INFO_NAME, to_json(info, ensure_ascii=False) + "\n")
 
     def push_to_hub(
         self,
@@ -379,15 +392,18 @@ class AttributionGraph:
         """
         # As with models: publishing is a method of what is published.
         from ...hub.graphs import push_graph_folder
+        from ...hub.public import hidden_names, public_values
         from .card import graph_card
         from .page_data import MAX_EDGES
 
+        names = hidden_names([self.metadata.get("model")])
+        published = dataclasses.replace(self, metadata=public_values(self.metadata, names))
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            page = self if self.num_edges <= MAX_EDGES else self.prune()
+            published.save_pretrained(folder)
+            page = published if self.num_edges <= MAX_EDGES else published.prune()
             page.to_html(Path(folder, "graph.html"), features)
             return push_graph_folder(
-                folder, repo_id, lambda name: graph_card(self, name, subfolder), subfolder=subfolder, **kwargs
+                folder, repo_id, lambda name: graph_card(published, name, subfolder), subfolder=subfolder, **kwargs
             )
 
     @classmethod
@@ -406,56 +422,23 @@ class AttributionGraph:
         """
         from transformers.utils import cached_file
 
-        try:
-            paths = [cached_file(pretrained_model_name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)]
-        except OSError as error:
-            raise TranscoderError(
-                f"{pretrained_model_name_or_path} is no attribution graph (no {INFO_NAME} and {TENSORS_NAME} there): give "
-                "a folder or repo that `save_pretrained` of a graph has made."
-            ) from error
-        try:
-            info = json.loads(Path(paths[0]).read_text(encoding="utf-8"))
-            tensors = load_file(paths[1])
-            if info["format_version"] > FORMAT_VERSION:
-                raise TranscoderError(
-                    f"This graph was written in format {info['format_version']}, and this version of hf_transcoders reads "
-                    f"up to format {FORMAT_VERSION}: upgrade it with `pip install -U hf_transcoders`."
-                )
-            graph = cls(
-                **{name: tensors[name] for name in _TENSORS},
-                input_ids=info["input_ids"],
-                tokens=info["tokens"],
-                targets=[TargetInfo(**target) for target in info["targets"]],
-                dictionaries=info["dictionaries"],
-                num_layers=info["num_layers"],
-                metadata=info["metadata"],
-            )
-            graph._check()
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            if isinstance(error, TranscoderError):
-                raise
-            raise TranscoderError(
-                f"The graph in {Path(paths[0]).parent} cannot be read ({type(error).__name__}: {error}): a file is damaged "
-                "or cut short, so copy or download it again."
-            ) from error
-        return graph
+        from .graph_file import read_graph
 
-    def _check(self):
-        """Refuse files whose parts do not fit each other."""
-        sizes = {len(getattr(self, name)) for name in _NODE_TENSORS}
-        ends = torch.cat([self.source, self.target])
-        fits = (
-            len(sizes) == 1
-            and len(self.source) == len(self.target) == len(self.weight)
-            and (not len(ends) or (ends.min() >= 0 and ends.max() < self.num_nodes))
-            and bool((self.kind >= 0).all() and (self.kind < len(KINDS)).all())
-            and bool((self.position < len(self.tokens)).all() and (self.dictionary < len(self.dictionaries)).all())
-            and bool((self.index[self.is_kind("target")] < len(self.targets)).all())
-            and len(self.tokens) == len(self.input_ids)
-            and len(self.target_vector) == len(self.target_bias) == len(self.targets)
-        )
-        if not fits:
-            raise ValueError("its tensors and its JSON do not fit each other")
+        def read(opening=lambda path: path):
+            try:
+                paths = [
+                    cached_file(pretrained_model_name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)
+                ]
+            except (OSError, ValueError) as error:
+                raise TranscoderError(
+                    f"{printable(pretrained_model_name_or_path)} is not an attribution graph (no {INFO_NAME} and {TENSORS_NAME} "
+                    "there): give a folder or repo that `save_pretrained` of a graph has made."
+                ) from error
+            return read_graph(*(opening(path) for path in paths))
+
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        # Both files are of one save, even where another process saves there meanwhile.
+        return read_settled(folder, read) if folder.is_dir() else read()
 
 
 def node_label(kind: str, layer: int, position: int, index: int, tokens: list[str], num_layers: int) -> str:

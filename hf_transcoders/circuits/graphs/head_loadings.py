@@ -8,13 +8,16 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
 from .node_functionals import node_functionals
 from .recording import LinearRun, record
+from .row_sums import warn
 
 
 # Elements of the sources' values at the heads of all layers, of the edges that are split at once.
@@ -34,6 +37,7 @@ class HeadLoadings:
         loadings (`torch.Tensor` of shape `(edges, layers, heads)`): What each head carries away from the source.
         direct (`torch.Tensor` of shape `(edges,)`): What reaches the target without any head.
         labels (`dict[int, str]`): Labels of the nodes at their ends.
+        warning (`str`, *optional*): That of the graph, where its rows do not sum to what was measured.
     """
 
     edges: torch.Tensor
@@ -43,6 +47,7 @@ class HeadLoadings:
     loadings: torch.Tensor
     direct: torch.Tensor
     labels: dict[int, str] = field(repr=False)
+    warning: str | None = None
 
     def top(self, count: int = 10) -> list[tuple[int, int, int, float]]:
         """(place in `edges`, layer, head, loading) of the loadings that are largest in magnitude."""
@@ -87,13 +92,17 @@ class HeadLoadings:
 
     def to_text(self, count: int = 10) -> str:
         """The largest loadings as a table."""
-        lines = [f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge"]
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines.append(f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge")
         for edge, layer, head, value in self.top(count):
             ends = f"{self.labels[int(self.source[edge])]} -> {self.labels[int(self.target[edge])]}"
-            lines.append(f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {ends}")
+            lines.append(
+                f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {printable(ends)}"
+            )
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def head_loadings(
     base_model: PreTrainedModel,
@@ -101,7 +110,7 @@ def head_loadings(
     graph: AttributionGraph,
     edges: torch.Tensor | list[int] | None = None,
     *,
-    max_edges: int = 32,
+    max_edges: int | None = None,
 ) -> HeadLoadings:
     """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
 
@@ -119,8 +128,8 @@ def head_loadings(
         edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
             Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
             influence.
-        max_edges (`int`, *optional*, defaults to 32):
-            How many edges by default.
+        max_edges (`int`, *optional*):
+            How many edges by default, where `edges` does not name them: 32.
 
     Returns:
         [`HeadLoadings`]
@@ -135,6 +144,9 @@ def head_loadings(
     >>> print(head_loadings(base, transcoders, graph).to_text())
     ```
     """
+    if edges is not None and max_edges is not None:
+        raise TranscoderError("`edges` says which edges, and `max_edges` how many to choose: give one of the two.")
+    max_edges = 32 if max_edges is None else max_edges
     if max_edges < 1:
         raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
     edges = _chosen(graph, edges, max_edges)
@@ -160,8 +172,10 @@ def head_loadings(
         loadings=loadings,
         direct=direct,
         labels={number: graph.label(number) for number in torch.cat([source, target]).unique().tolist()},
+        warning=graph.warning,
     )
     _check_sums(result)
+    warn(result.warning)
     return result
 
 

@@ -75,7 +75,9 @@ def node_ids(graph: "AttributionGraph", numbers: LayerNumbers | None = None) -> 
         elif kind == "token":
             names.append(f"E_{index}_{position}")
         elif kind == "position":
-            names.append(f"P_{position}_{position}")
+            # Where a graph is summed over positions, the index tells.
+            place = max(index, position)
+            names.append(f"P_{place}_{place}")
         elif kind == "bias":
             names.append(f"B_{layer}_0")
         else:

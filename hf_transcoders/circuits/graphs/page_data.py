@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Edges that a browser still draws without a pause.
 MAX_EDGES = 50_000
 # Told in places of their own.
-_NO_FACTS = ("scores", "pruning", "certificate", "dictionaries")
+_NO_FACTS = ("scores", "pruning", "certificate", "dictionaries", "warning")
 
 
 def page_data(
@@ -75,6 +75,7 @@ def page_data(
         "scores": metadata.get("scores") or graph.scores(),
         "pruning": metadata.get("pruning"),
         "certificate": certificate.to_dict() if certificate else summary and {"summary": summary},
+        "warning": graph.warning,
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
     }
 

@@ -1,6 +1,5 @@
 """QK attribution: which pairs of features make a head look from one token to another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +8,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
+from ...lm.wrappers import measures_model
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
+from ..prompts import Prompt, encode_prompt, token_labels
 from .adjoint import Adjoint, Functionals
-from .attribution import encode_prompt
+from .attribution import measured
 from .graph import AttributionGraph, node_label
 from .head_loadings import record_again
 from .recording import record
-from .targets import check_position, token_strings
+from .row_sums import sums_do_not_hold, warn
+from .targets import check_position
 
 
 # Elements of the scores of pairs that are computed at once.
@@ -37,6 +40,7 @@ class QKAttribution:
         query_marginal, key_marginal (`torch.Tensor` of shape `(sources,)`):
             What each source adds through the query, with the whole key, and the other way round. Each sums to the score.
         labels (`dict[int, str]`): Labels of the strongest sources.
+        warning (`str`, *optional*): A sentence that says so, where sources do not sum to the query and the key.
     """
 
     layer: int
@@ -51,6 +55,7 @@ class QKAttribution:
     query_marginal: torch.Tensor
     key_marginal: torch.Tensor
     labels: dict[int, str] = field(repr=False)
+    warning: str | None = None
 
     @property
     def pairs(self) -> list[tuple[str, str, float]]:
@@ -84,26 +89,30 @@ class QKAttribution:
                 side: [{"source": source, "score": score} for source, score in self.strongest(side)]
                 for side in ("query", "key")
             },
+            "warning": self.warning,
         }
 
     def to_text(self) -> str:
         """The strongest pairs as a table."""
-        width = max((len(query) for query, _, _ in self.pairs), default=0)
-        lines = [
+        pairs = [(printable(query), printable(key), score) for query, key, score in self.pairs]
+        width = max((len(query) for query, _, _ in pairs), default=0)
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines += [
             f"L{self.layer}H{self.head} from token {self.query_position} to token {self.key_position}: "
             f"score {self.score:.4g}, looks there {self.probability:.1%}",
             f"{'score':>10}  {'query':<{width}}  key",
-            *(f"{score:>10.4g}  {query:<{width}}  {key}" for query, key, score in self.pairs),
+            *(f"{score:>10.4g}  {query:<{width}}  {key}" for query, key, score in pairs),
             f"{self.score - float(self.pair_score.sum()):>10.4g}  all other pairs",
         ]
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def qk_attribution(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: AttributionGraph | str | Sequence[int],
+    prompt: AttributionGraph | Prompt,
     layer: int,
     head: int,
     query_position: int = -1,
@@ -111,7 +120,7 @@ def qk_attribution(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     top: int = 10,
-    skip_first: int = 1,
+    skip_first: int | None = None,
 ) -> QKAttribution:
     """Take the attention score of a head between two tokens apart into pairs of sources (Kamath et al. 2025).
 
@@ -123,8 +132,8 @@ def qk_attribution(
     Args:
         base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
             As for [`attribution_graph`].
-        prompt ([`AttributionGraph`], `str` or `Sequence[int]`):
-            A graph made with them, text or token ids.
+        prompt ([`AttributionGraph`], `str`, `Sequence[int]` or `Mapping`):
+            A graph made with them, text, token ids, or what the tokenizer returned.
         layer, head (`int`):
             Which head; with grouped queries the number of the query head.
         query_position (`int`, *optional*, defaults to -1):
@@ -135,8 +144,8 @@ def qk_attribution(
             Needed for text; otherwise only for labels.
         top (`int`, *optional*, defaults to 10):
             How many pairs.
-        skip_first (`int`, *optional*, defaults to 1):
-            As for [`attribution_graph`]; a graph brings its own.
+        skip_first (`int`, *optional*):
+            As for [`attribution_graph`], 1 by default; a graph brings its own.
 
     Returns:
         [`QKAttribution`]
@@ -152,11 +161,15 @@ def qk_attribution(
     ```
     """
     if isinstance(prompt, AttributionGraph):
+        if skip_first is not None:
+            raise TranscoderError("A graph was given, which has its own `skip_first`: leave it out.")
         run, tokens = record_again(base_model, transcoders, prompt), prompt.tokens
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
-        run = record(base_model, named_dictionaries(base_model, transcoders), [ids], skip_first)[0]
-        tokens = [str(i) for i in ids.tolist()] if tokenizer is None else token_strings(tokenizer, ids.tolist())
+        run = record(
+            base_model, named_dictionaries(base_model, transcoders), [ids], 1 if skip_first is None else skip_first
+        )[0]
+        tokens = token_labels(ids.tolist(), tokenizer)
     heads = len(run.layers[0].pattern)
     if not (0 <= layer < run.num_layers and 0 <= head < heads):
         raise TranscoderError(
@@ -172,6 +185,8 @@ def qk_attribution(
     adjoint = Adjoint(run)
     queries = _sources_of(adjoint, layer, maps.query_position, maps.query, maps.query_bias) * maps.scaling
     keys = _sources_of(adjoint, layer, maps.key_position, maps.key, maps.key_bias)
+    warning = _check_sums(run, layer, maps, queries, keys)
+    warn(warning)
     query_source, key_source, pair_score = _strongest_pairs(queries, keys, top)
     query, key = queries.double().sum(0), keys.double().sum(0)
     query_marginal, key_marginal = (queries.double() @ key).float().cpu(), (keys.double() @ query).float().cpu()
@@ -183,21 +198,32 @@ def qk_attribution(
         query_source=query_source, key_source=key_source, pair_score=pair_score,
         query_marginal=query_marginal, key_marginal=key_marginal,
         labels={number: _label(adjoint.sources, number, tokens, run.num_layers) for number in shown},
+        warning=warning,
     )  # fmt: skip
+
+
+def _functionals(layer, position, weight, bias):
+    places = (torch.full((len(weight),), value, device=weight.device) for value in (layer, position))
+    at, token = places
+    return Functionals(at, ["attn.in"] * len(weight), token, weight, bias)
+
+
+def _check_sums(run, layer, maps, queries, keys):
+    """Whether sources sum to the query and the key that the head has."""
+    expected = torch.cat(
+        [
+            measured(run, _functionals(layer, maps.query_position, maps.query, maps.query_bias)) * maps.scaling,
+            measured(run, _functionals(layer, maps.key_position, maps.key, maps.key_bias)),
+        ]
+    )
+    parts = torch.cat([queries, keys], dim=1).double()
+    return sums_do_not_hold(run, parts.sum(0), parts.abs().sum(0), expected, "attribution")
 
 
 def _sources_of(adjoint, layer, position, weight, bias):
     """What each source adds to a query or key, `(sources, head_dim)`."""
     rows = [
-        adjoint.rows(
-            Functionals(
-                torch.full((len(vector),), layer, device=weight.device),
-                ["attn.in"] * len(vector),
-                torch.full((len(vector),), position, device=weight.device),
-                vector,
-                constant,
-            )
-        )
+        adjoint.rows(_functionals(layer, position, vector, constant))
         for vector, constant in zip(
             weight.split(adjoint.batch_size()), bias.split(adjoint.batch_size()), strict=True
         )

@@ -5,18 +5,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from ...data.batches import text_batches
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
-from ...lm.heads import output_bias, output_weight, value_weight
-from ...lm.hooks import read_at
+from ...lm.forwards import forward_logits, has_head
+from ...lm.heads import output_map, value_weight
+from ...lm.hooks import after_call, read_at
+from ...lm.inputs import check_tokens
+from ...lm.linear_maps import is_quantized
+from ...lm.modes import in_eval_mode
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
 from ...lm.sites import POINTS, Site
+from ...lm.stream import map_behind, multiplier_behind, norm_before, norm_behind
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
+from ...text import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 #: Places at which a dictionary may write. At the first three it takes the place of an MLP's or attention's output; at
@@ -62,17 +71,21 @@ class LinearLayer:
     """The linear maps of one block.
 
     Args:
-        attention_norm, mlp_norm ([`FrozenNorm`]): Before attention and MLP, at `(seq, 1, hidden)`.
-        attention_post_norm, mlp_post_norm ([`FrozenNorm`], *optional*): Behind them, where the family has such norms.
+        attention_norm, mlp_norm ([`FrozenNorm`], *optional*):
+            Before attention and MLP, at `(seq, 1, hidden)`, where the family has such norms.
+        attention_post_norm, mlp_post_norm ([`FrozenNorm`], *optional*):
+            Behind them, where the family has such norms, or multiplies what it adds to the stream.
         attention_norm_bias, mlp_norm_bias, attention_post_bias, mlp_post_bias (`torch.Tensor` or `float`): Their biases.
         pattern (`torch.Tensor` of shape `(heads, seq, seq)`): Where each head looked.
         value (`torch.Tensor` of shape `(kv_heads * head_dim, hidden)`): Value projection.
         output (`torch.Tensor` of shape `(heads * head_dim, hidden)`): Output projection.
-        attention_constant (`torch.Tensor` of shape `(hidden,)`): What biases make attention write at every token.
+        attention_constant (`torch.Tensor` of shape `(seq, hidden)`): What biases make attention write.
+        rounding (`torch.Tensor` of shape `(seq, hidden)`, *optional*):
+            How far attention is from these maps where its projections are quantized and round what they read.
     """
 
-    attention_norm: FrozenNorm
-    mlp_norm: FrozenNorm
+    attention_norm: FrozenNorm | None
+    mlp_norm: FrozenNorm | None
     attention_post_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
     mlp_norm_bias: torch.Tensor | float
@@ -83,6 +96,7 @@ class LinearLayer:
     value: torch.Tensor
     output: torch.Tensor
     attention_constant: torch.Tensor
+    rounding: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class LinearRun:
         model ([`~transformers.PreTrainedModel`]): The base model.
         dictionaries (`list[TranscoderModel]`), names (`list[str]`): What replaces MLPs.
         input_ids (`torch.LongTensor` of shape `(seq,)`): The prompt.
-        logits (`torch.Tensor` of shape `(seq, vocab)`): What the model says.
+        logits (`torch.Tensor` of shape `(seq, vocab)`, *optional*): What the model says, if it has a head.
         layers (`list[LinearLayer]`): The maps of each block.
         writers (`dict[Site, Writer]`): What wrote, by place.
         activations (`dict[Site, torch.Tensor]`): What was read, `(seq, width)`, at every place of [`READS`].
@@ -109,7 +123,7 @@ class LinearRun:
     dictionaries: list[TranscoderModel]
     names: list[str]
     input_ids: torch.Tensor
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     layers: list[LinearLayer]
     writers: dict[Site, Writer]
     activations: dict[Site, torch.Tensor]
@@ -141,10 +155,10 @@ def record(
     prompts: Sequence[torch.Tensor],
     skip_first: int = 1,
 ) -> list[LinearRun]:
-    """Run some prompts in one forward and keep what attribution needs of each.
+    """Run some prompts, in one forward pass where they can share it, and keep what attribution needs of each.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries of any layers, at most one for each place.
         prompts (`Sequence[torch.LongTensor]`): Token ids of each prompt.
         skip_first (`int`, *optional*, defaults to 1):
@@ -157,9 +171,30 @@ def record(
         [`TranscoderError`]: a dictionary does not fit the model, or cannot be part of a linear model of it.
     """
     sites = _check(model, dictionaries)
-    lengths = [len(prompt) for prompt in prompts]
-    # Padding comes last, so that causality keeps it away from everything.
-    ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(model.device)
+    check_tokens(model, prompts, extrapolate=False)
+    heads = [_head_maps(model, layer) for layer in range(num_layers(model))]
+    runs = {}
+    for batch in text_batches(model, [prompt.cpu() for prompt in prompts]):
+        kept, logits = _keep(model, sites, batch)
+        for row, (number, length) in enumerate(zip(batch.numbers, batch.lengths, strict=True)):
+            ids = batch.input_ids[row, :length]
+            runs[number] = _run_of(
+                model,
+                dictionaries,
+                sites,
+                kept,
+                heads,
+                ids,
+                None if logits is None else logits[row, :length],
+                row,
+                length,
+                skip_first,
+            )
+    return [runs[number] for number in range(len(prompts))]
+
+
+def _keep(model, sites, batch):
+    """Run a batch of prompts: what hooks have seen, and the logits `(batch, seq, vocab)` of a model that has a head."""
     kept = _Kept()
     architecture = architecture_of(model)
     layers = range(num_layers(model))
@@ -177,17 +212,13 @@ def record(
         read_at(stack, Location(final_norm, "out"), kept.keeper("final"))
         if architecture.position_embeddings is not None:
             module = model.base_model.get_submodule(architecture.position_embeddings)
-            handle = module.register_forward_hook(lambda module, args, output: kept.keep_positions(output))
-            stack.callback(handle.remove)
-        mask = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
-        logits = model(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits
-    heads = [_head_maps(model, layer) for layer in layers]
-    return [
-        _run_of(
-            model, dictionaries, sites, kept, heads, ids[row, :length], logits[row, :length], row, length, skip_first
-        )
-        for row, length in enumerate(lengths)
-    ]
+            after_call(stack, module, lambda module, args, output: kept.keep_positions(output))
+        if has_head(model):
+            logits = forward_logits(model, **batch.inputs, use_cache=False)
+        else:
+            logits = None
+            model(**batch.inputs, use_cache=False)
+    return kept, logits
 
 
 class _Kept:
@@ -213,8 +244,6 @@ class _Kept:
 
 def _check(model, dictionaries):
     """Dictionary name -> input and output site, if all of them can be part of a linear model."""
-    if model.training:
-        raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
     attention_modules(model)
     sites, places = {}, {}
     for name, dictionary in dictionaries.items():
@@ -270,7 +299,7 @@ def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, s
         positions = kept.positions.expand(kept.values[Site("resid_pre", 0)].shape)[row, :length].float()
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     last = kept.at("resid_post", len(layers) - 1, row, length)
-    return LinearRun(
+    run = LinearRun(
         model=model,
         dictionaries=list(dictionaries.values()),
         names=names,
@@ -290,27 +319,38 @@ def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, s
         position_embedding=positions,
         parallel=has_parallel_residual(model),
     )
+    values = {site: kept.values[site][row, :length].float() for site in kept.values if site != "final"}
+    check_linear(run, values)
+    return run
 
 
 def _linear_layer(model, kept, heads, layer, row, length):
-    architecture = architecture_of(model)
-    block = locate(model, Site("resid_pre", layer)).module
     before = kept.at("resid_pre", layer, row, length)
     between = before if has_parallel_residual(model) else kept.at("resid_mid", layer, row, length)
 
-    def frozen(name, at):
-        if name is None:
-            return None, 0.0
-        norm = block.get_submodule(name)
-        return frozen_norm(norm, at[:, None]), norm_bias(norm)
+    def frozen_before(point, at):
+        norm = norm_before(model, Site(point, layer))
+        return (None, 0.0) if norm is None else (frozen_norm(norm, at[:, None]), norm_bias(norm))
 
-    attention_norm, attention_norm_bias = frozen(architecture.attention_norm, before)
-    mlp_norm, mlp_norm_bias = frozen(architecture.mlp_norm, between)
-    attention_post_norm, attention_post_bias = frozen(
-        architecture.attention_post_norm, kept.at("attn.out", layer, row, length)
-    )
-    mlp_post_norm, mlp_post_bias = frozen(architecture.mlp_post_norm, kept.at("mlp.out", layer, row, length))
-    value, output, constant = heads
+    def frozen_behind(point):
+        site = Site(point, layer)
+        norm = norm_behind(model, site)
+        bias = 0.0 if norm is None else norm_bias(norm) * multiplier_behind(model, site)
+        return map_behind(model, site, kept.at(point, layer, row, length)[:, None]), bias
+
+    attention_norm, attention_norm_bias = frozen_before("attn.in", before)
+    mlp_norm, mlp_norm_bias = frozen_before("mlp.in", between)
+    attention_post_norm, attention_post_bias = frozen_behind("attn.out")
+    mlp_post_norm, mlp_post_bias = frozen_behind("mlp.out")
+    value, output, constants, rounds = heads
+    pattern = kept.patterns[layer][row, :, :length, :length].float()
+    # Patterns sum to one, or to less in a model with attention sinks.
+    constant = pattern.sum(-1).T @ constants[0] + constants[1]
+    rounding = None
+    if rounds:
+        inputs = kept.at("attn.in", layer, row, length) - attention_norm_bias
+        linear = _attended(inputs, pattern, value, output) + constant
+        rounding = kept.at("attn.out", layer, row, length) - linear
     return LinearLayer(
         attention_norm=attention_norm,
         mlp_norm=mlp_norm,
@@ -320,29 +360,38 @@ def _linear_layer(model, kept, heads, layer, row, length):
         attention_norm_bias=attention_norm_bias,
         attention_post_bias=attention_post_bias,
         mlp_post_bias=mlp_post_bias,
-        pattern=kept.patterns[layer][row, :, :length, :length].float(),
+        pattern=pattern,
         value=value,
         output=output,
         attention_constant=constant,
+        rounding=rounding,
     )
 
 
 def _head_maps(model, layer):
-    """Value and output projection of all heads, and what biases make attention write: the same for every prompt."""
+    """Value and output projection of all heads, what the bias of each makes it write for what it reads, and whether they round."""
     weight, bias = value_weight(model, layer)
-    output = output_weight(model, layer).float()
+    output, output_bias = output_map(model, layer)
+    output = output.float()
     heads, kv_heads = len(output), len(weight)
-    # Patterns sum to one, so a constant value is read as it is at every token.
     constant = torch.zeros(weight.shape[:2], device=weight.device)
-    norm = locate(model, Site("resid_pre", layer)).module.get_submodule(architecture_of(model).attention_norm)
-    if isinstance(added := norm_bias(norm), torch.Tensor):
+    norm = norm_before(model, Site("attn.in", layer))
+    if norm is not None and isinstance(added := norm_bias(norm), torch.Tensor):
         constant = constant + weight.float() @ added.float()
     if bias is not None:
         constant = constant + bias.float()
-    written = torch.einsum("hd,hdo->o", constant.repeat_interleave(heads // kv_heads, 0), output)
-    if (added := output_bias(model, layer)) is not None:
-        written = written + added.float()
-    return weight.float().flatten(0, 1), output.flatten(0, 1), written
+    written = torch.einsum("hd,hdo->ho", constant.repeat_interleave(heads // kv_heads, 0), output)
+    added = output.new_zeros(output.shape[-1]) if output_bias is None else output_bias.float()
+    rounds = is_quantized(attention_modules(model)[layer])
+    return weight.float().flatten(0, 1), output.flatten(0, 1), (written, added), rounds
+
+
+def _attended(inputs, pattern, value, output):
+    """What heads write for what attention reads, `(seq, hidden)` to `(seq, hidden)`, by their maps."""
+    heads = len(pattern)
+    values = (inputs @ value.T).unflatten(1, (-1, len(output) // heads)).transpose(0, 1)
+    z = pattern @ values.repeat_interleave(heads // len(values), dim=0)
+    return z.transpose(0, 1).flatten(1) @ output
 
 
 def _written(dictionary, number, site, read, true, skip_first):
@@ -353,13 +402,11 @@ def _written(dictionary, number, site, read, true, skip_first):
     works = torch.arange(len(read), device=read.device) >= skip_first
     size = max(1, _MAX_ELEMENTS // config.num_features)
     found = []
-    was_training = dictionary.training
-    dictionary.eval()
-    for start in range(min(skip_first, len(read)), len(read), size):
-        features = dictionary.encode(inputs[start : start + size]).float()
-        position, feature = features.nonzero(as_tuple=True)
-        found.append((position + start, feature, features[position, feature]))
-    dictionary.train(was_training)
+    with in_eval_mode(dictionary):
+        for start in range(min(skip_first, len(read)), len(read), size):
+            features = dictionary.encode(inputs[start : start + size]).float()
+            position, feature = features.nonzero(as_tuple=True)
+            found.append((position + start, feature, features[position, feature]))
     if not found:
         found.append((works.nonzero()[:0, 0], works.nonzero()[:0, 0], true.new_zeros(0)))
     position, feature, activation = (torch.cat(parts).to(read.device) for parts in zip(*found, strict=True))
@@ -404,3 +451,51 @@ def _whole_mlp(output, layer):
 def _offsets(position, length):
     counts = torch.bincount(position, minlength=length)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def check_linear(run: LinearRun, values: dict[Site, torch.Tensor]) -> None:
+    """
+    Warn where the linear maps of a run do not give what the model had, and name the first such place.
+
+    Args:
+        run ([`LinearRun`]): A recorded prompt.
+        values (`dict[Site, torch.Tensor]`): The activations of the model at every point of every layer, `(seq, width)`.
+    """
+    points, errors = [], []
+    for layer, maps in enumerate(run.layers):
+        at = {site.point: value for site, value in values.items() if site.layer == layer}
+        for point, ours in _given_by_parts(maps, at, run.parallel).items():
+            points.append(Site(point, layer))
+            errors.append((ours - at[point]).norm() / at[point].norm().clamp(min=torch.finfo(torch.float32).tiny))
+    tolerance = 1e-3 if run.model.dtype in (torch.float32, torch.float64) else 5e-2
+    # Read off the device once.
+    for site, error in zip(points, torch.stack(errors).tolist(), strict=True):
+        if not error <= tolerance:
+            logger.warning(
+                f"'{site}' of this {run.model.config.model_type} model is off by {error:.2g} of its norm from what its "
+                "parts give, so rows of graphs and paths do not sum and are not to be trusted: the block does more than "
+                "norms, heads and an MLP that add to the stream, a hook edits it, or the family was registered with other "
+                "modules than its own."
+            )
+            return
+
+
+def _given_by_parts(maps, at, parallel):
+    """The activations of a layer by point, as the linear maps give them from those before."""
+
+    def through(norm, bias, value):
+        return value if norm is None else norm(value[:, None])[:, 0] + bias
+
+    heads, width = len(maps.pattern), len(maps.output) // len(maps.pattern)
+    values = ((at["attn.in"] - maps.attention_norm_bias).float() @ maps.value.T).unflatten(1, (-1, width))
+    values = values.repeat_interleave(heads // values.shape[1], dim=1)
+    z = (maps.pattern @ values.transpose(0, 1)).transpose(0, 1).flatten(1)
+    branches = {
+        "attn.in": through(maps.attention_norm, maps.attention_norm_bias, at["resid_pre"]),
+        "attn.out": z @ maps.output + maps.attention_constant,
+        "attn.branch": through(maps.attention_post_norm, maps.attention_post_bias, at["attn.out"]),
+        "mlp.in": through(maps.mlp_norm, maps.mlp_norm_bias, at["resid_pre" if parallel else "resid_mid"]),
+        "mlp.branch": through(maps.mlp_post_norm, maps.mlp_post_bias, at["mlp.out"]),
+    }
+    middle = {} if parallel else {"resid_mid": at["resid_pre"] + at["attn.branch"]}
+    return {**branches, **middle, "resid_post": at["resid_pre"] + at["attn.branch"] + at["mlp.branch"]}

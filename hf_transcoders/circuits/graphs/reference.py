@@ -1,14 +1,18 @@
 """Rows of an attribution graph by autograd over the model itself: slow, and the reference for the adjoint."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
+from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate
+from ...lm.attention import attention_modules
 from ...lm.freeze import frozen, record_frozen
-from ...lm.hooks import read_at, write_at
+from ...lm.hooks import read_at, wrap_forward, write_at
+from ...lm.linear_maps import is_offloaded, is_quantized, loaded
 from ...lm.sites import POINTS, Site
 from ...models.linear_parts import decoder_rows
 from .adjoint import FINAL, Functionals
@@ -38,7 +42,12 @@ class AutogradRows:
 
     def rows(self, targets: Functionals) -> torch.Tensor:
         """What each source adds to each functional: see [`Adjoint.rows`]."""
-        with torch.enable_grad(), _trainable(self._biases()) as biases:
+        if any(is_quantized(module) for module in attention_modules(self.run.model)):
+            raise TranscoderError(
+                "Gradients of many targets at once cannot go through quantized projections, and would leave out how these "
+                "round: use method='adjoint'."
+            )
+        with torch.enable_grad(), _all_loaded(self.run.model), _trainable(self._biases()) as biases:
             leaves = self._leaves()
             places = self._forward(leaves)
             groups = targets.places()
@@ -165,6 +174,21 @@ class AutogradRows:
         for place, rows in targets.places().items():
             out[rows, self.sources.segment("bias", place[0]).start] += targets.bias[rows].float()
         return out
+
+
+@contextmanager
+def _all_loaded(model: nn.Module) -> Iterator[None]:
+    """Have all weights of an offloaded model in memory at once: a gradient needs the parameters of the forward pass."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if is_offloaded(module):
+                stack.enter_context(loaded(module))
+                wrap_forward(stack, module, functools.partial(_own_forward, module))
+        yield
+
+
+def _own_forward(module, inner, *args, **kwargs):
+    return module._old_forward(*args, **kwargs)
 
 
 @contextmanager

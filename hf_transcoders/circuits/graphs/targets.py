@@ -1,17 +1,27 @@
 """What an attribution graph explains: logits, differences of logits, features, directions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ...data.token_texts import visible
 from ...errors import TranscoderError
+from ...lm.architectures import architecture_of
+from ...lm.forwards import check_head
+from ...lm.linear_maps import linear_rows, map_size, mean_row
 from ...lm.sites import Site
-from ...models.linear_parts import encoder_rows
+from ...lm.stream import UNEMBEDDING
+from ...models.linear_parts import decoder_rows, encoder_rows
+from ...text import logging
+from ..prompts import token_labels
 from .adjoint import FINAL, Functionals
 from .graph import TargetInfo
 from .recording import READS, LinearRun
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,9 @@ def resolve_targets(
     Raises:
         [`TranscoderError`]: something named is not in the vocabulary, the prompt, the dictionaries or the model.
     """
-    if targets is None:
+    if targets is None and run.logits is None:
+        targets = _strongest_features(run, max_logits)
+    elif targets is None:
         targets = [Target.logit(token) for token in _likely(run.logits[-1], max_logits, logit_mass)]
     elif isinstance(targets, (str, int, Target, torch.Tensor)):
         targets = [targets]
@@ -130,6 +142,40 @@ def _likely(logits, most, mass):
     return top.indices[:count].tolist()
 
 
+def _strongest_features(run, most):
+    """The features of the last token that write most: what there is to explain in a model without logits."""
+    found = []
+    last = len(run.input_ids) - 1
+    for writer in run.writers.values():
+        active = writer.position == last
+        dictionary = run.dictionaries[writer.dictionary] if writer.dictionary >= 0 else None
+        if dictionary is None or not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
+            continue
+        features = writer.feature[active]
+        sizes = writer.activation[active] * decoder_rows(dictionary, features.to(dictionary.device)).norm(dim=1).to(
+            writer.activation.device
+        )
+        found += [
+            (size, run.names[writer.dictionary], f) for size, f in zip(sizes.tolist(), features.tolist(), strict=True)
+        ]
+    if not found:
+        raise TranscoderError(
+            f"{type(run.model).__name__} has no language-model head and none of its features is active at the last token, so "
+            "there is nothing to explain: load the model with AutoModelForCausalLM, or give `targets`."
+        )
+    logger.warning(
+        f"{type(run.model).__name__} has no language-model head, so the graph explains the strongest features of the last "
+        "token; load the model with AutoModelForCausalLM to explain logits."
+    )
+    found = sorted(found, reverse=True)[:most]
+    total = sum(size for size, _, _ in found)
+    weights = [size / total if total > 0 else 1 / len(found) for size, _, _ in found]
+    return [
+        replace(Target.feature(name, feature), weight=weight)
+        for weight, (_, name, feature) in zip(weights, found, strict=True)
+    ]
+
+
 def _resolve(run, target, tokenizer):
     position = check_position(run, target.position)
     if target.tokens:
@@ -158,19 +204,26 @@ def _resolve(run, target, tokenizer):
 
 
 def _resolve_tokens(run, target, position, tokenizer):
+    check_head(run.model)
     head = run.model.get_output_embeddings()
-    ids = [_token_id(token, tokenizer, len(head.weight)) for token in target.tokens]
+    ids = [_token_id(token, tokenizer, map_size(head)[0]) for token in target.tokens]
     probabilities = run.logits[position].float().softmax(-1)
-    rows = head.weight[ids].float()
-    bias = None if head.bias is None else head.bias.float()
-    names = [_text(token, tokenizer) for token in ids]
+    multiplier = architecture_of(run.model).logit_multiplier
+    tokens = linear_rows(head, torch.tensor(ids), UNEMBEDDING)
+    rows = tokens.weight.float() * multiplier
+    biases = [0.0] * len(ids) if tokens.bias is None else tokens.bias.float() * multiplier
+    names = token_labels(ids, tokenizer)
+    names = [name if name.strip() else visible(name) for name in names]
     if len(ids) == 2:
         vector = rows[0] - rows[1]
-        constant = 0.0 if bias is None else float(bias[ids[0]] - bias[ids[1]])
-        info = TargetInfo(target.label or f"{names[0]} - {names[1].lstrip()}", position, _or(target.weight, 1.0))
+        constant = float(biases[0] - biases[1])
+        # A space in front is left out, unless it is what tells the two apart.
+        second = names[1] if names[0].strip() == names[1].strip() else names[1].lstrip()
+        info = TargetInfo(target.label or f"{names[0]} - {second}", position, _or(target.weight, 1.0))
     else:
-        vector = rows[0] - head.weight.float().mean(0)
-        constant = 0.0 if bias is None else float(bias[ids[0]] - bias.mean())
+        mean = mean_row(head, UNEMBEDDING)
+        vector = rows[0] - mean.weight[0] * multiplier
+        constant = float(biases[0] - (0.0 if mean.bias is None else mean.bias[0] * multiplier))
         probability = float(probabilities[ids[0]])
         weight = _or(target.weight, probability)
         info = TargetInfo(target.label or names[0], position, weight, probability, ids[0])
@@ -212,23 +265,12 @@ def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
         raise TranscoderError(f"Give the tokenizer too, or token ids instead of texts such as {token!r}.")
     ids = tokenizer.encode(token, add_special_tokens=False)
     if len(ids) != 1:
-        parts = ", ".join(repr(_text(part, tokenizer)) for part in ids)
+        parts = ", ".join(map(repr, token_labels(ids, tokenizer)))
         raise TranscoderError(
             f"{token!r} is not one token of this model but {len(ids)} ({parts}): give a single token, often one with a "
             "leading space."
         )
     return ids[0]
-
-
-def _text(token: int, tokenizer) -> str:
-    return str(token) if tokenizer is None else token_strings(tokenizer, [token])[0]
-
-
-def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token on its own."""
-    from ...evaluation.features import token_texts
-
-    return token_texts(tokenizer, list(ids))
 
 
 def _or(value, default):

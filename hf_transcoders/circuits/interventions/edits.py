@@ -31,8 +31,8 @@ class FeatureEdit:
         feature (`int`):
             Number of the feature.
         position (`int`, `slice`, a list of `int`, or `"all"`):
-            Where. Positions count the tokens as the model gets them, padding included; negative ones count from the
-            end of the prompt. An `int` lies inside the prompt. A slice also goes on over tokens that `generate` adds:
+            Where. Positions count the tokens of each row without the padding that its `attention_mask` marks; negative
+            ones count from the end of the prompt. An `int` lies inside the prompt. A slice also goes on over tokens that `generate` adds:
             `slice(k, None)` is everything from position k, `slice(prompt_length, None)` the new tokens alone, and
             `"all"` is `slice(None)`.
         kind (`"ablate"`, `"set"`, `"scale"`, `"steer"` or `"patch"`, *optional*, defaults to `"ablate"`):

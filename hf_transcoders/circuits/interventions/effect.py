@@ -9,11 +9,15 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import capture
+from ...lm.forwards import forward_logits
+from ...lm.inputs import forget_lengths_
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
 from ..dictionaries import find_dictionary, named_dictionaries
+from ..prompts import prompts_of_one_length
 from .edits import FeatureEdit
 from .intervene import edit_lists, encode_some, input_sites, intervene
 
@@ -41,11 +45,12 @@ class InterventionEffect:
     activations_after: torch.Tensor
 
 
+@measures_model
 @torch.no_grad()
 def measure_effect(
     model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
-    input_ids: torch.Tensor,
+    input_ids: torch.Tensor | Mapping,
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
     mode: Literal["direct", "frozen", "free"] = "free",
@@ -57,11 +62,12 @@ def measure_effect(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model in eval mode.
+            A causal language model, which runs in evaluation mode.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that edits and `read` speak of.
-        input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`):
-            One prompt, on which each list of edits is tried, or one for each list.
+        input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`, or `Mapping`):
+            One prompt, on which each list of edits is tried, or one for each list, all of one length; as token ids, or as the
+            tokenizer returned them.
         edits (list of [`FeatureEdit`], or list of such lists):
             The edits of all rows, or one list for each row; see [`intervene`].
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
@@ -92,7 +98,7 @@ def measure_effect(
     ```
     """
     named = named_dictionaries(model, transcoders)
-    input_ids = torch.atleast_2d(torch.as_tensor(input_ids)).to(model.device)
+    input_ids = prompts_of_one_length(model, input_ids)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape
     if 1 not in (prompts, len(lists)) and prompts != len(lists):
@@ -107,7 +113,8 @@ def measure_effect(
             part = slice(start, start + batch_size)
             given = input_ids if prompts == 1 else input_ids[part]
             if prompts > 1 or start == 0:
-                with intervene(model, named, [], mode=mode, frozen_at=given) as recorded:
+                frozen_at = None if mode == "free" else given
+                with intervene(model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
                     befores.append(_forward(model, given, reader, logits_to_keep))
             some = lists if len(lists) == 1 else lists[part]
             with intervene(model, named, some, mode=mode, frozen_at=recorded):
@@ -125,9 +132,10 @@ def measure_effect(
 
 def _forward(model, input_ids, reader, logits_to_keep):
     """Logits, and pre-activations and activations of what is to be read, `(batch, reads)`."""
+    forget_lengths_(model)
     with ExitStack() as stack:
         activations = stack.enter_context(capture(model, reader.sites, stop=False)) if reader.sites else {}
-        logits = model(input_ids=input_ids, logits_to_keep=logits_to_keep, use_cache=False).logits
+        logits = forward_logits(model, input_ids=input_ids, logits_to_keep=logits_to_keep, use_cache=False)
     return logits, *reader(activations, len(input_ids))
 
 

@@ -1,5 +1,7 @@
 """Changing features inside an ordinary language model."""
 
+import functools
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
@@ -8,12 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import FrozenRun, Site, frozen, locate, record_frozen
 from ...lm.hooks import read_at, write_at
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import opens_on_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ..dictionaries import find_dictionary, named_dictionaries
+from ..prompts import prompts_of_one_length
 from .edits import FeatureEdit
 from .prompts import PromptTracker
 from .table import EditTable, Entries
@@ -25,6 +29,7 @@ MODES = ("direct", "frozen", "free")
 _MAX_ELEMENTS = 2**23
 
 
+@opens_on_model
 @contextmanager
 def intervene(
     model: PreTrainedModel,
@@ -32,7 +37,7 @@ def intervene(
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
     mode: Literal["direct", "frozen", "free"] = "free",
-    frozen_at: torch.Tensor | FrozenRun | None = None,
+    frozen_at: torch.Tensor | Mapping | FrozenRun | None = None,
 ) -> Iterator[FrozenRun | None]:
     """Edit features in every forward of `model` inside the `with` block, `generate` included.
 
@@ -58,7 +63,8 @@ def intervene(
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A causal language model or its base model, in eval mode.
+            A causal language model or its base model, plain or wrapped. It is in evaluation mode inside the block, and
+            so are the dictionaries.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Transcoders (with or without skip connection) and SAEs of any activation. Not every layer needs one.
         edits (list of [`FeatureEdit`], or list of such lists):
@@ -66,8 +72,8 @@ def intervene(
             list i belongs to the i-th group of neighbouring rows, as `generate` makes them for several sequences.
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
             What is frozen, as above.
-        frozen_at (`torch.LongTensor` of shape `(batch, seq)` or [`FrozenRun`], *optional*):
-            The prompts whose run is frozen, or what another [`intervene`] yielded for them; for the frozen modes. One
+        frozen_at (`torch.LongTensor` of shape `(batch, seq)`, `Mapping` or [`FrozenRun`], *optional*):
+            The prompts whose run is frozen, as token ids or as the tokenizer returned them, or what another [`intervene`] yielded for them; for the frozen modes. One
             prompt serves any number of rows.
 
     Yields:
@@ -90,6 +96,10 @@ def intervene(
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")
+    if mode == "free" and frozen_at is not None:
+        raise TranscoderError(
+            "In mode='free' nothing is frozen: leave `frozen_at` out, or use mode 'direct' or 'frozen'."
+        )
     tables = _tables(named, lists)
     run = None if mode == "free" else _frozen_run(model, named, mode, frozen_at)
     if run is not None:
@@ -104,7 +114,7 @@ def intervene(
             recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
             workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skip))
     with ExitStack() as stack:
-        stack.enter_context(in_eval_mode(*named.values()))
+        stack.enter_context(in_eval_mode(model, *named.values()))
         stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
         tracker.attach(stack, model)
         for worker in workers:
@@ -154,7 +164,7 @@ def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
             f"mode='{mode}' freezes the model as it is on one prompt: give its token ids, (batch, seq), as `frozen_at`."
         )
     if not isinstance(frozen_at, FrozenRun):
-        return record_frozen(model, frozen_at, input_sites(named))
+        return record_frozen(model, prompts_of_one_length(model, frozen_at), input_sites(named))
     missing = [str(site) for site in input_sites(named) if site not in frozen_at.activations]
     if missing:
         raise TranscoderError(
@@ -200,25 +210,27 @@ class _Editor:
         self.recorded = recorded
         self.skip = skip
         self.rows = None if table is None else decoder_rows(dictionary, table.features.to(dictionary.device))
-        self.inputs = None
+        # Of the forward pass at hand in each thread.
+        self.at_hand = threading.local()
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
         config = self.dictionary.config
         source, target = locate(model, config.input_site), locate(model, config.output_site)
-        if source == target:
-            write_at(stack, target, self._rewrite)
+        if source.place == target.place:
+            ratio = source.scale / target.scale
+            write_at(stack, target, functools.partial(self._rewrite, ratio))
         else:
             read_at(stack, source, self._read)
             write_at(stack, target, self._write)
 
-    def _rewrite(self, value):
-        return self._edited(value, value)
+    def _rewrite(self, ratio, value):
+        return self._edited(value if ratio == 1 else value * ratio, value)
 
     def _read(self, inputs):
-        self.inputs = inputs
+        self.at_hand.inputs = inputs
 
     def _write(self, value):
-        inputs, self.inputs = self.inputs, None
+        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
         return self._edited(inputs, value)
 
     def _edited(self, inputs, value):

@@ -7,12 +7,14 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...evaluation.evaluator import TranscoderEvaluator
 from ...evaluation.partial_forward import block_of
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
 from ..dictionaries import find_dictionary, named_dictionaries
 from .edits import FeatureEdit
 from .intervene import edit_lists, intervene
 
 
+@measures_model
 def intervention_losses(
     model: PreTrainedModel,
     dataset: Iterable[Mapping],
@@ -26,7 +28,7 @@ def intervention_losses(
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` of one length, such as [`pack_tokens`] makes.
+            Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that the edits speak of.
         edits (list of [`FeatureEdit`]):

@@ -19,7 +19,8 @@ class Entries:
     """Edited activations of one forward, each by itself: the new activation is `factor * old + added`.
 
     Args:
-        row, position (`torch.LongTensor` of shape `(n,)`): Row of the batch, and position counted from the prompt's start.
+        row, position (`torch.LongTensor` of shape `(n,)`):
+            Row of the batch, and position in it, counted from the first token that the model got, padding included.
         column (`torch.LongTensor` of shape `(n,)`): Number of the feature among [`EditTable`]'s `features`.
         factor, added (`torch.FloatTensor` of shape `(n,)`)
     """
@@ -64,15 +65,19 @@ class EditTable:
                 f"There are {self.lists} lists of edits, one for each row, but the model got {tokens.batch} rows: give it "
                 "as many, or give one list for all rows."
             )
-        edit, position, added = self._within(tokens, prompt_length)
-        number = self.list_numbers[edit]
-        end = tokens.start + tokens.length
-        places = (number * end + position) * len(self.features) + self.columns[edit]
-        self._refuse_repeats(edit, places)
         # Rows that belong to one list are neighbours, as `generate` makes them for several answers to one prompt.
         group = tokens.batch // self.lists
-        row = (number[:, None] * group + torch.arange(group)).flatten()
-        edit, position, added = (part.repeat_interleave(group) for part in (edit, position, added))
+        if tokens.real is None:
+            edit, position, added = self._within(tokens.start, tokens.length, prompt_length)
+            number = self.list_numbers[edit]
+            self._refuse_repeats(edit, number, position)
+            row = (number[:, None] * group + torch.arange(group)).flatten()
+            edit, position, added = (part.repeat_interleave(group) for part in (edit, position, added))
+        else:
+            rows = [self._within_padded(tokens, prompt_length, row, row // group) for row in range(tokens.batch)]
+            row = torch.arange(tokens.batch).repeat_interleave(torch.tensor([len(edit) for edit, _, _ in rows]))
+            edit, position, added = (torch.cat(parts) for parts in zip(*rows, strict=True))
+            self._refuse_repeats(edit, row, position)
         return Entries(row, position, self.columns[edit], self.factors[edit], added)
 
     def place(self, prompt_length: int):
@@ -85,7 +90,8 @@ class EditTable:
         Raises:
             [`TranscoderError`]: a position is not in the prompt, or a patch has too few or too many values.
         """
-        if prompt_length not in self._placed:
+        placed = self._placed.get(prompt_length)
+        if placed is None:
             singles, ranges = [], []
             for number, edit in enumerate(self.edits):
                 if edit.kind != "patch" and isinstance(edit.position, (slice, str)):
@@ -103,15 +109,26 @@ class EditTable:
                 singles += [(number, *entry) for entry in zip(positions, added, strict=True)]
             edit, position, added = zip(*singles, strict=True) if singles else ((), (), ())
             single = (_integers(edit), _integers(position), torch.tensor(added))
-            self._placed = {prompt_length: (single, _integers(ranges).view(-1, 4).T)}
-        return self._placed[prompt_length]
+            placed = (single, _integers(ranges).view(-1, 4).T)
+            self._placed = {prompt_length: placed}
+        return placed
 
-    def _within(self, tokens, prompt_length):
-        """Edit, position and added value of all that falls on the tokens of a forward."""
+    def _within_padded(self, tokens, prompt_length, row, number):
+        """The same for one row of a padded batch: positions count its own tokens, and become places in the row."""
+        real = tokens.real[row].cpu()
+        start, length, prompt = (
+            int(part.sum()) for part in (real[: tokens.start], real[tokens.start :], real[:prompt_length])
+        )
+        edit, position, added = self._within(start, length, prompt)
+        own = self.list_numbers[edit] == number
+        return edit[own], real.nonzero()[:, 0][position[own]], added[own]
+
+    def _within(self, first, length, prompt_length):
+        """Edit, position and added value of all that falls on `length` tokens of a forward, the first of them `first`."""
         (edit, position, added), (range_edit, start, stop, step) = self.place(prompt_length)
-        end = tokens.start + tokens.length
-        inside = (position >= tokens.start) & (position < end)
-        given = torch.arange(tokens.start, end)
+        end = first + length
+        inside = (position >= first) & (position < end)
+        given = torch.arange(first, end)
         distance = given - start[:, None]
         hit = (distance >= 0) & (given < stop[:, None]) & (distance % step[:, None] == 0)
         number, column = hit.nonzero(as_tuple=True)
@@ -122,7 +139,9 @@ class EditTable:
             torch.cat([added[inside], self.added[found]]),
         )
 
-    def _refuse_repeats(self, edit, places):
+    def _refuse_repeats(self, edit, row, position):
+        end = int(position.max()) + 1 if len(position) else 1
+        places = (row * end + position) * len(self.features) + self.columns[edit]
         order = places.sort(stable=True)
         repeated = (order.values.diff() == 0).nonzero()
         if len(repeated):

@@ -10,12 +10,14 @@ from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import HEAD_POINTS
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from .engine import PatchEngine
 from .plan import PatchPlan
 from .results import PatchResult
 
 
+@measures_model
 def patch_heads(
     base: PreTrainedModel,
     task: Task,
@@ -24,8 +26,8 @@ def patch_heads(
     *,
     per_query_head: bool = False,
     layers: Iterable[int] | None = None,
-    direction: Literal["noising", "denoising"] = "noising",
-    ablation: str = "counterfactual",
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
     metric: str | Callable | None = None,
     engine: PatchEngine | None = None,
     **settings,
@@ -34,7 +36,7 @@ def patch_heads(
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             Clean and corrupted prompts.
         position (`str`, `int` or `torch.LongTensor` of shape `(prompts,)`, *optional*, defaults to `"END"`):
@@ -48,10 +50,10 @@ def patch_heads(
         layers (`Iterable[int]`, *optional*):
             The layers, all by default.
         direction, ablation, metric:
-            As [`PatchEngine`] has them.
+            As [`PatchEngine`] has them, with its defaults.
         engine ([`PatchEngine`], *optional*):
-            One for the same model and task whose recorded runs are used again; what it was made with counts then, and
-            `direction`, `ablation`, `metric` and `settings` do not.
+            One for the same model and task whose recorded runs are used again. It has its own `direction`, `ablation`,
+            `metric` and `settings`, so these are given to one of the two.
         settings:
             `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
 
@@ -84,6 +86,7 @@ def patch_heads(
     return _result(engine, plan, axes, component, _name(position), per_query_head)
 
 
+@measures_model
 def patch_residual(
     base: PreTrainedModel,
     task: Task,
@@ -91,8 +94,8 @@ def patch_residual(
     point: Literal["resid_pre", "resid_mid"] = "resid_pre",
     *,
     layers: Iterable[int] | None = None,
-    direction: Literal["noising", "denoising"] = "noising",
-    ablation: str = "counterfactual",
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
     metric: str | Callable | None = None,
     engine: PatchEngine | None = None,
     **settings,
@@ -127,14 +130,15 @@ def patch_residual(
     return _sweep(engine, point, _layers(base, layers), positions)
 
 
+@measures_model
 def patch_mlps(
     base: PreTrainedModel,
     task: Task,
     positions: Iterable[str | int] | None = ("END",),
     *,
     layers: Iterable[int] | None = None,
-    direction: Literal["noising", "denoising"] = "noising",
-    ablation: str = "counterfactual",
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
     metric: str | Callable | None = None,
     engine: PatchEngine | None = None,
     **settings,
@@ -154,14 +158,15 @@ def patch_mlps(
     return _sweep(engine, "mlp.out", _layers(base, layers), positions)
 
 
+@measures_model
 def patch_attention(
     base: PreTrainedModel,
     task: Task,
     positions: Iterable[str | int] | None = ("END",),
     *,
     layers: Iterable[int] | None = None,
-    direction: Literal["noising", "denoising"] = "noising",
-    ablation: str = "counterfactual",
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
     metric: str | Callable | None = None,
     engine: PatchEngine | None = None,
     **settings,

@@ -1,5 +1,6 @@
 """Running single blocks of a model on many changed versions of some prompts at once."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -8,13 +9,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from ...lm.architectures import architecture_of, locate, num_layers
-from ...lm.attention import AttentionCall, attention_modules, edit_attention
-from ...lm.heads import output_weight
-from ...lm.hooks import hide_forward
+from ...lm.architectures import locate, num_layers
+from ...lm.attention import AttentionCall, attention_modules, edit_attention, softmax_pattern
+from ...lm.heads import output_projection, output_weight
+from ...lm.hooks import wrap_forward
+from ...lm.linear_maps import is_plain
 from ...lm.sites import Site
 from .plan import HEAD_COMPONENTS
-from .recording import Recording, Window
+from .recording import Recording, Window, scaling_of
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ class Blocks:
         self.end = last - window.start
         self.num_layers = num_layers(model)
         self.blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(self.num_layers)]
-        name = architecture_of(model).attention_output
-        self.output_projections = [module.get_submodule(name) for module in attention_modules(model)]
+        self.output_projections = [output_projection(model, layer) for layer in range(self.num_layers)]
         # Tokens before a window are shared by all versions of a prompt.
         self.prefix = int(window.start.max())
         self._one_start = bool((window.start == window.start[0]).all())
@@ -128,15 +129,13 @@ class Blocks:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(edit_attention(self.model, compute=self._attend))
-            mlp = architecture_of(self.model).mlp
-            for layer, block in enumerate(self.blocks):
-                attention = locate(self.model, Site("attn.out", layer)).module
-                hide_forward(stack, attention, self._wrap_attention(attention.forward))
-                last = locate(self.model, Site("mlp.out", layer)).module
-                hide_forward(stack, last, self._wrap_mlp(last.forward))
-                if not isinstance(mlp, str):
-                    first = block.get_submodule(mlp[0])
-                    hide_forward(stack, first, self._wrap_first_of_mlp(first.forward))
+            for layer, attention in enumerate(attention_modules(self.model)):
+                wrap_forward(stack, attention, self._run_attention)
+                first, last = (locate(self.model, Site(point, layer)).module for point in ("mlp.in", "mlp.out"))
+                others = self.recording.mlp_others[layer]
+                wrap_forward(stack, last, functools.partial(self._run_mlp, others=others))
+                if first is not last:
+                    wrap_forward(stack, first, self._run_first_of_mlp)
             yield
 
     def recorded(self, part: str, layer: int) -> torch.Tensor:
@@ -217,8 +216,9 @@ class Blocks:
             query, key, value = (expanded(part) for part in ("query", "key", "value"))
             self._edits = edits
             output = self._project(layer, self._heads(layer, query, key, value))
-        elif sum(len(edit.rows) for edit in written) <= rows:
-            # Few heads change: what they change is added, and the others are not projected again.
+        elif sum(len(edit.rows) for edit in written) <= rows and is_plain(self.output_projections[layer]):
+            # Few heads change: what they change is added, and the others are not projected again. Where the weight would
+            # have to be found first, running the projection is as exact and cheaper.
             output = expanded("attn.out")
             z, prompts = self.recorded("z", layer), torch.arange(len(output), device=output.device)[:, None]
             for edit in written:
@@ -242,7 +242,9 @@ class Blocks:
 
     def _project(self, layer, z):
         """z of all heads through the output projection, `(prompts, rows, window, hidden)`."""
-        return self.output_projections[layer](z.transpose(2, 3).flatten(3))
+        # As in a forward pass, with one axis for the batch: some quantized layers take no others.
+        joined = z.transpose(2, 3).flatten(3).flatten(0, 1)
+        return self.output_projections[layer](joined).unflatten(0, z.shape[:2])
 
     def at_end(self, tensor: torch.Tensor) -> torch.Tensor:
         """The last token of each prompt, `(prompts, rows, window, width)` to `(prompts, rows, 1, width)`."""
@@ -290,27 +292,22 @@ class Blocks:
         taken = value[0, index]
         return taken[:, None].expand(-1, rows, *taken.shape[1:]).flatten(0, 1)
 
-    def _wrap_attention(self, forward):
-        def attention(*args, **kwargs):
-            if self._attention_output is not None:
-                return self._attention_output.flatten(0, 1), None
-            output, *rest = forward(*args, **kwargs)
-            return self._written("attn.out", output), *rest
+    def _run_attention(self, forward, *args, **kwargs):
+        if self._attention_output is not None:
+            return self._attention_output.flatten(0, 1), None
+        output, *rest = forward(*args, **kwargs)
+        return self._written("attn.out", output), *rest
 
-        return attention
-
-    def _wrap_mlp(self, forward):
-        def mlp(hidden):
-            if self._mlp_output is not None:
-                return self._mlp_output.reshape(*hidden.shape[:-1], -1)
-            output = self._written("mlp.out", forward(hidden))
+    def _run_mlp(self, forward, hidden, others):
+        if self._mlp_output is not None:
+            output = self._mlp_output.reshape(*hidden.shape[:-1], -1)
+        else:
+            output = self._written("mlp.out", forward(hidden)[0] if others else forward(hidden))
             self.mlp_output = output.view(*self._shape, -1)
-            return output
+        return (output, *others) if others else output
 
-        return mlp
-
-    def _wrap_first_of_mlp(self, forward):
-        return lambda hidden: forward(hidden) if self._mlp_output is None else hidden[..., :0]
+    def _run_first_of_mlp(self, forward, hidden):
+        return forward(hidden) if self._mlp_output is None else hidden[..., :0]
 
     def _written(self, component, output):
         for edit in self._edits:
@@ -349,7 +346,7 @@ class Blocks:
             query = self.at_end(query.flatten(1, 2)).unflatten(1, query.shape[1:3])
             patterns, outputs = ([edit.at(self.end) for edit in each] for each in (patterns, outputs))
         options = self.recording.options[layer]
-        if self.prefix == 0 and not patterns and options.get("softcap") is None:
+        if self.prefix == 0 and not patterns and options.get("softcap") is None and options.get("s_aux") is None:
             z = self._fused(layer, query, key, value)
         else:
             z = self._in_parts(layer, query, key, value, patterns)
@@ -376,7 +373,7 @@ class Blocks:
     def _in_parts(self, layer, query, key, value, patterns):
         """Tokens before the window, which all rows of a prompt share, and those of the window, joined by one softmax."""
         prompts, rows, heads, queries, width = query.shape
-        kv_heads, window = key.shape[2], key.shape[3]
+        kv_heads, window, value_width = key.shape[2], key.shape[3], value.shape[-1]
         groups, prefix = heads // kv_heads, self.prefix
         # (prompts, kv_heads, rows, groups, queries, width)
         query = query.unflatten(2, (kv_heads, groups)).transpose(1, 2)
@@ -390,20 +387,19 @@ class Blocks:
         else:
             own = (query.flatten(3, 4) @ key.transpose(-1, -2)).unflatten(3, (groups, queries))
         shared = query.reshape(prompts, kv_heads, rows * groups * queries, width) @ shared_key.transpose(-1, -2)
-        scores = torch.cat([shared.view(prompts, kv_heads, rows, groups, queries, prefix), own], dim=-1)
-        scores = scores * self._scaling(layer, query)
-        softcap = self.recording.options[layer].get("softcap")
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
+        products = torch.cat([shared.view(prompts, kv_heads, rows, groups, queries, prefix), own], dim=-1)
         own_mask, shared_mask = self._masks(layer)
-        scores += torch.cat([shared_mask, own_mask], dim=-1)[:, None, None, None]
-        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        mask = torch.cat([shared_mask, own_mask], dim=-1)[:, None, None, None]
+        options = self.recording.options[layer]
+        sinks = options.get("s_aux")
+        sinks = None if sinks is None else sinks.view(kv_heads, 1, groups, 1, 1)
+        pattern = softmax_pattern(products, mask, self._scaling(layer, query), options, sinks)
         for edit in patterns:
             by_head = pattern.permute(0, 2, 1, 3, 4, 5).flatten(2, 3)
             edit.write(by_head)
             pattern = by_head.unflatten(2, (kv_heads, groups)).transpose(1, 2)
         z = pattern[..., :prefix].reshape(prompts, kv_heads, rows * groups * queries, prefix) @ shared_value
-        z = z.view(prompts, kv_heads, rows, groups, queries, width)
+        z = z.view(prompts, kv_heads, rows, groups, queries, value_width)
         if window == 1:
             z = z + pattern[..., prefix:] * value[:, :, :, None]
         else:
@@ -427,8 +423,7 @@ class Blocks:
         return self._cache[key]
 
     def _scaling(self, layer, query):
-        scaling = self.recording.options[layer].get("scaling")
-        return query.shape[-1] ** -0.5 if scaling is None else scaling
+        return scaling_of(self.recording.options[layer], query)
 
     def joined_pattern(self, pattern: torch.Tensor) -> torch.Tensor:
         """Pattern rows over all tokens, `(prompts, ..., seq)`, in the order of `_in_parts`: before, then in, the window."""

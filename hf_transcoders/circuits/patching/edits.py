@@ -1,6 +1,7 @@
 """Edits of attention: make chosen heads look elsewhere, in a forward or while generating."""
 
 import inspect
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.attention import attention_modules, edit_attention, num_heads
+from ...lm.hooks import before_call
+from ...lm.wrappers import opens_on_model
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class AttentionEdit:
     renormalize: bool = False
 
 
+@opens_on_model
 @contextmanager
 def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[AttentionEdit]) -> Iterator[None]:
     """Apply edits of attention in every forward of `model` inside the `with` block, `generate` included.
@@ -80,31 +84,30 @@ def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[Att
             by_layer.setdefault(layer, []).append((edit, [head for at, head in edit.heads if at == layer]))
 
     decoder = model.get_decoder()
-    tokens, mask = 0, None
+    # The forward pass at hand, of which each thread has its own.
+    at_hand = threading.local()
 
     def keep_mask(module, args, kwargs):
-        nonlocal mask
-        mask = kwargs["attention_mask"]
+        at_hand.mask = kwargs["attention_mask"]
 
     def count(module, args, kwargs):
-        nonlocal tokens
         call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         cache = call.get("past_key_values")
-        tokens = new.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        at_hand.tokens = new.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
 
     def change(pattern, layer):
         if layer not in by_layer:
             return None
         pattern = pattern.clone()
         for edit, chosen in by_layer[layer]:
-            pattern[:, chosen] = _changed(edit, pattern[:, chosen], mask[:, 0] == 0, tokens)
+            pattern[:, chosen] = _changed(edit, pattern[:, chosen], at_hand.mask[:, 0] == 0, at_hand.tokens)
         return pattern
 
     with ExitStack() as stack:
-        stack.callback(decoder.register_forward_pre_hook(count, with_kwargs=True).remove)
+        before_call(stack, decoder, count)
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(keep_mask, with_kwargs=True).remove)
+            before_call(stack, module, keep_mask)
         stack.enter_context(edit_attention(model, pattern=change))
         yield
 

@@ -10,7 +10,13 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.devices import check_one_device, input_device
+from ...lm.inputs import check_tokens, length_groups
+from ...lm.linear_maps import adapters_at_work
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import language_model
 from ...tasks import Task
+from ...text.printable import printable
 from .blocks import Blocks, Edit
 from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
 from .readout import Readout
@@ -48,7 +54,7 @@ class PatchEngine:
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             Clean and corrupted prompts.
         direction (`"noising"` or `"denoising"`, *optional*, defaults to `"noising"`):
@@ -92,9 +98,9 @@ class PatchEngine:
             raise TranscoderError(f"There is no ablation '{ablation}': choose from {', '.join(ABLATIONS)}.")
         if batch_size is not None and batch_size < 1:
             raise TranscoderError(f"batch_size is {batch_size}, but a batch has at least one row.")
-        if base.training:
-            raise TranscoderError("The model is in training mode, where dropout changes every run: call model.eval().")
-        self.model = base
+        self.model = base = language_model(base)
+        check_one_device(base)
+        self.device = input_device(base)
         self.task = task
         self.direction = direction
         self.ablation = ablation
@@ -109,6 +115,7 @@ class PatchEngine:
         self.num_layers = num_layers(base)
         self._means = None
         self._kept: Batch | None = None
+        self._adapters = adapters_at_work(base)
         if paired or (ablation == "mean" and task.has_corrupted):
             source = task.tokens(names[1])
             if not torch.equal(source.lengths, self.tokens.lengths):
@@ -122,21 +129,27 @@ class PatchEngine:
             self.source_ids = self.tokens.input_ids[self._others(seed)]
         else:
             self.source_ids = self.tokens.input_ids
-        # Prompts of similar length share a batch.
-        self._order = self.tokens.lengths.argsort(stable=True)
-        if self.tokens.input_ids.max() >= base.get_input_embeddings().num_embeddings:
-            raise TranscoderError(
-                f"A prompt has token {int(self.tokens.input_ids.max())}, which the model does not know: make the task "
-                "with the model's own tokenizer."
-            )
+        for ids in (self.tokens.input_ids, self.source_ids):
+            prompts = [row[:length] for row, length in zip(ids, self.tokens.lengths.tolist(), strict=True)]
+            check_tokens(base, prompts, "Prompt", range(len(prompts)))
 
     @classmethod
     def of(cls, base: PreTrainedModel, task: Task, engine: "PatchEngine | None", **settings) -> "PatchEngine":
-        """A given engine, if it is for this model and task, or a new one."""
+        """A given engine, if it is for this model and task, or a new one with those settings that are not `None`.
+
+        Raises:
+            [`TranscoderError`]: the engine is for something else, or there are settings, which it has already.
+        """
+        settings = {name: value for name, value in settings.items() if value is not None}
         if engine is None:
             return cls(base, task, **settings)
-        if engine.model is not base or engine.task is not task:
+        if engine.model is not language_model(base) or engine.task is not task:
             raise TranscoderError("The engine is for another model or task: make one with PatchEngine(base, task).")
+        if settings:
+            raise TranscoderError(
+                f"An engine was given, which has its own {' and '.join(settings)}: leave {'it' if len(settings) == 1 else 'them'} "
+                f"out, or make the engine with PatchEngine(base, task, {next(iter(settings))}=...)."
+            )
         return engine
 
     def position(self, position: str | int | torch.Tensor) -> torch.Tensor:
@@ -174,6 +187,10 @@ class PatchEngine:
             [`TranscoderError`]: the plan does not fit the model or the prompts.
         """
         plan.check(self.model, self.last)
+        with in_eval_mode(self.model):
+            return self._run(plan)
+
+    def _run(self, plan):
         if plan.values is None:
             parts = {COMPONENTS[code].removeprefix("head_") for code in plan.component.unique().tolist()}
         else:
@@ -197,6 +214,9 @@ class PatchEngine:
             source_parts (`set[str]`): Activations of the source run to keep.
             base_parts (`set[str]`, *optional*): Those of the base run, besides those that the plan needs.
         """
+        if self._adapters != (adapters := adapters_at_work(self.model)):
+            # What is kept was recorded with other ones.
+            self._adapters, self._means, self._kept = adapters, None, None
         first = self._first(plan)
         parts = {"resid_pre", "attn.out", "mlp.out", "key", "value"} | (base_parts or set())
         components = {COMPONENTS[code] for code in plan.component.unique().tolist()}
@@ -219,7 +239,7 @@ class PatchEngine:
             self._kept = None
         size = self._prompts_per_batch(window.size, len(parts) + len(source_parts), plan.num_rows)
         means = self._group_means(source_parts) if self.ablation == "mean" and source_parts else None
-        for prompts in self._order.split(size):
+        for prompts in self._batches(size):
             window = Window.until(self.last[prompts], first[prompts])
             batch = Batch(self, prompts, window, parts, source_parts, means)
             self._kept = batch if len(prompts) == len(self.last) else None
@@ -241,16 +261,23 @@ class PatchEngine:
         """A progress bar over patched prompts."""
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=f"patching {self.task.name}", unit="run", disable=not self.progress)
+        return tqdm(total=total, desc=f"patching {printable(self.task.name)}", unit="run", disable=not self.progress)
 
     def rows_per_batch(self, prompts: int, window: int) -> int:
         """How many rows of so many prompts and tokens fit into a batch."""
         if self.batch_size is not None:
             return max(1, self.batch_size // prompts)
         memory = self._memory()
-        if self.model.device.type == "cpu":
+        if self.device.type == "cpu":
             memory = min(memory, _ROWS_ON_CPU)
         return max(1, int(memory / (prompts * window * self._bytes_per_token(window))))
+
+    def _batches(self, size):
+        """The prompts in batches of at most `size`, those of similar length together, that can share a forward pass."""
+        lengths = self.tokens.lengths
+        for group in length_groups(self.model, lengths.tolist()):
+            group = torch.tensor(group)
+            yield from group[lengths[group].argsort(stable=True)].split(size)
 
     def _first(self, plan):
         """The first token that a plan can change in each prompt."""
@@ -286,8 +313,8 @@ class PatchEngine:
     def _memory(self):
         if self.max_memory is not None:
             return self.max_memory
-        if self.model.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.model.device)[0] // 2
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0] // 2
         return _ON_CPU
 
     def _item(self):
@@ -316,19 +343,23 @@ class PatchEngine:
         group = torch.tensor([numbers[key] for key in keys])
         seq = self.tokens.input_ids.shape[1]
         size = self._prompts_per_batch(seq, len(parts), 1)
-        sums, counts = {}, torch.bincount(group).to(self.model.device)
-        for prompts in torch.arange(len(group)).split(size):
-            whole = Window(torch.zeros_like(prompts).to(self.model.device), seq)
+        sums, counts = {}, torch.bincount(group).to(self.device)
+        for prompts in self._batches(size):
+            longest = int(self.tokens.lengths[prompts].max())
+            whole = Window(torch.zeros_like(prompts).to(self.device), longest)
             run = record(
                 self.model,
-                self.source_ids[prompts].to(self.model.device),
-                self.last[prompts].to(self.model.device),
+                self.source_ids[prompts, :longest].to(self.device),
+                self.last[prompts].to(self.device),
                 whole,
                 parts,
             )
             for part in parts:
                 for layer, value in enumerate(run.parts[part]):
-                    total = sums.setdefault((part, layer), value.new_zeros(len(numbers), *value.shape[1:]).float())
+                    width = seq if part == "pattern" else value.shape[-1]
+                    shape = (len(numbers), *value.shape[1:-2], seq, width)
+                    total = sums.setdefault((part, layer), torch.zeros(shape, device=value.device))
+                    total = total[..., :longest, : value.shape[-1]]
                     total.index_add_(0, group[prompts].to(value.device), value.float())
         means = {
             part: [
@@ -356,7 +387,7 @@ class Batch:
         self.engine = engine
         self.prompts = prompts
         self.source_parts = source_parts
-        device = engine.model.device
+        device = engine.device
         longest = int(engine.tokens.lengths[prompts].max())
         self.last = engine.last[prompts].to(device)
         window = Window(window.start.to(device), window.size)

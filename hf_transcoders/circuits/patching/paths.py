@@ -10,6 +10,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import has_parallel_residual, num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import Site
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from .blocks import Blocks, Edit
 from .engine import PatchEngine
@@ -18,6 +19,7 @@ from .recording import Window
 from .results import PatchResult
 
 
+@measures_model
 def path_patch(
     base: PreTrainedModel,
     task: Task,
@@ -27,8 +29,8 @@ def path_patch(
     sender_mlps: bool = False,
     freeze_mlps: bool = False,
     per_query_head: bool = False,
-    direction: Literal["noising", "denoising"] = "noising",
-    ablation: str = "counterfactual",
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
     metric: str | Callable | None = None,
     engine: PatchEngine | None = None,
     **settings,
@@ -41,7 +43,7 @@ def path_patch(
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             Clean and corrupted prompts.
         receivers (`str`, [`Site`] or an iterable of them, *optional*, defaults to `"logits"`):
@@ -58,10 +60,10 @@ def path_patch(
             Whether `key` and `value` receivers are those that one head reads, with the number of that head, while other
             heads that share them keep theirs.
         direction, ablation, metric:
-            As [`PatchEngine`] has them.
+            As [`PatchEngine`] has them, with its defaults.
         engine ([`PatchEngine`], *optional*):
-            One for the same model and task whose recorded runs are used again; what it was made with counts then, and
-            `direction`, `ablation`, `metric` and `settings` do not.
+            One for the same model and task whose recorded runs are used again. It has its own `direction`, `ablation`,
+            `metric` and `settings`, so these are given to one of the two.
         settings:
             `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
 

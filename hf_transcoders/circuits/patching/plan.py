@@ -10,6 +10,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import has_parallel_residual, num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import HEAD_POINTS, Site
+from ...lm.wrappers import takes_model
 
 
 #: Components of a head. `head_key` and `head_value` are what one head reads of a key-value head that several share.
@@ -115,6 +116,7 @@ class PatchPlan:
         code = torch.full((count,), COMPONENTS.index(component))
         return cls(count, torch.arange(count), layer, code, head, positions[column])
 
+    @takes_model
     def check(self, model: PreTrainedModel, last: torch.Tensor) -> None:
         """Refuse a plan that does not fit a model and prompts whose last tokens are at `last`.
 

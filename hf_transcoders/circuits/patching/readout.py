@@ -4,12 +4,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.architectures import locate, num_layers
-from ...lm.hooks import hide_forward
+from ...lm.devices import input_device
+from ...lm.forwards import check_head, forward_logits
+from ...lm.hooks import wrap_forward
+from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
 from ...tasks import AnswerBatch, Task
 from ...tasks.metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
@@ -45,6 +47,7 @@ class Readout:
     """
 
     def __init__(self, model: PreTrainedModel, task: Task, metric: str | Callable | None = None):
+        check_head(model)
         metric = task.metric if metric is None else metric
         if isinstance(metric, str) and metric not in _METRICS:
             raise TranscoderError(f"There is no metric '{metric}': choose from {', '.join(_METRICS)}, or a function.")
@@ -54,7 +57,7 @@ class Readout:
             _METRICS[metric] if isinstance(metric, str) else lambda logits, answers, _: metric(logits, answers)
         )
         self._needs_base = metric == "kl_divergence"
-        self._answers = task.answers(device=model.device)
+        self._answers = task.answers(device=input_device(model))
         self._columns = None
         if isinstance(metric, str) and metric in _TOKENS_READ:
             ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
@@ -78,8 +81,9 @@ class Readout:
         count, rows, width = hidden.shape
         prompt = torch.arange(count, device=hidden.device).repeat_interleave(rows)
         reference = self.logits(base) if self._needs_base else None
-        columns = self.model.get_output_embeddings().weight.shape[0] if self._columns is None else len(self._columns)
-        size = max(1, _MOST_LOGITS // columns)
+        head = self.model.get_output_embeddings()
+        few = self._columns is not None and is_plain(head)
+        size = max(1, _MOST_LOGITS // (len(self._columns) if few else map_size(head)[0]))
         values = []
         for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
             rows_of = prompts.to(chosen.device)[chosen]
@@ -100,13 +104,12 @@ class Readout:
         with ExitStack() as stack:
             for layer in range(num_layers(self.model)):
                 block = locate(self.model, Site("resid_pre", layer)).module
-                hide_forward(stack, block, lambda *args, **kwargs: rows)
+                wrap_forward(stack, block, lambda inner, *args, **kwargs: rows)
             head = self.model.get_output_embeddings()
             if self._columns is not None:
-                bias = None if head.bias is None else head.bias[self._columns]
-                weight = head.weight[self._columns]
-                hide_forward(stack, head, lambda states: linear(states, weight, bias))
-            return self.model(inputs_embeds=torch.zeros_like(rows), use_cache=False).logits[:, 0]
+                outputs = outputs_at(head, self._columns)
+                wrap_forward(stack, head, lambda inner, states: outputs(states))
+            return forward_logits(self.model, inputs_embeds=torch.zeros_like(rows), use_cache=False)[:, 0]
 
     def _numbered(self, ids):
         """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""

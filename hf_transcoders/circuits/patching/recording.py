@@ -1,5 +1,6 @@
 """A run of some prompts, kept for patching: what single blocks need to be run again, and what can be patched in."""
 
+import functools
 import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -7,10 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from ...errors import TranscoderError
 from ...lm.architectures import locate, num_layers
-from ...lm.attention import edit_attention
-from ...lm.hooks import read_at
+from ...lm.attention import edit_attention, softmax_pattern
+from ...lm.freeze import keep_others
+from ...lm.heads import output_projection
+from ...lm.hooks import before_call, read_at
 from ...lm.sites import Site
+
+
+# Queries on which it is checked that attention is what a patched block computes.
+_CHECKED_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Recording:
         calls (`list[dict]`): Arguments of each block.
         masks (`list[torch.Tensor]`): Attention mask of each layer, `(seq, seq)`.
         options (`list[dict]`): What the model passes to attention in each layer.
+        mlp_others (`list[tuple]`): What the module of each layer's `mlp.out` returns beside it.
     """
 
     window: Window
@@ -69,6 +78,7 @@ class Recording:
     calls: list = field(default_factory=list)
     masks: list = field(default_factory=list)
     options: list = field(default_factory=list)
+    mlp_others: list = field(default_factory=list)
 
 
 def record(
@@ -86,7 +96,8 @@ def record(
     Returns:
         [`Recording`]
     """
-    recording = Recording(window, parts={part: [] for part in parts})
+    layers = range(num_layers(model))
+    recording = Recording(window, parts={part: [] for part in parts}, mlp_others=[()] * len(layers))
     prompts = torch.arange(len(input_ids), device=input_ids.device)
 
     def keep(part, tensor, whole=False):
@@ -105,6 +116,8 @@ def record(
         recording.masks.append(call.mask[0, 0])
         recording.options.append(call.options)
         z, pattern = call.run()
+        _check_attention(model, call, z)
+        computed[call.layer] = z
         keep("query", call.query)
         keep("key", call.key, whole=True)
         keep("value", call.value, whole=True)
@@ -112,20 +125,58 @@ def record(
         keep("z", z.transpose(1, 2))
         return z
 
+    def project(module, args, kwargs, layer):
+        # Changes of z are taken through the projection alone.
+        given, z = args[0][:1], computed.pop(layer)[:1].flatten(2)
+        if given.shape != z.shape or not torch.equal(given, z):
+            raise TranscoderError(
+                f"Layer {layer} of this {model.config.model_type} model does something to what its heads read before it "
+                "projects it, so patched blocks cannot be run apart: use `edit_attention` on whole forward passes."
+            )
+
     def leave(hidden):
         keep("resid_pre", hidden)
         recording.final = hidden[prompts, last]
 
+    computed = {}
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, compute=compute))
-        for layer in range(num_layers(model)):
+        for layer in layers:
+            keep_others(stack, model, layer, recording.mlp_others)
+            projection = output_projection(model, layer)
+            before_call(stack, projection, functools.partial(project, layer=layer))
             block = locate(model, Site("resid_pre", layer)).module
-            stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            before_call(stack, block, enter)
             for point in ("attn.out", "resid_mid", "mlp.out"):
                 if point in parts:
                     location = locate(model, Site(point, layer))
                     read_at(stack, location, lambda value, point=point: keep(point, value))
-        read_at(stack, locate(model, Site("resid_post", num_layers(model) - 1)), leave)
+        read_at(stack, locate(model, Site("resid_post", layers[-1])), leave)
         # Padding is on the right, where no token of a prompt looks: it needs no mask of its own.
         model.get_decoder()(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     return recording
+
+
+def scaling_of(options: dict, query: torch.Tensor) -> float:
+    """What products of queries `(..., head_dim)` and keys are multiplied with, given what the model passes to attention."""
+    scaling = options.get("scaling")
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
+
+
+def _check_attention(model, call, z):
+    """Raises where the model's attention is something else than what patched blocks compute, on the end of one prompt."""
+    query, key, value = call.query[:1, :, -_CHECKED_QUERIES:], call.key[:1], call.value[:1]
+    groups = query.shape[1] // key.shape[1]
+    products = query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
+    sinks = call.options.get("s_aux")
+    sinks = None if sinks is None else sinks.view(-1, 1, 1)
+    mask = call.mask[:1, :, -_CHECKED_QUERIES:]
+    pattern = softmax_pattern(products, mask, scaling_of(call.options, query), call.options, sinks)
+    ours = (pattern @ value.repeat_interleave(groups, dim=1)).float()
+    true = z[:1, -_CHECKED_QUERIES:].transpose(1, 2).float()
+    tolerance = 1e-3 if z.dtype in (torch.float32, torch.float64) else 5e-2
+    if not (ours - true).norm() <= tolerance * true.norm():
+        raise TranscoderError(
+            f"The attention of layer {call.layer} of this {model.config.model_type} model is not a softmax over products "
+            "of queries and keys alone, so patched blocks cannot be run apart: use `edit_attention` on whole forward passes."
+        )

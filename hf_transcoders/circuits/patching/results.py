@@ -1,15 +1,16 @@
 """What patching found: a number for each place and prompt, and how sure it is."""
 
-import csv
-import json
+import itertools
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from ...errors import TranscoderError
-from ...files import atomic_file
+from ...files import write_csv, write_text
+from ...text.checked import checked, entries, entry
+from ...text.printable import printable
+from ...text.strict_json import read_json, to_json
 
 
 @dataclass
@@ -109,29 +110,41 @@ class PatchResult:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Write everything to a JSON file, which [`PatchResult.from_json`] reads."""
-        with atomic_file(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict()), encoding="utf-8")
+        write_text(path, to_json(self.to_dict(), indent=None))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "PatchResult":
-        """Read what [`PatchResult.to_json`] wrote."""
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        source = None if data["source"] is None else _tensor(data["source"])
+        """Read what [`PatchResult.to_json`] wrote.
+
+        Raises:
+            [`TranscoderError`]: the file cannot be read, or its parts do not fit each other.
+        """
+        data, file = read_json(path), str(path)
+        axes = entry(data, "axes", dict, file)
+        for name in axes:
+            if not entries(axes, name, str, file):
+                raise TranscoderError(f"The axis '{printable(name)}' in {printable(file)} has no cells: patch again.")
+        if not axes or not entry(data, "base", list, file):
+            raise TranscoderError(f"{printable(file)} has no {'prompts' if axes else 'axes'}: patch again.")
+        prompts = (len(data["base"]),)
+        shape = (*map(len, axes.values()), *prompts)
+        source = entry(data, "source", list, file, null=True)
         return cls(
-            _tensor(data["values"]), _tensor(data["base"]), source, data["axes"], data["metric"], data["protocol"]
+            _tensor(entry(data, "values", list, file), shape, f"'values' in {file}"),
+            _tensor(data["base"], prompts, f"'base' in {file}"),
+            None if source is None else _tensor(source, prompts, f"'source' in {file}"),
+            axes,
+            entry(data, "metric", str, file),
+            entry(data, "protocol", dict, file),
         )
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write one line for each place to a CSV file: its cells, effect, interval and mean metric."""
         low, high = self.intervals()
         columns = [each.flatten().tolist() for each in (self.effects, low, high, self.values.double().mean(-1))]
-        cells = torch.cartesian_prod(*(torch.arange(size) for size in self.shape)).view(-1, len(self.shape))
-        names = list(self.axes)
-        with atomic_file(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([*names, "effect", "low", "high", self.metric])
-            for cell, *numbers in zip(cells.tolist(), *columns, strict=True):
-                writer.writerow([*(self.axes[name][at] for name, at in zip(names, cell, strict=True)), *numbers])
+        cells = itertools.product(*self.axes.values())
+        rows = [[*cell, *numbers] for cell, *numbers in zip(cells, *columns, strict=True)]
+        write_csv(path, [*self.axes, "effect", "low", "high", self.metric], rows)
 
 
 def _numbers(tensor):
@@ -142,8 +155,16 @@ def _numbers(tensor):
     return flat
 
 
-def _tensor(numbers):
-    def filled(each):
-        return [filled(one) for one in each] if isinstance(each, list) else float("nan") if each is None else each
+def _tensor(numbers, shape, where):
+    """Nested lists of numbers as a tensor, with NaN for None."""
 
-    return torch.tensor(filled(numbers))
+    def filled(each, sizes):
+        if not sizes:
+            return float("nan") if checked(each, float, f"A number of {where}", null=True) is None else float(each)
+        if len(checked(each, list, f"A part of {where}")) != sizes[0]:
+            raise TranscoderError(
+                f"{printable(where)} has {len(each)} numbers or parts where it needs {sizes[0]}: the file is damaged."
+            )
+        return [filled(one, sizes[1:]) for one in each]
+
+    return torch.tensor(filled(numbers, shape))

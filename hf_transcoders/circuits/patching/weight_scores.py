@@ -9,16 +9,22 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of, locate, num_layers
 from ...lm.attention import edit_attention, num_heads
+from ...lm.devices import input_device
 from ...lm.heads import key_weight, output_weight, query_weight, value_weight
 from ...lm.hooks import read_at, write_at
-from ...lm.norms import fold_norm, norm_bias
+from ...lm.inputs import check_tokens, forget_lengths_
+from ...lm.linear_maps import map_size, num_embeddings
+from ...lm.norms import norm_bias
 from ...lm.sites import Site
+from ...lm.stream import norm_behind, read_directions, written_directions
+from ...lm.wrappers import measures_model
 
 
 _MOST_LOGITS = 64_000_000
 _MOST_ROWS = 8192
 
 
+@measures_model
 @torch.no_grad()
 def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
     """OV score: how often a head that looks at a token raises, or lowers, the logit of that same token most.
@@ -27,7 +33,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens, such as names.
         top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
 
@@ -35,18 +41,20 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
         `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
         logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
     """
-    ids = torch.as_tensor(token_ids, device=base.device)
+    ids = torch.as_tensor(token_ids, device=input_device(base))
+    check_tokens(base, [ids], "The list")
     z = _alone(base, ids, "z")
     final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
     unembedding = base.get_output_embeddings()
-    size = max(1, _MOST_LOGITS // len(unembedding.weight))
+    vocabulary, hidden_size = map_size(unembedding)
+    size = max(1, _MOST_LOGITS // vocabulary)
     # Where a head's output has the opposite sign, so have its logits, but for the biases of norm and unembedding.
-    bias = norm_bias(final_norm) + torch.zeros_like(unembedding.weight[0])
-    twice = 2 * unembedding(bias)
+    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=base.dtype, device=ids.device)
+    twice = 2 * unembedding(bias[None])
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(base)):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        post_norm = _post_norm(base, layer)
+        post_norm = norm_behind(base, Site("attn.out", layer))
         if post_norm is not None:
             # On a head's own output: the scale that this gives it is the final norm's to set anyway.
             added = post_norm(added.to(base.dtype)).float()
@@ -61,6 +69,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
     return {name: torch.stack(layers).cpu() for name, layers in scores.items()}
 
 
+@measures_model
 @torch.no_grad()
 def duplicate_token_scores(
     base: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
@@ -71,7 +80,7 @@ def duplicate_token_scores(
     same place, so that they differ by their token only. Heads behind the first block get its output.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens that are compared, all different.
         distance (`int`, *optional*, defaults to 10): How many tokens the query is behind the keys.
         top (`int`, *optional*, defaults to 1): Among how many of the keys that match best the own one counts.
@@ -79,10 +88,11 @@ def duplicate_token_scores(
     Returns:
         `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. By chance it is `top / tokens`.
     """
-    ids = torch.as_tensor(token_ids, device=base.device)
+    ids = torch.as_tensor(token_ids, device=input_device(base))
     if ids.unique().numel() != ids.numel() or len(ids) < 2:
         raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
-    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key")
+    check_tokens(base, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
+    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key", last=distance)
     heads, kv_heads = num_heads(base)
     found = []
     for query, key in zip(queries, keys, strict=True):
@@ -93,6 +103,7 @@ def duplicate_token_scores(
     return torch.stack(found).cpu()
 
 
+@measures_model
 @torch.no_grad()
 def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tensor:
     """QK score: how much a head looks at the token before, where all tokens are the same mean token.
@@ -101,7 +112,7 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     keys. Heads behind the first block get its output, in which each position has looked at itself only.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         length (`int`, *optional*, defaults to 16): How many positions there are.
 
     Returns:
@@ -112,10 +123,11 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
         raise TranscoderError(f"length is {length}, but a token before takes at least two positions.")
     embeddings = base.get_input_embeddings()
     # Through the module, which scales them in some families; `inputs_embeds` goes past it.
-    every = torch.arange(embeddings.num_embeddings, device=base.device).split(_MOST_ROWS)
-    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / embeddings.num_embeddings).to(base.dtype)
+    vocabulary = num_embeddings(embeddings)
+    every = torch.arange(vocabulary, device=input_device(base)).split(_MOST_ROWS)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)
     queries = torch.arange(1, length)
-    itself = torch.eye(length, device=base.device, dtype=base.dtype)
+    itself = torch.eye(length, device=input_device(base), dtype=base.dtype)
     found = {}
 
     def keep(pattern, layer):
@@ -129,6 +141,7 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     return torch.stack([found[layer] for layer in range(len(found))])
 
 
+@measures_model
 @torch.no_grad()
 def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
     """How much of what earlier heads write each head reads with its queries, keys or values, by weights.
@@ -163,13 +176,11 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
         return torch.zeros(0, layers, heads)
 
     def folded(weight, layer):
-        norm = locate(base, Site("resid_pre", layer)).module.get_submodule(architecture_of(base).attention_norm)
-        each = fold_norm(norm, weight(base, layer)[0].float())
+        each = read_directions(base, Site("attn.in", layer), weight(base, layer)[0].float())
         return each if len(each) == heads else each.repeat_interleave(heads // kv_heads, dim=0)
 
     def outward(layer):
-        weight, post_norm = output_weight(base, layer).float(), _post_norm(base, layer)
-        return weight if post_norm is None else fold_norm(post_norm, weight, after=True)
+        return written_directions(base, Site("attn.out", layer), output_weight(base, layer).float())
 
     # W_OV of a sender is `written^T read`, both (head_dim, hidden); only the Gram matrix of `read` matters to the norm.
     by_layer = {layer: (outward(layer), folded(value_weight, layer)) for layer in {layer for layer, _ in senders}}
@@ -199,8 +210,12 @@ def _norm(gram: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (gram * other).sum((-1, -2)).clamp(min=0).sqrt()
 
 
-def _alone(base, ids, part, position=0):
-    """A component of every head for tokens that stand alone, for each layer: `(tokens, heads, head_dim)`."""
+def _alone(base, ids, part, position=0, last=0):
+    """
+    A component of every head for tokens that stand alone at a position, for each layer: `(tokens, heads, head_dim)`. Their
+    rotary embedding is that of texts whose last token is at `last`, which decides it in some models.
+    """
+    last = max(position, last)
     found = {}
     with ExitStack() as stack:
         stack.enter_context(
@@ -208,9 +223,13 @@ def _alone(base, ids, part, position=0):
         )
         _give_first_output(stack, base)
         # A token alone looks at itself, so that z is its value.
-        positions = torch.full_like(ids, position)[:, None]
-        base.get_decoder()(input_ids=ids[:, None], position_ids=positions, use_cache=False)
-    return [found[layer] for layer in range(len(found))]
+        positions = torch.full_like(ids, position)
+        if last != position:
+            ids, positions = (torch.cat([each, each[:1]]) for each in (ids, positions))
+            positions[-1] = last
+        forget_lengths_(base)
+        base.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
+    return [found[layer][: len(ids) - (last != position)] for layer in range(len(found))]
 
 
 def _give_first_output(stack, base):
@@ -219,8 +238,3 @@ def _give_first_output(stack, base):
     read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
     for layer in range(1, num_layers(base)):
         write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
-
-
-def _post_norm(base, layer):
-    name = architecture_of(base).attention_post_norm
-    return None if name is None else locate(base, Site("resid_pre", layer)).module.get_submodule(name)

@@ -47,7 +47,8 @@ class Expander:
         self.values = []
         for number, layer in enumerate(run.layers):
             stream = run.activations[Site("resid_pre", number)]
-            values = layer.attention_norm(stream[:, None])[:, 0].float() @ layer.value.T
+            inputs = stream if layer.attention_norm is None else layer.attention_norm(stream[:, None])[:, 0].float()
+            values = inputs @ layer.value.T
             width = layer.output.shape[0] // len(layer.pattern)
             self.values.append(values.unflatten(1, (-1, width)))
         counts = [writer.offsets.diff().max() for writer in run.writers.values()]
@@ -199,7 +200,10 @@ class Expander:
             "head", row.flatten(), layer, pattern.flatten(), carried.flatten(), source.flatten(), head.flatten(),
             continues=True,
         )  # fmt: skip
-        collector.add("bias", rows, layer, 1.0, vector @ maps.attention_constant, position, BIASES.index("attention"))
+        constant = (vector * maps.attention_constant[position]).sum(-1)
+        if maps.rounding is not None:
+            constant = constant + (vector * maps.rounding[position]).sum(-1)
+        collector.add("bias", rows, layer, 1.0, constant, position, BIASES.index("attention"))
 
     def _written(self, collector, site, rows):
         """What a dictionary, or an MLP without one, writes: features, what it misses, bias, skip connection."""
@@ -301,5 +305,7 @@ class Expander:
         values = read.new_zeros(len(steps), kv_heads, width)
         values[rows, steps.index // (heads // kv_heads)] = read
         # The bias of the norm before attention is part of what attention adds to every token.
-        vector = maps.attention_norm[steps.position, 0].transpose(values.flatten(1) @ maps.value)
+        vector = values.flatten(1) @ maps.value
+        if maps.attention_norm is not None:
+            vector = maps.attention_norm[steps.position, 0].transpose(vector)
         return self._before_norm(layer, "attn.in", steps.position, vector, torch.zeros_like(scale), scale)

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from graphlib import TopologicalSorter
 from typing import Any
 
+from ...text.printable import printable
 from ..graphs.graph import TargetInfo
-from .steps import Path, Step, printable
+from .steps import Path, Step
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
+from ...lm.wrappers import measures_model
+from ...text.printable import printable
 from ..dictionaries import Dictionaries, named_dictionaries
-from ..graphs.attribution import encode_prompt, measured
+from ..graphs.attribution import measured
 from ..graphs.graph import TargetInfo
 from ..graphs.recording import record
-from ..graphs.targets import Target, resolve_targets, token_strings
+from ..graphs.row_sums import sums_do_not_hold, warn
+from ..graphs.targets import Target, resolve_targets
+from ..prompts import Prompt, encode_prompt, token_labels
 from .expansion import Expander
 from .filters import Filters, filter_list
 from .path_graph import PathGraph, merge_paths
-from .steps import KINDS, Path, Step, printable
+from .steps import KINDS, Path, Step
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class GreedyPaths:
             not, by kind. Sums to the contribution of the path.
         input_ids (`list[int]`), tokens (`list[str]`): The prompt.
         settings (`dict`): Model, dictionaries and arguments, as JSON.
+        warning (`str`, *optional*): A sentence that says so, where the sums are not what they should be.
     """
 
     target: TargetInfo
@@ -41,6 +46,7 @@ class GreedyPaths:
     input_ids: list[int]
     tokens: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
+    warning: str | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -68,10 +74,12 @@ class GreedyPaths:
             "tokens": self.tokens,
             "levels": [[{"text": str(path), **path.to_dict()} for path in level] for level in self.levels],
             "settings": self.settings,
+            "warning": self.warning,
         }
 
     def __str__(self):
-        lines = [
+        lines = [f"WARNING: {self.warning}", ""] if self.warning else []
+        lines += [
             f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
             "A path adds the product of the last step's factors, of the attention of its other heads and of the weights of "
             "its other features.",
@@ -86,11 +94,12 @@ class GreedyPaths:
         return "\n".join(lines)
 
 
+@measures_model
 @torch.no_grad()
 def greedy_paths(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     target: Target | str | int | tuple | torch.Tensor | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -108,12 +117,13 @@ def greedy_paths(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode. Use fp32 for sums that are exact.
+            A causal language model, which runs in evaluation mode. Use fp32 for sums that are exact.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs. MLPs
             without one end a path.
-        prompt (`str` or `Sequence[int]`):
-            Text, which gets the tokenizer's special tokens, or token ids.
+        prompt (`str`, `Sequence[int]` or `Mapping`):
+            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
+            ids; or what the tokenizer returned.
         target (*optional*):
             What to explain: a token, a pair of tokens (for the difference of their logits), a vector, or any [`Target`].
             By default the most likely next token.
@@ -153,18 +163,19 @@ def greedy_paths(
     functionals, (info,) = resolve_targets(run, None if target is None else [target], tokenizer, max_logits=1)
     value = float(measured(run, functionals))
     ids = run.input_ids.tolist()
-    tokens = [str(token) for token in ids] if tokenizer is None else token_strings(tokenizer, ids)
+    tokens = token_labels(ids, tokenizer)
 
     expander = Expander(run)
     place = int(functionals.layer[0]), functionals.point[0]
     reads = expander.read(*place, functionals.position, functionals.vector, functionals.bias)
     beam: list[tuple[Step, ...]] = [()]
     levels: list[list[Path]] = []
-    sums = {}
+    sums, expanded = {}, []
     for _ in range(num_steps):
         found, added = expander.expand(reads, num_paths, filters)
         for steps, row in zip(beam, added.tolist(), strict=True):
             sums[tuple(step.key for step in steps)] = dict(zip(KINDS, row, strict=True))
+        expanded += beam
         reported, continued = found.strongest(num_paths), found.strongest(num_paths, found.continues)
         extended = _extended(found[reported], beam, run.names, reads.position, tokens)
         if extended:
@@ -182,7 +193,16 @@ def greedy_paths(
         "filter": [asdict(one) for one in filters],
         "skip_first": skip_first,
     }
-    return GreedyPaths(info, value, levels, sums, ids, tokens, settings)
+    warning = _check_sums(run, value, sums, expanded)
+    warn(warning)
+    return GreedyPaths(info, value, levels, sums, ids, tokens, settings, warning)
+
+
+def _check_sums(run, value, sums, expanded):
+    """Whether what each path was expanded into sums to what the path adds."""
+    parts = torch.tensor([list(by_kind.values()) for by_kind in sums.values()], dtype=torch.float64)
+    expected = [Path("", steps).contribution if steps else value for steps in expanded]
+    return sums_do_not_hold(run, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths")
 
 
 def _extended(found, beam, names, positions, tokens):

@@ -4,17 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...text.printable import printable
+
 
 #: What a step can be: embeddings, features, what dictionaries miss, MLPs without one, heads, skip connections, biases.
 KINDS = ("token", "position", "feature", "error", "mlp", "head", "skip", "bias")
 #: What the index of a bias says: of the reader itself (its own bias, and that of the norm before it), of attention
 #: (values, output, norms), of a dictionary's output, of the norm behind an MLP.
 BIASES = ("own", "attention", "decoder", "norm")
-
-
-def printable(text: str) -> str:
-    """On one line and without characters that could command a terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from ..patching import PatchEngine, PatchPlan
 from .stages import Head
@@ -40,6 +41,7 @@ class Faithfulness:
         return asdict(self)
 
 
+@measures_model
 def circuit_faithfulness(
     base: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
 ) -> list[Faithfulness]:
@@ -48,7 +50,7 @@ def circuit_faithfulness(
     MLPs are kept. Means are of the corrupted prompts of the same template and length.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts with corrupted ones.
         circuits (`dict[str, Sequence[Head]]`): Name -> layer and head of each head of a circuit.
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.

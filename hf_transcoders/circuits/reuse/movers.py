@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from ..patching import AttentionEdit, attention_between, edited_attention, logit_attribution
 from .end_runs import edit_of_rows
@@ -46,6 +47,7 @@ class MoverChange:
         return {**asdict(self), "movers": [list(head) for head in self.movers]}
 
 
+@measures_model
 def mover_change(
     base: PreTrainedModel,
     task: Task,
@@ -58,7 +60,7 @@ def mover_change(
     """What an edit does to movers.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Colored Objects.
         edit ([`AttentionEdit`]): For all prompts of the task.
         movers (`Sequence[Head]`): Heads to look at; those that are not behind all edited heads are left out.

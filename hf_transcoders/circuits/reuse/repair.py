@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...lm.attention import num_heads
+from ...lm.wrappers import measures_model
 from ...tasks import Estimate, Task, estimate
 from ..patching import AttentionEdit
 from .end_runs import Predictions, predict_at_end
@@ -72,6 +73,7 @@ def forced(task: Task, heads: Sequence[Head], positions: Sequence[str] = WRONG_C
     return AttentionEdit(list(heads), "force", torch.stack([at[name] for name in positions], dim=1), at["END"])
 
 
+@measures_model
 def repair_outcomes(
     base: PreTrainedModel,
     task: Task,
@@ -90,7 +92,7 @@ def repair_outcomes(
     the right answer: it shows what the heads do and is no way to use a model.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Colored Objects.
         inhibition, negative (`Sequence[Head]`): Inhibition heads and negative movers; one of the two may be empty.
         head_draws, token_draws (`int`, *optional*, default to 10 and 5):

@@ -1,12 +1,14 @@
 """Folders of results: a page, pictures, and every number as JSON and CSV."""
 
-import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...files import atomic_file
+from ...files import write_csv, write_text
 from ...reports.heatmap import AttentionView, Heatmap, Section, Table, write_page, write_png
+from ...text.columns import aligned
+from ...text.printable import printable
+from ...text.strict_json import to_json
 from ..patching import PatchResult
 from .reuse import CircuitReuse
 from .roles import ROLES
@@ -82,8 +84,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "results.json") as partial:
-        partial.write_text(json.dumps(_finite(result.to_dict()), indent=1), encoding="utf-8")
+    write_text(folder / "results.json", to_json(result.to_dict(), indent=1))
     marks = _marks(result)
     maps = {}
     for task, stages in result.stages.items():
@@ -94,10 +95,14 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
             stage.result.to_csv(folder / f"{name}.csv")
             if find_spec("matplotlib"):
                 write_png(folder / f"{name}.png", maps[number][-1])
-    _write_csv(folder / "overlap.csv", _overlap_table(result))
-    _write_csv(folder / "repair.csv", _repair_csv(result))
-    _write_csv(folder / "roles.csv", _roles_table(result))
-    _write_csv(folder / "scores.csv", _scores_csv(result))
+    tables = {
+        "overlap": _overlap_table(result),
+        "repair": _repair_csv(result),
+        "roles": _roles_table(result),
+        "scores": _scores_csv(result),
+    }
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table.headers, table.rows)
     sections = [
         Section("How well the model does the tasks", tables=[_accuracy_table(result)]),
         Section(
@@ -143,12 +148,8 @@ def summary(result: CircuitReuse) -> str:
     tables += [table for repair in result.repairs for table in _repair_tables(result, repair)]
     lines = []
     for table in tables:
-        cells = [[str(header) for header in table.headers], *([_text(cell) for cell in row] for row in table.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(table.headers))]
-        lines += ["", table.title]
-        lines += [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
-        ]
+        rows = [[_text(cell) for cell in row] for row in table.rows]
+        lines += ["", printable(table.title), aligned(table.headers, rows, left=len(table.headers), rule=False)]
     if result.published is not None:
         lines += ["", f"Paper: {result.published.source}", _footnotes(result.published)]
     return "\n".join(lines).lstrip()
@@ -372,15 +373,6 @@ def _scores_csv(result):
     return Table("", ["layer", "head", *evidence], rows)
 
 
-def _write_csv(path, table):
-    import csv
-
-    with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.headers)
-        writer.writerows(table.rows)
-
-
 def _marks(result):
     marks = {}
     for role in ("mover", "negative mover", "inhibition", "content gatherer"):
@@ -428,12 +420,3 @@ def _head(head):
 
 def _text(cell):
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _finite(value):
-    """JSON has no NaN: null instead."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value != value else value

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import attention_modules, num_heads
+from ...lm.wrappers import measures_model
 from ...reports.heatmap import AttentionView
 from ...tasks import Estimate, colored_objects, indirect_object_identification, measure
 from .faithfulness import Faithfulness, circuit_faithfulness
@@ -113,6 +114,7 @@ def stage_to_dict(stage: Stage) -> dict:
     }
 
 
+@measures_model
 def reuse_circuit(
     base: PreTrainedModel,
     tokenizer,
@@ -135,7 +137,7 @@ def reuse_circuit(
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompts (`int`, *optional*, defaults to 64):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from ..patching import (
     attention_between,
@@ -80,6 +81,7 @@ class Roles:
         }
 
 
+@measures_model
 def find_roles(
     base: PreTrainedModel,
     ioi: Task,
@@ -93,7 +95,7 @@ def find_roles(
     """Test every head for every role.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         ioi, colors ([`Task`]): Both tasks.
         ioi_stages, colors_stages (`list[Stage]`): What [`trace_stages`] found in them.
         tests ([`RoleTests`], *optional*): Thresholds.

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.wrappers import measures_model
 from ...tasks import Task
 from ..patching import PatchResult, path_patch
 
@@ -41,6 +42,7 @@ class Stage:
     result: PatchResult
 
 
+@measures_model
 def trace_stages(
     base: PreTrainedModel, task: Task, receiver_share: float = 0.02, repeated: str | None = None, **settings
 ) -> list[Stage]:
@@ -53,7 +55,7 @@ def trace_stages(
 
     Args:
         base ([`~transformers.PreTrainedModel`]):
-            A causal language model, in evaluation mode.
+            A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             IOI or Colored Objects; another one with `repeated`. Its corrupted prompts differ from that word on.
         receiver_share (`float`, *optional*, defaults to 0.02):

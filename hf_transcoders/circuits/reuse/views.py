@@ -3,12 +3,17 @@
 import torch
 from transformers import PreTrainedModel
 
+from ...data.token_texts import token_texts
 from ...lm.attention import edit_attention
+from ...lm.devices import input_device
+from ...lm.inputs import check_tokens, forget_lengths_
+from ...lm.wrappers import measures_model
 from ...reports.heatmap import AttentionView
 from ...tasks import Task
 from .stages import Head
 
 
+@measures_model
 @torch.no_grad()
 def attention_views(
     base: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
@@ -16,7 +21,7 @@ def attention_views(
     """The patterns of some heads in one prompt.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, in evaluation mode.
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         task ([`Task`]): Prompts.
         heads (`dict[tuple[int, int], str]`): Layer and head -> what to call it.
@@ -25,11 +30,13 @@ def attention_views(
     Returns:
         `list[AttentionView]`: one for each head.
     """
-    ids = task.tokens("clean", [row], base.device).input_ids
+    ids = task.tokens("clean", [row], input_device(base)).input_ids
+    check_tokens(base, list(ids))
+    forget_lengths_(base)
     found = {}
     with edit_attention(base, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
         base.get_decoder()(input_ids=ids, use_cache=False)
-    tokens = [tokenizer.decode([token]) for token in ids[0].tolist()]
+    tokens = token_texts(tokenizer, ids[0].tolist())
     return [
         AttentionView(f"{name} {layer}.{head}, {task.name}, prompt {row}", tokens, found[layer][head].tolist())
         for (layer, head), name in heads.items()

@@ -9,12 +9,15 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.token_texts import token_texts
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
-from ...evaluation.features import token_texts
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.modes import in_eval_mode
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
+from ...text.columns import aligned
+from ...text.printable import printable
 from ..weights.feature_weights import FeatureWeights
 from .auroc import auroc, bootstrap_auroc
 from .hypotheses import TokenHypotheses, token_hypotheses
@@ -117,11 +120,7 @@ class BlindStudy:
 
     def table(self) -> str:
         """All features and the summary as aligned plain text."""
-        head, rows = self.rows()
-        cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in (head, *rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:], "", *self.summary_lines()])
+        return "\n".join([aligned(*self.rows(), left=0), "", *map(printable, self.summary_lines())])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -165,6 +164,7 @@ class BlindStudy:
         return head, rows
 
 
+@measures_model
 @torch.no_grad()
 def blind_study(
     base_model: PreTrainedModel,
@@ -210,7 +210,7 @@ def blind_study(
         dictionary (`str`):
             Name of the one to study.
         dataset (`Iterable[Mapping]`):
-            Held-out text: rows with `input_ids` of one length.
+            Held-out text: rows with `input_ids` and, where they are padded, `attention_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Turns tokens back to text.
         features (`Sequence[int]`, *optional*):
@@ -233,7 +233,7 @@ def blind_study(
         batch_size (`int`, *optional*, defaults to 8):
             Blocks per forward.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions at the start of every block that are not scored.
+            Tokens at the start of every block that are not scored.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens that are not scored and bring nothing to later ones.
         seed (`int`, *optional*, defaults to 0):
@@ -277,7 +277,7 @@ def blind_study(
     own = {part: score[: len(chosen)] for part, score in scores.items()}
     areas = {part: auroc(score, fires).diagonal() for part, score in own.items()}
     null = auroc(scores["hypothesis"][len(chosen) :], fires)
-    groups = torch.arange(len(blocks.input_ids))[:, None].expand_as(blocks.mask)[blocks.mask]
+    groups = torch.arange(len(blocks.texts))[:, None].expand_as(blocks.mask)[blocks.mask]
     samples = bootstrap_auroc(own["hypothesis"], fires, groups, bootstrap_samples, seed)
     firings, top = fires.sum(-1).tolist(), _top_texts(hypotheses, tokenizer, len(chosen), num_tokens)
     found = []
@@ -307,8 +307,8 @@ def blind_study(
             "base_model_dtype": str(base_model.dtype).removeprefix("torch."),
             "layers_with_a_dictionary_before": hypotheses.mlp_layers,
             "tokens": blocks.tokens,
-            "blocks": len(blocks.input_ids),
-            "sequence_length": blocks.input_ids.shape[1],
+            "blocks": len(blocks.texts),
+            "sequence_length": max(blocks.lengths),
             "heads": num_heads,
             "window": window,
             "null_features": len(others),
@@ -328,16 +328,15 @@ def _check_sizes(**sizes):
 
 
 def _inputs(model, dictionary, blocks, batch_size, progress) -> torch.Tensor:
-    """What the dictionary reads at the tokens that count, `(tokens, d_in)`."""
-    site, found = Site.parse(dictionary.config.input_site), []
+    """What the dictionary reads at the tokens that count, block by block, `(tokens, d_in)`."""
+    site, found = Site.parse(dictionary.config.input_site), {}
     with in_eval_mode(model), capture(model, site) as activations:
-        batches = blocks.batches(batch_size, model.device)
-        for ids, mask in tqdm(
-            batches, desc="text", total=-(-len(blocks.input_ids) // batch_size), disable=not progress
-        ):
-            model(input_ids=ids)
-            found.append(activations[site][mask].to(dictionary.device))
-    return torch.cat(found)
+        batches = blocks.batches(model, batch_size)
+        for batch in tqdm(batches, desc="text", total=-(-len(blocks.texts) // batch_size), disable=not progress):
+            model(**batch.inputs)
+            parts = activations[site][batch.mask].to(dictionary.device).split(batch.mask.sum(1).tolist())
+            found.update(zip(batch.numbers, parts, strict=True))
+    return torch.cat([found[number] for number in sorted(found)])
 
 
 def _activations(dictionary, inputs):

@@ -11,10 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import __version__
 from ...errors import TranscoderError
-from ...evaluation.evaluator import in_eval_mode
 from ...lm import Site, architecture_of, locate, site_width
 from ...lm.architectures import Location
+from ...lm.devices import input_device
+from ...lm.linear_maps import embedding_width, linear_rows
+from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
+from ...lm.stream import UNEMBEDDING, map_behind
+from ...lm.wrappers import measures_model
 from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...tasks.metrics import Estimate, accuracy, estimate
@@ -126,6 +130,7 @@ class GreaterThanStudy:
         }
 
 
+@measures_model
 @torch.no_grad()
 def greater_than_study(
     model: PreTrainedModel,
@@ -231,7 +236,7 @@ def greater_than_study(
                 "begins with BOS": "yes" if prompts.beginning else "no",
                 "unchanged positions at the start": skip_first,
                 "direction": " - ".join(DIRECTIONS[prompts.variant]),
-                "precision": f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}",
+                "precision": f"{str(model.dtype).removeprefix('torch.')} on {input_device(model).type}",
                 "versions": {
                     "hf_transcoders": __version__,
                     "transformers": transformers.__version__,
@@ -248,7 +253,7 @@ class _Measured:
     def __init__(self, model, transcoder, place, prompts, skip_first, bar):
         self.bar = bar
         self.model, self.transcoder, self.place, self.prompts = model, transcoder, place, prompts
-        self.tokens = torch.tensor(list(prompts.candidates.values()), device=model.device)
+        self.tokens = torch.tensor(list(prompts.candidates.values()), device=input_device(model))
         self.neurons_at = neurons_location(model, place.layer)
         final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
         read = {
@@ -348,15 +353,17 @@ class _Measured:
 
     def effects(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Direct effect of features on the direction `(features,)`, and of a unit of them on endings."""
-        device = self.model.device
+        device = input_device(self.model)
         writes = decoder_rows(self.transcoder, features).to(device)[:, None]
         architecture = architecture_of(self.model)
-        if self.place.point == "mlp.out" and architecture.mlp_post_norm:
-            post_norm = locate(self.model, Site("mlp.branch", self.place.layer)).module
-            writes = frozen_norm(post_norm, self.seen["output"][:, -1].float())(writes)
+        through = map_behind(self.model, self.place, self.seen["output"][:, -1].float())
+        if through is not None:
+            writes = through(writes)
         final_norm = self.model.base_model.get_submodule(architecture.final_norm)
         writes = frozen_norm(final_norm, self.seen["stream"][:, -1].float())(writes)
-        per_unit = writes @ self.model.get_output_embeddings().weight[self.tokens].float().T
+        endings = linear_rows(self.model.get_output_embeddings(), self.tokens, UNEMBEDDING)
+        per_unit = writes @ endings.weight.float().T
+        per_unit = per_unit * architecture.logit_multiplier
         high, low = (list(self.prompts.candidates).index(ending) for ending in DIRECTIONS[self.prompts.variant])
         towards = per_unit[..., high] - per_unit[..., low]
         effect = (towards * self.activations(features)[:, -1].T.to(device)).mean(-1)
@@ -391,7 +398,7 @@ def _most_variable(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torc
 
 def _de_embeddings(model, transcoder, tokenizer, features, count=6) -> list[list[str] | None]:
     """The tokens whose embeddings features read most."""
-    if model.get_input_embeddings().weight.shape[1] != transcoder.config.d_in:
+    if embedding_width(model.get_input_embeddings()) != transcoder.config.d_in:
         return [None] * len(features)
     weights = FeatureWeights(model, {"transcoder": transcoder})
     return weights.deembedding("transcoder", features.tolist(), k=count).texts(tokenizer)[0]

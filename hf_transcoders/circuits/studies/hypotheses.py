@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ...lm import Site
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
-from ...lm.stream import norm_before, norm_behind, reading_stage, writing_stage
+from ...lm.stream import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 from ..weights.feature_weights import FeatureWeights
 from ..weights.heads import OVCircuits
 from ..weights.tokens import embeddings, vocabulary_parts
@@ -113,13 +113,14 @@ def _written(model, dictionary, stream):
     inputs = _normed(norm_before(model, Site("mlp.in", out.layer)), stream)
     added = dictionary(inputs.to(dictionary.device), output_features=False).reconstruction.to(stream)
     norm = norm_behind(model, out)
-    return added if norm is None else _normed(norm, added)
+    added = added if norm is None else _normed(norm, added)
+    return added * multiplier_behind(model, out)
 
 
 def _attention_scale(model, layer, stream):
     """Of the norm before attention, and of a post-norm, if any, when each token attends to itself: `(tokens, 1)`."""
     norm, post_norm = norm_before(model, Site("attn.in", layer)), norm_behind(model, Site("attn.out", layer))
-    scale = norm_scale(norm, stream)
+    scale = _scale(norm, stream)
     if post_norm is None:
         return scale
     outputs, (values, bias) = output_weight(model, layer).float(), value_weight(model, layer)
@@ -133,4 +134,4 @@ def _scale(norm, stream):
 
 
 def _normed(norm, rows):
-    return frozen_norm(norm, rows)(rows) + norm_bias(norm)
+    return rows if norm is None else frozen_norm(norm, rows)(rows) + norm_bias(norm)

@@ -3,15 +3,16 @@
 from contextlib import ExitStack
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ...errors import TranscoderError
 from ...evaluation.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
 from ...lm import Site, locate
 from ...lm.architectures import Location
+from ...lm.devices import input_device
 from ...lm.hooks import read_at, write_at
+from ...lm.inputs import forget_lengths_
+from ...lm.linear_maps import linear_modules, map_size
 
 
 # Tokens of one forward; more of them no longer make it faster per token.
@@ -25,10 +26,9 @@ def neurons_location(model: PreTrainedModel, layer: int) -> Location:
         [`TranscoderError`]: the MLP does not end in one linear map to the residual stream.
     """
     mlp = locate(model, Site("mlp.out", layer))
-    linear = [module for module in mlp.module.modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = list(linear_modules(mlp.module))
     down = linear[-1] if linear else None
-    width = getattr(down, "nf", None) or getattr(down, "out_features", None)
-    if width != model.config.get_text_config().hidden_size:
+    if down is None or map_size(down)[0] != model.config.get_text_config().hidden_size:
         raise TranscoderError(
             f"The MLP of layer {layer} does not end in one linear map, so it has no neurons to compare with: choose a "
             "layer with a plain MLP."
@@ -41,7 +41,7 @@ class MlpRows:
     One batch of prompts, whose forwards begin at the MLP of a layer as often as one likes.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model in eval mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Prompts of one length.
         layer (`int`): The layer.
         skip_first (`int`): Positions at the start of each prompt that are never changed.
@@ -53,7 +53,7 @@ class MlpRows:
                 f"The first {skip_first} positions stay unchanged, but the prompts have {input_ids.shape[1]}: skip fewer."
             )
         self.model = model
-        self.input_ids = input_ids.to(model.device)
+        self.input_ids = input_ids.to(input_device(model))
         self.layer = layer
         self.skip_first = skip_first
         self._below = None
@@ -74,6 +74,7 @@ class MlpRows:
             for name, location in locations.items():
                 read_at(stack, location, lambda value, name=name: values.__setitem__(name, value))
             below = stack.enter_context(record_block_outputs(self.model, {self.layer - 1} if self.layer else set()))
+            forget_lengths_(self.model)
             last = final_hidden_states(self.model, self.input_ids)[:, -1]
         self._below = below.get(self.layer - 1)
         return logits_of(self.model, last), values

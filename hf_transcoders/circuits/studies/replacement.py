@@ -8,8 +8,9 @@ import torch
 
 from ...errors import TranscoderError
 from ...evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
-from ...evaluation.evaluator import ORIGINAL, in_eval_mode, named_dictionaries
+from ...evaluation.evaluator import ORIGINAL, named_dictionaries
 from ...lm import Site, num_layers
+from ...lm.modes import in_eval_mode
 from ...models import TranscoderModel, TranscoderSet
 from .published import REPLACEMENT, PublishedStudy, published_study
 

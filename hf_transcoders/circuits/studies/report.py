@@ -9,6 +9,7 @@ from pathlib import Path
 from ...files import write_text
 from ...reports.heatmap import Heatmap, Section, Table, tables_text, write_page
 from ...reports.lines import LineChart, write_lines_png
+from ...text.columns import paired
 from .greater_than import GreaterThanStudy
 from .published import PublishedStudy
 from .replacement import ALL, ALL_BUT_LAST, INNER, ReplacementStudy
@@ -84,10 +85,7 @@ def save_greater_than(study: GreaterThanStudy, folder: str | os.PathLike) -> Pat
 
 def replacement_text(study: ReplacementStudy) -> str:
     """The table as text for a terminal."""
-    facts = study.protocol_lines()
-    width = max(map(len, facts))
-    lines = [f"{fact.ljust(width)}  {value}" for fact, value in facts.items()]
-    return "\n".join([tables_text(_replacement_tables(study)), "", *lines])
+    return "\n".join([tables_text(_replacement_tables(study)), "", paired(study.protocol_lines())])
 
 
 def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...evaluation.evaluator import in_eval_mode
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture
+from ...lm.devices import input_device
+from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
 from ...lm.stream import norm_before, norm_behind, stream_before
 from ...models import TranscoderModel
@@ -109,16 +110,16 @@ def mean_scaled_activations(
     post_norms = {name: norm_behind(model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}
-    device = model.device
+    device = input_device(model)
     totals = {
         name: torch.zeros(d.config.num_features, len(features), dtype=torch.float64) for name, d in sources.items()
     }
     count = torch.zeros(len(features), dtype=torch.long)
     with in_eval_mode(model, target, *sources.values()), capture(model, sites) as activations:
-        for ids, mask in blocks.batches(batch_size, device):
-            model(input_ids=ids)
+        for batch in blocks.batches(model, batch_size):
+            model(**batch.inputs)
             # (tokens, width) of the tokens that count.
-            seen = {site: value[mask] for site, value in activations.items()}
+            seen = {site: value[batch.mask] for site, value in activations.items()}
             weights = torch.ones(len(seen[stream]), len(features), device=device)
             if only_active:
                 active = _encode(target, seen[into], device)

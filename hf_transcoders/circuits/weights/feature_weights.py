@@ -6,10 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...evaluation.evaluator import check_fits, in_eval_mode, named_dictionaries
+from ...evaluation.evaluator import check_fits, named_dictionaries
 from ...evaluation.token_blocks import TokenBlocks
 from ...lm import Site, capture, num_layers
 from ...lm.attention import num_heads
+from ...lm.devices import input_device
+from ...lm.inputs import forget_lengths_
+from ...lm.linear_maps import map_size, num_embeddings
+from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
 from ...lm.stream import (
     direct_logits,
@@ -20,8 +24,10 @@ from ...lm.stream import (
     writing_stage,
     written_directions,
 )
+from ...lm.wrappers import language_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, encoder_rows
+from ..prompts import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
 from .contributions import MeanContributions, SourceContributions, mean_scaled_activations
 from .heads import OVCircuits
@@ -67,7 +73,7 @@ class FeatureWeights:
         base_model: PreTrainedModel,
         transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     ):
-        self.base_model = base_model
+        self.base_model = base_model = language_model(base_model)
         self.dictionaries = named_dictionaries(transcoders)
         check_fits(base_model, self.dictionaries)
 
@@ -79,7 +85,7 @@ class FeatureWeights:
         """
         dictionary = self.dictionary(name)
         rows, _ = encoder_rows(dictionary, self._numbers(name, features))
-        return read_directions(self.base_model, _input(dictionary), rows.to(self.base_model.device)).detach()
+        return read_directions(self.base_model, _input(dictionary), rows.to(input_device(self.base_model))).detach()
 
     def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
         """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32.
@@ -88,7 +94,7 @@ class FeatureWeights:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
         """
         dictionary = self.dictionary(name)
-        rows = decoder_rows(dictionary, self._numbers(name, features)).to(self.base_model.device)
+        rows = decoder_rows(dictionary, self._numbers(name, features)).to(input_device(self.base_model))
         return written_directions(self.base_model, _output(dictionary), rows).detach()
 
     def connections(
@@ -166,7 +172,7 @@ class FeatureWeights:
         _check_count(k)
         readers = self.pulled(name, features, through)
         score = lambda rows: embedding_scores(self.base_model, rows)  # noqa: E731
-        return extreme_tokens(score, readers, self.base_model.get_input_embeddings().num_embeddings, k)
+        return extreme_tokens(score, readers, num_embeddings(self.base_model.get_input_embeddings()), k)
 
     @torch.no_grad()
     def logits(self, name: str, features: Sequence[int] | None = None, k: int = 10) -> TokenScores:
@@ -180,7 +186,7 @@ class FeatureWeights:
         """
         _check_count(k)
         score = lambda rows: direct_logits(self.base_model, rows)  # noqa: E731
-        vocabulary = len(self.base_model.get_output_embeddings().weight)
+        vocabulary, _ = map_size(self.base_model.get_output_embeddings())
         return extreme_tokens(score, self.writes(name, features), vocabulary, k)
 
     def ov_norms(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
@@ -220,7 +226,9 @@ class FeatureWeights:
         return pulled if isinstance(through, int) else pulled[0]
 
     @torch.no_grad()
-    def pull_back(self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def pull_back(
+        self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | Mapping | None = None
+    ) -> torch.Tensor:
         """What each feature of a dictionary writes along later vectors: `W_dec p` (arXiv 2406.11944, App. D).
 
         Args:
@@ -228,7 +236,7 @@ class FeatureWeights:
             vectors (`torch.Tensor` of shape `(..., hidden)`):
                 Directions that are read from the residual stream later, such as [`~FeatureWeights.reads`] or
                 [`~FeatureWeights.pulled`] give them.
-            input_ids (`torch.LongTensor` of shape `(seq,)`, *optional*):
+            input_ids (`torch.LongTensor` of shape `(seq,)`, or what the tokenizer returned, *optional*):
                 A prompt: the result is then weighted by the features' activations on its tokens, and by the scale that a
                 post-norm of the dictionary's layer, if any, has there.
 
@@ -241,7 +249,7 @@ class FeatureWeights:
                 f"The vectors are {vectors.shape[-1]} wide and the residual stream {hidden_size}: give directions of the "
                 "stream, as `reads` does."
             )
-        written = vectors.to(self.base_model.device, torch.float32) @ self.writes(name).T
+        written = vectors.to(input_device(self.base_model), torch.float32) @ self.writes(name).T
         if input_ids is None:
             return written
         return written.unsqueeze(-2) * self._scaled_activations(name, input_ids)
@@ -266,12 +274,12 @@ class FeatureWeights:
         Args:
             target (`str`): The dictionary of the targets.
             features (`Sequence[int]`): The targets.
-            dataset (`Iterable[Mapping]`): Rows with `input_ids` of one length.
+            dataset (`Iterable[Mapping]`): Rows with `input_ids` and, where they are padded, `attention_mask`.
             sources (`Sequence[str]`, *optional*): Dictionaries to look at. By default all that write before it reads.
             only_active (`bool`, *optional*, defaults to `False`): Average over the tokens on which a target is active.
             max_tokens (`int`, *optional*, defaults to 100,000): Tokens to read.
             batch_size (`int`, *optional*, defaults to 8): Blocks per forward.
-            skip_first (`int`, *optional*, defaults to 1): Positions at the start of every block that do not count.
+            skip_first (`int`, *optional*, defaults to 1): Tokens at the start of every block that do not count.
             special_token_ids (`Sequence[int]`, *optional*): Tokens that do not count.
 
         Returns:
@@ -368,7 +376,9 @@ class FeatureWeights:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm behind them, if any."""
         dictionary = self.dictionary(name)
         post_norm = norm_behind(self.base_model, _output(dictionary))
-        ids = torch.as_tensor(input_ids, device=self.base_model.device).reshape(1, -1)
+        prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
+        ids = encode_prompt(self.base_model, prompt, None)[None].to(input_device(self.base_model))
+        forget_lengths_(self.base_model)
         sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), _output(dictionary)]
         with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
             self.base_model(input_ids=ids)

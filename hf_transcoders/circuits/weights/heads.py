@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 
 from ...lm import Site
 from ...lm.heads import output_weight, value_weight
-from ...lm.norms import norm_gain
-from ...lm.stream import norm_before, norm_behind, reading_stage, writing_stage
+from ...lm.stream import read_directions, reading_stage, writing_stage, written_directions
+from ...lm.wrappers import takes_model
 
 
 class OVCircuits:
@@ -24,6 +24,7 @@ class OVCircuits:
         reads, writes (`int`): When they read the residual stream and write to it; see `lm.stream.reading_stage`.
     """
 
+    @takes_model
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, layer: int, head: int | None = None):
         into, out = Site("attn.in", layer), Site("attn.out", layer)
@@ -32,9 +33,8 @@ class OVCircuits:
         if head is not None:
             values, outputs = values[head, None], outputs[head, None]
         # (heads, head_dim, hidden) both: what values read from the stream, and what is written for them.
-        self.values = norm_gain(norm_before(model, into), values.shape[-1]).pull(values)
-        post_norm = norm_behind(model, out)
-        self.outputs = outputs if post_norm is None else norm_gain(post_norm, outputs.shape[-1]).push(outputs)
+        self.values = read_directions(model, into, values)
+        self.outputs = written_directions(model, out, outputs)
         self.reads, self.writes = reading_stage(model, into), writing_stage(model, out)
 
     def __len__(self):

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.token_texts import token_texts
 from ...errors import TranscoderError
-from ...evaluation.features import token_texts
+from ...lm.architectures import architecture_of
+from ...lm.devices import input_device
+from ...lm.linear_maps import embedding_width, num_embeddings
 from .connections import MAX_ELEMENTS
 
 
@@ -40,8 +43,12 @@ def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
     The embedding module is called rather than its weight read: Gemma's multiplies by the root of the width.
     """
-    module = model.get_input_embeddings()
-    rows = module(ids.to(model.device)).detach().float()
+    architecture = architecture_of(model)
+    names = architecture.embeddings
+    rows = ids.to(input_device(model))
+    for name in (names,) if isinstance(names, str) else names:
+        rows = model.base_model.get_submodule(name)(rows)
+    rows = rows.detach().float() * architecture.embedding_multiplier
     if rows.shape[-1] != model.config.get_text_config().hidden_size:
         raise TranscoderError(
             "The embeddings of this model are not as wide as its residual stream, so no tokens can be read off directions."
@@ -52,7 +59,7 @@ def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def vocabulary_parts(model: PreTrainedModel) -> list[torch.Tensor]:
     """All token ids, in parts whose embeddings are of a moderate size."""
     module = model.get_input_embeddings()
-    return list(torch.arange(module.num_embeddings).split(max(1, MAX_ELEMENTS // module.embedding_dim)))
+    return list(torch.arange(num_embeddings(module)).split(max(1, MAX_ELEMENTS // embedding_width(module))))
 
 
 def embedding_scores(model: PreTrainedModel, readers: torch.Tensor) -> torch.Tensor:

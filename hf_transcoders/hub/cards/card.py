@@ -1,13 +1,19 @@
 """A model card as a file: saved beside what it is about, and known again later unless somebody has edited it."""
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.utils import logging
-
-from ...files import write_text
+from ...errors import TranscoderError
+from ...files import is_inside, write_text
+from ...models.saved_files import CONFIG_NAME
+from ...models.transcoder_set import INDEX_NAME
+from ...text import logging
+from ...text.printable import printable
+from ...text.strict_json import read_json
+from ..public import hidden_names
 
 
 logger = logging.get_logger(__name__)
@@ -69,8 +75,21 @@ def own_card(folder: str | os.PathLike) -> TranscoderCard | None:
     if text is None:
         return None
     pushed = _unsealed(text, _PUSHED)
+    text = text if pushed is None else pushed
+    # It may have begun as ours, which names the folder of the base model on this machine.
+    for name, public in _hidden_names(folder).items():
+        text = text.replace(name, public)
     # Sealed as ours are, so that the next push can tell whether it was edited on the Hub.
-    return TranscoderCard(_sealed(text if pushed is None else pushed, _PUSHED))
+    return TranscoderCard(_sealed(text, _PUSHED))
+
+
+def _hidden_names(folder: str | os.PathLike) -> dict[str, str]:
+    """The paths of base models that the dictionaries in a folder name -> what others may see of them."""
+    names = []
+    for path in (Path(folder, CONFIG_NAME), Path(folder, INDEX_NAME)):
+        with contextlib.suppress(TranscoderError):
+            names.append(read_json(path).get("base_model_name_or_path"))
+    return hidden_names(names)
 
 
 def is_unedited(text: str) -> bool:
@@ -81,7 +100,12 @@ def is_unedited(text: str) -> bool:
 def _written_by_hand(folder: str | os.PathLike) -> str | None:
     """The README.md of a folder, unless there is none or it is ours."""
     path = Path(folder, README)
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if text is not None and not is_inside(path, folder):
+        raise TranscoderError(
+            f"{printable(path)} is a link to a file outside of its folder, which is not read: put the file itself there, or "
+            "remove the link."
+        )
     return None if text is None or is_generated(text) else text
 
 

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from transformers.utils import logging
+
 from ...evaluation.evaluation_report import EvaluationReport
 from ...models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ...models.transcoder_set import dictionary_name
 from ...tracking import Run
+from ..public import hidden_names, is_hub_id, public_name, public_values
+from .recorded import is_number, known_evaluation, known_training
+
+
+logger = logging.get_logger(__name__)
 
 
 # Dictionaries that are listed each by itself wherever something is said of them.
@@ -52,7 +59,17 @@ class CardFacts:
 
     @property
     def base(self) -> str | None:
-        """Name of the base model."""
+        """Name of the base model; for a card that others see, without the path of a folder on this machine."""
+        return self._base if self.repo_id is None else public_name(self._base)
+
+    @property
+    def base_is_on_hub(self) -> bool:
+        """Whether that name is the id of a repo."""
+        name = public_name(self._base)
+        return is_hub_id(name) and (name == self._base or "/" in name)
+
+    @property
+    def _base(self) -> str | None:
         return next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
 
     @property
@@ -63,7 +80,8 @@ class CardFacts:
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
         """How each dictionary was trained, where it says so."""
-        return {name: config.training_summary for name, config in self.configs.items() if config.training_summary}
+        known = {name: known_training(config.training_summary) for name, config in self.configs.items()}
+        return {name: summary for name, summary in known.items() if summary}
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -81,7 +99,7 @@ class CardFacts:
         for line in self.run.scalars if self.run else ():
             values = {key.removeprefix("train/"): v for key, v in line.items() if key.startswith("train/")}
             if any(f"{name}/fvu" in values for name in self.dictionaries):
-                entries.append({"step": line["step"], **{k: v for k, v in values.items() if v is not None}})
+                entries.append({"step": line["step"], **{k: v for k, v in values.items() if is_number(v)}})
         return entries
 
 
@@ -96,6 +114,10 @@ def gather_facts(
     named = dict(dictionaries.items()) if is_set else {dictionary_name(dictionaries.config): dictionaries}
     together = report.to_dict()["together"] if report is not None and set(report.dictionaries) == set(named) else None
     reports = _reports({name: dictionary.config for name, dictionary in named.items()}, report)
+    if repo_id is not None:
+        bases = [dictionary.config.base_model_name_or_path for dictionary in named.values()]
+        for each in reports:
+            each.protocol = public_values(each.protocol, hidden_names([*bases, each.protocol["base_model"]]))
     if len(reports) == 1:
         reports[0].together = together
     return CardFacts(named, is_set, repo_id, reports, together, run)
@@ -116,7 +138,15 @@ def grouped(values: Mapping[str, Any]) -> list[list[str]]:
 
 def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport | None) -> list[EvaluationReport]:
     """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
-    evaluations = {name: c.evaluation for name, c in configs.items() if c.evaluation}
+    evaluations = {}
+    for name, config in configs.items():
+        if (known := known_evaluation(config.evaluation, config.num_features)) is not None:
+            evaluations[name] = known
+        elif config.evaluation:
+            logger.warning(
+                f"The evaluation in the configuration of {name} is not of the form in which hf_transcoders writes it, and the "
+                "card does without: measure the dictionary again."
+            )
     if report is not None:
         names = list(report.dictionaries)
         # A single dictionary has no name of its own: the report may know it under another.
@@ -125,7 +155,10 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
             if own.get(name, name) in report.dictionaries:
                 evaluations[name] = report.of(own.get(name, name))
     reports = []
-    for names in grouped({name: e["protocol"] for name, e in evaluations.items()}):
+    # Histograms over other bins cannot stand in one picture.
+    for names in grouped(
+        {name: (e["protocol"], e["density_histogram"]["log10_edges"]) for name, e in evaluations.items()}
+    ):
         entries = {
             name: {
                 "metrics": _sorted(evaluations[name]["metrics"]),

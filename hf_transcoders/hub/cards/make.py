@@ -1,6 +1,5 @@
 """Makes a card: gathers the facts, puts each into words, fills the template."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from ...markdown import Markdown, code, escape
 from ...models import TranscoderModel, TranscoderSet
 from ...models.transcoder_set import INDEX_NAME
 from ...reports.page import MEANINGS
+from ...text.strict_json import read_json
 from ...tracking import Run, recorded_run
 from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
@@ -101,7 +101,11 @@ def card_of_folder(
     kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
     run = recorded_run(folder)
     if run is None and (folder / "trainer_state.json").exists():
-        run = Run.from_log_history(json.loads((folder / "trainer_state.json").read_text())["log_history"])
+        history = read_json(folder / "trainer_state.json", allow_nan=True).get("log_history")
+        entries = history if isinstance(history, list) else []
+        run = Run.from_log_history(
+            entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)
+        )
     return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
 
 

@@ -7,9 +7,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, TOGETHER
 from ...markdown import one_line
 from ...models import TranscoderModel
+from ..public import is_hub_id
 from .facts import CardFacts
 from .summary import title
-from .words import is_hub_id, slug
+from .words import slug
 
 
 def metadata(
@@ -17,7 +18,7 @@ def metadata(
 ) -> ModelCardData:
     """The front matter. `license`, `tags` and `model_name` are as for [`make_card`]."""
     datasets = dict.fromkeys(s.get("dataset_id") for s in facts.summaries.values() if s.get("dataset_id"))
-    base = {"base_model": facts.base, "base_model_relation": "adapter"} if is_hub_id(facts.base) else {}
+    base = {"base_model": facts.base, "base_model_relation": "adapter"} if facts.base_is_on_hub else {}
     results = _eval_results(facts)
     name = one_line(model_name or (facts.repo_id.split("/")[-1] if facts.repo_id else title(facts)))
     return ModelCardData(

@@ -3,8 +3,9 @@
 from typing import Any
 
 from ...markdown import Markdown, code, escape, one_line
+from ..public import public_name
 from .facts import CardFacts
-from .words import dtype_name, is_hub_id, kind, listed, place, site_and_width
+from .words import dtype_name, kind, listed, place, site_and_width
 
 
 _NORMALIZATIONS = {
@@ -15,7 +16,7 @@ _NORMALIZATIONS = {
 
 
 def title(facts: CardFacts) -> str:
-    base = one_line(facts.base.rstrip("/").split("/")[-1]) if facts.base else "an unnamed model"
+    base = one_line(public_name(facts.base).split("/")[-1]) if facts.base else "an unnamed model"
     if facts.only is None:
         kinds = {kind(config) for config in facts.configs.values()}
         what = {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
@@ -34,7 +35,7 @@ def kinds_counted(facts: CardFacts) -> Markdown:
 def base_link(facts: CardFacts) -> Markdown:
     if facts.base is None:
         return Markdown("a language model that was not recorded")
-    if is_hub_id(facts.base):
+    if facts.base_is_on_hub:
         return Markdown(f"[{escape(facts.base)}](https://huggingface.co/{facts.base})")
     return code(facts.base)
 

@@ -84,7 +84,7 @@ def log_note(facts: CardFacts) -> str | None:
 
 def alerts(facts: CardFacts) -> Markdown | None:
     """Titles of the run's alerts, with how often each was raised."""
-    titles = [one_line(alert["title"]) for alert in facts.run.alerts] if facts.run else []
+    titles = [one_line(alert["title"]) for alert in facts.run.alerts if "title" in alert] if facts.run else []
     counted = (f"{title} ({titles.count(title)})" for title in dict.fromkeys(titles))
     return listed(counted) if titles else None
 
@@ -93,7 +93,7 @@ def _sentence(summary: Mapping[str, Any], count: int) -> Markdown:
     data = escape(summary["dataset"]) if summary.get("dataset") else "text whose name was not recorded"
     rows = (
         f" ({summary['dataset_rows']:,} blocks of {summary['context_length']} tokens)"
-        if summary.get("dataset_rows")
+        if summary.get("dataset_rows") and summary.get("context_length")
         else ""
     )
     tokens = f"{summary['tokens']:,} tokens" if summary.get("tokens") is not None else "tokens that were not counted"

@@ -4,7 +4,7 @@ from ...lm import Site
 from ...markdown import Markdown
 from ...models import TranscoderConfig
 from .facts import CardFacts
-from .words import is_hub_id, literal
+from .words import literal
 
 
 def usage(facts: CardFacts) -> Markdown:
@@ -64,7 +64,7 @@ def _on_tensors(facts: CardFacts, loading: list[str]) -> list[str]:
 
 def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loading: list[str]) -> list[str]:
     base = literal(facts.base)
-    revision = f", revision={literal(facts.revision)}" if facts.revision and is_hub_id(facts.base) else ""
+    revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_is_on_hub else ""
     name, config = next(iter(spliced.items()))
     # Of a set whose members write to one place, one at a time can be put in.
     one_of_set = facts.is_set and len(spliced) < len(facts.configs)

@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Iterable
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
 from ...lm import Site
 from ...markdown import Markdown, code, escape
 from ...models import TranscoderConfig, TranscoderModel
@@ -66,14 +64,3 @@ def literal(text: str) -> str:
 
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether this can be the id of a repo; a folder's path is none."""
-    if not isinstance(name, str):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True

@@ -45,7 +45,8 @@ def render_graph(data: Mapping[str, Any]) -> str:
               that each carries;
             - `features`: `"dictionary/index"` -> [`~hf_transcoders.evaluation.FeatureExplanation`] as a `dict`;
             - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `certificate` (or `None`;
-              a [`~hf_transcoders.circuits.graphs.certificate.Certificate`] as a `dict`), `facts` (what else to tell).
+              a [`~hf_transcoders.circuits.graphs.certificate.Certificate`] as a `dict`), `facts` (what else to tell);
+            - `warning` (or `None`): what speaks against trusting it.
 
     Returns:
         `str`: HTML.
@@ -59,7 +60,11 @@ def render_graph(data: Mapping[str, Any]) -> str:
     # The browser runs this script and no other, whatever else might have found its way into the page.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("graph/graph.html").render(
-        title=data["prompt"], script=Markup(script), digest=digest, data=Markup(embedded_json(data))
+        title=data["prompt"],
+        script=Markup(script),
+        digest=digest,
+        data=Markup(embedded_json(data)),
+        warning=data.get("warning"),
     )
 
 

@@ -219,7 +219,7 @@ def test_damaged_files_are_refused(graph, tmp_path, damage):
 
 
 def test_missing_and_newer_files_are_refused(graph, tmp_path):
-    with pytest.raises(TranscoderError, match="is no attribution graph"):
+    with pytest.raises(TranscoderError, match="is not an attribution graph"):
         AttributionGraph.from_pretrained(tmp_path)
     graph.save_pretrained(tmp_path)
     change_json(tmp_path, format_version=99)

@@ -142,6 +142,8 @@ def test_refused():
     for edges in ([graph.num_edges], [-1], [[0]]):
         with pytest.raises(TranscoderError, match=f"numbers of edges of the graph, 0 to {graph.num_edges - 1}"):
             head_loadings(model, dictionaries, graph, edges)
+    with pytest.raises(TranscoderError, match="give one of the two"):
+        head_loadings(model, dictionaries, graph, [0], max_edges=4)
     with pytest.raises(TranscoderError, match="`max_edges` is 0; give at least 1"):
         head_loadings(model, dictionaries, graph, max_edges=0)
     assert len(head_loadings(model, dictionaries, graph, []).top()) == 0

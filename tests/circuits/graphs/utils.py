@@ -5,6 +5,7 @@ import torch
 from hf_transcoders import Site
 from hf_transcoders.circuits.graphs.adjoint import FINAL, Functionals
 from hf_transcoders.circuits.graphs.recording import record
+from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.models.linear_parts import encoder_rows
 from tests.circuits.interventions.utils import random_dictionary
 from tests.tiny_models import NUM_LAYERS, tiny_tokens
@@ -22,8 +23,7 @@ def _transcoders(model, output, **changes):
 
 def mixes(model) -> dict[str, list]:
     """Name -> dictionaries of one model, to be used together."""
-    parallel = model.config.model_type == "phi" or getattr(model.config, "use_parallel_residual", False)
-    between = "resid_pre" if parallel else "resid_mid"
+    between = "resid_pre" if has_parallel_residual(model) else "resid_mid"
 
     def one(source, target, **changes):
         return random_dictionary(model, source, target, seed=7, **changes)

@@ -391,6 +391,7 @@ def test_mistakes_are_sentences_and_leave_nothing_behind():
         "mode='linear' is unknown": lambda: run([], mode="linear"),
         "positions 0 to 11": lambda: run([FeatureEdit(LOW, 0, 12)]),
         "positions 0 to 11. For": lambda: run([FeatureEdit(LOW, 0, [0, -13])], mode="direct", frozen_at=tokens),
+        "leave `frozen_at` out": lambda: run([], frozen_at=tokens),
         "give its token ids": lambda: run([], mode="frozen"),
         "another prompt": lambda: run([], tiny_tokens(seed=1), mode="frozen", frozen_at=tokens),
         "takes no value": lambda: FeatureEdit(LOW, 0, 0, "ablate", 1.0),

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from hf_transcoders import Site, TranscoderError
-from hf_transcoders.circuits.patching import PatchEngine, patch_heads, patch_residual, path_patch
+from hf_transcoders.circuits.patching import (
+    PatchEngine,
+    patch_attention,
+    patch_heads,
+    patch_mlps,
+    patch_residual,
+    path_patch,
+)
 from tests.circuits.patching.brute_force import path_patched, tiny_task
 from tests.circuits.patching.test_activation import FAMILIES, LAYERS, close, positions_of
 from tests.tiny_models import tiny_model
@@ -135,3 +142,28 @@ def test_an_engine_used_again_gives_the_same():
     assert sum(forwards) == before and before < 14
     with pytest.raises(TranscoderError, match="another model or task"):
         patch_heads(model, task.select([0]), engine=engine)
+
+
+def test_an_engine_and_what_it_was_made_with_exclude_each_other():
+    model, task = tiny_model("llama"), tiny_task()
+    engine = PatchEngine(model, task)
+    for call in (patch_heads, patch_mlps, patch_attention, path_patch):
+        for pair in ({"direction": "noising"}, {"metric": "rank"}, {"seed": 1}, {"progress": False}):
+            with pytest.raises(TranscoderError, match=f"has its own {next(iter(pair))}: leave it out"):
+                call(model, task, engine=engine, **pair)
+        with pytest.raises(TranscoderError, match="has its own ablation and batch_size: leave them out"):
+            call(model, task, ablation="mean", engine=engine, batch_size=4)
+    with pytest.raises(TranscoderError, match="has its own direction"):
+        patch_residual(model, task, ["S"], direction="denoising", engine=engine)
+
+
+def test_a_model_in_training_is_patched_without_dropout():
+    model, task = tiny_model("gpt2"), tiny_task()
+    expected = [patch_heads(model, task).values, path_patch(model, task).values]
+    model.train()
+    model.transformer.h[1].eval()
+    before = [module.training for module in model.modules()]
+    engine = PatchEngine(model, task)
+    found = [patch_heads(model, task, engine=engine).values, path_patch(model, task).values]
+    close(torch.cat([each.flatten() for each in found]), torch.cat([each.flatten() for each in expected]))
+    assert [module.training for module in model.modules()] == before

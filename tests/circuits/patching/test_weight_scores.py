@@ -16,7 +16,7 @@ from hf_transcoders.lm.architectures import architecture_of, locate
 from hf_transcoders.lm.attention import num_heads
 from hf_transcoders.lm.heads import key_weight, output_weight, query_weight, value_weight
 from hf_transcoders.lm.hooks import write_at
-from hf_transcoders.lm.norms import fold_norm, frozen_norm
+from hf_transcoders.lm.norms import frozen_norm, norm_gain
 from tests.tiny_models import TINY_CONFIGS, tiny_model
 
 
@@ -265,8 +265,8 @@ def test_folded_norms_read_and_write_as_the_norm_does(family):
     frozen = frozen_norm(norm, at)
     # Up to the scale, which is frozen at `at` and left out when folding.
     for expected, found in (
-        (frozen(x) @ weight.T, x @ fold_norm(norm, weight).T),
-        (frozen(weight), fold_norm(norm, weight, after=True)),
+        (frozen(x) @ weight.T, x @ norm_gain(norm, 32).pull(weight).T),
+        (frozen(weight), norm_gain(norm, 32).push(weight)),
     ):
         ratio = expected / found
         torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,111 @@
+"""Types of command-line values, and where results may be written: refused before any work."""
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from ..errors import TranscoderError
+
+
+# What fits a tensor of indices.
+_LARGEST = 2**63 - 1
+
+
+def whole(minimum: int, maximum: int = _LARGEST):
+    """A type for options that take a whole number between two bounds, both included."""
+
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number") from None
+        if not minimum <= number <= maximum:
+            bounds = f"give at least {minimum}" if number < minimum else f"give at most {maximum}"
+            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range; {bounds}")
+        return number
+
+    return convert
+
+
+def positive(text: str) -> float:
+    """A type for options that take a number above zero."""
+    return _real(text, 0, math.inf, "a number above 0")
+
+
+def inner_share(text: str) -> float:
+    """A type for options that take a share, neither nothing nor all."""
+    return _real(text, 0, 1, "a number between 0 and 1, but neither of them")
+
+
+def share(text: str) -> float:
+    """A type for options that take a share between nothing and all."""
+    return _real(text, math.nextafter(0, -1), math.nextafter(1, 2), "a number between 0 and 1")
+
+
+def _real(text, above, below, what):
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not above < number < below:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is out of range; give {what}")
+    return number
+
+
+# Every generator of random numbers accepts these.
+seed = whole(0, 2**32 - 1)
+
+
+def device(name: str) -> str:
+    """A type for options that take a device of this machine."""
+    import torch
+
+    try:
+        known = torch.device(name)
+        if known.type == "meta":
+            raise ValueError("it holds no numbers")
+        torch.empty(1, device=known)
+    except Exception as error:
+        raise argparse.ArgumentTypeError(
+            f"'{name}' is not a device that PyTorch can use here ({str(error).splitlines()[0][:120]}): leave it out, or give "
+            "cpu, cuda or mps"
+        ) from None
+    return name
+
+
+def unicode_text(text: str) -> str:
+    """A type for options that take text for a tokenizer, which reads Unicode only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not Unicode text in the encoding of the terminal"
+        ) from None
+    return text
+
+
+def output_folder(path: str, option: str = "--output") -> Path:
+    """Where results go, refused before any work if it is a file or cannot be written."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise TranscoderError(f"{path} is a file, but results go into a folder: give another {option}.")
+    _check_writable(path, option)
+    return Path(path)
+
+
+def output_file(path: str, option: str = "--output") -> Path:
+    """The file that results go into, refused before any work if it is a folder or cannot be written."""
+    if Path(path).is_dir():
+        raise TranscoderError(f"{path} is a folder, but results go into a file: give another {option}.")
+    _check_writable(Path(path).parent, option)
+    return Path(path)
+
+
+def _check_writable(folder, option):
+    """Refuse a folder that cannot be made or written."""
+    folder = Path(folder).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        raise TranscoderError(f"{existing} is a file, so that nothing can be written below it: give another {option}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise TranscoderError(f"Nothing may be written in {existing}: give another {option}.")

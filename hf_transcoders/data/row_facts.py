@@ -1,0 +1,160 @@
+"""How many tokens a dataset has, and a digest of all of them, in one pass."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..fingerprint import digest_of, new_hash
+from .rows import read_row
+
+
+# Rows that are read at once: a few megabytes.
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """
+    What was found in the rows of a dataset.
+
+    Args:
+        rows (`int`): How many there are.
+        tokens (`int`): Tokens in them, without padding.
+        kept (`int`): Of these, how many are left without the first of each row and without special tokens.
+        digest (`str`): Of all tokens in their order: the same for the same texts, however they are stored and padded.
+    """
+
+    rows: int
+    tokens: int
+    kept: int
+    digest: str
+
+
+class RowDigest:
+    """A digest of rows that are read one after the other, in portions of any size."""
+
+    def __init__(self):
+        self._ids, self._lengths = new_hash(), new_hash()
+
+    def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """
+        Add rows.
+
+        Args:
+            ids (`np.ndarray` of shape `(tokens,)`): The tokens of the rows, one row after the other.
+            lengths (`np.ndarray` of shape `(rows,)`): Tokens of each row.
+        """
+        self._ids.update(np.ascontiguousarray(ids, dtype="<i8"))
+        self._lengths.update(np.ascontiguousarray(lengths, dtype="<i8"))
+
+    def watch(self, rows: Iterable[Mapping]) -> Iterator[Mapping]:
+        """The same rows, each added to the digest before it is handed on."""
+        for row in rows:
+            ids = read_row(row)
+            self.update(ids, np.array([len(ids)]))
+            yield row
+
+    def digest(self) -> str:
+        """The digest of what was added so far."""
+        return digest_of([self._ids.hexdigest(), self._lengths.hexdigest()])
+
+
+def is_sized(dataset: Any) -> bool:
+    """Whether rows can be asked for by number, so that they have an order and an end."""
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+
+
+def scan_rows(dataset: Sequence[Mapping], skip_first: int = 0, special_token_ids: Iterable[int] = ()) -> RowFacts:
+    """
+    Read all rows of a dataset.
+
+    Args:
+        dataset (`Sequence` of rows with `input_ids` and, where they are padded, `attention_mask`):
+            A [`~datasets.Dataset`] or a list.
+        skip_first (`int`, *optional*, defaults to 0): Tokens of each row that `kept` leaves out.
+        special_token_ids (`Iterable[int]`, *optional*): Tokens that `kept` leaves out wherever they stand.
+
+    Returns:
+        [`RowFacts`]
+    """
+    special = np.array(sorted(set(special_token_ids)), dtype=np.int64)
+    digest, tokens, kept = RowDigest(), 0, 0
+    for ids, lengths in _portions(dataset):
+        digest.update(ids, lengths)
+        tokens += len(ids)
+        kept += int(np.maximum(lengths - skip_first, 0).sum())
+        if special.size:
+            found = np.flatnonzero(np.isin(ids, special))
+            ends = np.cumsum(lengths)
+            begin = ends - lengths
+            place = found - begin[np.searchsorted(ends, found, side="right")]
+            kept -= int((place >= skip_first).sum())
+    return RowFacts(len(dataset), tokens, kept, digest.digest())
+
+
+def dataset_digest(dataset: Any) -> Any:
+    """The digest of rows with `input_ids` or `text`; of several datasets, one for each; `None` of a stream."""
+    if isinstance(dataset, Mapping):
+        return {str(name): dataset_digest(part) for name, part in dataset.items()}
+    if not is_sized(dataset):
+        return None
+    if not len(dataset) or "input_ids" in dataset[0]:
+        return scan_rows(dataset).digest
+    hashed = new_hash()
+    for text in dataset["text"] if hasattr(dataset, "column_names") else (row["text"] for row in dataset):
+        content = str(text).encode("utf-8", "surrogatepass")
+        hashed.update(len(content).to_bytes(8, "little") + content)
+    return digest_of(hashed)
+
+
+def _portions(dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and lengths of some thousand rows at a time."""
+    for start in range(0, len(dataset), _ROWS):
+        stop = min(start + _ROWS, len(dataset))
+        yield _from_arrow(dataset, start, stop) or _from_rows(dataset[number] for number in range(start, stop))
+
+
+def _from_rows(rows: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    arrays = [read_row(row) for row in rows]
+    return np.concatenate(arrays), np.array([len(array) for array in arrays])
+
+
+def _from_arrow(dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same straight from the columns of a [`~datasets.Dataset`]; `None` where these are not plain lists of numbers."""
+    form = getattr(dataset, "format", None)
+    if not hasattr(dataset, "with_format") or not isinstance(form, dict) or form.get("type") == "custom":
+        return None
+    columns = [name for name in ("input_ids", "attention_mask") if name in form.get("columns", ())]
+    if "input_ids" not in columns:
+        return None
+    table = dataset.with_format("arrow", columns=columns)[start:stop]
+    parts = [_flat(table.column(name).combine_chunks()) for name in columns]
+    if any(part is None for part in parts):
+        return None
+    (ids, lengths), *masks = parts
+    for mask, mask_lengths in masks:
+        if not np.array_equal(mask_lengths, lengths):
+            return None
+        real = mask != 0
+        if not real.all():
+            ends = np.concatenate([[0], np.cumsum(real)])[np.cumsum(lengths)]
+            ids, lengths = ids[real], np.diff(ends, prepend=0)
+    return ids, lengths
+
+
+def _flat(column) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values and lengths of a column of lists of whole numbers."""
+    import pyarrow as pa
+
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(kind(column.type) for kind in kinds) or column.null_count:
+        return None
+    values = column.flatten()
+    if not pa.types.is_integer(values.type) or values.null_count:
+        return None
+    lengths = column.value_lengths() if hasattr(column, "value_lengths") else None
+    if lengths is None:
+        lengths = np.full(len(column), column.type.list_size)
+    return values.to_numpy(zero_copy_only=False), np.asarray(lengths, dtype=np.int64)

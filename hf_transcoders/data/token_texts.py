@@ -1,0 +1,86 @@
+"""Tokens as text that tells them apart."""
+
+import re
+from collections.abc import Sequence
+
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
+    r"""
+    The text of each token on its own.
+
+    A token that is part of a character is shown by its bytes, `\xe6\x9d`; one that the tokenizer does not have, such as the
+    rows that fill up a vocabulary, by its number, `<id 50300>`. Leading spaces that SentencePiece decoders drop are kept.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        ids (`Sequence[int]`): Token ids.
+
+    Returns:
+        `list[str]`: one text for each id.
+    """
+    ids = list(map(int, ids))
+    pieces = {id_: _piece(tokenizer, id_) for id_ in dict.fromkeys(ids)}
+    known = [id_ for id_, piece in pieces.items() if piece is not None]
+    decoded = tokenizer.batch_decode([[id_] for id_ in known], clean_up_tokenization_spaces=False) if known else []
+    texts = {id_: _text(tokenizer, id_, pieces[id_], text) for id_, text in zip(known, decoded, strict=True)}
+    return [texts.get(id_, f"<id {id_}>") for id_ in ids]
+
+
+def visible(text: str) -> str:
+    """A token as a label, with the spaces at its ends and the line breaks to be seen: `␣the`, `⏎`."""
+    text = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
+    before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    return "␣" * len(text) or "∅" if before == len(text) else "␣" * before + text.strip(" ") + "␣" * after
+
+
+def _piece(tokenizer, id_):
+    """What the vocabulary has for an id; `None` where it has nothing."""
+    try:
+        (piece,) = tokenizer.convert_ids_to_tokens([id_])
+    except (IndexError, KeyError, OverflowError):
+        return None
+    # What some tokenizers answer for any number.
+    is_filler = piece is not None and piece == getattr(tokenizer, "unk_token", None) and id_ != tokenizer.unk_token_id
+    return None if is_filler else piece
+
+
+def _text(tokenizer, id_, piece, text):
+    if isinstance(piece, bytes):
+        return piece.decode("utf-8", "backslashreplace")
+    if byte := _BYTE_PIECE.fullmatch(piece):
+        return _byte_text(tokenizer, id_, int(byte[1], 16))
+    if "\ufffd" in text:
+        return _bytes_text(piece, text) or f"<id {id_}>"
+    spaces = len(piece) - len(piece.lstrip("▁"))
+    return " " * spaces + text.lstrip(" ") if spaces else text or piece
+
+
+def _byte_text(tokenizer, id_, byte):
+    """A token that stands for a byte: as its character where no other token does, such as the line break of Llama 2."""
+    character = chr(byte)
+    piece = "▁" if character == " " else character
+    shown = character in "\n\r\t" or 0x20 <= byte < 0x7F
+    if not shown or tokenizer.convert_tokens_to_ids(piece) not in (None, tokenizer.unk_token_id, id_):
+        return f"\\x{byte:02x}"
+    return character
+
+
+def _bytes_text(piece, text):
+    """A piece of a byte-level vocabulary, in which every byte has a character of its own."""
+    if all(character in _BYTES for character in piece):
+        return bytes(_BYTES[character] for character in piece).decode("utf-8", "backslashreplace")
+    # The character itself, which decoders also write for what they cannot read.
+    return text if "\ufffd" in piece else None
+
+
+def _byte_characters() -> dict[str, int]:
+    """Character -> byte, as GPT-2 writes bytes: those that print are themselves, the others follow from 256 on."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    return {chr(byte): byte for byte in shown} | {chr(256 + number): byte for number, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_characters()

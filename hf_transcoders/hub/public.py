@@ -1,0 +1,97 @@
+"""Names and texts as others may see them: without the paths of this machine."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+
+# From the root, from home or from here, as POSIX or Windows write it; not inside a word, a link or another path.
+_START = r"(?:file:[/\\]+|~[\w.-]*[/\\]|\.{1,2}[/\\]|/|[A-Za-z]:[/\\]|\\\\)"
+_PATH = re.compile(rf"""(?<![\w:/.~\\-]){_START}[^\s"'`<>|*?,;()\[\]{{}}]+""")
+_WHOLE_PATH = re.compile(rf"{_START}[^\n]+")
+_SEPARATOR = re.compile(r"[/\\]+")
+_CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
+# Keys under which folders and files of this machine stand, and those under which models do, however they are written.
+_PLACES = ("_dir", "_folder", "_file", "_checkpoint")
+_NAMES = ("model", "name_or_path", "run_name", "from")
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether this can be the id of a repo; a folder's path is none."""
+    if not isinstance(name, str):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def public_name(name: str | None) -> str | None:
+    """
+    What others may see of the name of a model: a Hub id as it is, and of a folder on this machine the last part.
+
+    Args:
+        name (`str`, *optional*): Hub id, or path as POSIX or Windows write it.
+    """
+    if name is None or (is_hub_id(name) and not _exists(name)):
+        return name
+    if cached := _CACHED.search(name):
+        return f"{cached[1]}/{cached[2]}"
+    return _last_part(name)
+
+
+def public_text(text: str, names: Mapping[str, str] | None = None) -> str:
+    """
+    A text in which every path of this machine is cut to its last part.
+
+    Args:
+        text (`str`): The text.
+        names (`Mapping[str, str]`, *optional*): Further names that are not to be seen -> what stands in their place.
+    """
+    for name, public in (names or {}).items():
+        text = text.replace(name, public)
+    return _PATH.sub(lambda found: public_name(found[0]), text)
+
+
+def public_values(value: Any, names: Mapping[str, str] | None = None, key: str = "") -> Any:
+    """
+    A copy of JSON values in which every path of this machine is cut to its last part.
+
+    Args:
+        value (`Any`): Dicts, lists, texts, numbers.
+        names (`Mapping[str, str]`, *optional*): As for [`public_text`].
+        key (`str`, *optional*): The key under which the value stands.
+    """
+    if isinstance(value, str) and value:
+        if key.endswith(_PLACES):
+            return _last_part(value)
+        if key.endswith(_NAMES) or _WHOLE_PATH.fullmatch(value):
+            return public_name(value)
+        return public_text(value, names)
+    if isinstance(value, dict):
+        return {name: public_values(entry, names, str(name)) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [public_values(entry, names, key) for entry in value]
+    return value
+
+
+def hidden_names(names: Iterable[Any]) -> dict[str, str]:
+    """Those of some names of models that others may not see as they are -> what stands in their place."""
+    given = {name for name in names if isinstance(name, str) and name}
+    return {name: public_name(name) for name in sorted(given, key=len, reverse=True) if public_name(name) != name}
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in re.split(r"[/\\:]+", path) if part not in ("", ".", "..", "~")]
+    return parts[-1] if parts else "unnamed"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(os.path.expanduser(path)) and _SEPARATOR.search(path) is not None
+    except (OSError, ValueError):
+        return False

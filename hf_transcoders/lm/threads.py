@@ -1,0 +1,202 @@
+"""Which forward passes a change to a model acts on: those of the thread that made it, and of what is started there."""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Generic, TypeVar
+
+import torch
+from transformers.utils import logging
+
+from ..errors import TranscoderError
+
+
+logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
+
+# Held while something is attached or removed: PyTorch numbers its hooks without one. A block may also be closed by the
+# garbage collector, in a thread that is opening another.
+attaching = threading.RLock()
+
+
+class Shared:
+    """A context that several blocks need: the first of them enters it, and the last leaves it, in whatever order they go.
+
+    Args:
+        make (`Callable`): Gives the context manager.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager]):
+        self._make = make
+        self._count = 0
+        self._context = ExitStack()
+
+    def hold(self, stack: ExitStack):
+        """Be in the context until `stack` closes."""
+        with attaching:
+            if self._count == 0:
+                self._context.enter_context(self._make())
+            self._count += 1
+        stack.callback(self._release)
+
+    def _release(self):
+        with attaching:
+            self._count -= 1
+            if self._count == 0:
+                self._context.close()
+
+
+@contextmanager
+def patched(owner: type, name: str, value: Any):
+    """Another value of an attribute of a class, inside the `with` block."""
+    earlier = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, earlier)
+
+
+class Scope:
+    """The forward passes that something attached to a model acts on, from now until a stack closes.
+
+    They are those of this thread, and of threads that are started, and tasks that are submitted to a pool of threads, while
+    it is attached, from here or from such a thread.
+
+    Args:
+        stack (`ExitStack`): What it is attached until.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, stack: ExitStack):
+        self._owner = _here.scopes
+        if self._owner is None:
+            raise TranscoderError(
+                "A model cannot be read or changed from a thread that Python did not start: enter the block in one that "
+                "`threading` started."
+            )
+        _around.hold(stack)
+        _open.add(self)
+        self._owner.add(self)
+        stack.callback(self._close)
+
+    @classmethod
+    def of(cls, stack: ExitStack) -> "Scope":
+        """The scope of what is attached until `stack` closes: one for all that is attached to it from here."""
+        scope = _of_stacks.get(stack)
+        # A stack may have been closed, or handed to another thread, since.
+        if scope is None or scope not in scope._owner or scope._owner is not _here.scopes:
+            scope = _of_stacks[stack] = cls(stack)
+        return scope
+
+    def acts(self) -> bool:
+        """Whether the forward pass at hand is one of them."""
+        scopes = _here.scopes
+        if scopes is None:
+            return self._acts_on_foreign_thread()
+        return self in scopes
+
+    def warn_if_left_out(self):
+        """Say once that a change does not act on a thread that does nothing to models itself."""
+        if not _here.scopes and self in self._owner:
+            logger.warning_once(
+                "A model was called in a thread while another thread changes it, and the change was left out: a `with` "
+                "block acts on the thread that entered it and on threads and tasks that are started inside it."
+            )
+
+    def _acts_on_foreign_thread(self):
+        if len({id(scope._owner) for scope in list(_open)}) > 1:
+            raise TranscoderError(
+                "Several threads read or change models, and autograd computes a forward pass again (gradient "
+                "checkpointing) in a thread of its own, which belongs to none of them: do it in one thread at a time, or "
+                "call `model.gradient_checkpointing_disable()`."
+            )
+        return self in self._owner
+
+    def _close(self):
+        # The owner's own set, whichever thread closes the block; threads started inside still have it in theirs.
+        self._owner.discard(self)
+        _open.discard(self)
+
+
+class OfThread(Generic[T]):
+    """A value that each thread sets for itself; a thread that has set none gets the one that was set last."""
+
+    def __init__(self, value: T):
+        self._last = value
+        self._own = threading.local()
+
+    def set(self, value: T):
+        self._own.value = self._last = value
+
+    def get(self) -> T:
+        return getattr(self._own, "value", self._last)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether this thread has set one."""
+        return hasattr(self._own, "value")
+
+
+class _Here(threading.local):
+    """What acts on the forward passes of a thread; `None` in a thread that Python did not start, such as autograd's."""
+
+    def __init__(self):
+        thread = threading.current_thread()
+        self.scopes: set[Scope] | None = _inherited.pop(thread, None)
+        if self.scopes is None and not isinstance(thread, threading._DummyThread):
+            self.scopes = set()
+
+
+_open: set[Scope] = set()
+_of_stacks: "weakref.WeakKeyDictionary[ExitStack, Scope]" = weakref.WeakKeyDictionary()
+_inherited: "weakref.WeakKeyDictionary[threading.Thread, set[Scope]]" = weakref.WeakKeyDictionary()
+_here = _Here()
+
+
+@contextmanager
+def _handing_on():
+    """Threads that are started, and tasks that are given to a pool, take over what acts on the thread that does so."""
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+
+    def start_here(thread):
+        if _here.scopes:
+            _inherited[thread] = set(_here.scopes)
+        start(thread)
+
+    def submit_here(pool, function, /, *args, **kwargs):
+        if _here.scopes:
+            function = functools.partial(_run_in, set(_here.scopes), function)
+        return submit(pool, function, *args, **kwargs)
+
+    with patched(threading.Thread, "start", start_here), patched(ThreadPoolExecutor, "submit", submit_here):
+        yield
+
+
+def _run_in(scopes, function, *args, **kwargs):
+    earlier, _here.scopes = _here.scopes, scopes
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _here.scopes = earlier
+
+
+@contextmanager
+def _without_compiled_code():
+    """Compiled code runs as it was before it was compiled: what `torch.compile` made of a model skips newer hooks."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _around_all():
+    with _handing_on(), _without_compiled_code():
+        yield
+
+
+_around = Shared(_around_all)

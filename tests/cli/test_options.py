@@ -1,0 +1,240 @@
+"""Values of the command line and of YAML files: of their types, in their ranges, and writable, before any work."""
+
+import argparse
+import json
+
+import pytest
+
+from hf_transcoders.cli import main
+from hf_transcoders.cli import train as train_command
+from hf_transcoders.cli.common import base_of
+from hf_transcoders.cli.main import _COMMANDS
+from hf_transcoders.cli.terminal import Parser
+from hf_transcoders.cli.values import device, unicode_text
+from hf_transcoders.errors import TranscoderError
+
+
+def sentence(capsys):
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and not captured.out, captured
+    return lines[0]
+
+
+class _Seen(Exception):
+    pass
+
+
+def parsers(monkeypatch, command):
+    """The parser of a command and those of its actions."""
+    found = []
+
+    def keep(self, *args, **kwargs):
+        found.append(self)
+        raise _Seen
+
+    monkeypatch.setattr(Parser, "parse_args", keep)
+    module = __import__(f"hf_transcoders.cli.{command}", fromlist=["parse"])
+    for argv in ([], *([[action] for action in getattr(module, "_ACTIONS", ())])):
+        with pytest.raises(_Seen):
+            module.parse(argv, prog=command)
+    for parser in found:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
+@pytest.mark.parametrize("command", [name for name in _COMMANDS if name not in ("train", "sweep", "plan")])
+def test_every_number_has_a_range(monkeypatch, command):
+    counted = 0
+    for parser in parsers(monkeypatch, command):
+        for action in parser._actions:
+            assert action.type not in (int, float), action.dest
+            if action.type in (None, device, unicode_text):
+                continue
+            counted += 1
+            for text in ("x", "", "nan", "inf", "-inf", "1e400", "-9" * 30, "9" * 30, "9" * 5000, "0x10", "\x1b[31m"):
+                with pytest.raises(argparse.ArgumentTypeError):
+                    action.type(text)
+    assert counted or command in ("push", "runs", "info", "study")
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (["evaluate", "x", "--batch-size", "0"], "--batch-size"),
+        (["evaluate", "x", "--skip-first", "-1"], "--skip-first"),
+        (["evaluate", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["evaluate", "x", "--sequence-length", "1"], "--sequence-length"),
+        (["evaluate", "x", "--device", "nope"], "--device"),
+        (["evaluate", "x", "--device", "meta"], "--device"),
+        (["evaluate", "x", "--device", "cuda:99"], "--device"),
+        (["features", "x", "--contexts", "0"], "--contexts"),
+        (["features", "x", "--features", "3", "-1"], "--features"),
+        (["graph", "x", "--transcoders", "y", "--nodes", "1.5"], "--nodes"),
+        (["graph", "x", "--transcoders", "y", "--edges", "nan"], "--edges"),
+        (["graph", "\udcff", "--transcoders", "y"], "prompt"),
+        (["paths", "x", "--transcoders", "y", "--steps", "0"], "--steps"),
+        (["tasks", "measure", "ioi", "--model", "x", "--confidence", "1"], "--confidence"),
+        (["tasks", "show", "ioi", "--model", "x", "--seed", "-1"], "--seed"),
+        (["circuits", "patch", "ioi", "--model", "x", "--prompts", "0"], "--prompts"),
+        (["circuits", "reuse", "--model", "x", "--repair-prompts", "0"], "--repair-prompts"),
+        (["study", "blind", "x", "--window", "0"], "--window"),
+        (["study", "replacement", "x", "--loss-tokens", "0"], "--loss-tokens"),
+        (["study", "greater-than", "x", "--max-k", "0"], "--max-k"),
+        (["demo", "--k", "0"], "--k"),
+        (["plan", "--processes", "0"], "--processes"),
+        (["plan", "--device_memory", "-1"], "--device_memory"),
+        (["plan", "--tflops", "inf"], "--tflops"),
+        (["sweep", "--group-size", "0"], "--group-size"),
+        (["train", "--learning_rate", "nan"], "learning_rate"),
+        (["train", "--learning_rate", "inf"], "learning_rate"),
+        (["train", "--k", "3.7"], "--k"),
+        (["train", "--skip_connection", "5"], "--skip_connection"),
+        (["train", "--per_device_train_batch_size", "0"], "per_device_train_batch_size"),
+        (["train", "--sequence_length", "0"], "sequence_length"),
+        (["train", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
+        (["train", "--dead_after_tokens", "-1"], "dead_after_tokens"),
+        (["train", "--outlier_factor", "-1"], "outlier_factor"),
+        (["train", "--activation_cache_gb", "nan"], "activation_cache_gb"),
+        (["train", "--max_grad_norm", "-1"], "max_grad_norm"),
+        (["train", "--seed", "1" + "0" * 30], "seed"),
+        (["train", "--accelerator_config", '{"a": 1}'], "options of the trainer"),
+        (["evaluate"], "path"),
+        (["nonsense"], "nonsense"),
+        (["--nonsense"], "--nonsense"),
+        (["--debug", "info"], "command comes first"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_one_sentence(capsys, argv, option):
+    assert main(argv) == 2
+    assert option in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_folder"),
+    [
+        (["evaluate", "x", "--output"], False),
+        (["study", "blind", "x", "--output"], False),
+        (["runs", "pareto", "--output"], False),
+        (["graph", "x", "--transcoders", "y", "--output"], True),
+        (["circuits", "patch", "ioi", "--model", "x", "--output"], True),
+        (["circuits", "reuse", "--model", "x", "--output"], True),
+        (["study", "greater-than", "x", "--output"], True),
+        (["study", "replacement", "x", "--output"], True),
+        (["tasks", "show", "ioi", "--model", "x", "--output"], True),
+        (["train", "--model", "x", "--output_dir"], True),
+        (["sweep", "--model", "x", "--output_dir"], True),
+        (["demo", "--output-dir"], True),
+    ],
+)
+def test_where_results_cannot_go_is_found_out_first(tmp_path, capsys, argv, is_folder):
+    (tmp_path / "file").write_text("")
+    for name in ("folder", "folder.html"):
+        (tmp_path / name).mkdir()
+    wrong = tmp_path / ("file" if is_folder else "folder")
+    for path in (wrong, tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+        assert main([*argv, str(path)]) == 2
+        assert "give another --output" in sentence(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "folder.html"}
+
+
+def yaml_of(monkeypatch, tmp_path, text, command="train"):
+    """What a YAML file makes of the options."""
+    got = {}
+    monkeypatch.setattr(train_command, "run", lambda args: got.update({**vars(args.options), **vars(args.training)}))
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return main([command, "--config", str(path)]), got
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "learning_rate: true", "learning_rate: yes", "k: 010", "k: 0x10", "k: 0o10", "num_features: 1:30", "k: 3.7", "k: 4.0",
+        "k: 1e3", "k: {a: 1}", "k: [4, 8]", "k: null x", "k: 2020-01-01", "k: .nan", "learning_rate: .inf", "learning_rate: nan",
+        "learning_rate: 1:30", "seed: yes", "seed: true", "skip_connection: 5", "skip_connection: maybe", "skip_connection: 0.5",
+        "model: 3", "model: true", "model: 2020-01-01", "model: [a]", "model: {a: b}", "output_dir: 3", "output_dir: 1.5",
+        "output_dir: no", "revision: 1234567", "activation: 3", "activation: yes", "layers: [1, true]", "layers: [1, 010]",
+        "layers: []", "layers: [[1]]", "kind: [sae, 5]", "k: 4\nk: 8", "num_features: 4\nnum-features: 8", "1: 2", "yes: 2",
+        "null: 2", "[1]: 2", "help: true", "config: x", "json: 5", "json: maybe", "learning_rate: null", "bf16: 2",
+        "lr_scheduler_kwargs: [1]", "lr_scheduler_kwargs: {a: 2020-01-01}", "k: !!int x", "k: !!python/name:os.system x",
+        "k: !!binary aGk=", "a: b: c", "- k", "k", "3", "", b"k: \xff", "k: &a [*a]", "k: " + "[" * 3000, "\x00",
+        "k: " + "9" * 5000, "skip_special_tokens: 5",
+    ],
+)  # fmt: skip
+def test_yaml_values_that_do_not_fit_are_refused(monkeypatch, tmp_path, capsys, text):
+    code, got = yaml_of(monkeypatch, tmp_path, text)
+    assert code == 2 and not got, got
+    assert "run.yaml" in (line := sentence(capsys)) or "nan" in line
+    assert len(line) < 900
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 1e-3", "learning_rate", 1e-3), ("learning_rate: 2", "learning_rate", 2.0), ("k: 64", "k", 64),
+        ('k: "64"', "k", 64), ("num_features: 1_024", "num_features", 1024), ("num-features: 8", "num_features", 8),
+        ("layers: 3", "layers", [3]), ("layers: [1, 2]", "layers", [1, 2]), ("kind: [sae, transcoder]", "kind", ["sae", "transcoder"]),
+        ("skip_connection: true", "skip_connection", True), ("skip_connection: off", "skip_connection", False),
+        ("skip_connection: 1", "skip_connection", True), ("skip_special_tokens: false", "skip_special_tokens", False),
+        ('model: "3"', "model", "3"), ("model: a/b", "model", "a/b"), ("output_dir: runs/x", "output_dir", "runs/x"),
+        ('revision: "1234567"', "revision", "1234567"), ("text_column: null", "text_column", None), ("text_column:", "text_column", None),
+        ("report_to: none", "report_to", []), ("save_strategy: 'no'", "save_strategy", "no"), ("save_steps: 0.5", "save_steps", 0.5),
+        ("target_l0: 16", "target_l0", 16.0), ("use_cpu: yes", "use_cpu", True), ("resume: last", "resume", "last"),
+        ("lr_scheduler_kwargs: {a: 1, b: {c: x}}", "lr_scheduler_kwargs", {"a": 1, "b": {"c": "x"}}),
+        ("lr_scheduler_kwargs: '{\"a\": 1}'", "lr_scheduler_kwargs", {"a": 1}),
+        ("\ufeffk: 5", "k", 5), ("x: &x {k: 6}\n<<: *x", None, None),
+    ],
+)  # fmt: skip
+def test_yaml_values_are_those_of_the_command_line(monkeypatch, tmp_path, capsys, text, name, value):
+    code, got = yaml_of(monkeypatch, tmp_path, text)
+    if name is None:
+        assert code == 2 and "'x' that does not exist" in sentence(capsys)
+        return
+    assert code == 0, capsys.readouterr().err
+    assert got[name] == value and type(got[name]) is type(value) or name == "save_strategy"
+
+
+def test_yaml_and_command_line_agree(monkeypatch, tmp_path):
+    options = {
+        "layers": [1, 2], "num_features": 512, "k": 16, "learning_rate": 3e-4, "bf16": False, "max_tokens": 1000, "seed": 7,
+        "model": "some/model", "report_to": ["none"], "sequence_length": 64, "skip_connection": True, "warmup_steps": 0.1,
+    }  # fmt: skip
+    _, from_yaml = yaml_of(monkeypatch, tmp_path, json.dumps(options | {"output_dir": str(tmp_path / "out")}))
+    got = {}
+    monkeypatch.setattr(train_command, "run", lambda args: got.update({**vars(args.options), **vars(args.training)}))
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    assert main(["train", *words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert got.keys() == from_yaml.keys()
+    differing = {name for name in got if str(got[name]) != str(from_yaml[name])}
+    assert not differing - {"logging_dir", "distributed_state", "_n_gpu"}, differing
+
+
+@pytest.mark.parametrize(
+    "name", ["../models/base", "/absent/place", "./model", "a/b/c", "folder with blanks", "\x1b[31m"]
+)
+def test_a_base_model_that_is_elsewhere(monkeypatch, tmp_path, name):
+    class Dictionaries:
+        base_model_name_or_path = name
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TranscoderError, match=r"by --model\.$"):
+        base_of(Dictionaries(), None)
+    assert base_of(Dictionaries(), "given") == "given"
+
+
+def test_a_base_model_by_a_path_that_looks_like_an_id(tmp_path, monkeypatch, capsys):
+    from hf_transcoders import TranscoderSet
+    from tests.models.reference import make_model
+
+    model = make_model("topk")
+    model.config.input_site, model.config.output_site = "layers.1.mlp.in", "layers.1.mlp.branch"
+    model.config.base_model_name_or_path = "models/base"
+    TranscoderSet({"a": model}).save_pretrained(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "set", "--device", "cpu"]) == 2
+    assert "give by --model" in sentence(capsys)

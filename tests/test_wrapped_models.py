@@ -1,0 +1,319 @@
+"""Every public function that takes a language model takes one that is wrapped, in training mode, and gives the same."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+
+import hf_transcoders
+from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
+from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchEngine, PatchPlan
+from hf_transcoders.circuits.graphs import attribution_graph
+from hf_transcoders.circuits.reuse import forced, trace_stages
+from hf_transcoders.data import ActivationHarvester
+from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
+from hf_transcoders.lm import record_frozen
+from hf_transcoders.lm.wrappers import NAMES, language_model
+from hf_transcoders.tasks import colored_objects, indirect_object_identification
+from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
+from hf_transcoders.training.plan import plan_run
+from tests.circuits.patching.brute_force import tiny_task
+from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+
+
+peft = pytest.importorskip("peft")
+
+READ, WRITE = "layers.1.mlp.in", "layers.1.mlp.branch"
+IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
+ROWS = [{"input_ids": row.tolist()} for row in torch.randint(3, 128, (24, 16))]
+
+# Public names with such a parameter that is no language model.
+NO_LANGUAGE_MODEL = {
+    "circuits.graphs.graph.AttributionGraph": "",
+    "circuits.patching.engine.PatchedValues": "values of the base run",
+    "circuits.patching.results.PatchResult": "values of the base run",
+    "circuits.studies.published.published_study": "a name",
+    "evaluation.drift.DriftReport": "numbers of the model",
+    "tracking.callback.TranscoderTrackingCallback.on_train_begin": "the dictionary that is trained",
+    "tracking.trackio.TranscoderTrackioCallback.on_log": "the dictionary that is trained",
+    "tracking.trackio.TranscoderTrackioCallback.on_train_begin": "the dictionary that is trained",
+    "tracking.trackio.TranscoderTrackioCallback.setup": "the dictionary that is trained",
+    "training.trainer.TranscoderTrainer.compute_loss": "the dictionary that is trained",
+}
+
+
+def public_functions():
+    """Every public function, class and method of the package that has a parameter with the name of a language model."""
+    found = set()
+    for info in pkgutil.walk_packages(hf_transcoders.__path__, "hf_transcoders."):
+        if not info.ispkg:
+            continue
+        package = importlib.import_module(info.name)
+        for name in getattr(package, "__all__", None) or [name for name in vars(package) if not name.startswith("_")]:
+            public = getattr(package, name)
+            members = [public]
+            if inspect.isclass(public):
+                members += [getattr(public, key) for key in vars(public) if not key.startswith("_")]
+            for member in members:
+                if not callable(member) or not getattr(member, "__module__", "").startswith("hf_transcoders"):
+                    continue
+                try:
+                    parameters = inspect.signature(member).parameters
+                except (TypeError, ValueError):
+                    continue
+                if any(parameter in NAMES for parameter in parameters):
+                    found.add(f"{member.__module__.removeprefix('hf_transcoders.')}.{member.__qualname__}")
+    return found
+
+
+def dictionary_of(model):
+    config = TranscoderConfig.for_model(model, READ, WRITE, num_features=24, activation="relu")
+    dictionary = TranscoderModel(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in dictionary.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return dictionary.eval()
+
+
+class Parts:
+    """What calls need, made of the plain model, so that only the model that is given to the call differs."""
+
+    def __init__(self, plain, folder):
+        self.dictionary = dictionary_of(plain)
+        self.dictionaries = TranscoderSet([self.dictionary])
+        self.task, self.folder = tiny_task(), folder
+        self.ids = IDS[0].tolist()
+        self.edit = FeatureEdit(WRITE, 3, position=2, kind="steer", value=2.0)
+        self.graph = attribution_graph(plain, self.dictionaries, self.ids, progress=False)
+        self.frozen = record_frozen(plain, IDS)
+        self.ioi = indirect_object_identification(TOKENIZER, 2, "s2_io_flip")
+        self.colors = colored_objects(TOKENIZER, 2)
+        self.probe = DriftProbe(self.dictionaries, ROWS, max_tokens=64, max_loss_tokens=64, max_kl_tokens=32)
+        self.probe.take_baseline(plain)
+
+    def arguments(self, **changes):
+        changes = {
+            "max_steps": 2, "per_device_train_batch_size": 32, "harvest_batch_size": 8, "buffer_tokens": 128,
+            "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "report_to": "none", **changes,
+        }  # fmt: skip
+        return TranscoderTrainingArguments(str(self.folder / str(len(list(self.folder.iterdir())))), **changes)
+
+    def trained(self, model):
+        dictionary = dictionary_of(language_model(model))
+        TranscoderTrainer(dictionary, model, self.arguments(), train_dataset=ROWS).train()
+        return dictionary.state_dict()
+
+    def swept(self, model):
+        from hf_transcoders.training import run_sweep
+
+        config = self.dictionary.config
+        return run_sweep({"one": config}, model, self.arguments(), ROWS, ROWS).report.dictionaries
+
+
+def within(block, model, *args, **kwargs):
+    """Logits, and what the block yields, of the model as it was given."""
+    with torch.no_grad(), block(model, *args, **kwargs) as yielded:
+        output = model(input_ids=IDS)
+        found = dict(yielded) if isinstance(yielded, Mapping) else None
+    return None if output is None else output.logits, found
+
+
+def load(name):
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(f"hf_transcoders.{module}"), function)
+
+
+_QUIET = {"progress": False}
+# Name -> a call, given the function, a model and the parts.
+CALLS = {
+    "circuits.graphs.attribution.attribution_graph": lambda f, m, p: f(m, p.dictionaries, p.ids, **_QUIET),
+    "circuits.graphs.attribution.attribution_graphs": lambda f, m, p: f(
+        m, p.dictionaries, [p.ids, p.ids[:5]], **_QUIET
+    ),
+    "circuits.graphs.certificate.certificate": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
+    "circuits.graphs.head_loadings.head_loadings": lambda f, m, p: f(m, p.dictionaries, p.graph, max_edges=4),
+    "circuits.graphs.qk.qk_attribution": lambda f, m, p: f(m, p.dictionaries, p.ids, 1, 0),
+    "circuits.interventions.effect.measure_effect": lambda f, m, p: f(m, p.dictionaries, IDS[0], [p.edit]),
+    "circuits.interventions.intervene.intervene": lambda f, m, p: within(f, m, p.dictionaries, [p.edit]),
+    "circuits.interventions.losses.intervention_losses": lambda f, m, p: f(
+        m, ROWS, p.dictionaries, [p.edit], max_tokens=64, **_QUIET
+    ),
+    "circuits.patching.activation.patch_attention": lambda f, m, p: f(m, p.task),
+    "circuits.patching.activation.patch_heads": lambda f, m, p: f(m, p.task),
+    "circuits.patching.activation.patch_mlps": lambda f, m, p: f(m, p.task),
+    "circuits.patching.activation.patch_residual": lambda f, m, p: f(m, p.task, ["S"]),
+    "circuits.patching.edits.edited_attention": lambda f, m, p: within(
+        f, m, AttentionEdit([(1, 2)], "force", torch.tensor([[0], [1]]))
+    ),
+    "circuits.patching.engine.PatchEngine": lambda f, m, p: f(m, p.task).run(_PLAN(p)),
+    "circuits.patching.engine.PatchEngine.of": lambda f, m, p: PatchEngine.of(m, p.task, PatchEngine(m, p.task)).run(
+        _PLAN(p)
+    ),
+    "circuits.patching.paths.path_patch": lambda f, m, p: f(m, p.task),
+    "circuits.patching.plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(m, p.task.tokens().positions["END"]),
+    "circuits.patching.scores.attention_between": lambda f, m, p: f(m, p.task, "END", ["S"]),
+    "circuits.patching.scores.component_outputs": lambda f, m, p: f(m, p.task),
+    "circuits.patching.scores.logit_attribution": lambda f, m, p: f(m, p.task),
+    "circuits.patching.scores.pattern_scores": lambda f, m, p: f(m, 6, 2),
+    "circuits.patching.weight_scores.composition_scores": lambda f, m, p: f(m, [(0, 1)]),
+    "circuits.patching.weight_scores.copying_scores": lambda f, m, p: f(m, [3, 4, 5]),
+    "circuits.patching.weight_scores.duplicate_token_scores": lambda f, m, p: f(m, [3, 4, 5]),
+    "circuits.patching.weight_scores.previous_token_scores": lambda f, m, p: f(m),
+    "circuits.paths.search.greedy_paths": lambda f, m, p: f(m, p.dictionaries, p.ids, num_paths=3),
+    "circuits.reuse.end_runs.predict_at_end": lambda f, m, p: f(m, p.colors, {"none": []}),
+    "circuits.reuse.faithfulness.circuit_faithfulness": lambda f, m, p: f(m, p.colors, {"one": [(1, 2)]}),
+    "circuits.reuse.movers.mover_change": lambda f, m, p: f(
+        m, p.colors, forced(p.colors, [(1, 1)]), [(2, 1)], torch.arange(12.0).view(3, 4)
+    ),
+    "circuits.reuse.repair.repair_outcomes": lambda f, m, p: f(m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1),
+    "circuits.reuse.reuse.reuse_circuit": lambda f, m, p: f(
+        m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0
+    ),
+    "circuits.reuse.roles.find_roles": lambda f, m, p: f(
+        m, p.ioi, trace_stages(m, p.ioi), p.colors, trace_stages(m, p.colors)
+    ),
+    "circuits.reuse.stages.trace_stages": lambda f, m, p: f(m, p.ioi),
+    "circuits.reuse.views.attention_views": lambda f, m, p: f(m, TOKENIZER, p.colors, {(2, 1): "mover"}),
+    "circuits.studies.blind.blind_study": lambda f, m, p: f(
+        m, p.dictionaries, next(iter(p.dictionaries)), ROWS, TOKENIZER, num_features=2, null_features=3, **_QUIET
+    ),
+    "circuits.studies.greater_than.greater_than_study": lambda f, m, p: f(
+        m, p.dictionary, TOKENIZER, max_k=2, num_features=1, **_QUIET
+    ),
+    "circuits.weights.feature_weights.FeatureWeights": lambda f, m, p: f(m, p.dictionaries).reads(
+        next(iter(p.dictionaries))
+    ),
+    "circuits.weights.heads.OVCircuits": lambda f, m, p: vars(f(m, 1)),
+    "data.harvest.ActivationHarvester": lambda f, m, p: ActivationHarvester(m, ROWS, [READ]).chunk(0),
+    "evaluation.drift.DriftProbe.check": lambda f, m, p: p.probe.check(m),
+    "evaluation.drift.DriftProbe.measure": lambda f, m, p: p.probe.measure(m),
+    "evaluation.drift.DriftProbe.take_baseline": lambda f, m, p: p.probe.take_baseline(m),
+    "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
+        m, ROWS, max_tokens=64, **_QUIET
+    ).evaluate(p.dictionaries),
+    "evaluation.features.explain_dictionaries": lambda f, m, p: f(
+        m, p.dictionaries, ROWS, TOKENIZER, features={next(iter(p.dictionaries)): [1, 2]}, max_tokens=64, **_QUIET
+    ),
+    "evaluation.features.explain_features": lambda f, m, p: f(
+        m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
+    ),
+    "lm.architectures.architecture_of": lambda f, m, p: f(m),
+    "lm.architectures.locate": lambda f, m, p: f(m, WRITE),
+    "lm.architectures.num_layers": lambda f, m, p: f(m),
+    "lm.architectures.site_width": lambda f, m, p: f(m, WRITE),
+    "lm.attention.edit_attention": lambda f, m, p: within(f, m, z=lambda z, layer: 2 * z),
+    "lm.capture.capture": lambda f, m, p: within(f, m, [READ, WRITE]),
+    "lm.freeze.frozen": lambda f, m, p: within(f, m, p.frozen, mlps=True),
+    "lm.freeze.record_frozen": lambda f, m, p: f(m, IDS, [READ]),
+    "lm.replace.ablate": lambda f, m, p: within(f, m, WRITE),
+    "lm.replace.replace": lambda f, m, p: within(f, m, {WRITE: p.dictionary}, features=True),
+    "lm.replace.splice": lambda f, m, p: within(f, m, p.dictionary, error="drop"),
+    "models.configuration_transcoder.TranscoderConfig.for_model": lambda f, m, p: TranscoderConfig.for_model(
+        m, READ, WRITE, num_features=24, k=4
+    ).to_dict(),
+    "tasks.task.TokenBatch.forward_batches": lambda f, m, p: [
+        places for places, _ in p.task.tokens("clean").forward_batches(m)
+    ],
+    "tasks.measuring.end_logits": lambda f, m, p: f(m, p.task),
+    "tasks.measuring.measure": lambda f, m, p: f(m, p.task),
+    "tracking.probe.TranscoderProbeCallback.on_evaluate": None,
+    "tracking.probe.TranscoderProbeCallback.on_step_end": None,
+    "tracking.probe.TranscoderProbeCallback.on_train_begin": None,
+    "training.grid.expand_grid": lambda f, m, p: [
+        config.to_dict() for config in f(m, [(READ, WRITE)], num_features=24, k=4).configs.values()
+    ],
+    "training.sweep.run_sweep": lambda f, m, p: p.swept(m),
+    "training.trainer.TranscoderTrainer": lambda f, m, p: p.trained(m),
+}
+
+
+def _PLAN(parts):
+    return PatchPlan.from_sites(["layers.0.attn.head.2.z", "layers.1.mlp.out"], parts.task.tokens().positions["END"])
+
+
+def assert_same(found, expected, where="result"):
+    """Equal in every number; what is no plain value is compared by its fields."""
+    assert type(found) is type(expected), where
+    if isinstance(found, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True, msg=where)
+    elif isinstance(found, torch.nn.Module):
+        assert found is expected, where
+    elif dataclasses.is_dataclass(found):
+        for field in dataclasses.fields(found):
+            assert_same(getattr(found, field.name), getattr(expected, field.name), f"{where}.{field.name}")
+    elif isinstance(found, Mapping):
+        assert list(map(str, found)) == list(map(str, expected)), where
+        for one, other in zip(found.values(), expected.values(), strict=True):
+            assert_same(one, other, where)
+    elif isinstance(found, float):
+        assert math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6) or (
+            found != found and expected != expected
+        ), where
+    elif isinstance(found, Iterable) and not isinstance(found, (str, bytes, AbstractContextManager)):
+        one, other = list(found), list(expected)
+        assert len(one) == len(other), where
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair, where)
+    elif isinstance(found, (str, int, bool, type(None))):
+        assert found == expected or "versions" in where or "path" in where, where
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model with an adapter in its layers, in training mode with dropout; what wraps it; and the parts of calls."""
+    plain = model_for_tasks("llama")
+    config = peft.LoraConfig(r=4, target_modules=["up_proj"], lora_dropout=0.5, init_lora_weights=False)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(plain, config)
+    plain = wrapped.get_base_model()
+    parts = Parts(plain, tmp_path_factory.mktemp("wrapped"))
+    return plain, wrapped, parts
+
+
+def test_every_public_function_with_a_model_is_here():
+    found = public_functions()
+    assert found - NO_LANGUAGE_MODEL.keys() == CALLS.keys()
+    assert len(found) > 60
+
+
+def run(name, model, parts):
+    torch.manual_seed(0)
+    call = CALLS[name]
+    try:
+        function = load(name)
+    except (ImportError, AttributeError):
+        function = None
+    return call(function, model, parts)
+
+
+@pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call is not None])
+def test_a_peft_model(models, name):
+    plain, wrapped, parts = models
+    expected = run(name, plain.eval(), parts)
+    # Blocks leave the mode of the model to whoever calls it.
+    is_block = name.split(".")[-1] in (
+        "capture",
+        "frozen",
+        "ablate",
+        "replace",
+        "splice",
+        "edit_attention",
+        "edited_attention",
+    )
+    wrapped.train(not is_block)
+    before = [module.training for module in wrapped.modules()]
+    assert_same(run(name, wrapped, parts), expected)
+    assert [module.training for module in wrapped.modules()] == before
+
+
+def test_a_plan_of_a_run(models):
+    plain, wrapped, parts = models
+    configs = {"one": parts.dictionary.config}
+    assert_same(plan_run(wrapped, configs, parts.arguments()), plan_run(plain, configs, parts.arguments()))

@@ -57,7 +57,7 @@ _PLAIN = {"return_dict": True, "output_router_logits": False}
 
 @contextmanager
 def named_outputs(model: PreTrainedModel) -> Iterator[None]:
-    """Let the forwards of a model return named outputs and compute no more than these, whatever its config says."""
+    """Let forward passes of a model return named outputs and compute nothing else, whatever its config says."""
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
     earlier = [
         (config, name, getattr(config, name))

@@ -84,7 +84,7 @@ def warn(text: str | None):
 
 
 def _sentence(errors, matters, dtype, what):
-    """What there is to say of the relative errors of some rows, of which each matters so much."""
+    """The warning for the relative errors of some rows, weighted by how much each row matters; `None` within tolerance."""
     errors = errors.nan_to_num(math.inf)
     tolerance = relative_tolerance(dtype)
     mean = ((errors * matters)[matters > 0].sum() / matters.sum()).item()

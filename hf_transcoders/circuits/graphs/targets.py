@@ -143,7 +143,7 @@ def _likely(logits, most, mass):
 
 
 def _strongest_features(run, most):
-    """The features of the last token that write most: what there is to explain in a model without logits."""
+    """The features of the last token that write most, as targets of a model without logits."""
     found = []
     last = len(run.input_ids) - 1
     for writer in run.writers.values():

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_transcoders.data.row_facts import scan_rows
-from hf_transcoders.lm.fingerprint import model_facts
+from hf_transcoders.lm.model_fingerprint import model_facts
 from hf_transcoders.training.checkpoint_files import commit, why_unusable
 
 

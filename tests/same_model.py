@@ -33,8 +33,8 @@ from hf_transcoders.circuits import (
     previous_token_scores,
 )
 from hf_transcoders.circuits.graphs import head_loadings, qk_attribution
-from hf_transcoders.circuits.studies.hypotheses import token_hypotheses
-from hf_transcoders.circuits.studies.mlp_rows import MlpRows, neurons_location
+from hf_transcoders.studies.blind.hypotheses import token_hypotheses
+from hf_transcoders.studies.greater_than.mlp_rows import MlpRows, neurons_location
 from hf_transcoders.evaluation import explain_features, measure_drift
 from hf_transcoders.lm.freeze import frozen, record_frozen
 from hf_transcoders.lm.query_key import linear_query_key

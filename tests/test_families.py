@@ -9,7 +9,7 @@ import torch
 from hf_transcoders import TranscoderError, TranscoderEvaluator
 from hf_transcoders.circuits.graphs import attribution_graph, recording
 from hf_transcoders.circuits.graphs.adjoint import Adjoint
-from hf_transcoders.circuits.graphs.reference import AutogradRows
+from hf_transcoders.circuits.graphs.autograd import AutogradRows
 from hf_transcoders.circuits.patching import PatchEngine, PatchPlan
 from hf_transcoders.lm import ablate, capture, edit_attention, frozen, record_frozen, splice
 from hf_transcoders.lm import architectures as architectures_module

@@ -15,14 +15,14 @@ import hf_transcoders
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchEngine, PatchPlan
 from hf_transcoders.circuits.graphs import attribution_graph
-from hf_transcoders.circuits.reuse import forced, trace_stages
+from hf_transcoders.studies.circuit_reuse import forced, trace_stages
 from hf_transcoders.data import ActivationHarvester
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
 from hf_transcoders.lm import record_frozen
 from hf_transcoders.lm.wrappers import NAMES, language_model
 from hf_transcoders.tasks import colored_objects, indirect_object_identification
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
-from hf_transcoders.training.plan import plan_run
+from hf_transcoders.training.memory_plan import plan_run
 from tests.circuits.patching.brute_force import tiny_task
 from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import offline_model
-from hf_transcoders.circuits.reuse import reuse_circuit, save_reuse, summary
+from hf_transcoders.studies.circuit_reuse import reuse_circuit, save_reuse, summary
 
 
 def main():

@@ -5,7 +5,7 @@ from .graphs import (
     Target,
     attribution_graph,
     attribution_graphs,
-    certificate,
+    validation as certificate,
     contrast,
     union,
 )

@@ -110,7 +110,7 @@ def run(args):
 
 def _patch(args):
     from ..circuits import patching
-    from ..circuits.reuse import attention_views, save_patch
+    from ..studies.circuit_reuse import attention_views, save_patch
 
     make = _task_function(args)
     sweep = args.component in _SWEEPS
@@ -158,7 +158,7 @@ def _patch(args):
 
 
 def _reuse(args):
-    from ..circuits.reuse import reuse_circuit, save_reuse, summary
+    from ..studies.circuit_reuse import reuse_circuit, save_reuse, summary
 
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     result = reuse_circuit(

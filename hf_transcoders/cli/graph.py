@@ -85,7 +85,7 @@ def run(args):
 
     output = output_folder(args.output)
     from ..circuits.graphs import attribution_graph
-    from ..circuits.graphs.certificate import certificate
+    from ..circuits.graphs.validation import certificate
     from ..circuits.graphs.page_data import MAX_EDGES
 
     dictionaries = load_dictionaries(args.transcoders)
@@ -116,7 +116,7 @@ def run(args):
     graph.save_pretrained(output)
     page = pruned.to_html(output / "graph.html", features, certified)
     if args.viewer:
-        from ..circuits.graphs.export import write_viewer_files
+        from ..circuits.graphs.viewer import write_viewer_files
 
         write_viewer_files(output / "viewer", {_slug(args.prompt): pruned}, features)
     found = _summary(graph, pruned, certified, page)

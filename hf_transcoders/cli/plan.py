@@ -40,7 +40,7 @@ def parse(argv, prog):
 def run(args):
     import psutil
 
-    from ..training.plan import estimate_speed, plan_run
+    from ..training.memory_plan import estimate_speed, plan_run
 
     options, training = args.options, args.training
     device = "cpu" if training.use_cpu else best_device()

@@ -16,7 +16,7 @@ from ..files import atomic_file
 from ..fingerprint import digest_of
 from ..lm import Site, capture
 from ..lm.devices import input_device
-from ..lm.fingerprint import model_facts
+from ..lm.model_fingerprint import model_facts
 from ..lm.inputs import check_tokens
 from ..lm.modes import in_eval_mode
 from ..lm.wrappers import language_model

@@ -32,10 +32,10 @@ from ..text.strict_json import to_json
 from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
 from .evaluator import ORIGINAL, TranscoderEvaluator, named_dictionaries
-from .features import FeaturePeaks, find_peaks
-from .partial_forward import final_hidden_states, logits_of
+from ..features.feature_examples import FeaturePeaks, find_peaks
+from ..lm.partial_forward import final_hidden_states, logits_of
 from .statistics import LossStatistics, NextTokenComparison
-from .token_blocks import TokenBlocks
+from ..data.token_blocks import TokenBlocks
 
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import TranscoderError
 from ..files import atomic_directory, read_settled, signature, write_text
-from ..markdown import escape, table
+from ..text.markdown import escape, table
 from ..models.saved_files import parse_saved
 from ..models.transcoder_set import INDEX_NAME, set_folders
 from ..text.columns import aligned, paired

@@ -22,7 +22,7 @@ from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
 from ..text.printable import printable
 from .evaluation_report import TOGETHER, EvaluationReport
-from .partial_forward import (
+from ..lm.partial_forward import (
     block_of,
     final_hidden_states,
     logits_of,
@@ -39,7 +39,7 @@ from .statistics import (
     ce_recovered,
     density_histogram,
 )
-from .token_blocks import TokenBlocks
+from ..data.token_blocks import TokenBlocks
 
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.evaluation_report import METRICS, TOGETHER, EvaluationReport, format_number
-from ..evaluation.features import FeatureExplanation
+from ..features.feature_examples import FeatureExplanation
 from ..files import write_text
 from . import plots
 

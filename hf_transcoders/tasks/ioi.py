@@ -1,7 +1,7 @@
 """Indirect object identification (Wang et al. 2022): who receives the gift when one of two names comes twice."""
 
-from .encoding import PromptEncoder
-from .prompts import Row, choose, draw_rows, fill
+from .prompt_encoding import PromptEncoder
+from .templates import Row, choose, draw_rows, fill
 from .task import Task
 from .words import NAMES, words_of_split
 

@@ -7,7 +7,15 @@ from ..lm.devices import input_device
 from ..lm.forwards import forward_logits
 from ..lm.wrappers import measures_model
 from ..text.printable import printable
-from .metrics import Estimate, accuracy, estimate, kl_divergence, logit_difference, probability_difference, rank
+from .answer_metrics import (
+    Estimate,
+    accuracy,
+    estimate,
+    kl_divergence,
+    logit_difference,
+    probability_difference,
+    rank,
+)
 from .task import AnswerBatch, Task
 
 

@@ -16,8 +16,8 @@ from ..lm.inputs import check_tokens, length_groups
 from ..lm.wrappers import takes_model
 from ..text.printable import printable
 from ..text.strict_json import to_json
-from .encoding import PromptEncoder
-from .prompts import Prompt, Row
+from .prompt_encoding import PromptEncoder
+from .templates import Prompt, Row
 
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from ..lm.devices import input_device, module_device
 from ..lm.modes import in_eval_mode
 from ..lm.wrappers import language_model
 from ..models import TranscoderModel, TranscoderSet
-from ..reports.drift import drift_page
+from ..reports.drift_page import drift_page
 from ..text import logging
 from .callback import changed_arguments, model_name, versions
 from .local import FOLDER

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from ..data.activations import checked_state
+from ..data.activation_stream import checked_state
 from ..errors import TranscoderError
 from ..models import TranscoderModel, TranscoderSet
 from ..text import logging

@@ -17,7 +17,7 @@ from ..data.row_facts import dataset_digest
 from ..errors import TranscoderError
 from ..evaluation import EvaluationReport
 from ..files import write_text
-from ..lm.fingerprint import model_facts
+from ..lm.model_fingerprint import model_facts
 from ..lm.wrappers import takes_model
 from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
 from ..models.transcoder_set import write_index

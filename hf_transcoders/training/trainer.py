@@ -15,7 +15,7 @@ from transformers.integrations import TrackioCallback
 from transformers.trainer_utils import SaveStrategy, SchedulerType, TrainOutput
 from transformers.training_args import OptimizerNames
 
-from ..data.activations import ShardedStream
+from ..data.activation_stream import ShardedStream
 from ..data.harvest import ActivationHarvester
 from ..data.row_facts import is_sized, scan_rows
 from ..data.rows import is_several, one_dataset, refuse_splits, token_rows

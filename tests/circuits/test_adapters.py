@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders.circuits import PatchEngine, PatchPlan, patch_heads
-from hf_transcoders.circuits.studies import greater_than_study
+from hf_transcoders.studies import greater_than_study
 from hf_transcoders.lm import site_width
 from tests.circuits.interventions.utils import random_dictionary
 from tests.circuits.test_reuse import TOKENIZER

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_transcoders import TranscoderError, edit_attention
 from hf_transcoders.circuits import AttentionEdit, PatchResult, edited_attention, logit_attribution
-from hf_transcoders.circuits.reuse import (
+from hf_transcoders.studies.circuit_reuse import (
     Predictions,
     RoleTests,
     Stage,
@@ -29,10 +29,10 @@ from hf_transcoders.circuits.reuse import (
     summary,
     trace_stages,
 )
-from hf_transcoders.circuits.reuse.movers import spearman_correlation
-from hf_transcoders.circuits.reuse.repair import control_heads, outcome, random_tokens
-from hf_transcoders.circuits.reuse.roles import acts
-from hf_transcoders.circuits.reuse.stages import receiving_heads, strongest_heads
+from hf_transcoders.studies.circuit_reuse.movers import spearman_correlation
+from hf_transcoders.studies.circuit_reuse.repair import control_heads, outcome, random_tokens
+from hf_transcoders.studies.circuit_reuse.roles import acts
+from hf_transcoders.studies.circuit_reuse.stages import receiving_heads, strongest_heads
 from hf_transcoders.tasks import colored_objects, end_logits, indirect_object_identification, logit_difference
 from tests.tasks.conftest import byte_level_bpe
 from tests.tiny_models import TINY_CONFIGS

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderEvaluator, TranscoderModel, TranscoderSet
-from hf_transcoders.circuits.studies import (
+from hf_transcoders.studies import (
     GreaterThanStudy,
     YearFeature,
     greater_than_study,
@@ -18,11 +18,11 @@ from hf_transcoders.circuits.studies import (
     save_greater_than,
     save_replacement,
 )
-from hf_transcoders.circuits.studies import greater_than as greater_than_module
-from hf_transcoders.circuits.studies import replacement as replacement_module
-from hf_transcoders.circuits.studies.published import GREATER_THAN, REPLACEMENT
-from hf_transcoders.circuits.studies.year_prompts import YearPrompts
-from hf_transcoders.tasks.metrics import Estimate
+from hf_transcoders.studies.greater_than import study as greater_than_module
+from hf_transcoders.studies.replacement import study as replacement_module
+from hf_transcoders.studies.published import GREATER_THAN, REPLACEMENT
+from hf_transcoders.studies.greater_than.year_prompts import YearPrompts
+from hf_transcoders.tasks.answer_metrics import Estimate
 from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
 from tests.evaluation.conftest import random_dictionary
 from tests.evaluation.test_evaluator import LOSS_METRICS, loss_reference
@@ -424,7 +424,7 @@ def test_published_losses_stand_beside_those_of_gpt2_only(four_layers, monkeypat
 
 
 def test_a_model_without_a_plain_mlp_is_refused():
-    from hf_transcoders.circuits.studies.mlp_rows import neurons_location
+    from hf_transcoders.studies.greater_than.mlp_rows import neurons_location
 
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = torch.nn.Identity()

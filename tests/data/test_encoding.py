@@ -6,9 +6,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_transcoders.data import pack_tokens
-from hf_transcoders.data.encoding import encode_text, with_beginning
+from hf_transcoders.data.special_tokens import encode_text, with_beginning
 from hf_transcoders.tasks import Task
-from hf_transcoders.tasks.encoding import PromptEncoder
+from hf_transcoders.tasks.prompt_encoding import PromptEncoder
 
 
 WORDS = "what is the capital of peru lima".split()

@@ -34,10 +34,10 @@ from hf_transcoders import (
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.interventions import FeatureEdit, intervention_losses
 from hf_transcoders.circuits.patching import PatchEngine
-from hf_transcoders.evaluation import features as features_module
-from hf_transcoders.evaluation.partial_forward import block_of, runs_head_apart
+from hf_transcoders.features import feature_examples as features_module
+from hf_transcoders.lm.partial_forward import block_of, runs_head_apart
 from hf_transcoders.tasks import end_logits
-from hf_transcoders.training.plan import plan_run
+from hf_transcoders.training.memory_plan import plan_run
 from tests.circuits.patching.brute_force import tiny_task
 from tests.tiny_models import ALL_CONFIGS, tiny_model, tiny_tokens
 

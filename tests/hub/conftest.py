@@ -3,7 +3,7 @@ import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.hub import local_hub
-from hf_transcoders.hub.local_server import Account
+from hf_transcoders.testing.local_hub import Account
 
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"

@@ -5,7 +5,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
-from hf_transcoders.hub.local_server import Fault
+from hf_transcoders.testing.local_hub import Fault
 
 from .conftest import assert_same_function, make_dictionary, make_set
 

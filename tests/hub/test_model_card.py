@@ -24,7 +24,7 @@ from hf_transcoders.cli import main
 from hf_transcoders.evaluation.evaluation_report import HEADLINE_METRICS, METRICS, format_number
 from hf_transcoders.hub import card_of_folder, make_card, render_card
 from hf_transcoders.hub.cards import is_generated
-from hf_transcoders.markdown import escape
+from hf_transcoders.text.markdown import escape
 from hf_transcoders.tracking import Run
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import VOCAB_SIZE, tiny_model

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub.cards import is_generated
-from hf_transcoders.hub.local_server import Fault
+from hf_transcoders.testing.local_hub import Fault
 from hf_transcoders.tracking import AlertThresholds, LocalTracker
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausa
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.fingerprint import differences
-from hf_transcoders.lm.fingerprint import model_facts
+from hf_transcoders.lm.model_fingerprint import model_facts
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 
 

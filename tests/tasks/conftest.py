@@ -7,7 +7,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hf_transcoders import offline_model
-from hf_transcoders.tasks import agreement, colours, docstrings, ioi, pronouns, words, years
+from hf_transcoders.tasks import (
+    subject_verb_agreement as agreement,
+    colored_objects as colours,
+    docstring_completion as docstrings,
+    ioi,
+    gendered_pronoun as pronouns,
+    words,
+    greater_than as years,
+)
 
 
 def _vocabulary():

@@ -10,7 +10,7 @@ from hf_transcoders import TranscoderError, tasks
 from hf_transcoders.tasks import (
     TASKS,
     colored_objects,
-    colours,
+    colored_objects as colours,
     docstring_completion,
     gendered_pronoun,
     greater_than,
@@ -18,7 +18,7 @@ from hf_transcoders.tasks import (
     ioi,
     subject_verb_agreement,
 )
-from hf_transcoders.tasks.prompts import fill
+from hf_transcoders.tasks.templates import fill
 from hf_transcoders.tasks.words import NAMES
 
 

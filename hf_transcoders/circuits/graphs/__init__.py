@@ -1,7 +1,7 @@
 """Attribution graphs: what made a model say what it says, through features, errors and tokens."""
 
 from .attribution import attribution_graph, attribution_graphs
-from .certificate import Certificate, certificate
+from .validation import Certificate, certificate
 from .combine import contrast, union
 from .graph import KINDS, AttributionGraph, Node, TargetInfo
 from .head_loadings import HeadLoadings, head_loadings

@@ -12,8 +12,8 @@ from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
-from ..dictionaries import Dictionaries, named_dictionaries
-from ..prompts import Prompt, encode_prompts, token_labels
+from ...dictionaries import Dictionaries, named_dictionaries
+from ..prompt_tokens import Prompt, encode_prompts, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
 from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
@@ -154,7 +154,7 @@ class _Rows:
         if method == "adjoint":
             self.solver = Adjoint(run)
         else:
-            from .reference import AutogradRows
+            from .autograd import AutogradRows
 
             self.solver = AutogradRows(run)
         self.size = len(self.solver.sources)

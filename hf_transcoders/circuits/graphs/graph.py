@@ -19,8 +19,8 @@ from ...text.strict_json import to_json
 
 
 if TYPE_CHECKING:
-    from ...evaluation.features import FeatureExplanation
-    from .certificate import Certificate
+    from ...features.feature_examples import FeatureExplanation
+    from .validation import Certificate
 
 #: What a node can be. Codes in files are indices into this tuple: add at the end only.
 KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
@@ -338,7 +338,7 @@ class AttributionGraph:
         Returns:
             `Path`: the file.
         """
-        from .export import to_viewer_json
+        from .viewer import to_viewer_json
 
         content = to_viewer_json(self, kwargs.pop("slug", Path(path).stem), **kwargs)
         return write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
@@ -393,7 +393,7 @@ class AttributionGraph:
         # As with models: publishing is a method of what is published.
         from ...hub.graphs import push_graph_folder
         from ...hub.public import hidden_names, public_values
-        from .card import graph_card
+        from .graph_card import graph_card
         from .page_data import MAX_EDGES
 
         names = hidden_names([self.metadata.get("model")])

@@ -11,11 +11,11 @@ from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
-from ..dictionaries import Dictionaries, named_dictionaries
+from ...dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
-from .node_functionals import node_functionals
+from .read_vectors import node_functionals
 from .recording import LinearRun, record
 from .row_sums import warn
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TranscoderError
-from ...evaluation.features import FeatureExplanation
+from ...features.feature_examples import FeatureExplanation
 from .graph import KINDS
 from .influence import influence, normalized_weights
 from .node_ids import node_ids
 
 
 if TYPE_CHECKING:
-    from .certificate import Certificate
+    from .validation import Certificate
     from .graph import AttributionGraph
 
 #: Edges that a browser still draws without a pause.

@@ -10,8 +10,8 @@ from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
-from ..dictionaries import Dictionaries, named_dictionaries
-from ..prompts import Prompt, encode_prompt, token_labels
+from ...dictionaries import Dictionaries, named_dictionaries
+from ..prompt_tokens import Prompt, encode_prompt, token_labels
 from .adjoint import Adjoint, Functionals
 from .attribution import measured
 from .graph import AttributionGraph, node_label

@@ -12,10 +12,10 @@ from ...lm.architectures import architecture_of
 from ...lm.forwards import check_head
 from ...lm.linear_maps import linear_rows, map_size, mean_row
 from ...lm.sites import Site
-from ...lm.stream import UNEMBEDDING
+from ...lm.order import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
-from ..prompts import token_labels
+from ..prompt_tokens import token_labels
 from .adjoint import FINAL, Functionals
 from .graph import TargetInfo
 from .recording import READS, LinearRun

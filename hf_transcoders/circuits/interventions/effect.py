@@ -16,9 +16,9 @@ from ...lm.modes import in_eval_mode
 from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
-from ..dictionaries import find_dictionary, named_dictionaries
-from ..prompts import prompts_of_one_length
-from .edits import FeatureEdit
+from ...dictionaries import find_dictionary, named_dictionaries
+from ..prompt_tokens import prompts_of_one_length
+from .feature_edits import FeatureEdit
 from .intervene import edit_lists, encode_some, input_sites, intervene
 
 

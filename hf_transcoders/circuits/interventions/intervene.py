@@ -16,11 +16,11 @@ from ...lm.modes import in_eval_mode
 from ...lm.wrappers import opens_on_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
-from ..dictionaries import find_dictionary, named_dictionaries
-from ..prompts import prompts_of_one_length
-from .edits import FeatureEdit
-from .prompts import PromptTracker
-from .table import EditTable, Entries
+from ...dictionaries import find_dictionary, named_dictionaries
+from ..prompt_tokens import prompts_of_one_length
+from .feature_edits import FeatureEdit
+from .prompt_end import PromptTracker
+from .edit_table import EditTable, Entries
 
 
 MODES = ("direct", "frozen", "free")

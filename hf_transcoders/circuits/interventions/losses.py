@@ -6,11 +6,11 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...evaluation.evaluator import TranscoderEvaluator
-from ...evaluation.partial_forward import block_of
+from ...lm.partial_forward import block_of
 from ...lm.wrappers import measures_model
 from ...models import TranscoderModel, TranscoderSet
-from ..dictionaries import find_dictionary, named_dictionaries
-from .edits import FeatureEdit
+from ...dictionaries import find_dictionary, named_dictionaries
+from .feature_edits import FeatureEdit
 from .intervene import edit_lists, intervene
 
 

@@ -1,12 +1,12 @@
 """Patching: activations and paths of many changed runs at once, edits of attention, and scores of heads."""
 
-from .activation import patch_attention, patch_heads, patch_mlps, patch_residual
-from .edits import AttentionEdit, edited_attention
+from .patch import patch_attention, patch_heads, patch_mlps, patch_residual
+from .attention_edits import AttentionEdit, edited_attention
 from .engine import PatchedValues, PatchEngine
-from .paths import path_patch
-from .plan import PatchPlan
+from .path_patching import path_patch
+from .patch_plan import PatchPlan
 from .results import PatchResult
-from .scores import (
+from .head_scores import (
     ComponentOutputs,
     attention_between,
     component_outputs,

@@ -15,8 +15,8 @@ from ...lm.heads import output_projection, output_weight
 from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain
 from ...lm.sites import Site
-from .plan import HEAD_COMPONENTS
-from .recording import Recording, Window, scaling_of
+from .patch_plan import HEAD_COMPONENTS
+from .run_recording import Recording, Window, scaling_of
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from ...lm.wrappers import language_model
 from ...tasks import Task
 from ...text.printable import printable
 from .blocks import Blocks, Edit
-from .plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
+from .patch_plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
 from .readout import Readout
-from .recording import Recording, Window, record
+from .run_recording import Recording, Window, record
 
 
 ABLATIONS = ("counterfactual", "zero", "mean", "resample")

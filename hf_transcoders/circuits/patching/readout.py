@@ -14,7 +14,7 @@ from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
 from ...tasks import AnswerBatch, Task
-from ...tasks.metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
+from ...tasks.answer_metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
 
 
 _METRICS = {

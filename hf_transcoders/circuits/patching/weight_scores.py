@@ -16,7 +16,7 @@ from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import norm_bias
 from ...lm.sites import Site
-from ...lm.stream import norm_behind, read_directions, written_directions
+from ...lm.order import norm_behind, read_directions, written_directions
 from ...lm.wrappers import measures_model
 
 

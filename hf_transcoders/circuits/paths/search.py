@@ -10,13 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
-from ..dictionaries import Dictionaries, named_dictionaries
+from ...dictionaries import Dictionaries, named_dictionaries
 from ..graphs.attribution import measured
 from ..graphs.graph import TargetInfo
 from ..graphs.recording import record
 from ..graphs.row_sums import sums_do_not_hold, warn
 from ..graphs.targets import Target, resolve_targets
-from ..prompts import Prompt, encode_prompt, token_labels
+from ..prompt_tokens import Prompt, encode_prompt, token_labels
 from .expansion import Expander
 from .filters import Filters, filter_list
 from .path_graph import PathGraph, merge_paths

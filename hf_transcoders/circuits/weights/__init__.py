@@ -1,7 +1,7 @@
 """What the weights alone say about features: connections, de-embeddings, logits, pull-backs, and contributions beside them."""
 
 from .connections import TopConnections
-from .contributions import MeanContributions, SourceContributions
+from .mean_contributions import MeanContributions, SourceContributions
 from .feature_weights import FeatureWeights
-from .heads import OVCircuits
-from .tokens import TokenScores
+from .ov_circuits import OVCircuits
+from .token_effects import TokenScores

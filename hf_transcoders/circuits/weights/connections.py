@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .heads import OVCircuits
+from .ov_circuits import OVCircuits
 
 
 # Elements of the largest temporary.

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...evaluation.evaluator import check_fits, named_dictionaries
-from ...evaluation.token_blocks import TokenBlocks
+from ...data.token_blocks import TokenBlocks
 from ...lm import Site, capture, num_layers
 from ...lm.attention import num_heads
 from ...lm.devices import input_device
@@ -15,7 +15,7 @@ from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.stream import (
+from ...lm.order import (
     direct_logits,
     norm_behind,
     read_directions,
@@ -27,11 +27,11 @@ from ...lm.stream import (
 from ...lm.wrappers import language_model
 from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, encoder_rows
-from ..prompts import encode_prompt
+from ..prompt_tokens import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
-from .contributions import MeanContributions, SourceContributions, mean_scaled_activations
-from .heads import OVCircuits
-from .tokens import TokenScores, embedding_scores, extreme_tokens
+from .mean_contributions import MeanContributions, SourceContributions, mean_scaled_activations
+from .ov_circuits import OVCircuits
+from .token_effects import TokenScores, embedding_scores, extreme_tokens
 
 
 # A layer (all of its heads), or a layer and a head.

@@ -2,10 +2,10 @@
 
 import torch
 
-from ...markdown import Markdown, code, escape, table
+from ...text.markdown import Markdown, code, escape, table
 from ...models import TranscoderConfig, TranscoderModel
 from .facts import CardFacts, grouped
-from .words import dtype_name, kind, listed, place_and_name
+from .wording import dtype_name, kind, listed, place_and_name
 
 
 _LOSSES = {

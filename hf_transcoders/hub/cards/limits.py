@@ -1,9 +1,9 @@
 """Where the dictionaries of a card are not to be trusted, and what nobody has measured."""
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
-from ...markdown import Markdown, code
+from ...text.markdown import Markdown, code
 from .facts import CardFacts
-from .words import listed
+from .wording import listed
 
 
 def limits(facts: CardFacts) -> list[Markdown]:

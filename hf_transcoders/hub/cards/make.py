@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
-from ...markdown import Markdown, code, escape
+from ...text.markdown import Markdown, code, escape
 from ...models import TranscoderModel, TranscoderSet
 from ...models.transcoder_set import INDEX_NAME
 from ...reports.page import MEANINGS
@@ -15,8 +15,8 @@ from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
 from .facts import CardFacts, gather_facts
 from .metadata import metadata
-from .pictures import result_pictures, training_pictures
-from .words import listed
+from .card_pictures import result_pictures, training_pictures
+from .wording import listed
 
 
 def make_card(

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from huggingface_hub import EvalResult, ModelCardData
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, TOGETHER
-from ...markdown import one_line
+from ...text.markdown import one_line
 from ...models import TranscoderModel
 from ..public import is_hub_id
 from .facts import CardFacts
 from .summary import title
-from .words import slug
+from .wording import slug
 
 
 def metadata(

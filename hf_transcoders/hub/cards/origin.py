@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 
-from ...markdown import Markdown, code, escape
+from ...text.markdown import Markdown, code, escape
 from .facts import CardFacts, grouped
-from .words import listed
+from .wording import listed
 
 
 # What a dictionary is made of -> the paper to cite for it.

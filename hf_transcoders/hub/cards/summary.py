@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from ...markdown import Markdown, code, escape, one_line
+from ...text.markdown import Markdown, code, escape, one_line
 from ..public import public_name
 from .facts import CardFacts
-from .words import dtype_name, kind, listed, place, site_and_width
+from .wording import dtype_name, kind, listed, place, site_and_width
 
 
 _NORMALIZATIONS = {

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...evaluation.evaluation_report import METRICS, format_number
-from ...markdown import Markdown, code, escape, one_line, table
+from ...text.markdown import Markdown, code, escape, one_line, table
 from .facts import CardFacts, grouped
-from .words import listed
+from .wording import listed
 
 
 # Rows of the training log.

@@ -1,10 +1,10 @@
 """How a card says to use the dictionaries: an example that runs as it stands."""
 
 from ...lm import Site
-from ...markdown import Markdown
+from ...text.markdown import Markdown
 from ...models import TranscoderConfig
 from .facts import CardFacts
-from .words import literal
+from .wording import literal
 
 
 def usage(facts: CardFacts) -> Markdown:

@@ -1,3 +1,3 @@
 """The page of an attribution graph."""
 
-from .page import render_graph, write_graph
+from .graph_page import render_graph, write_graph

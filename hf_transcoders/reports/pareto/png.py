@@ -11,7 +11,7 @@ from .. import plots
 from .chart import FrontChart, require_points, step_line
 from .fronts import ParetoFronts
 from .labels import place_labels
-from .words import heading, warning
+from .caveats import heading, warning
 
 
 def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *, title: str) -> Path:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from hf_transcoders.circuits.graphs.export import cantor, feature_json, to_viewer_json, write_viewer_files
+from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, to_viewer_json, write_viewer_files
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.evaluation.features import FeatureContext, FeatureExplanation
+from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
 from .random_graph import random_graph
 

@@ -9,7 +9,7 @@ from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import attribution_graph, qk_attribution
 from hf_transcoders.circuits.graphs.adjoint import Functionals
 from hf_transcoders.circuits.graphs.recording import record
-from hf_transcoders.circuits.graphs.reference import AutogradRows
+from hf_transcoders.circuits.graphs.autograd import AutogradRows
 from hf_transcoders.lm import edit_attention
 from hf_transcoders.lm.query_key import linear_query_key
 from tests.circuits.graphs.utils import mixes

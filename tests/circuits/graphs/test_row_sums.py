@@ -8,8 +8,8 @@ import torch
 from hf_transcoders import register_architecture
 from hf_transcoders.circuits import attribution_graph, contrast, greedy_paths, union
 from hf_transcoders.circuits.graphs import AttributionGraph, head_loadings, qk_attribution
-from hf_transcoders.circuits.graphs.card import graph_card
-from hf_transcoders.circuits.graphs.export import to_viewer_json
+from hf_transcoders.circuits.graphs.graph_card import graph_card
+from hf_transcoders.circuits.graphs.viewer import to_viewer_json
 from hf_transcoders.circuits.graphs.row_sums import relative_tolerance, row_errors
 from hf_transcoders.circuits.interventions import intervene
 from hf_transcoders.lm import architectures

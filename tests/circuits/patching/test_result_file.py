@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_transcoders.circuits.patching import PatchResult
-from hf_transcoders.circuits.reuse.report import result_heatmap
+from hf_transcoders.studies.circuit_reuse.reuse_report import result_heatmap
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.reports.heatmap import heatmap_svg
 from tests.circuits.patching.test_results import result

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits.studies.auroc import auroc, bootstrap_auroc, midranks
+from hf_transcoders.studies.blind.auroc import auroc, bootstrap_auroc, midranks
 
 
 def counted(scores, labels):

@@ -1,0 +1,96 @@
+"""The card of a published attribution graph."""
+
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCardData
+
+from ...text.markdown import code, escape, table
+
+
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
+
+
+def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
+    """README.md of a graph: what it explains, how far it can be trusted, how to open it.
+
+    Args:
+        graph ([`AttributionGraph`]): The graph.
+        repo_id (`str`): Where it is published.
+        subfolder (`str`, *optional*, defaults to `""`): Where in the repo.
+        strongest (`int`, *optional*, defaults to 10): How many features to list.
+
+    Returns:
+        `str`: Markdown with its metadata.
+    """
+    facts = graph.metadata
+    base = facts.get("model")
+    metadata = ModelCardData(
+        library_name="hf_transcoders",
+        base_model=base if base and base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,
+        tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
+    )
+    scores = facts.get("scores") or graph.scores()
+    influence = graph.influence()
+    features = graph.is_kind("feature")
+    order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
+    where = f'"{repo_id}"' + (f', subfolder="{subfolder}"' if subfolder else "")
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        "# Attribution graph",
+        f"What made {escape(base or 'a language model')} say what it says behind this prompt, through the features of "
+        f"{len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are held as they were; each edge is what "
+        "one node adds to the next.",
+        code("".join(graph.tokens)),
+        table(
+            ["target", "probability"],
+            [
+                [code(target.label), "-" if target.probability is None else f"{target.probability:.1%}"]
+                for target in graph.targets
+            ],
+        ),
+        "Open `graph.html` in a browser to walk through it, or load it:",
+        f"```python\nfrom hf_transcoders.circuits.graphs import AttributionGraph\n\n"
+        f"graph = AttributionGraph.from_pretrained({where})\n```",
+        "## How far it can be trusted",
+        *([f"> [!WARNING]\n> {escape(graph.warning)}"] if graph.warning else []),
+        table(["", ""], [
+            ["nodes", f"{graph.num_nodes:,}"],
+            ["edges", f"{graph.num_edges:,}"],
+            ["replacement score", f"{scores['replacement']:.3f}"],
+            ["completeness score", f"{scores['completeness']:.3f}"],
+            ["influence that is not in the graph", f"{scores['rest']:.1%}"],
+        ]),
+        *_certificate(facts.get("certificate")),
+        "## Strongest features",
+        table(
+            ["feature", "activation", "influence"],
+            [
+                [graph.label(number), f"{float(graph.value[number]):.3g}", f"{float(influence[number]):.3f}"]
+                for number in order.tolist()
+            ],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _certificate(summary):
+    if not summary:
+        return []
+    said = {"direct": "all but the direct effect", "frozen": "attention and norms", "free": "nothing"}
+    return [
+        "Features were ablated in the model, and what happened compared with what their edges say:",
+        table(
+            ["held fast", "edges", "correlation", "same sign", "relative error"],
+            [
+                [
+                    said.get(mode, mode),
+                    entry["edges"],
+                    f"{entry['pearson']:.3f}",
+                    f"{entry['sign_agreement']:.1%}",
+                    f"{entry['relative_error']:.2g}",
+                ]
+                for mode, entry in summary.items()
+            ],
+        ),
+    ]

@@ -1,0 +1,43 @@
+"""Where a head looks in a prompt, for a page."""
+
+import torch
+from transformers import PreTrainedModel
+
+from ...data.token_texts import token_texts
+from ...lm.attention import edit_attention
+from ...lm.devices import input_device
+from ...lm.inputs import check_tokens, forget_lengths_
+from ...lm.wrappers import measures_model
+from ...reports.heatmap import AttentionView
+from ...tasks import Task
+from ...studies.circuit_reuse.stages import Head
+
+
+@measures_model
+@torch.no_grad()
+def attention_views(
+    base: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
+) -> list[AttentionView]:
+    """The patterns of some heads in one prompt.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        task ([`Task`]): Prompts.
+        heads (`dict[tuple[int, int], str]`): Layer and head -> what to call it.
+        row (`int`, *optional*, defaults to 0): Which prompt.
+
+    Returns:
+        `list[AttentionView]`: one for each head.
+    """
+    ids = task.tokens("clean", [row], input_device(base)).input_ids
+    check_tokens(base, list(ids))
+    forget_lengths_(base)
+    found = {}
+    with edit_attention(base, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
+        base.get_decoder()(input_ids=ids, use_cache=False)
+    tokens = token_texts(tokenizer, ids[0].tolist())
+    return [
+        AttentionView(f"{name} {layer}.{head}, {task.name}, prompt {row}", tokens, found[layer][head].tolist())
+        for (layer, head), name in heads.items()
+    ]

@@ -1,0 +1,287 @@
+"""Path patching: what a head or MLP does for a task through its direct paths to some receivers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.architectures import has_parallel_residual, num_layers
+from ...lm.attention import num_heads
+from ...lm.sites import Site
+from ...lm.wrappers import measures_model
+from ...tasks import Task
+from .blocks import Blocks, Edit
+from .engine import PatchEngine
+from .patch_plan import ALL_POSITIONS, COMPONENTS, PatchPlan
+from .run_recording import Window
+from .results import PatchResult
+
+
+@measures_model
+def path_patch(
+    base: PreTrainedModel,
+    task: Task,
+    receivers: str | Site | Iterable[str | Site] = "logits",
+    position: str | int | torch.Tensor = "END",
+    *,
+    sender_mlps: bool = False,
+    freeze_mlps: bool = False,
+    per_query_head: bool = False,
+    direction: Literal["noising", "denoising"] | None = None,
+    ablation: str | None = None,
+    metric: str | Callable | None = None,
+    engine: PatchEngine | None = None,
+    **settings,
+) -> PatchResult:
+    """Patch the direct paths from each head to some receivers.
+
+    For each sender: its output at `position` is taken from the source run, all other heads keep what they read in the
+    base run, and MLPs are recomputed or frozen. The inputs of the receivers that result are then patched into the base
+    run, all receivers at once, where everything behind them is recomputed.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            A causal language model, which runs in evaluation mode.
+        task ([`Task`]):
+            Clean and corrupted prompts.
+        receivers (`str`, [`Site`] or an iterable of them, *optional*, defaults to `"logits"`):
+            `"logits"`, or any of `layers.8.attn.head.3.query` (or `key`, `value`) and `layers.8.mlp.in`. With grouped
+            queries the number of a `key` or `value` is that of the key-value head, which all heads that share it read,
+            unless `per_query_head`.
+        position (`str`, `int` or `torch.LongTensor` of shape `(prompts,)`, *optional*, defaults to `"END"`):
+            The token of senders and receivers, as in [`patch_heads`]; the logits are read at `END`.
+        sender_mlps (`bool`, *optional*, defaults to `False`):
+            Whether MLPs are senders too.
+        freeze_mlps (`bool`, *optional*, defaults to `False`):
+            Whether the MLPs between sender and receivers keep their output of the base run.
+        per_query_head (`bool`, *optional*, defaults to `False`):
+            Whether `key` and `value` receivers are those that one head reads, with the number of that head, while other
+            heads that share them keep theirs.
+        direction, ablation, metric:
+            As [`PatchEngine`] has them, with its defaults.
+        engine ([`PatchEngine`], *optional*):
+            One for the same model and task whose recorded runs are used again. It has its own `direction`, `ablation`,
+            `metric` and `settings`, so these are given to one of the two.
+        settings:
+            `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
+
+    Returns:
+        [`PatchResult`] with the axes `layer` and `head`, where MLPs are a last head named `mlp`. Senders without a path
+        to any receiver have the metric of the base run.
+
+    Raises:
+        [`TranscoderError`]: a receiver does not exist or cannot be one, the task has no such position, or the model's
+            attention cannot be edited.
+
+    Example:
+
+    ```python
+    >>> result = path_patch(model, task, receivers=["layers.20.attn.head.0.query"], position="END")
+    >>> result.effects.shape
+    torch.Size([30, 9])
+    ```
+    """
+    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
+    sites = _receivers(receivers)
+    position = engine.position(position)
+    to_logits = sites is None
+    if to_logits and not ((position == engine.last) | (position == ALL_POSITIONS)).all():
+        raise TranscoderError(
+            "The logits are read at END, where no direct path from another token leads: choose position='END' or 'all'."
+        )
+    columns = [str(site).replace("mlp.in", "mlp.out") for site in sites or []]
+    template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position, None, per_query_head)
+    template.check(base, engine.last)
+
+    layers, heads = num_layers(base), num_heads(base)[0]
+    most = layers if to_logits else max(_reach(base, site) for site in sites)
+    kinds = heads + sender_mlps
+    senders = torch.cartesian_prod(torch.arange(min(most + 1, layers)), torch.arange(kinds))
+    source_parts = {"z", "mlp.out"} if sender_mlps else {"z"}
+    base_parts = {"z", "query"}
+    values = torch.empty(layers * kinds, len(engine.last))
+    base_values, source_values = torch.empty(len(engine.last)), torch.empty(len(engine.last))
+    with engine.bar(len(senders) * len(engine.last)) as bar:
+        for batch in engine.batches(template, source_parts, base_parts):
+            values[:, batch.prompts] = batch.base.cpu()
+            base_values[batch.prompts], source_values[batch.prompts] = batch.base.cpu(), batch.source.cpu()
+            paths = _Paths(engine, batch, position[batch.prompts], sites, freeze_mlps, per_query_head)
+            for chunk in senders.split(engine.rows_per_batch(len(batch.prompts), paths.window.size)):
+                rows = chunk[:, 0] * kinds + chunk[:, 1]
+                values[rows[:, None], batch.prompts] = paths.run(chunk).cpu()
+                bar.update(len(chunk) * len(batch.prompts))
+    names = [str(head) for head in range(heads)] + ["mlp"] * sender_mlps
+    protocol = {
+        "method": "path patching",
+        "receivers": ["logits"] if to_logits else [str(site) for site in sites],
+        "mlps": "frozen" if freeze_mlps else "recomputed",
+        **({"per_query_head": True} if per_query_head else {}),
+        **engine.protocol(),
+    }
+    return PatchResult(
+        values.view(layers, kinds, -1),
+        base_values,
+        source_values if engine.ablation == "counterfactual" else None,
+        {"layer": [str(layer) for layer in range(layers)], "head": names},
+        engine.readout.name,
+        protocol,
+    )
+
+
+class _Paths:
+    """Path patching of one batch of prompts."""
+
+    def __init__(self, engine, batch, position, sites: Sequence[Site] | None, freeze_mlps, per_query_head):
+        self.engine = engine
+        self.batch = batch
+        self.sites = sites
+        self.freeze_mlps = freeze_mlps
+        self.per_query_head = per_query_head
+        self.heads, self.kv_heads = num_heads(engine.model)
+        self.position = position
+        self.everywhere = bool((position == ALL_POSITIONS).all())
+        window = batch.recording.window
+        self.window = window if self.everywhere else Window(position.to(batch.last.device), 1)
+
+    @torch.no_grad()
+    def run(self, senders: torch.Tensor) -> torch.Tensor:
+        """Metrics of some senders, `(senders, 2)` with layer and head, as `(senders, prompts)`."""
+        batch = self.batch
+        # Inside each layer heads join before the MLP, so that both are contiguous.
+        order = (2 * senders[:, 0] + (senders[:, 1] == self.heads)).argsort(stable=True)
+        blocks = Blocks(self.engine.model, batch.recording, self.window, batch.last)
+        with blocks.attached():
+            final, received = self._direct(blocks, senders[order])
+        if self.sites is None:
+            values = self.engine.readout(blocks.at_end(final)[:, :, 0], batch.prompts, batch.recording.final).T
+        else:
+            values = batch.run(self._plan(len(senders), received))
+        return values[order.argsort()]
+
+    def _direct(self, blocks, senders):
+        """Follow the direct paths: the final residual streams, and what each receiver gets of each sender."""
+        received = {}
+        wanted = {} if self.sites is None else {site: [] for site in self.sites}
+        top = blocks.num_layers if self.sites is None else max(site.layer for site in self.sites) + 1
+        hidden = None
+        for layer in range(int(senders[0, 0]), top):
+            here = [site for site in wanted if site.layer == layer]
+            count = 0 if hidden is None else hidden.shape[1]
+            if count and any(site.head is not None for site in here):
+                parts = blocks.attention_parts(layer, hidden)
+                for site in here:
+                    if site.head is not None:
+                        shared = self.per_query_head and site.point in ("key", "value")
+                        head = site.head // (self.heads // self.kv_heads) if shared else site.head
+                        received[site] = parts[site.point][:, :, head].clone()
+            mlp_read = any(site.head is None for site in here)
+            if self.sites is not None and layer == top - 1 and not mlp_read:
+                break
+            heads = senders[(senders[:, 0] == layer) & (senders[:, 1] < self.heads)]
+            mlps = int(((senders[:, 0] == layer) & (senders[:, 1] == self.heads)).sum())
+            outputs, read = [], []
+
+            def clean(part, rows, layer=layer):
+                return blocks.recorded(part, layer)[:, None].expand(-1, rows, -1, -1)
+
+            if count:
+                if mlp_read or not self.freeze_mlps:
+                    ran = blocks.run(layer, hidden, [], clean("attn.out", count))
+                    read.append(blocks.mlp_output)
+                if self.freeze_mlps:
+                    ran = (
+                        hidden
+                        + (blocks.recorded("resid_pre", layer + 1) - blocks.recorded("resid_pre", layer))[:, None]
+                    )
+                outputs.append(ran)
+            if len(heads):
+                attention = blocks.head_outputs(layer, len(heads), [self._edit("z", layer, heads[:, 1])])
+                stream = clean("resid_pre", len(heads))
+                if mlp_read or not self.freeze_mlps:
+                    ran = blocks.run(layer, stream, [], attention)
+                    read.append(blocks.mlp_output)
+                if self.freeze_mlps:
+                    ran = blocks.run(layer, stream, [], attention, clean("mlp.out", len(heads)))
+                outputs.append(ran)
+            if mlps:
+                mlp = clean("mlp.out", mlps).clone()
+                self._edit("mlp.out", layer, torch.zeros(mlps, dtype=torch.long)).write(mlp)
+                outputs.append(blocks.run(layer, clean("resid_pre", mlps), [], clean("attn.out", mlps), mlp))
+            for site in here:
+                if site.head is None and read:
+                    received[site] = torch.cat(read, dim=1)
+            hidden = torch.cat(outputs, dim=1) if outputs else hidden
+        return hidden, received
+
+    def _edit(self, part, layer, heads):
+        """What senders of one layer write: row i is sender i."""
+        other, device = self.batch.other, self.batch.last.device
+        heads = heads.to(device)
+        if self.engine.ablation == "zero":
+            source = torch.zeros_like(self.batch.recording.parts[part][layer])
+            offset = self.batch.recording.window.start
+        else:
+            source, offset = other.parts[part][layer], other.window.start
+        taken = self.window.take(source, offset)
+        values = taken[:, heads] if part == "z" else taken[:, None].expand(-1, len(heads), -1, -1)
+        return Edit(part, torch.arange(len(heads), device=device), heads, None, values)
+
+    def _plan(self, senders, received):
+        """The run in which the receivers get what came to them: the first rows of each are the senders below it."""
+        rows, sites, values = [], [], []
+        width = max((value.shape[-1] for value in received.values()), default=1)
+        for site, value in received.items():
+            count = value.shape[1]
+            rows.append(torch.arange(count))
+            sites += [site] * count
+            # (senders, prompts, window, width)
+            value = torch.nn.functional.pad(value.transpose(0, 1), (0, width - value.shape[-1]))
+            values.append(self._over_all_tokens(value) if self.everywhere else value[:, :, 0])
+        codes = [COMPONENTS.index(self._component(site)) for site in sites]
+        return PatchPlan(
+            senders,
+            torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long),
+            torch.tensor([site.layer for site in sites], dtype=torch.long),
+            torch.tensor(codes, dtype=torch.long),
+            torch.tensor([site.head or 0 for site in sites], dtype=torch.long),
+            self.position.expand(len(sites), -1),
+            torch.cat(values) if values else None,
+        )
+
+    def _component(self, site):
+        if site.head is None:
+            return "mlp.out"
+        return f"head_{site.point}" if self.per_query_head and site.point in ("key", "value") else site.point
+
+    def _over_all_tokens(self, value):
+        seq = self.batch.recording.masks[0].shape[-1]
+        whole = value.new_zeros(*value.shape[:2], seq, value.shape[-1])
+        index = self.window.index[None, :, :, None].expand_as(value)
+        return whole.scatter(2, index, value)
+
+
+def _receivers(receivers):
+    """Sites of the receivers, or `None` for the logits."""
+    if isinstance(receivers, (str, Site)):
+        receivers = [receivers]
+    receivers = list(dict.fromkeys(receivers))
+    if receivers == ["logits"]:
+        return None
+    if not receivers or "logits" in receivers:
+        raise TranscoderError(
+            "Receivers are 'logits' alone, or heads and MLPs such as 'layers.8.attn.head.3.query' and 'layers.8.mlp.in'."
+        )
+    sites = [Site.parse(receiver) for receiver in receivers]
+    for site in sites:
+        if site.point not in ("query", "key", "value") and (site.point != "mlp.in"):
+            raise TranscoderError(
+                f"'{site}' receives nothing by a direct path: choose the query, key or value of a head, or mlp.in."
+            )
+    return sites
+
+
+def _reach(base, site):
+    """The highest layer from which a head has a direct path to a receiver."""
+    return site.layer if site.head is None and not has_parallel_residual(base) else site.layer - 1

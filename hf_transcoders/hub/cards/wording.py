@@ -1,0 +1,66 @@
+"""What a card calls things: from plain values to words."""
+
+import json
+import re
+from collections.abc import Iterable
+
+from ...lm import Site
+from ...text.markdown import Markdown, code, escape
+from ...models import TranscoderConfig, TranscoderModel
+
+
+_PLACES = {
+    "resid_pre": "the residual stream entering layer {}",
+    "attn.in": "the input of layer {}'s attention, after its norm",
+    "attn.out": "the output of layer {}'s attention module",
+    "attn.branch": "what layer {}'s attention adds to the residual stream",
+    "resid_mid": "the residual stream of layer {} between attention and MLP",
+    "mlp.in": "the input of layer {}'s MLP, after its norm",
+    "mlp.out": "the output of layer {}'s MLP module",
+    "mlp.branch": "what layer {}'s MLP adds to the residual stream",
+    "resid_post": "the residual stream leaving layer {}",
+}
+
+
+def kind(config: TranscoderConfig) -> str:
+    """What kind of dictionary this is."""
+    if config.is_autoencoder:
+        return "SAE"
+    return "skip transcoder" if config.skip_connection else "transcoder"
+
+
+def place(site: str | None) -> Markdown:
+    """A site in words."""
+    if site is None:
+        return Markdown("activations of a place that was not recorded")
+    site = Site.parse(site)
+    if site.module is not None:
+        return Markdown(f"the {'input' if site.point == 'in' else 'output'} of the module {code(site.module)}")
+    return Markdown(_PLACES[site.point].format(site.layer))
+
+
+def place_and_name(site: str | None) -> Markdown:
+    return Markdown(f"{place(site)} ({code(site)})") if site else place(site)
+
+
+def site_and_width(site: str | None, width: int) -> Markdown:
+    return Markdown(f"{code(site) + ', ' if site else ''}{width} wide")
+
+
+def dtype_name(dictionary: TranscoderModel) -> str:
+    return str(dictionary.dtype).removeprefix("torch.")
+
+
+def listed(words: Iterable[str]) -> Markdown:
+    """`a`, `a and b`, `a, b and c`."""
+    words = [escape(word) for word in words]
+    return Markdown(" and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))))
+
+
+def literal(text: str) -> str:
+    """A text as Python (and JSON) writes it, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"

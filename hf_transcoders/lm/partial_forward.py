@@ -1,0 +1,154 @@
+"""Running only those parts of a language model whose result is not known yet."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..errors import TranscoderError
+from . import Site, locate, num_layers
+from .architectures import is_registered
+from .forwards import forward_logits, named_outputs
+from .hooks import after_call, wrap_forward
+from .linear_maps import map_size
+
+
+# Tokens on which it is tried whether a model's head can be run apart from its decoder.
+_TRIED_TOKENS = 4
+
+# Model -> whether its head can be run apart: see `runs_head_apart`.
+_apart: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDictionary()
+
+
+def block_of(model: PreTrainedModel, site: Site | str) -> int:
+    """The first block whose output depends on a site, or 0 where that is not known: outside blocks, in unknown families."""
+    site = Site.parse(site)
+    if site.layer is not None:
+        return site.layer
+    module = locate(model, site).module
+    try:
+        layers = range(num_layers(model))
+    except TranscoderError:
+        return 0
+    return next((layer for layer in layers if module in set(_block(model, layer).modules())), 0)
+
+
+def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
+    """
+    Whether the logits of a model are a function of what its decoder returns, so that they can be computed for some
+    positions, and later.
+
+    Models of registered families are so. Others are tried once, on the first tokens of `input_ids (batch, seq)`.
+    """
+    if is_registered(model):
+        return True
+    if model not in _apart:
+        ids = input_ids[:1, :_TRIED_TOKENS]
+        whole = forward_logits(model, input_ids=ids, use_cache=False)[0].float()
+        try:
+            found = _head_logits(model, _decoder_states(model, ids)[0]).float()
+        except Exception:
+            # Whatever it is that this model does, it has to be run as a whole.
+            _apart[model] = False
+        else:
+            _apart[model] = found.shape == whole.shape and bool((found - whole).norm() <= 1e-2 * whole.norm())
+    return _apart[model]
+
+
+def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
+    """
+    What the model's head reads, `(batch, seq, hidden_size)`, without the cost of logits; of a model whose head cannot be
+    run apart from its decoder, the logits. `inputs` are what else the model takes.
+    """
+    if not runs_head_apart(model, input_ids):
+        return forward_logits(model, input_ids=input_ids, use_cache=False, **inputs)
+    return _decoder_states(model, input_ids, **inputs)
+
+
+def logits_of(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The model's logits for some final hidden states.
+
+    The model's own forward computes them, soft-caps and scales included; only its decoder is not run.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        hidden_states (`torch.Tensor` of shape `(tokens, hidden_size)`): Rows of [`final_hidden_states`].
+
+    Returns:
+        `torch.Tensor` of shape `(tokens, vocab_size)`.
+    """
+    return _head_logits(model, hidden_states) if _apart.get(model, True) else hidden_states
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many logits a token has."""
+    head = model.get_output_embeddings()
+    return model.config.get_text_config().vocab_size if head is None else map_size(head)[0]
+
+
+@contextmanager
+def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Any]]:
+    """Keep what some blocks return in each forward, as they return it."""
+    outputs = {}
+    with ExitStack() as stack:
+        for layer in layers:
+
+            def record(module, args, output, layer=layer):
+                outputs[layer] = output
+
+            after_call(stack, _block(model, layer), record)
+        yield outputs
+
+
+@contextmanager
+def restart_at(model: PreTrainedModel, layer: int, output_below: Any) -> Iterator[None]:
+    """Begin forwards at a block: those below are not run and answer what the last of them returned earlier.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A language model.
+        layer (`int`): The first block to run.
+        output_below: What block `layer - 1` returned for the same inputs.
+    """
+    with ExitStack() as stack:
+        for below in range(layer):
+            _answer(stack, _block(model, below), output_below)
+        yield
+
+
+@dataclass
+class _DecoderOutput(BaseModelOutput):
+    """Final hidden states, and nothing of all else that a family's decoder may return beside them."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+def _decoder_states(model, input_ids, **inputs):
+    with named_outputs(model):
+        return model.get_decoder()(input_ids=input_ids, use_cache=False, **inputs)[0]
+
+
+def _head_logits(model, hidden_states):
+    rows = hidden_states.unsqueeze(0)
+    with ExitStack() as stack:
+        _answer(stack, model.get_decoder(), _DecoderOutput(last_hidden_state=rows))
+        # The ids only have to be as many.
+        ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
+        return forward_logits(model, input_ids=ids, use_cache=False)[0]
+
+
+def _block(model, layer) -> nn.Module:
+    return locate(model, Site("resid_pre", layer)).module
+
+
+def _answer(stack, module, output):
+    """Let `module` return `output` instead of running, until `stack` closes."""
+    wrap_forward(stack, module, lambda inner, *args, **kwargs: output)

@@ -1,0 +1,96 @@
+"""What a model predicts at `END` under many edits of attention from `END`: all that is before it runs once."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from ...errors import TranscoderError
+from ...lm.devices import input_device
+from ...lm.forwards import forward_logits, named_outputs
+from ...lm.inputs import check_tokens, forget_lengths_, same_positions
+from ...lm.wrappers import measures_model
+from ...tasks import Task
+from ...text.printable import printable
+from ...circuits.patching import AttentionEdit, edited_attention
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts at `END`.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(prompts,)`): The likeliest token of the full vocabulary.
+        candidates (`torch.LongTensor` of shape `(prompts,)`): The likeliest candidate.
+    """
+
+    tokens: torch.Tensor
+    candidates: torch.Tensor
+
+
+@measures_model
+@torch.no_grad()
+def predict_at_end(
+    base: PreTrainedModel,
+    task: Task,
+    conditions: dict[str, Sequence[AttentionEdit]],
+    batch_size: int = 32,
+    progress: bool = False,
+) -> dict[str, Predictions]:
+    """Predict the token behind each prompt, under edits of where heads look from `END`.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): Prompts.
+        conditions (`dict[str, Sequence[AttentionEdit]]`):
+            Name -> edits for all prompts of the task, with `END` as their `query`; none for the model as it is.
+        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        `dict[str, Predictions]`: for each condition.
+    """
+    from tqdm import tqdm
+
+    end = task.tokens().positions["END"]
+    for edit in (edit for edits in conditions.values() for edit in edits):
+        if edit.query is None or not torch.equal(edit.query.cpu(), end):
+            raise TranscoderError("Edits are from END only: give the positions of END as their query.")
+    tokens = {name: torch.empty(len(task), dtype=torch.long) for name in conditions}
+    candidates = {name: torch.empty(len(task), dtype=torch.long) for name in conditions}
+    batches = [
+        rows[start : start + batch_size]
+        for rows in task.rows_by_length().values()
+        for start in range(0, len(rows), batch_size)
+    ]
+    for rows in tqdm(batches, desc=f"predicting {printable(task.name)}", disable=not progress):
+        ids = task.tokens("clean", rows, input_device(base)).input_ids
+        check_tokens(base, list(ids), "Prompt", rows)
+        among = task.answers(rows, input_device(base)).candidates
+        length = ids.shape[1]
+        forget_lengths_(base)
+        before = None
+        # Where the last token changes the positions of all before it, a cache of these is of another run.
+        if length > 1 and same_positions(base, length - 1, length):
+            with named_outputs(base):
+                before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        for name, edits in conditions.items():
+            with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):
+                if before is None:
+                    logits = forward_logits(base, input_ids=ids, use_cache=False, logits_to_keep=1)
+                else:
+                    # A forward adds to the cache, which the next condition needs as it was.
+                    cache = copy.deepcopy(before)
+                    logits = forward_logits(base, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                logits = logits[:, -1].float()
+            tokens[name][rows] = logits.argmax(-1).cpu()
+            scores = logits.gather(1, among.clamp(min=0)).masked_fill(among < 0, -torch.inf)
+            candidates[name][rows] = among.gather(1, scores.argmax(1, keepdim=True))[:, 0].cpu()
+    return {name: Predictions(tokens[name], candidates[name]) for name in conditions}
+
+
+def edit_of_rows(edit: AttentionEdit, rows: Sequence[int]) -> AttentionEdit:
+    """The edit for some of its prompts."""
+    return replace(edit, keys=edit.keys[rows], query=edit.query[rows])

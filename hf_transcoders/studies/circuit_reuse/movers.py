@@ -1,0 +1,146 @@
+"""What an edit of heads does to those behind them: where movers look, and what they write to the logits."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ...lm.wrappers import measures_model
+from ...tasks import Task
+from ...circuits.patching import AttentionEdit, attention_between, edited_attention, logit_attribution
+from .end_runs import edit_of_rows
+from .repair import RIGHT_COLOR, WRONG_COLORS
+from .stages import Head
+
+
+@dataclass(frozen=True)
+class MoverChange:
+    """Movers before and after an edit. Attention is from `END`, means over prompts and movers.
+
+    Args:
+        movers (`list[Head]`): The movers behind the edited heads.
+        right_before, right_after (`float`): Attention to the right colour.
+        wrong_before, wrong_after (`float`): Attention to the two wrong colours together.
+        attribution_before, attribution_after (`float`): What the movers together add to the logit difference, in nats.
+        spearman (`float`): Rank correlation, over all heads behind the edited ones, of the change of their logit
+            attribution with their effect on the logits in path patching.
+        p_value (`float`): Two-sided, from shuffles.
+        compared (`int`): How many heads that are.
+        by_head (`list[dict]`): The same numbers of each mover.
+    """
+
+    movers: list[Head]
+    right_before: float
+    right_after: float
+    wrong_before: float
+    wrong_after: float
+    attribution_before: float
+    attribution_after: float
+    spearman: float
+    p_value: float
+    compared: int
+    by_head: list[dict]
+
+    def to_dict(self) -> dict:
+        """Its fields as JSON."""
+        return {**asdict(self), "movers": [list(head) for head in self.movers]}
+
+
+@measures_model
+def mover_change(
+    base: PreTrainedModel,
+    task: Task,
+    edit: AttentionEdit,
+    movers: Sequence[Head],
+    importance: torch.Tensor,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> MoverChange | None:
+    """What an edit does to movers.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): Colored Objects.
+        edit ([`AttentionEdit`]): For all prompts of the task.
+        movers (`Sequence[Head]`): Heads to look at; those that are not behind all edited heads are left out.
+        importance (`torch.Tensor` of shape `(layers, heads)`): Effects on the logits in path patching.
+        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        seed (`int`, *optional*, defaults to 0): Of the shuffles.
+
+    Returns:
+        [`MoverChange`], or `None` where no mover is behind the edited heads.
+    """
+    first = min(layer for layer, _ in edit.heads) + 1
+    edited = set(edit.heads)
+    movers = [head for head in movers if head[0] >= first and head not in edited]
+    if not movers:
+        return None
+    looks, adds = {"before": [], "after": []}, {"before": [], "after": []}
+    for rows in torch.arange(len(task)).split(batch_size):
+        rows = rows.tolist()
+        part = task.select(rows)
+        for when, edits in (("before", []), ("after", [edit_of_rows(edit, rows)])):
+            with edited_attention(base, edits):
+                looks[when].append(
+                    attention_between(base, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
+                )
+                adds[when].append(logit_attribution(base, part, batch_size=batch_size).values[:, :-1])
+    looks = {when: torch.cat(each, dim=-1).mean(-1) for when, each in looks.items()}
+    adds = {when: torch.cat(each, dim=-1).mean(-1) for when, each in adds.items()}
+    by_head = [
+        {
+            "head": list(head),
+            **{f"right_{when}": looks[when][head][0].item() for when in looks},
+            **{f"wrong_{when}": looks[when][head][1:].sum().item() for when in looks},
+            **{f"attribution_{when}": adds[when][head].item() for when in adds},
+        }
+        for head in movers
+    ]
+    behind = torch.ones_like(importance, dtype=torch.bool)
+    behind[:first] = False
+    for head in edited:
+        behind[head] = False
+    change, importance = (adds["after"] - adds["before"])[behind], importance[behind]
+    spearman, p_value = spearman_correlation(change, importance, seed=seed)
+
+    def mean(name):
+        return sum(each[name] for each in by_head) / len(by_head)
+
+    return MoverChange(
+        movers=movers,
+        right_before=mean("right_before"),
+        right_after=mean("right_after"),
+        wrong_before=mean("wrong_before"),
+        wrong_after=mean("wrong_after"),
+        attribution_before=sum(each["attribution_before"] for each in by_head),
+        attribution_after=sum(each["attribution_after"] for each in by_head),
+        spearman=spearman,
+        p_value=p_value,
+        compared=len(change),
+        by_head=by_head,
+    )
+
+
+def spearman_correlation(
+    first: torch.Tensor, second: torch.Tensor, permutations: int = 5000, seed: int = 0
+) -> tuple[float, float]:
+    """Spearman's rank correlation of two lists, equal values sharing their mean rank, and its p-value from shuffles."""
+    one, other = _ranks(first), _ranks(second)
+    one, other = one - one.mean(), other - other.mean()
+    scale = (one.norm() * other.norm()).item()
+    if scale == 0:
+        return float("nan"), float("nan")
+    value = (one @ other).item() / scale
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(permutations, len(other), generator=generator).argsort(dim=1)
+    shuffled = (other[order] @ one) / scale
+    # An error of rounding is no difference.
+    return value, (1 + (shuffled.abs() >= abs(value) - 1e-12).sum().item()) / (1 + permutations)
+
+
+def _ranks(values):
+    values = values.double()
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[place]

@@ -1,0 +1,173 @@
+"""What heads do in a circuit, by tests with stated thresholds."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ...lm.wrappers import measures_model
+from ...tasks import Task
+from ...circuits.patching import (
+    attention_between,
+    composition_scores,
+    copying_scores,
+    duplicate_token_scores,
+    pattern_scores,
+    previous_token_scores,
+)
+from .stages import Head, Stage, head_count, top_mask
+
+
+@dataclass(frozen=True)
+class RoleTests:
+    """Thresholds of the tests.
+
+    Args:
+        share (`float`, *optional*, defaults to 0.05):
+            A head that acts in a stage is among this share of heads by magnitude, and its interval leaves out 0.
+        attention (`float`, *optional*, defaults to 0.1):
+            Least mean attention from `END` to the words that a role looks at.
+        copying (`float`, *optional*, defaults to 0.5):
+            Least share of answers that a mover raises to the five highest logits (a negative mover: lowers to the five
+            lowest) when it looks at them.
+        pattern (`float`, *optional*, defaults to 0.3):
+            Least mean attention of previous-token, duplicate-token and induction heads on repeated random tokens.
+    """
+
+    share: float = 0.05
+    attention: float = 0.1
+    copying: float = 0.5
+    pattern: float = 0.3
+
+
+#: Role -> what a head must pass.
+ROLES = {
+    "mover": "acts on the logits of IOI, positive; looks from END at IO, more than at both S; copies names",
+    "negative mover": "acts on the logits of IOI, negative; looks from END at the names; lowers the name it looks at",
+    "inhibition": "acts on the movers' queries of IOI, positive; looks from END at S2, more than at IO",
+    "content gatherer": "acts on the movers' queries of Colored Objects, positive; looks from END at the thing asked for",
+    "induction": "on repeated random tokens, looks at the token behind the earlier occurrence",
+    "duplicate token": "on repeated random tokens, looks at the earlier occurrence",
+    "previous token": "on repeated random tokens, looks at the token before",
+}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Heads by role, and the numbers behind it.
+
+    Args:
+        heads (`dict[str, list[Head]]`): Role -> heads that pass, the strongest first.
+        evidence (`dict[str, torch.Tensor]`):
+            Name -> a number for each head, `(layers, heads)`. Those that begin with `weights:` are no tests; they say
+            of the weights alone what the patterns say of random tokens.
+        previous (`list[Head]`): The previous-token heads whose composition with the keys of others is in the evidence.
+        tests ([`RoleTests`]): The thresholds.
+    """
+
+    heads: dict[str, list[Head]]
+    evidence: dict[str, torch.Tensor]
+    previous: list[Head]
+    tests: RoleTests
+
+    def to_dict(self) -> dict:
+        """Everything as JSON."""
+        return {
+            "tests": asdict(self.tests),
+            "meaning": ROLES,
+            "heads": {role: [list(head) for head in heads] for role, heads in self.heads.items()},
+            "evidence": {name: table.tolist() for name, table in self.evidence.items()},
+            "previous_token_heads_for_composition": [list(head) for head in self.previous],
+        }
+
+
+@measures_model
+def find_roles(
+    base: PreTrainedModel,
+    ioi: Task,
+    ioi_stages: list[Stage],
+    colors: Task,
+    colors_stages: list[Stage],
+    tests: RoleTests | None = None,
+    bos_token_id: int | None = None,
+    seed: int = 0,
+) -> Roles:
+    """Test every head for every role.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        ioi, colors ([`Task`]): Both tasks.
+        ioi_stages, colors_stages (`list[Stage]`): What [`trace_stages`] found in them.
+        tests ([`RoleTests`], *optional*): Thresholds.
+        bos_token_id (`int`, *optional*): A token before the random tokens.
+        seed (`int`, *optional*, defaults to 0): Of the random tokens and of bootstrap intervals.
+
+    Returns:
+        [`Roles`]
+    """
+    tests = tests or RoleTests()
+    names = sorted({token for row in ioi.dataset["candidate_ids"] for token in row})
+    evidence = {}
+    looks = attention_between(base, ioi, "END", ["IO", "S1", "S2"]).mean(-1)
+    for key, table in zip(("IO", "S1", "S2"), looks.unbind(-1), strict=True):
+        evidence[f"attention END to {key}"] = table
+    evidence["attention END to thing"] = attention_between(base, colors, "END", ["question_object"]).mean(-1)[..., 0]
+    evidence |= {name.replace("_", " "): table for name, table in copying_scores(base, names).items()}
+    evidence |= {
+        name.replace("_", " "): table
+        for name, table in pattern_scores(base, seed=seed, bos_token_id=bos_token_id).items()
+    }
+    acting = {}
+    for task, stages in (("IOI", ioi_stages), ("Colored Objects", colors_stages)):
+        for stage in stages[:2]:
+            name = f"{task}, {stage.name}"
+            evidence[name] = stage.result.effects
+            acting[name] = acts(stage, tests.share, seed)
+    heads = assign_roles(evidence, acting, tests)
+    looks_back = evidence["previous token"]
+    previous = heads["previous token"] or [divmod(int(looks_back.argmax()), looks_back.shape[1])]
+    evidence["weights: same token"] = duplicate_token_scores(base, names)
+    evidence["weights: previous position"] = previous_token_scores(base)
+    evidence["weights: keys from previous-token heads"] = composition_scores(base, previous).amax(0)
+    return Roles(heads, evidence, previous, tests)
+
+
+def acts(stage: Stage, share: float, seed: int = 0) -> torch.Tensor:
+    """Which heads act in a stage: 1 helps the task, -1 works against it, 0 neither, `(layers, heads)`."""
+    effects = stage.result.effects
+    low, high = stage.result.intervals(seed=seed)
+    strong = top_mask(effects.flatten()[:, None], head_count(share, effects.numel()))[:, 0].view(effects.shape)
+    return torch.where(strong & (low > 0), 1, torch.where(strong & (high < 0), -1, 0))
+
+
+def assign_roles(
+    evidence: dict[str, torch.Tensor], acting: dict[str, torch.Tensor], tests: RoleTests
+) -> dict[str, list[Head]]:
+    """The heads that pass the tests of each role, from tables of numbers as [`Roles`] has them."""
+    io, s1, s2 = (evidence[f"attention END to {name}"] for name in ("IO", "S1", "S2"))
+    nothing = torch.zeros_like(io)
+    logits = acting.get("IOI, logits", nothing)
+    queries = acting.get("IOI, mover queries", nothing)
+    gathers = acting.get("Colored Objects, mover queries", nothing)
+    passed = {
+        "mover": (logits > 0) & (io >= tests.attention) & (io > s1 + s2) & (evidence["copying"] >= tests.copying),
+        "negative mover": (logits < 0)
+        & (io + s1 + s2 >= tests.attention)
+        & (evidence["negative copying"] >= tests.copying),
+        "inhibition": (queries > 0) & (s2 >= tests.attention) & (s2 > io),
+        "content gatherer": (gathers > 0) & (evidence["attention END to thing"] >= tests.attention),
+        "induction": evidence["induction"] >= tests.pattern,
+        "duplicate token": evidence["duplicate token"] >= tests.pattern,
+        "previous token": evidence["previous token"] >= tests.pattern,
+    }
+    strength = {
+        "mover": evidence.get("IOI, logits", nothing),
+        "negative mover": -evidence.get("IOI, logits", nothing),
+        "inhibition": evidence.get("IOI, mover queries", nothing),
+        "content gatherer": evidence.get("Colored Objects, mover queries", nothing),
+    }
+    found = {}
+    for role, mask in passed.items():
+        score = strength.get(role, evidence.get(role, nothing))
+        found[role] = sorted((tuple(head) for head in mask.nonzero().tolist()), key=lambda at: -score[at].item())
+    return found

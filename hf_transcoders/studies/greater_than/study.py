@@ -1,0 +1,404 @@
+"""The case study of greater-than: which features of one MLP's transcoder carry it, against which neurons."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ... import __version__
+from ...errors import TranscoderError
+from ...lm import Site, architecture_of, locate, site_width
+from ...lm.architectures import Location
+from ...lm.devices import input_device
+from ...lm.linear_maps import embedding_width, linear_rows
+from ...lm.modes import in_eval_mode
+from ...lm.norms import frozen_norm
+from ...lm.order import UNEMBEDDING, map_behind
+from ...lm.wrappers import measures_model
+from ...models import TranscoderModel
+from ...models.linear_parts import decoder_rows, skip_and_bias
+from ...tasks.answer_metrics import Estimate, accuracy, estimate
+from ...circuits.weights import FeatureWeights
+from .mlp_rows import MlpRows, neurons_location
+from ..published import GREATER_THAN, PublishedStudy, published_study
+from .year_prompts import YearPrompts
+
+
+# The endings whose difference is the direction that features are measured along; the paper's for two digits.
+DIRECTIONS = {"two_token": ("40", "20"), "single_digit": ("4", "2")}
+
+# Elements of the largest temporary, the features of some prompts.
+_MAX_ELEMENTS = 2**23
+
+
+@dataclass
+class YearFeature:
+    """
+    What one feature does for greater-than.
+
+    Args:
+        index (`int`): Number of the feature.
+        variance (`float`): Of its activation at the last position, over all prompts.
+        activations (`list[float]`): Its activation at the last position, by year.
+        score (`float`): The score with all features but this one.
+        effect (`float`):
+            What it adds to the logit of the higher minus that of the lower ending of `protocol["direction"]`, mean over
+            years: activation x decoder x unembedding, with the scale of the final norm of each prompt.
+        by_ending (`list[float]`):
+            What a unit of it adds to the logit of each ending, beyond what it adds to all of them; in the same way.
+        tokens (`list[str]`, *optional*):
+            Its de-embedding: the tokens whose embeddings it reads most, through the gain of the MLP's norm. `None` where
+            the transcoder does not read the MLP's input.
+    """
+
+    index: int
+    variance: float
+    activations: list[float]
+    score: float
+    effect: float
+    by_ending: list[float]
+    tokens: list[str] | None = None
+
+
+@dataclass
+class GreaterThanStudy:
+    """
+    What the case study found. Scores are probability differences between -1 and 1: later years minus earlier ones, the
+    endings sharing all probability, mean over years.
+
+    Args:
+        years (`list[str]`): Years that count.
+        endings (`list[str]`): Endings that compete.
+        original, transcoder (`list[float]`): Score by year: of the model, and with the transcoder for the MLP.
+        accuracy (`Estimate`): Share of years after which the model ranks a later ending first among the endings.
+        full_accuracy (`Estimate`): The same among all tokens.
+        feature_curve, neuron_curve (`list[float]`):
+            Score with k features of the transcoder, or k neurons of the MLP, for k = 0, 1, ...: those of the highest
+            variance. All others are zero, and biases stay.
+        features (`list[YearFeature]`): The first of them, by variance.
+        protocol (`dict`): How it was measured.
+        published ([`PublishedStudy`], *optional*): Figures of the paper, if they are of this model and transcoder.
+    """
+
+    years: list[str]
+    endings: list[str]
+    original: list[float]
+    transcoder: list[float]
+    accuracy: Estimate
+    full_accuracy: Estimate
+    feature_curve: list[float]
+    neuron_curve: list[float]
+    features: list[YearFeature]
+    protocol: dict[str, Any] = field(default_factory=dict)
+    published: PublishedStudy | None = None
+
+    @property
+    def original_score(self) -> Estimate:
+        """Score of the unchanged model, with an interval over years."""
+        return estimate(torch.tensor(self.original))
+
+    @property
+    def transcoder_score(self) -> Estimate:
+        """Score with the transcoder for the MLP, with an interval over years."""
+        return estimate(torch.tensor(self.transcoder))
+
+    @property
+    def crossing(self) -> int | None:
+        """The smallest k from 1 on at which features are no better than as many neurons; `None` if there is none."""
+        pairs = list(zip(self.feature_curve, self.neuron_curve, strict=True))
+        return next((k for k, (ours, theirs) in enumerate(pairs) if k and ours <= theirs), None)
+
+    @property
+    def culprits(self) -> list[YearFeature]:
+        """Features without which the score is higher, the worst first."""
+        whole = self.transcoder_score.mean
+        worse = [feature for feature in self.features if feature.score > whole]
+        return sorted(worse, key=lambda feature: -feature.score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            **asdict(self),
+            "original_score": self.original_score.to_dict(),
+            "transcoder_score": self.transcoder_score.to_dict(),
+            "crossing": self.crossing,
+            "culprits": [feature.index for feature in self.culprits],
+        }
+
+
+@measures_model
+@torch.no_grad()
+def greater_than_study(
+    model: PreTrainedModel,
+    transcoder: TranscoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_k: int = 99,
+    num_features: int = 30,
+    add_bos: bool | None = None,
+    skip_first: int | None = None,
+    transcoders_name: str | None = None,
+    progress: bool = True,
+) -> GreaterThanStudy:
+    """
+    Repeats the case study of greater-than on any model and a transcoder of one of its MLPs.
+
+    `s(YY)`, the probability of later years minus that of earlier ones after `The war lasted from 17YY to 17`, is measured
+    in the model, with the transcoder for the MLP, with its k features of the highest variance over the prompts at the last
+    position against the k neurons of the MLP chosen likewise, and without each of the first features. A version changes
+    every position but those of `skip_first`. Only the layers from this MLP on are run, many versions at a time.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        transcoder ([`TranscoderModel`]): A dictionary that writes `mlp.out` or `mlp.branch` of a layer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        max_k (`int`, *optional*, defaults to 99): The largest k of the curves.
+        num_features (`int`, *optional*, defaults to 30): Features to look at one by one.
+        add_bos (`bool`, *optional*):
+            Whether prompts begin with the beginning-of-sequence token. By default as the tokenizer does; as the paper
+            does where its figures apply.
+        skip_first (`int`, *optional*):
+            Positions at the start that stay unchanged, 1 by default: many models park attention on the first token, on
+            which transcoders are often not trained. Where the paper's figures apply, 0, as there.
+        transcoders_name (`str`, *optional*):
+            Repo or folder that the transcoder comes from; by default what its configuration says.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`GreaterThanStudy`]
+
+    Raises:
+        [`TranscoderError`]: The transcoder does not fit the model or is of no MLP, or the tokenizer does not split years.
+
+    Source: Dunefsky, Chlenski and Nanda (2024), section 4.3 of [Transcoders Find Interpretable LLM Feature
+    Circuits](https://arxiv.org/abs/2406.11944).
+    """
+    if max_k < 1 or num_features < 1:
+        raise TranscoderError(
+            "There is nothing to draw without features: give a max_k and a num_features of at least 1."
+        )
+    place = _output_place(model, transcoder)
+    name = transcoders_name or transcoder.config.name_or_path
+    published = published_study(GREATER_THAN, model.config.name_or_path, name)
+    if published is not None and published.layer != place.layer:
+        published = None
+    if add_bos is None and published is not None:
+        add_bos = published.add_bos
+    if skip_first is None:
+        skip_first = 1 if published is None else published.skip_first
+    prompts = YearPrompts.of(tokenizer, add_bos)
+    with in_eval_mode(model, transcoder), tqdm(desc="versions", disable=not progress) as bar:
+        measured = _Measured(model, transcoder, place, prompts, skip_first, bar)
+        features, variances = measured.features(max(max_k, num_features))
+        some = features[:num_features]
+        bar.reset(total=sum(min(max_k, most) + 1 for most in measured.sizes()) + len(some) + 1)
+        effects, by_ending = measured.effects(some)
+        de_embeddings = _de_embeddings(model, transcoder, tokenizer, some)
+        by_year = measured.activations(some)[:, -1].T
+        found = [
+            YearFeature(*each)
+            for each in zip(
+                some.tolist(),
+                variances[:num_features].tolist(),
+                by_year.tolist(),
+                measured.without_each(some).tolist(),
+                effects.tolist(),
+                by_ending.tolist(),
+                de_embeddings,
+                strict=True,
+            )
+        ]
+        return GreaterThanStudy(
+            years=[prompts.years[n] for n in prompts.scored.tolist()],
+            endings=list(prompts.candidates),
+            original=measured.original().tolist(),
+            transcoder=measured.replaced().tolist(),
+            **measured.accuracies(),
+            feature_curve=measured.feature_curve(features[:max_k]).tolist(),
+            neuron_curve=measured.neuron_curve(max_k).tolist(),
+            features=found,
+            protocol={
+                "model": model.config.name_or_path or type(model).__name__,
+                "revision": getattr(model.config, "_commit_hash", None),
+                "transcoder": name or None,
+                "reads": transcoder.config.input_site,
+                "writes": transcoder.config.output_site,
+                "features": transcoder.config.num_features,
+                "prompt": tokenizer.decode(prompts.input_ids[prompts.scored[0]], clean_up_tokenization_spaces=False),
+                "variant": prompts.variant,
+                "years": len(prompts.scored),
+                "years for the variance": len(prompts.years),
+                "begins with BOS": "yes" if prompts.beginning else "no",
+                "unchanged positions at the start": skip_first,
+                "direction": " - ".join(DIRECTIONS[prompts.variant]),
+                "precision": f"{str(model.dtype).removeprefix('torch.')} on {input_device(model).type}",
+                "versions": {
+                    "hf_transcoders": __version__,
+                    "transformers": transformers.__version__,
+                    "torch": torch.__version__,
+                },
+            },
+            published=published,
+        )
+
+
+class _Measured:
+    """The unchanged run, and scores of everything that is changed in it."""
+
+    def __init__(self, model, transcoder, place, prompts, skip_first, bar):
+        self.bar = bar
+        self.model, self.transcoder, self.place, self.prompts = model, transcoder, place, prompts
+        self.tokens = torch.tensor(list(prompts.candidates.values()), device=input_device(model))
+        self.neurons_at = neurons_location(model, place.layer)
+        final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+        read = {
+            "input": locate(model, transcoder.config.input_site),
+            "output": locate(model, place),
+            "neurons": self.neurons_at,
+            "stream": Location(final_norm, "in"),
+        }
+        # All prompts have a part in the variances; only those that count are run again.
+        _, seen = MlpRows(model, prompts.input_ids, place.layer, skip_first).record(read)
+        self.at_end = {name: value[:, -1] for name, value in seen.items()}
+        self.rows = MlpRows(model, prompts.input_ids[prompts.scored], place.layer, skip_first)
+        self.logits, self.seen = self.rows.record(read)
+        self.inputs = self.seen["input"].to(transcoder.device)
+
+    def sizes(self) -> tuple[int, int]:
+        """How many features and neurons there are."""
+        return self.transcoder.config.num_features, self.at_end["neurons"].shape[-1]
+
+    def features(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of the highest variance at the last position, and their variances."""
+        return _most_variable(self.transcoder.encode(self.at_end["input"].to(self.transcoder.device)), count)
+
+    def activations(self, features: torch.Tensor) -> torch.Tensor:
+        """Of some features, `(prompts, seq, features)` in fp32."""
+        size = self.inputs.shape[1] * self.transcoder.config.num_features
+        parts = self.inputs.split(max(1, _MAX_ELEMENTS // size))
+        return torch.cat([self.transcoder.encode(part)[..., features].float() for part in parts])
+
+    def whole(self) -> torch.Tensor:
+        """What the transcoder writes, `(prompts, seq, d_out)` in fp32."""
+        size = self.inputs.shape[1] * self.transcoder.config.num_features
+        parts = self.inputs.split(max(1, _MAX_ELEMENTS // size))
+        return torch.cat([self.transcoder(part, output_features=False).reconstruction.float() for part in parts])
+
+    def original(self) -> torch.Tensor:
+        return self.prompts.differences(self.logits[:, self.tokens])
+
+    def accuracies(self) -> dict[str, Estimate]:
+        later = self.prompts.later[self.prompts.scored].to(self.tokens.device)
+        right = self.tokens.where(later, -1)
+        among = accuracy(self.logits, right, self.tokens.expand(len(right), -1))
+        return {
+            "accuracy": estimate(among, share=True),
+            "full_accuracy": estimate(accuracy(self.logits, right), share=True),
+        }
+
+    def replaced(self) -> torch.Tensor:
+        return self._scores(locate(self.model, self.place), [self.whole()[None]])[0]
+
+    def feature_curve(self, features: torch.Tensor) -> torch.Tensor:
+        versions = self._growing(self.activations(features), decoder_rows(self.transcoder, features))
+        return self._scores(locate(self.model, self.place), versions).mean(-1)
+
+    def without_each(self, features: torch.Tensor) -> torch.Tensor:
+        versions = self._leaving_out(self.activations(features), decoder_rows(self.transcoder, features))
+        return self._scores(locate(self.model, self.place), versions).mean(-1)
+
+    def neuron_curve(self, count: int) -> torch.Tensor:
+        order, _ = _most_variable(self.at_end["neurons"], count)
+        return self._scores(self.neurons_at, self._some_neurons(order)).mean(-1)
+
+    def _scores(self, location, versions) -> torch.Tensor:
+        """`(versions, prompts)`"""
+        found = []
+        for values in versions:
+            found.append(self.prompts.differences(self.rows.logits(location, values, self.tokens)))
+            self.bar.update(len(values))
+        return torch.cat(found)
+
+    def _growing(self, activations, writes) -> Iterator[torch.Tensor]:
+        """What the transcoder writes with the first 0, 1, 2 ... of some features."""
+        skip, bias = skip_and_bias(self.transcoder)
+        total = bias.expand(*activations.shape[:-1], -1)
+        if skip is not None:
+            total = total + self.inputs.float() @ skip.T
+        yield total[None]
+        step = self.rows.per_forward()
+        for some, rows in zip(activations.split(step, dim=-1), writes.split(step), strict=True):
+            versions = total + torch.einsum("psk,kd->kpsd", some, rows).cumsum(0)
+            total = versions[-1]
+            yield versions
+
+    def _leaving_out(self, activations, writes) -> Iterator[torch.Tensor]:
+        """What the transcoder writes without one of some features."""
+        whole, step = self.whole(), self.rows.per_forward()
+        for some, rows in zip(activations.split(step, dim=-1), writes.split(step), strict=True):
+            yield whole - torch.einsum("psk,kd->kpsd", some, rows)
+
+    def _some_neurons(self, order) -> Iterator[torch.Tensor]:
+        """Neurons of the MLP with all but the first 0, 1, 2 ... of an order at zero."""
+        neurons = self.seen["neurons"]
+        rank = torch.full(neurons.shape[-1:], len(order), device=order.device)
+        rank[order] = torch.arange(len(order), device=order.device)
+        for some in torch.arange(len(order) + 1, device=order.device).split(self.rows.per_forward()):
+            yield neurons * (rank < some[:, None])[:, None, None]
+
+    def effects(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Direct effect of features on the direction `(features,)`, and of a unit of them on endings."""
+        device = input_device(self.model)
+        writes = decoder_rows(self.transcoder, features).to(device)[:, None]
+        architecture = architecture_of(self.model)
+        through = map_behind(self.model, self.place, self.seen["output"][:, -1].float())
+        if through is not None:
+            writes = through(writes)
+        final_norm = self.model.base_model.get_submodule(architecture.final_norm)
+        writes = frozen_norm(final_norm, self.seen["stream"][:, -1].float())(writes)
+        endings = linear_rows(self.model.get_output_embeddings(), self.tokens, UNEMBEDDING)
+        per_unit = writes @ endings.weight.float().T
+        per_unit = per_unit * architecture.logit_multiplier
+        high, low = (list(self.prompts.candidates).index(ending) for ending in DIRECTIONS[self.prompts.variant])
+        towards = per_unit[..., high] - per_unit[..., low]
+        effect = (towards * self.activations(features)[:, -1].T.to(device)).mean(-1)
+        by_ending = per_unit.mean(1)
+        return effect, by_ending - by_ending.mean(-1, keepdim=True)
+
+
+def _output_place(model, transcoder) -> Site:
+    config = transcoder.config
+    if config.input_site is None or config.output_site is None:
+        raise TranscoderError("The transcoder does not say where it belongs: set its input_site and output_site.")
+    place = Site.parse(config.output_site)
+    if place.point not in ("mlp.out", "mlp.branch"):
+        raise TranscoderError(
+            f"The dictionary writes '{place}', but the study replaces an MLP: choose one that writes mlp.out or mlp.branch."
+        )
+    for site, width in ((config.input_site, config.d_in), (config.output_site, config.d_out)):
+        expected = site_width(model, site)
+        if expected is not None and expected != width:
+            raise TranscoderError(
+                f"The transcoder has width {width} at '{site}', but the base model has {expected} there: use the model it "
+                f"was trained for ({config.base_model_name_or_path})."
+            )
+    return place
+
+
+def _most_variable(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of the highest variance over rows, and their variances."""
+    top = values.float().var(0, correction=0).topk(min(count, values.shape[-1]))
+    return top.indices, top.values
+
+
+def _de_embeddings(model, transcoder, tokenizer, features, count=6) -> list[list[str] | None]:
+    """The tokens whose embeddings features read most."""
+    if embedding_width(model.get_input_embeddings()) != transcoder.config.d_in:
+        return [None] * len(features)
+    weights = FeatureWeights(model, {"transcoder": transcoder})
+    return weights.deembedding("transcoder", features.tolist(), k=count).texts(tokenizer)[0]

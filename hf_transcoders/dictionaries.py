@@ -1,47 +1,96 @@
-"""The dictionaries of a circuit, in whatever form they are given."""
+"""Name dictionaries, find one by name, and decide whether they belong to a model."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from transformers import PreTrainedModel
+import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import PreTrainedConfig
 
 from .errors import TranscoderError
-from .evaluation.evaluator import named_dictionaries as _named
 from .lm.architectures import locate, site_width
 from .lm.sites import Site
-from .models import TranscoderModel, TranscoderSet
+from .models.configuration_transcoder import TranscoderConfig
+from .models.modeling_transcoder import TranscoderModel
+from .models.transcoder_set import TranscoderSet
 
 
 Dictionaries = TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel]
 
 
-def named_dictionaries(base_model: PreTrainedModel, dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
-    """Dictionaries by name, once it is certain that they are for this model.
+def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
+    """
+    Dictionaries by name, in whatever form they are given.
 
     Args:
-        base_model ([`~transformers.PreTrainedModel`]): The model they are to be used on.
         dictionaries: One dictionary, a [`TranscoderSet`], a mapping from names to them, or several without names, which
             are then named after their sites.
+
+    Returns:
+        `dict[str, TranscoderModel]`: Empty if none was given.
+    """
+    if isinstance(dictionaries, TranscoderModel):
+        dictionaries = [dictionaries]
+    if not isinstance(dictionaries, (Mapping, TranscoderSet)):
+        # An iterator can be read only once.
+        dictionaries = list(dictionaries)
+        dictionaries = TranscoderSet(dictionaries) if dictionaries else {}
+    return dict(dictionaries.items())
+
+
+def fitting_dictionaries(
+    base_model: torch.nn.Module, dictionaries: Dictionaries, required: bool = False
+) -> dict[str, TranscoderModel]:
+    """
+    Dictionaries by name that can be used inside a model: after [`check_fits`], and with outputs that can be written.
+
+    Args:
+        base_model (`torch.nn.Module`): The model they are to be used on.
+        dictionaries: As for [`named_dictionaries`].
+        required (`bool`, *optional*, defaults to `False`): Whether to refuse an empty collection.
 
     Returns:
         `dict[str, TranscoderModel]`
 
     Raises:
-        [`TranscoderError`]: a dictionary is for another model, another revision of it, or does not fit it.
+        [`TranscoderError`]: a dictionary does not belong to the model, or there is none and one is required.
     """
-    empty = not isinstance(dictionaries, TranscoderModel) and not (dictionaries := _again(dictionaries))
-    named = {} if empty else _named(dictionaries)
+    named = named_dictionaries(dictionaries)
+    if required and not named:
+        raise TranscoderError("There is no dictionary: give at least one.")
+    check_fits(base_model, named)
     for name, dictionary in named.items():
-        _check_model(base_model, name, dictionary.config)
-        _check_sites(base_model, name, dictionary.config)
+        if Site.parse(dictionary.config.output_site).point == "resid_mid":
+            raise TranscoderError(
+                f"'{name}' writes to '{dictionary.config.output_site}', which can be read but not written: the model has no "
+                "module that passes it on."
+            )
     return named
 
 
-def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: int) -> str:
-    """Name of the dictionary that is called `wanted`, or writes to this site, once it is sure to have the feature.
+def check_fits(base_model: torch.nn.Module, named: Mapping[str, TranscoderModel]) -> None:
+    """
+    Refuses dictionaries that do not belong to a model.
+
+    Args:
+        base_model (`torch.nn.Module`): The model they are to be used on.
+        named (`Mapping[str, TranscoderModel]`): Name of a dictionary -> the dictionary.
 
     Raises:
-        [`TranscoderError`]: there is none or more than one, or its features end before this one.
+        [`TranscoderError`]: a dictionary is for another model or another revision of it, or the model does not have the
+            sites of a dictionary, or not with its widths.
+    """
+    for name, dictionary in named.items():
+        _check_model(base_model, name, dictionary.config)
+        _check_sites(base_model, name, dictionary.config)
+
+
+def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: int) -> str:
+    """
+    The name of the dictionary that is called `wanted`, or that writes to this site.
+
+    Raises:
+        [`TranscoderError`]: there is none or more than one, or it does not have the feature.
     """
     names = [wanted]
     if wanted not in named:
@@ -57,40 +106,48 @@ def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: 
     return names[0]
 
 
-def _check_sites(model, name, config):
-    """Whether the model has the places of a dictionary, of its widths, and can be written to there."""
-    if config.input_site is None or config.output_site is None:
-        raise TranscoderError(
-            f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`."
-        )
-    for site, width in ((config.input_site, config.d_in), (config.output_site, config.d_out)):
-        # Finds sites that the model does not have, too.
-        locate(model, site)
-        expected = site_width(model, site)
-        if expected is not None and expected != width:
-            raise TranscoderError(
-                f"'{name}' has width {width} at '{site}', but this model has {expected} there: use the model that the "
-                f"dictionary was trained for ({config.base_model_name_or_path})."
-            )
-    if Site.parse(config.output_site).point == "resid_mid":
-        raise TranscoderError(
-            f"'{name}' writes to '{config.output_site}', which can be read but not written: the model has no module that "
-            "passes it on."
-        )
+def is_hub_id(name: str | None) -> bool:
+    """Whether a string can be the id of a repo on the Hub. The path of a folder on this machine is not."""
+    if not isinstance(name, str):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
 
 
-def _check_model(base_model, name, config):
-    known = base_model.config
-    if config.base_model_type is not None and config.base_model_type != known.model_type:
+def may_be_same_model(one: str | None, other: str | None) -> bool:
+    """
+    Whether two names can be of one model: `False` only if both are ids on the Hub, and of different repos. What a folder
+    holds cannot be told from its name. `gpt2` is the old id of `openai-community/gpt2`, so an id without an owner is the
+    same as one with any owner.
+    """
+    if not is_hub_id(one) or not is_hub_id(other):
+        return True
+    one, other = one.lower(), other.lower()
+    if "/" in one and "/" in other:
+        return one == other
+    return one.rpartition("/")[2] == other.rpartition("/")[2]
+
+
+def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:
+    known = getattr(base_model, "config", None)
+    if not isinstance(known, PreTrainedConfig):  # Any module can be trained on, and says nothing of itself.
+        return
+    if config.base_model_type not in (None, known.model_type):
         raise TranscoderError(
             f"'{name}' is for a model of type '{config.base_model_type}', and this is one of type '{known.model_type}': "
             "load the model it was made for."
         )
     theirs, ours = config.base_model_name_or_path, known.name_or_path
-    if _is_hub_id(theirs) and _is_hub_id(ours) and theirs != ours:
-        raise TranscoderError(f"'{name}' is for {theirs}, and this is {ours}: load the model it was made for.")
+    if not may_be_same_model(theirs, ours):
+        raise TranscoderError(
+            f"'{name}' is for {theirs}, and this is {ours}: load the model it was made for, or, if this model is derived "
+            "from it, say so with `model.config.name_or_path`."
+        )
     revision = getattr(known, "_commit_hash", None)
-    if theirs == ours and None not in (config.base_model_revision, revision):
+    if is_hub_id(theirs) and is_hub_id(ours) and None not in (config.base_model_revision, revision):
         if config.base_model_revision != revision:
             raise TranscoderError(
                 f"'{name}' is for revision {config.base_model_revision} of {theirs}, and this is {revision}: load the "
@@ -98,10 +155,21 @@ def _check_model(base_model, name, config):
             )
 
 
-def _again(dictionaries):
-    """What can be gone through more than once."""
-    return dictionaries if isinstance(dictionaries, Mapping) else list(dictionaries)
-
-
-def _is_hub_id(name):
-    return bool(name) and name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:
+    if config.input_site is None or config.output_site is None:
+        raise TranscoderError(
+            f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`, or make its "
+            "configuration with TranscoderConfig.for_model(base_model, input_site, output_site)."
+        )
+    for site, width, field in (
+        (config.input_site, config.d_in, "d_in"),
+        (config.output_site, config.d_out, "d_out"),
+    ):
+        locate(base_model, site)  # Refuses a site that the model does not have.
+        expected = site_width(base_model, site)
+        if expected is not None and expected != width:
+            trained = config.base_model_name_or_path
+            raise TranscoderError(
+                f"'{name}' has width {width} at '{site}', but this model has {expected} there: use the model that the "
+                f"dictionary was trained for{f' ({trained})' if trained else ''}, or set `{field}={expected}` for a new one."
+            )

@@ -33,13 +33,14 @@ from hf_transcoders.circuits import (
     previous_token_scores,
 )
 from hf_transcoders.circuits.graphs import head_loadings, qk_attribution
-from hf_transcoders.studies.blind.hypotheses import token_hypotheses
-from hf_transcoders.studies.greater_than.mlp_rows import MlpRows, neurons_location
-from hf_transcoders.evaluation import explain_features, measure_drift
+from hf_transcoders.evaluation import measure_drift
+from hf_transcoders.features import explain_features
 from hf_transcoders.lm.freeze import frozen, record_frozen
 from hf_transcoders.lm.query_key import linear_query_key
+from hf_transcoders.studies.blind.hypotheses import token_hypotheses
+from hf_transcoders.studies.greater_than.mlp_rows import MlpRows, neurons_location
 from hf_transcoders.tasks import measure
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.interventions.setups import random_dictionary
 from tests.circuits.patching.brute_force import tiny_task
 from tests.tiny_models import NUM_LAYERS, TINY_CONFIGS, tiny_tokens
 

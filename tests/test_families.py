@@ -17,12 +17,12 @@ from hf_transcoders.lm.architectures import architecture_of, has_parallel_residu
 from hf_transcoders.lm.attention import num_heads
 from hf_transcoders.lm.heads import output_weight, value_weight
 from hf_transcoders.tasks import end_logits
-from tests.circuits.graphs.utils import runs_of, some_functionals
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.graphs.setups import runs_of, some_functionals
+from tests.circuits.interventions.setups import random_dictionary
 from tests.circuits.patching.brute_force import activations, at, patched, prompt, tiny_task
+from tests.circuits.paths.setups import recorded, transcoders
 from tests.circuits.paths.test_expansion import check as check_expansion
 from tests.circuits.paths.test_expansion import functionals_of
-from tests.circuits.paths.utils import recorded, transcoders
 from tests.lm.utils import hook_state
 from tests.tiny_models import (
     CLOSED_CONFIGS,

@@ -174,7 +174,7 @@ def test_the_code_in_the_readme_runs(path, tmp_path, monkeypatch, capsys):
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     (reuse,) = (block for block in blocks if "reuse_circuit(base, tokenizer)" in block)
-    # That one takes minutes here; tests/circuits/test_reuse.py runs it on a tiny model.
+    # That one takes minutes here; tests/studies/test_circuit_reuse.py runs it on a tiny model.
     exec(reuse.partition("\n\n")[0], {})
     quick = [block for block in blocks if block is not reuse]
     assert len(quick) == 4

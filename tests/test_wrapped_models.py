@@ -15,16 +15,16 @@ import hf_transcoders
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchEngine, PatchPlan
 from hf_transcoders.circuits.graphs import attribution_graph
-from hf_transcoders.studies.circuit_reuse import forced, trace_stages
 from hf_transcoders.data import ActivationHarvester
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
 from hf_transcoders.lm import record_frozen
 from hf_transcoders.lm.wrappers import NAMES, language_model
+from hf_transcoders.studies.circuit_reuse import forced, trace_stages
 from hf_transcoders.tasks import colored_objects, indirect_object_identification
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
 from hf_transcoders.training.memory_plan import plan_run
 from tests.circuits.patching.brute_force import tiny_task
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 
 
 peft = pytest.importorskip("peft")
@@ -38,7 +38,7 @@ NO_LANGUAGE_MODEL = {
     "circuits.graphs.graph.AttributionGraph": "",
     "circuits.patching.engine.PatchedValues": "values of the base run",
     "circuits.patching.results.PatchResult": "values of the base run",
-    "circuits.studies.published.published_study": "a name",
+    "studies.published.published_study": "a name",
     "evaluation.drift.DriftReport": "numbers of the model",
     "tracking.callback.TranscoderTrackingCallback.on_train_begin": "the dictionary that is trained",
     "tracking.trackio.TranscoderTrackioCallback.on_log": "the dictionary that is trained",
@@ -137,7 +137,7 @@ CALLS = {
     "circuits.graphs.attribution.attribution_graphs": lambda f, m, p: f(
         m, p.dictionaries, [p.ids, p.ids[:5]], **_QUIET
     ),
-    "circuits.graphs.certificate.certificate": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
+    "circuits.graphs.validation.certificate": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
     "circuits.graphs.head_loadings.head_loadings": lambda f, m, p: f(m, p.dictionaries, p.graph, max_edges=4),
     "circuits.graphs.qk.qk_attribution": lambda f, m, p: f(m, p.dictionaries, p.ids, 1, 0),
     "circuits.interventions.effect.measure_effect": lambda f, m, p: f(m, p.dictionaries, IDS[0], [p.edit]),
@@ -145,52 +145,52 @@ CALLS = {
     "circuits.interventions.losses.intervention_losses": lambda f, m, p: f(
         m, ROWS, p.dictionaries, [p.edit], max_tokens=64, **_QUIET
     ),
-    "circuits.patching.activation.patch_attention": lambda f, m, p: f(m, p.task),
-    "circuits.patching.activation.patch_heads": lambda f, m, p: f(m, p.task),
-    "circuits.patching.activation.patch_mlps": lambda f, m, p: f(m, p.task),
-    "circuits.patching.activation.patch_residual": lambda f, m, p: f(m, p.task, ["S"]),
-    "circuits.patching.edits.edited_attention": lambda f, m, p: within(
+    "circuits.patching.patch.patch_attention": lambda f, m, p: f(m, p.task),
+    "circuits.patching.patch.patch_heads": lambda f, m, p: f(m, p.task),
+    "circuits.patching.patch.patch_mlps": lambda f, m, p: f(m, p.task),
+    "circuits.patching.patch.patch_residual": lambda f, m, p: f(m, p.task, ["S"]),
+    "circuits.patching.attention_edits.edited_attention": lambda f, m, p: within(
         f, m, AttentionEdit([(1, 2)], "force", torch.tensor([[0], [1]]))
     ),
     "circuits.patching.engine.PatchEngine": lambda f, m, p: f(m, p.task).run(_PLAN(p)),
     "circuits.patching.engine.PatchEngine.of": lambda f, m, p: PatchEngine.of(m, p.task, PatchEngine(m, p.task)).run(
         _PLAN(p)
     ),
-    "circuits.patching.paths.path_patch": lambda f, m, p: f(m, p.task),
-    "circuits.patching.plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(m, p.task.tokens().positions["END"]),
-    "circuits.patching.scores.attention_between": lambda f, m, p: f(m, p.task, "END", ["S"]),
-    "circuits.patching.scores.component_outputs": lambda f, m, p: f(m, p.task),
-    "circuits.patching.scores.logit_attribution": lambda f, m, p: f(m, p.task),
-    "circuits.patching.scores.pattern_scores": lambda f, m, p: f(m, 6, 2),
+    "circuits.patching.path_patching.path_patch": lambda f, m, p: f(m, p.task),
+    "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(m, p.task.tokens().positions["END"]),
+    "circuits.patching.head_scores.attention_between": lambda f, m, p: f(m, p.task, "END", ["S"]),
+    "circuits.patching.head_scores.component_outputs": lambda f, m, p: f(m, p.task),
+    "circuits.patching.head_scores.logit_attribution": lambda f, m, p: f(m, p.task),
+    "circuits.patching.head_scores.pattern_scores": lambda f, m, p: f(m, 6, 2),
     "circuits.patching.weight_scores.composition_scores": lambda f, m, p: f(m, [(0, 1)]),
     "circuits.patching.weight_scores.copying_scores": lambda f, m, p: f(m, [3, 4, 5]),
     "circuits.patching.weight_scores.duplicate_token_scores": lambda f, m, p: f(m, [3, 4, 5]),
     "circuits.patching.weight_scores.previous_token_scores": lambda f, m, p: f(m),
     "circuits.paths.search.greedy_paths": lambda f, m, p: f(m, p.dictionaries, p.ids, num_paths=3),
-    "circuits.reuse.end_runs.predict_at_end": lambda f, m, p: f(m, p.colors, {"none": []}),
-    "circuits.reuse.faithfulness.circuit_faithfulness": lambda f, m, p: f(m, p.colors, {"one": [(1, 2)]}),
-    "circuits.reuse.movers.mover_change": lambda f, m, p: f(
+    "studies.circuit_reuse.end_runs.predict_at_end": lambda f, m, p: f(m, p.colors, {"none": []}),
+    "circuits.patching.faithfulness.circuit_faithfulness": lambda f, m, p: f(m, p.colors, {"one": [(1, 2)]}),
+    "studies.circuit_reuse.movers.mover_change": lambda f, m, p: f(
         m, p.colors, forced(p.colors, [(1, 1)]), [(2, 1)], torch.arange(12.0).view(3, 4)
     ),
-    "circuits.reuse.repair.repair_outcomes": lambda f, m, p: f(m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1),
-    "circuits.reuse.reuse.reuse_circuit": lambda f, m, p: f(
+    "studies.circuit_reuse.repair.repair_outcomes": lambda f, m, p: f(m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1),
+    "studies.circuit_reuse.study.reuse_circuit": lambda f, m, p: f(
         m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0
     ),
-    "circuits.reuse.roles.find_roles": lambda f, m, p: f(
+    "studies.circuit_reuse.roles.find_roles": lambda f, m, p: f(
         m, p.ioi, trace_stages(m, p.ioi), p.colors, trace_stages(m, p.colors)
     ),
-    "circuits.reuse.stages.trace_stages": lambda f, m, p: f(m, p.ioi),
-    "circuits.reuse.views.attention_views": lambda f, m, p: f(m, TOKENIZER, p.colors, {(2, 1): "mover"}),
-    "circuits.studies.blind.blind_study": lambda f, m, p: f(
+    "studies.circuit_reuse.stages.trace_stages": lambda f, m, p: f(m, p.ioi),
+    "circuits.patching.attention_views.attention_views": lambda f, m, p: f(m, TOKENIZER, p.colors, {(2, 1): "mover"}),
+    "studies.blind.study.blind_study": lambda f, m, p: f(
         m, p.dictionaries, next(iter(p.dictionaries)), ROWS, TOKENIZER, num_features=2, null_features=3, **_QUIET
     ),
-    "circuits.studies.greater_than.greater_than_study": lambda f, m, p: f(
+    "studies.greater_than.study.greater_than_study": lambda f, m, p: f(
         m, p.dictionary, TOKENIZER, max_k=2, num_features=1, **_QUIET
     ),
     "circuits.weights.feature_weights.FeatureWeights": lambda f, m, p: f(m, p.dictionaries).reads(
         next(iter(p.dictionaries))
     ),
-    "circuits.weights.heads.OVCircuits": lambda f, m, p: vars(f(m, 1)),
+    "circuits.weights.ov_circuits.OVCircuits": lambda f, m, p: vars(f(m, 1)),
     "data.harvest.ActivationHarvester": lambda f, m, p: ActivationHarvester(m, ROWS, [READ]).chunk(0),
     "evaluation.drift.DriftProbe.check": lambda f, m, p: p.probe.check(m),
     "evaluation.drift.DriftProbe.measure": lambda f, m, p: p.probe.measure(m),
@@ -198,10 +198,10 @@ CALLS = {
     "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
         m, ROWS, max_tokens=64, **_QUIET
     ).evaluate(p.dictionaries),
-    "evaluation.features.explain_dictionaries": lambda f, m, p: f(
+    "features.feature_examples.explain_dictionaries": lambda f, m, p: f(
         m, p.dictionaries, ROWS, TOKENIZER, features={next(iter(p.dictionaries)): [1, 2]}, max_tokens=64, **_QUIET
     ),
-    "evaluation.features.explain_features": lambda f, m, p: f(
+    "features.feature_examples.explain_features": lambda f, m, p: f(
         m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
     ),
     "lm.architectures.architecture_of": lambda f, m, p: f(m),

@@ -29,7 +29,7 @@ from hf_transcoders import (
     load_texts,
     offline_model,
 )
-from hf_transcoders.hub import local_hub
+from hf_transcoders.testing import local_hub
 
 
 def main():

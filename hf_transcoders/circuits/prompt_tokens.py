@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batches import read_text
-from ..data.special_tokens import encode_text
 from ..data.rows import split_rows
+from ..data.special_tokens import encode_text
 from ..data.token_texts import token_texts
 from ..errors import TranscoderError
 from ..lm.devices import input_device

@@ -110,7 +110,8 @@ def run(args):
 
 def _patch(args):
     from ..circuits import patching
-    from ..studies.circuit_reuse import attention_views, save_patch
+    from ..circuits.patching.attention_views import attention_views
+    from ..studies.circuit_reuse.reuse_report import save_patch
 
     make = _task_function(args)
     sweep = args.component in _SWEEPS
@@ -158,7 +159,8 @@ def _patch(args):
 
 
 def _reuse(args):
-    from ..studies.circuit_reuse import reuse_circuit, save_reuse, summary
+    from ..studies.circuit_reuse.reuse_report import save_reuse, summary
+    from ..studies.circuit_reuse.study import reuse_circuit
 
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     result = reuse_circuit(

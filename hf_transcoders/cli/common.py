@@ -64,8 +64,8 @@ def load_base_model(name: str, *, revision: str | None = None, dtype: str = "aut
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..lm import offline_model
     from ..lm.devices import moved
+    from ..lm.offline_models import offline_model
 
     path = offline_model(name) if name in OFFLINE_MODELS else name
     device = device or best_device()
@@ -91,7 +91,7 @@ def load_tokenizer(name: str, revision: str | None = None):
     """The tokenizer of a language model, as [`load_base_model`] finds it."""
     from transformers import AutoTokenizer
 
-    from ..lm import offline_model
+    from ..lm.offline_models import offline_model
 
     try:
         return AutoTokenizer.from_pretrained(
@@ -106,8 +106,8 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 def load_dictionaries(path: str, revision: str | None = None):
     """A [`TranscoderSet`] from the folder or repo of a set, or of a single dictionary."""
-    from ..models import TranscoderModel, TranscoderSet
-    from ..models.transcoder_set import INDEX_NAME
+    from ..models.modeling_transcoder import TranscoderModel
+    from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
     if local.is_dir() and not (local / INDEX_NAME).exists() and not (local / "config.json").exists():
@@ -149,7 +149,8 @@ def load_base_and_rows(args, dictionaries):
     Returns:
         `tuple`: the language model, its tokenizer and the text as rows of tokens.
     """
-    from ..data import load_texts, pack_tokens
+    from ..data.packing import pack_tokens
+    from ..data.text import load_texts
 
     name = base_of(dictionaries, args.model)
     base, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
@@ -159,7 +160,7 @@ def load_base_and_rows(args, dictionaries):
 
 def make_evaluator(args, base, tokenizer, rows):
     """A [`TranscoderEvaluator`] of rows, with the budgets that the command line has."""
-    from ..evaluation import TranscoderEvaluator
+    from ..evaluation.evaluator import TranscoderEvaluator
 
     return TranscoderEvaluator(
         base,

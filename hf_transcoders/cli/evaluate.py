@@ -61,7 +61,7 @@ def run(args):
     if args.output:
         report.save_json(args.output)
     if args.save:
-        from ..hub import card_of_folder
+        from ..hub.cards.make import card_of_folder
 
         report.save_into(args.path)
         card_of_folder(args.path, report=report).save(args.path)

@@ -32,7 +32,7 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..evaluation import explain_features
+    from ..features.feature_examples import explain_features
     from ..lm.devices import input_device
 
     dictionaries = load_dictionaries(args.path)

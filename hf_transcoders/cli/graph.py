@@ -84,9 +84,9 @@ def run(args):
     from ..lm.devices import input_device
 
     output = output_folder(args.output)
-    from ..circuits.graphs import attribution_graph
-    from ..circuits.graphs.validation import certificate
+    from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
+    from ..circuits.graphs.validation import certificate
 
     dictionaries = load_dictionaries(args.transcoders)
     base, tokenizer = load_base_model(
@@ -132,8 +132,9 @@ def run(args):
 
 def _explained(args, base, dictionaries, tokenizer, graph):
     """Dictionary -> explanations of its features on the page."""
-    from ..data import load_texts, pack_tokens
-    from ..evaluation import explain_dictionaries
+    from ..data.packing import pack_tokens
+    from ..data.text import load_texts
+    from ..features.feature_examples import explain_dictionaries
 
     wanted: dict[str, set[int]] = {}
     has = graph.is_kind("feature")

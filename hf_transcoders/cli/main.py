@@ -6,8 +6,8 @@ import importlib
 import os
 import sys
 
-from .. import __version__
 from ..errors import TranscoderError
+from ..version import __version__
 from .terminal import Parser, echo, printable_logs
 
 

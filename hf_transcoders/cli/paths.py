@@ -75,8 +75,9 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..circuits.graphs import Target
-    from ..circuits.paths import greedy_paths, select_paths
+    from ..circuits.graphs.targets import Target
+    from ..circuits.paths.filters import select_paths
+    from ..circuits.paths.search import greedy_paths
     from ..lm.devices import input_device
 
     only, through = [_filter(text) for text in args.only], [_filter(text) for text in args.through]
@@ -118,7 +119,7 @@ def run(args):
 
 def _filter(text):
     """`kind=head,layer<8` as a filter."""
-    from ..circuits.paths import PathFilter
+    from ..circuits.paths.filters import PathFilter
 
     conditions = {}
     for part in text.split(","):

@@ -72,7 +72,7 @@ def run(args):
 
 
 def _model_path(options):
-    from ..lm import offline_model
+    from ..lm.offline_models import offline_model
 
     return offline_model(options.model) if options.model in OFFLINE_MODELS else options.model
 
@@ -119,8 +119,9 @@ def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ..lm import capture
-    from ..models import TranscoderModel, TranscoderSet
+    from ..lm.capture import capture
+    from ..models.modeling_transcoder import TranscoderModel
+    from ..models.transcoder_set import TranscoderSet
     from ..training.monitor import DictionaryMonitor
 
     with torch.device(device):

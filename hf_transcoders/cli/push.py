@@ -34,10 +34,11 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..hub import card_of_folder, push_folder
-    from ..hub.cards import own_card
+    from ..hub.cards.card import own_card
+    from ..hub.cards.make import card_of_folder
     from ..hub.push_files import run_records
-    from ..tracking import recorded_run
+    from ..hub.upload import push_folder
+    from ..tracking.run import recorded_run
 
     if not Path(args.folder).is_dir():
         raise TranscoderError(f"There is no folder {args.folder}: give the one that training wrote.")

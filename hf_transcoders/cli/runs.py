@@ -152,7 +152,7 @@ def _relative(folder: str | None) -> str:
 
 def compare_runs(args):
     from ..evaluation.evaluation_report import METRICS, format_number
-    from ..reports.pareto import protocol_differences
+    from ..reports.pareto.fronts import protocol_differences
 
     runs = [run for name in args.runs for run in load_runs([name], args.trackio)]
     if len(runs) < 2:
@@ -237,8 +237,9 @@ def _text(value) -> str:
 
 
 def draw_fronts(args):
-    from ..reports import pareto_fronts, write_pareto
-    from ..reports.pareto import warning
+    from ..reports.pareto.caveats import warning
+    from ..reports.pareto.fronts import pareto_fronts
+    from ..reports.pareto.write import write_pareto
 
     for suffix in (".html", ".png", *([".csv"] if args.csv else [])):
         output_file(args.output + suffix)
@@ -291,7 +292,7 @@ def fronts_as_values(fronts) -> list[dict]:
 
 def print_fronts(fronts) -> None:
     from ..evaluation.evaluation_report import METRICS, format_number
-    from ..reports.pareto import heading
+    from ..reports.pareto.caveats import heading
 
     for group in fronts:
         if len(fronts) > 1:
@@ -325,7 +326,8 @@ def load_runs(names: Sequence[str], trackio_project: str | None = None) -> list:
     Returns:
         `list[Run]`
     """
-    from ..tracking import find_runs, trackio_run, trackio_runs
+    from ..tracking.run import find_runs
+    from ..tracking.trackio_runs import trackio_run, trackio_runs
 
     if trackio_project is not None:
         runs = [trackio_run(trackio_project, name) for name in names] or list(trackio_runs(trackio_project))

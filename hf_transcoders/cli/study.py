@@ -5,7 +5,7 @@ import importlib
 from .terminal import HelpFormatter, Parser
 
 
-# Action -> what `--help` says of it. Each is a module here, `study_<action>`, with `add_arguments(parser)` and `run(args)`.
+# Action -> what `--help` says of it. Each is a module of `studies`, with `add_arguments(parser)` and `run(args)`.
 _ACTIONS = {
     "greater-than": "few features of a transcoder against few neurons of its MLP, on years that must come later",
     "replacement": "what the model loses with transcoders for its MLPs: each layer alone, and all of them",
@@ -37,4 +37,4 @@ def run(args):
 
 
 def _module(action):
-    return importlib.import_module(f".study_{action.replace('-', '_')}", __package__)
+    return importlib.import_module(f".studies.{action.replace('-', '_')}", __package__)

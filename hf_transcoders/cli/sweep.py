@@ -50,7 +50,7 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..reports.pareto import warning
+    from ..reports.pareto.caveats import warning
     from ..training.grid import in_groups
     from ..training.sweep import run_sweep
     from .runs import fronts_as_values, report_fronts
@@ -113,7 +113,7 @@ def make_grid(options, base):
 
 def describe_grid(grid, groups, base) -> dict:
     """What would be trained, group by group, and what it takes."""
-    from ..lm import site_width
+    from ..lm.architectures import site_width
     from ..training.grid import TRAINING_BYTES_PER_PARAMETER, count_parameters
 
     parameters = {name: count_parameters(config) for name, config in grid.configs.items()}

@@ -126,7 +126,7 @@ def _show(args):
 
 
 def _measure(args):
-    from ..tasks import measure
+    from ..tasks.measuring import measure
 
     function = _function(args)
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)

@@ -125,7 +125,7 @@ def make_parser(prog: str, description: str, epilog: str):
     """A parser for [`RunOptions`] and every argument of the trainer."""
     from transformers import HfArgumentParser
 
-    from ..training import TranscoderTrainingArguments
+    from ..training.arguments import TranscoderTrainingArguments
 
     class TrainParser(Parser, HfArgumentParser):
         pass
@@ -201,7 +201,7 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
-    from ..training import TranscoderTrainer
+    from ..training.trainer import TranscoderTrainer
 
     options, training = args.options, args.training
     if args.json:
@@ -239,7 +239,7 @@ def make_dictionaries(options: RunOptions, base, seed: int):
     """The dictionaries that the options ask for, each with the weights it would start from if it were alone."""
     import torch
 
-    from ..models import TranscoderModel
+    from ..models.modeling_transcoder import TranscoderModel
     from ..training.grid import dictionary_config
 
     shared = shared_options(options)
@@ -264,7 +264,7 @@ def shared_options(options: DictionaryOptions) -> dict:
 
 def sites_of(options: RunOptions, base) -> list[tuple[str, str]]:
     """Where the dictionaries read and write that the options ask for."""
-    from ..lm import num_layers
+    from ..lm.architectures import num_layers
     from ..training.grid import mlp_sites
 
     if options.input_site:
@@ -279,7 +279,8 @@ def sites_of(options: RunOptions, base) -> list[tuple[str, str]]:
 
 def load_rows(options: RunOptions, training, tokenizer):
     """Token rows to train on, and held-out ones."""
-    from ..data import load_texts, pack_tokens
+    from ..data.packing import pack_tokens
+    from ..data.text import load_texts
 
     texts = load_texts(
         options.data,

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from ..errors import TranscoderError
 from ..files import atomic_file
 from ..fingerprint import digest_of
-from ..lm import Site, capture
+from ..lm.capture import capture
 from ..lm.devices import input_device
-from ..lm.model_fingerprint import model_facts
 from ..lm.inputs import check_tokens
+from ..lm.model_fingerprint import model_facts
 from ..lm.modes import in_eval_mode
+from ..lm.sites import Site
 from ..lm.wrappers import language_model
 from .batches import pad_texts, read_text, text_batches
 from .row_facts import RowDigest, RowFacts, is_sized, scan_rows

@@ -9,10 +9,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from .batches import TextBatch, read_text, text_batches
-from .rows import token_rows
 from ..errors import TranscoderError
 from ..lm.inputs import check_tokens
+from .batches import TextBatch, read_text, text_batches
+from .rows import token_rows
 
 
 @dataclass(frozen=True)

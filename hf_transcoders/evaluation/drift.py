@@ -7,10 +7,8 @@ no assumption about how the tokens of one text hang together.
 
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,22 +18,24 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from ..data.token_blocks import TokenBlocks
+from ..dictionaries import named_dictionaries
 from ..errors import TranscoderError
+from ..features.feature_examples import FeaturePeaks, find_peaks
 from ..files import atomic_file
-from ..lm import locate
+from ..lm.architectures import locate
 from ..lm.modes import in_eval_mode
+from ..lm.partial_forward import final_hidden_states, logits_of
 from ..lm.wrappers import in_own_precision, language_model
-from ..models import TranscoderModel, TranscoderSet
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
 from ..text import logging
 from ..text.printable import printable
 from ..text.strict_json import to_json
 from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
-from .evaluator import ORIGINAL, TranscoderEvaluator, named_dictionaries
-from ..features.feature_examples import FeaturePeaks, find_peaks
-from ..lm.partial_forward import final_hidden_states, logits_of
+from .evaluator import ORIGINAL, TranscoderEvaluator
 from .statistics import LossStatistics, NextTokenComparison
-from ..data.token_blocks import TokenBlocks
 
 
 logger = logging.get_logger(__name__)
@@ -200,6 +200,8 @@ class DriftProbe:
         special_token_ids: Sequence[int] | None = None,
     ):
         self.dictionaries = named_dictionaries(transcoders)
+        if not self.dictionaries:
+            raise TranscoderError("There is no dictionary to measure drift with: give at least one.")
         self.tokenizer = tokenizer
         self.num_features = num_features
         self.max_loss_tokens = max_loss_tokens
@@ -220,31 +222,10 @@ class DriftProbe:
 
     def check(self, model: torch.nn.Module) -> None:
         """
-        Raises [`TranscoderError`] where the dictionaries are not those of `model`, and warns where they may not be.
+        Raises [`TranscoderError`] where the dictionaries are not those of `model`.
         """
         model = language_model(model)
         self._evaluator(model).check(self.dictionaries)
-        config = model.config
-        for name, dictionary in self.dictionaries.items():
-            trained = dictionary.config
-            if trained.base_model_type not in (None, config.model_type):
-                raise TranscoderError(
-                    f"'{name}' was trained on a {trained.base_model_type} model and this is a {config.model_type}: give "
-                    "transcoders of the model that is fine-tuned."
-                )
-            if _are_different_repos(trained.base_model_name_or_path, config.name_or_path):
-                raise TranscoderError(
-                    f"'{name}' was trained on {trained.base_model_name_or_path} and this model is {config.name_or_path}: "
-                    "give transcoders of the model that is fine-tuned (where the two are the same, set "
-                    "`model.config.name_or_path`)."
-                )
-            revision = getattr(config, "_commit_hash", None)
-            if trained.base_model_revision and revision and trained.base_model_revision != revision:
-                logger.warning(
-                    f"'{name}' was trained at revision {trained.base_model_revision} of "
-                    f"{trained.base_model_name_or_path}, and this model is revision {revision}: what they differ in will "
-                    "look like a poor fit from the start."
-                )
 
     def take_baseline(self, model: torch.nn.Module) -> None:
         """
@@ -631,12 +612,6 @@ def _discoveries(p_values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _spliced(losses, name) -> dict[str, float]:
     spliced = losses[("spliced", name)].compute()
     return {"ce_spliced": spliced["ce"], "kl_spliced": spliced["kl"]}
-
-
-def _are_different_repos(one: str | None, other: str | None) -> bool:
-    """Whether two names are ids on the Hub, and not the same. A folder may hold anything."""
-    names = [name for name in (one, other) if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)]
-    return len(names) == 2 and names[0] != names[1] and not any(Path(name).is_dir() for name in names)
 
 
 def _facts(values):

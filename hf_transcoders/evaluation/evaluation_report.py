@@ -10,10 +10,10 @@ from typing import Any
 
 from ..errors import TranscoderError
 from ..files import atomic_directory, read_settled, signature, write_text
-from ..text.markdown import escape, table
 from ..models.saved_files import parse_saved
 from ..models.transcoder_set import INDEX_NAME, set_folders
 from ..text.columns import aligned, paired
+from ..text.markdown import escape, table
 from ..text.printable import printable
 from ..text.strict_json import finite, read_json, to_json
 from .report_file import check_report

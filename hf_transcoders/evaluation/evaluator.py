@@ -6,22 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .. import __version__
 from ..data.text import hub_dataset_id
+from ..data.token_blocks import TokenBlocks
+from ..dictionaries import check_fits, named_dictionaries
 from ..errors import TranscoderError
-from ..lm import Site, ablate, capture, replace, site_width
+from ..lm.capture import capture
 from ..lm.devices import input_device
 from ..lm.forwards import check_head
 from ..lm.modes import in_eval_mode
-from ..lm.wrappers import language_model
-from ..models import TranscoderModel, TranscoderSet
-from ..text.printable import printable
-from .evaluation_report import TOGETHER, EvaluationReport
 from ..lm.partial_forward import (
     block_of,
     final_hidden_states,
@@ -31,6 +27,14 @@ from ..lm.partial_forward import (
     runs_head_apart,
     vocabulary_size,
 )
+from ..lm.replace import ablate, replace
+from ..lm.sites import Site
+from ..lm.wrappers import language_model
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
+from ..text.printable import printable
+from ..version import versions
+from .evaluation_report import TOGETHER, EvaluationReport
 from .statistics import (
     FeatureStatistics,
     LossStatistics,
@@ -39,7 +43,6 @@ from .statistics import (
     ce_recovered,
     density_histogram,
 )
-from ..data.token_blocks import TokenBlocks
 
 
 logger = logging.get_logger(__name__)
@@ -148,6 +151,8 @@ class TranscoderEvaluator:
             [`TranscoderError`]: a dictionary does not fit the base model, or an activation is not finite.
         """
         named = named_dictionaries(dictionaries)
+        if not named:
+            raise TranscoderError("There is no dictionary to evaluate: give at least one.")
         self.check(named, together)
         with in_eval_mode(self.base_model, *named.values()):
             reconstruction, features = self.measure_fidelity(named)
@@ -376,11 +381,7 @@ class TranscoderEvaluator:
             "ablation": "output set to zero, and to its mean over the fidelity tokens",
             "dtype": str(self.base_model.dtype).removeprefix("torch."),
             "device": input_device(self.base_model).type,
-            "versions": {
-                "hf_transcoders": __version__,
-                "transformers": transformers.__version__,
-                "torch": torch.__version__,
-            },
+            "versions": versions(),
         }
 
 
@@ -410,37 +411,6 @@ def _loss_metrics(losses, name, site):
             for ending, of in (("", spliced), ("_zero_ablated", zero), ("_mean_ablated", mean))
         },
     }
-
-
-def named_dictionaries(
-    dictionaries: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
-) -> dict[str, TranscoderModel]:
-    """Dictionaries by name, however they were given."""
-    if isinstance(dictionaries, TranscoderModel):
-        dictionaries = [dictionaries]
-    if not isinstance(dictionaries, (Mapping, TranscoderSet)):
-        dictionaries = TranscoderSet(dictionaries)
-    named = dict(dictionaries.items())
-    if not named:
-        raise TranscoderError("There is no dictionary to evaluate; give at least one.")
-    return named
-
-
-def check_fits(base_model: PreTrainedModel, named: Mapping[str, TranscoderModel]) -> None:
-    """Raises [`TranscoderError`] where a dictionary's sites are not the base model's, or are wider or narrower there."""
-    for name, dictionary in named.items():
-        config = dictionary.config
-        if config.input_site is None or config.output_site is None:
-            raise TranscoderError(
-                f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`."
-            )
-        for site, width in ((_input(dictionary), config.d_in), (_output(dictionary), config.d_out)):
-            expected = site_width(base_model, site)
-            if expected is not None and expected != width:
-                raise TranscoderError(
-                    f"'{name}' has width {width} at '{site}', but the base model has {expected} there: use it with the "
-                    f"model it was trained for ({config.base_model_name_or_path})."
-                )
 
 
 def _input(dictionary) -> Site:

@@ -9,19 +9,20 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..data.token_blocks import TokenBlocks
 from ..data.token_texts import token_texts
 from ..errors import TranscoderError
-from ..lm import Site, capture
 from ..lm.architectures import architecture_of
+from ..lm.capture import capture
 from ..lm.devices import input_device
 from ..lm.linear_maps import map_size
 from ..lm.modes import in_eval_mode
 from ..lm.order import direct_logits, writes_to_stream, written_directions
+from ..lm.sites import Site
 from ..lm.wrappers import measures_model
-from ..models import TranscoderModel
 from ..models.linear_parts import decoder_rows
+from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
-from ..data.token_blocks import TokenBlocks
 
 
 logger = logging.get_logger(__name__)

@@ -9,8 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from ..errors import TranscoderError
 from ..models.transcoder_set import INDEX_NAME
 from ..text import logging
-from .cards import is_unedited
-from .cards.card import README, generated
+from .cards.card import README, generated, is_unedited
 from .hub_errors import hub_errors
 from .upload import make_repo
 

@@ -1,33 +1,20 @@
 """Names and texts as others may see them: without the paths of this machine."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from ..dictionaries import is_hub_id
 
 
 # From the root, from home or from here, as POSIX or Windows write it; not inside a word, a link or another path.
 _START = r"(?:file:[/\\]+|~[\w.-]*[/\\]|\.{1,2}[/\\]|/|[A-Za-z]:[/\\]|\\\\)"
 _PATH = re.compile(rf"""(?<![\w:/.~\\-]){_START}[^\s"'`<>|*?,;()\[\]{{}}]+""")
 _WHOLE_PATH = re.compile(rf"{_START}[^\n]+")
-_SEPARATOR = re.compile(r"[/\\]+")
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 # Keys under which folders and files of this machine stand, and those under which models do, however they are written.
 _PLACES = ("_dir", "_folder", "_file", "_checkpoint")
 _NAMES = ("model", "name_or_path", "run_name", "from")
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether this can be the id of a repo; a folder's path is none."""
-    if not isinstance(name, str):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def public_name(name: str | None) -> str | None:
@@ -37,7 +24,7 @@ def public_name(name: str | None) -> str | None:
     Args:
         name (`str`, *optional*): Hub id, or path as POSIX or Windows write it.
     """
-    if name is None or (is_hub_id(name) and not _exists(name)):
+    if name is None or is_hub_id(name):
         return name
     if cached := _CACHED.search(name):
         return f"{cached[1]}/{cached[2]}"
@@ -88,10 +75,3 @@ def hidden_names(names: Iterable[Any]) -> dict[str, str]:
 def _last_part(path: str) -> str:
     parts = [part for part in re.split(r"[/\\:]+", path) if part not in ("", ".", "..", "~")]
     return parts[-1] if parts else "unnamed"
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.exists(os.path.expanduser(path)) and _SEPARATOR.search(path) is not None
-    except (OSError, ValueError):
-        return False

@@ -14,15 +14,15 @@ from huggingface_hub import get_token
 
 from ..errors import TranscoderError
 from ..files import is_inside
-from ..models import TranscoderConfig
+from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import tensor_shapes
 from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
 from ..models.transcoder_set import INDEX_NAME, parse_index, set_folders
 from ..text import logging
 from ..text.printable import printable
 from ..text.strict_json import read_json, to_json
-from ..tracking import Run
 from ..tracking.local import ALERTS, FOLDER, HISTOGRAMS, IMAGES, RUN_FILE, SCALARS, TABLES, read_lines
+from ..tracking.run import Run
 from .public import hidden_names, public_values
 from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_code_files, write_remote_code
 

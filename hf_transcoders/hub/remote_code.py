@@ -55,7 +55,7 @@ def remote_code_files() -> dict[str, str]:
     Returns:
         `dict[str, str]`: File name -> source, which imports nothing of this package.
     """
-    from .. import __version__
+    from ..version import __version__
 
     configuration = _order(f"{_NAME}.models.configuration_transcoder")
     modeling = _order(f"{_NAME}.models.modeling_transcoder")

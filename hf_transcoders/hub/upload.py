@@ -11,12 +11,13 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..errors import TranscoderError
-from ..evaluation import EvaluationReport
-from ..models import TranscoderModel, TranscoderSet
+from ..evaluation.evaluator import EvaluationReport
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
 from ..text import logging
-from ..tracking import Run
-from .cards import TranscoderCard, is_unedited, make_card
-from .cards.card import ASSETS, README
+from ..tracking.run import Run
+from .cards.card import ASSETS, README, TranscoderCard, is_unedited
+from .cards.make import make_card
 from .hub_errors import hub_errors
 from .push_files import (
     check_weights,

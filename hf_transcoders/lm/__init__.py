@@ -7,3 +7,24 @@ from .freeze import FrozenRun, frozen, record_frozen
 from .offline_models import offline_model
 from .replace import ablate, replace, splice
 from .sites import Site
+
+
+__all__ = [
+    "Architecture",
+    "AttentionCall",
+    "FrozenRun",
+    "Site",
+    "ablate",
+    "architecture_of",
+    "capture",
+    "edit_attention",
+    "frozen",
+    "locate",
+    "num_layers",
+    "offline_model",
+    "record_frozen",
+    "register_architecture",
+    "replace",
+    "site_width",
+    "splice",
+]

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..errors import TranscoderError
-from . import Site, locate, num_layers
-from .architectures import is_registered
+from .architectures import is_registered, locate, num_layers
 from .forwards import forward_logits, named_outputs
 from .hooks import after_call, wrap_forward
 from .linear_maps import map_size
+from .sites import Site
 
 
 # Tokens on which it is tried whether a model's head can be run apart from its decoder.

@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from ..ops import batch_topk, jumprelu, sparse_encode, sparse_to_dense, step, topk
+from ..ops.sparse import sparse_encode, sparse_to_dense
+from ..ops.straight_through import jumprelu, step
+from ..ops.topk import batch_topk, topk
 
 
 if TYPE_CHECKING:

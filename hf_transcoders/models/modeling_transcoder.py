@@ -13,7 +13,8 @@ from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
 from ..files import atomic_directory
-from ..ops import sparse_decode, topk
+from ..ops.sparse import sparse_decode
+from ..ops.topk import topk
 from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean

@@ -6,3 +6,14 @@ Everything here works on plain tensors and knows nothing of models or language m
 from .sparse import sparse_decode, sparse_encode, sparse_to_dense
 from .straight_through import jumprelu, step
 from .topk import batch_topk, topk
+
+
+__all__ = [
+    "batch_topk",
+    "jumprelu",
+    "sparse_decode",
+    "sparse_encode",
+    "sparse_to_dense",
+    "step",
+    "topk",
+]

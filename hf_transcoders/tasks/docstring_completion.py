@@ -1,8 +1,8 @@
 """Docstring completion (Heimersheim and Janiak 2023): the next parameter to describe is the next argument."""
 
 from .prompt_encoding import PromptEncoder
-from .templates import Row, choose, draw_rows, fill
 from .task import Task
+from .templates import Row, choose, draw_rows, fill
 from .words import words_of_split
 
 

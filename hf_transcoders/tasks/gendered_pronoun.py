@@ -1,8 +1,8 @@
 """Gendered pronoun: he or she, after a name."""
 
 from .prompt_encoding import PromptEncoder
-from .templates import Row, draw_rows, fill
 from .task import Task
+from .templates import Row, draw_rows, fill
 from .words import FEMALE_NAMES, MALE_NAMES, words_of_split
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ..errors import TranscoderError
 from .prompt_encoding import PromptEncoder
-from .templates import Row, draw_rows, fill
 from .task import Task
+from .templates import Row, draw_rows, fill
 from .words import words_of_split
 
 

@@ -9,10 +9,10 @@ from ..errors import TranscoderError
 from ..text.checked import checked
 from ..text.printable import printable
 from ..text.strict_json import parse_json, read_json
-from .prompt_encoding import PromptEncoder
-from .templates import Prompt, Row
-from .task import Task
 from .greater_than import year_tokens
+from .prompt_encoding import PromptEncoder
+from .task import Task
+from .templates import Prompt, Row
 
 
 def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_bos: bool | None = None) -> Task:

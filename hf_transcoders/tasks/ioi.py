@@ -1,8 +1,8 @@
 """Indirect object identification (Wang et al. 2022): who receives the gift when one of two names comes twice."""
 
 from .prompt_encoding import PromptEncoder
-from .templates import Row, choose, draw_rows, fill
 from .task import Task
+from .templates import Row, choose, draw_rows, fill
 from .words import NAMES, words_of_split
 
 

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from ..data import bos_token_ids
+from ..data.packing import bos_token_ids
 from ..data.special_tokens import with_beginning
 from ..errors import TranscoderError
 

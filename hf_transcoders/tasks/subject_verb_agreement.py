@@ -2,8 +2,8 @@
 
 from ..errors import TranscoderError
 from .prompt_encoding import PromptEncoder
-from .templates import Row, choose, draw_rows, fill
 from .task import Task
+from .templates import Row, choose, draw_rows, fill
 from .words import words_of_split
 
 

@@ -11,3 +11,23 @@ from .trackers import trackers_for
 from .trackio import TrackioTracker, TranscoderTrackioCallback
 from .trackio_runs import trackio_run, trackio_runs
 from .wandb import WandbTracker
+
+
+__all__ = [
+    "Alert",
+    "AlertThresholds",
+    "LocalTracker",
+    "Run",
+    "TensorBoardTracker",
+    "Tracker",
+    "TrackioTracker",
+    "TranscoderProbeCallback",
+    "TranscoderTrackingCallback",
+    "TranscoderTrackioCallback",
+    "WandbTracker",
+    "find_runs",
+    "recorded_run",
+    "trackers_for",
+    "trackio_run",
+    "trackio_runs",
+]

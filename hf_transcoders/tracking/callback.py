@@ -1,16 +1,13 @@
 """The callback that records a run."""
 
 import math
-import platform
 import tempfile
-from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedConfig, TrainerCallback, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import rewrite_logs
@@ -18,9 +15,11 @@ from transformers.integrations.integration_utils import rewrite_logs
 from ..data.rows import one_dataset
 from ..data.token_texts import visible
 from ..errors import TranscoderError
-from ..evaluation import density_histogram, explain_features
-from ..reports import render_report
+from ..evaluation.statistics import density_histogram
+from ..features.feature_examples import explain_features
+from ..reports.page import render_report
 from ..text import logging
+from ..version import versions
 from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker
 from .names import ALIASED, aliases
@@ -318,18 +317,6 @@ def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
         if field.name in values and values[field.name] != default and not field.name.endswith("_token"):
             changed[field.name] = values[field.name]
     return changed
-
-
-def versions() -> Mapping[str, str]:
-    """Of what decides the numbers."""
-    from .. import __version__
-
-    return {
-        "hf_transcoders": __version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 INTEGRATION_TO_CALLBACK["hf_transcoders"] = TranscoderTrackingCallback

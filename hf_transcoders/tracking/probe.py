@@ -20,10 +20,12 @@ from ..evaluation.drift import DriftProbe
 from ..lm.devices import input_device, module_device
 from ..lm.modes import in_eval_mode
 from ..lm.wrappers import language_model
-from ..models import TranscoderModel, TranscoderSet
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
 from ..reports.drift_page import drift_page
 from ..text import logging
-from .callback import changed_arguments, model_name, versions
+from ..version import versions
+from .callback import changed_arguments, model_name
 from .local import FOLDER
 from .run import Run
 from .tracker import Tracker
@@ -242,7 +244,7 @@ def _token_rows(dataset, tokenizer, sequence_length):
         return dataset
     if tokenizer is None:
         raise TranscoderError("The probe is text: give the model's tokenizer as `tokenizer`.")
-    from ..data import pack_tokens
+    from ..data.packing import pack_tokens
 
     return pack_tokens(dataset, tokenizer, sequence_length)
 

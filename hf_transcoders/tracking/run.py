@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import TranscoderError
 from ..evaluation.evaluation_report import EvaluationReport
-from ..reports import MeasuredDictionary
+from ..reports.pareto.fronts import MeasuredDictionary
 from ..text.strict_json import parse_json, read_json
 from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_name, parse_lines, plain, read_lines
 from .process import is_gone

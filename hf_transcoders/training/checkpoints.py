@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from ..data.activation_stream import checked_state
 from ..errors import TranscoderError
-from ..models import TranscoderModel, TranscoderSet
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
 from ..text import logging
 from ..text.strict_json import read_json, to_json
 from .checkpoint_files import (

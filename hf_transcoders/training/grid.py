@@ -11,9 +11,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import TranscoderError
-from ..lm import site_width
+from ..lm.architectures import site_width
 from ..lm.wrappers import takes_model
-from ..models import TranscoderConfig, TranscoderModel
+from ..models.configuration_transcoder import TranscoderConfig
+from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import dictionary_name
 
 

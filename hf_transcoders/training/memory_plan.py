@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from ..errors import TranscoderError
-from ..lm import Site
+from ..lm.sites import Site
 from ..lm.wrappers import takes_model
-from ..models import TranscoderConfig, TranscoderModel
+from ..models.configuration_transcoder import TranscoderConfig
+from ..models.modeling_transcoder import TranscoderModel
 from .arguments import TranscoderTrainingArguments
 
 

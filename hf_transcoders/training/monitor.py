@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from ..evaluation.statistics import FeatureStatistics, ReconstructionStatistics
-from ..models import TranscoderModel, TranscoderOutput
+from ..models.modeling_transcoder import TranscoderModel, TranscoderOutput
 
 
 class DictionaryMonitor:

@@ -14,7 +14,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..files import write_text
-from ..hub.cards import make_card, own_card
+from ..hub.cards.card import own_card
+from ..hub.cards.make import make_card
 from ..hub.hub_errors import hub_errors
 from ..hub.public import hidden_names, public_values
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
@@ -23,7 +24,7 @@ from ..models.saved_files import CONFIG_NAME
 from ..models.transcoder_set import INDEX_NAME
 from ..text import logging
 from ..text.strict_json import read_json
-from ..tracking import Run, recorded_run
+from ..tracking.run import Run, recorded_run
 from .checkpoint_files import MANIFEST
 
 

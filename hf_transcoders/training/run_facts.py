@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from ..fingerprint import differences
-from ..models import TranscoderConfig, TranscoderModel
+from ..models.configuration_transcoder import TranscoderConfig
+from ..models.modeling_transcoder import TranscoderModel
 
 
 # Arguments that decide what is learned, beside those of the harvester and of the stream of activations. How tokens are

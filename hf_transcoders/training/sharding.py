@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..models import TranscoderModel, TranscoderSet
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet
 
 
 # It is about changing outputs in place, which no one does here.

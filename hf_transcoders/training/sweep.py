@@ -15,15 +15,18 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.row_facts import dataset_digest
 from ..errors import TranscoderError
-from ..evaluation import EvaluationReport
+from ..evaluation.evaluator import EvaluationReport
 from ..files import write_text
 from ..lm.model_fingerprint import model_facts
 from ..lm.wrappers import takes_model
-from ..models import TranscoderConfig, TranscoderModel, TranscoderSet
-from ..models.transcoder_set import write_index
-from ..reports import ParetoFronts, measured_in, pareto_fronts, write_pareto, write_report
+from ..models.configuration_transcoder import TranscoderConfig
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet, write_index
+from ..reports.page import write_report
+from ..reports.pareto.fronts import ParetoFronts, measured_in, pareto_fronts
+from ..reports.pareto.write import write_pareto
 from ..text.strict_json import read_json
-from ..tracking import TranscoderTrackingCallback
+from ..tracking.callback import TranscoderTrackingCallback
 from .arguments import TranscoderTrainingArguments
 from .grid import in_groups
 from .trainer import TranscoderTrainer

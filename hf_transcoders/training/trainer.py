@@ -20,18 +20,19 @@ from ..data.harvest import ActivationHarvester
 from ..data.row_facts import is_sized, scan_rows
 from ..data.rows import is_several, one_dataset, refuse_splits, token_rows
 from ..data.text import hub_dataset_id
+from ..dictionaries import check_fits
 from ..errors import TranscoderError
-from ..evaluation import EvaluationReport, TranscoderEvaluator
+from ..evaluation.evaluator import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
-from ..hub import make_card
-from ..lm import site_width
+from ..hub.cards.make import make_card
 from ..lm.devices import moved
 from ..lm.wrappers import language_model
-from ..models import TranscoderModel, TranscoderSet
-from ..models.transcoder_set import dictionary_name
+from ..models.modeling_transcoder import TranscoderModel
+from ..models.transcoder_set import TranscoderSet, dictionary_name
 from ..text import logging
-from ..tracking import TranscoderTrackingCallback, TranscoderTrackioCallback
-from ..tracking.callback import versions
+from ..tracking.callback import TranscoderTrackingCallback
+from ..tracking.trackio import TranscoderTrackioCallback
+from ..version import versions
 from .arguments import TranscoderTrainingArguments
 from .checkpoint_files import make_run_folder, only_run
 from .checkpoints import ExactCheckpoints
@@ -118,8 +119,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self.dictionaries = {dictionary_name(model.config): model}
         else:
             self.dictionaries = dict(model.items())
-        for name, dictionary in self.dictionaries.items():
-            _check_fits(name, dictionary, base_model)
+        check_fits(base_model, self.dictionaries)
         self.base_model = moved(base_model, args.device)
         # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
         # text's special tokens into the dictionary's configuration.
@@ -611,25 +611,6 @@ def _check_fsdp(args: TranscoderTrainingArguments) -> None:
         )
 
 
-def _check_fits(name: str, dictionary: TranscoderModel, base_model) -> None:
-    config = dictionary.config
-    for site, width, field in (
-        (config.input_site, config.d_in, "d_in"),
-        (config.output_site, config.d_out, "d_out"),
-    ):
-        if site is None:
-            raise TranscoderError(
-                f"The dictionary '{name}' does not say where it reads and writes: make its configuration with "
-                "TranscoderConfig.for_model(base_model, input_site, output_site)."
-            )
-        expected = site_width(base_model, site)
-        if expected is not None and expected != width:
-            raise TranscoderError(
-                f"The dictionary '{name}' has {field}={width}, but the base model's activations at {site} are {expected} "
-                f"wide: set `{field}={expected}`."
-            )
-
-
 def _each(dataset, function):
     return {name: function(one) for name, one in dataset.items()} if is_several(dataset) else function(dataset)
 
@@ -651,7 +632,7 @@ def _token_rows(dataset, tokenizer, sequence_length):
         return dataset
     if tokenizer is None:
         raise TranscoderError("The dataset holds text: give the base model's tokenizer as `processing_class`.")
-    from ..data import pack_tokens
+    from ..data.packing import pack_tokens
 
     return pack_tokens(dataset, tokenizer, sequence_length)
 

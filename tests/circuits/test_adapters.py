@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from hf_transcoders.circuits import PatchEngine, PatchPlan, patch_heads
-from hf_transcoders.studies import greater_than_study
 from hf_transcoders.lm import site_width
-from tests.circuits.interventions.utils import random_dictionary
-from tests.circuits.test_reuse import TOKENIZER
+from hf_transcoders.studies import greater_than_study
+from tests.circuits.interventions.setups import random_dictionary
 from tests.same_model import (
     EVERYTHING,
     PROMPT,
@@ -21,6 +20,7 @@ from tests.same_model import (
     numbers,
     untied,
 )
+from tests.studies.test_circuit_reuse import TOKENIZER
 from tests.tiny_models import TINY_CONFIGS, tiny_model
 
 

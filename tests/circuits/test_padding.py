@@ -17,14 +17,14 @@ from hf_transcoders.circuits import (
     measure_effect,
 )
 from hf_transcoders.circuits.patching import attention_between, component_outputs
-from hf_transcoders.studies.circuit_reuse.end_runs import predict_at_end
-from hf_transcoders.studies import blind_study
 from hf_transcoders.circuits.weights import FeatureWeights
 from hf_transcoders.lm import Site, capture
 from hf_transcoders.lm.norms import norm_scale
 from hf_transcoders.lm.order import norm_before, stream_before
+from hf_transcoders.studies import blind_study
+from hf_transcoders.studies.circuit_reuse.end_runs import predict_at_end
 from hf_transcoders.tasks import Task, end_logits, measure
-from tests.circuits.interventions.utils import transcoder_set
+from tests.circuits.interventions.setups import transcoder_set
 from tests.texts import SWITCH, alone, make_model, make_texts, padded
 from tests.tiny_models import tiny_model
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hf_transcoders.cli import main
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 
 from hf_transcoders.circuits.graphs import AttributionGraph
 from hf_transcoders.cli import main
-from tests.circuits.interventions.utils import transcoder_set
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+from tests.circuits.interventions.setups import transcoder_set
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"

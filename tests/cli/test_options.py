@@ -229,7 +229,7 @@ def test_a_base_model_that_is_elsewhere(monkeypatch, tmp_path, name):
 
 def test_a_base_model_by_a_path_that_looks_like_an_id(tmp_path, monkeypatch, capsys):
     from hf_transcoders import TranscoderSet
-    from tests.models.reference import make_model
+    from tests.models.reference_dictionary import make_model
 
     model = make_model("topk")
     model.config.input_site, model.config.output_site = "layers.1.mlp.in", "layers.1.mlp.branch"

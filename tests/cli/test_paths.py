@@ -6,8 +6,8 @@ import pytest
 
 from hf_transcoders.cli import main
 from hf_transcoders.models import TranscoderSet
-from tests.circuits.paths.utils import transcoders
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
+from tests.circuits.paths.setups import transcoders
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 
 
 @pytest.fixture(scope="module")

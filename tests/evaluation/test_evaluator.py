@@ -19,8 +19,8 @@ from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
 from hf_transcoders.evaluation.evaluation_report import METRICS, REPLACEMENT_METRICS, format_number
 from hf_transcoders.lm.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
-from hf_transcoders.text.markdown import escape
 from hf_transcoders.models import TranscoderSet
+from hf_transcoders.text.markdown import escape
 
 from .conftest import LAYERS, WIDTH, perfect_autoencoder, random_dictionary
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderEvaluator, TranscoderModel, explain_features
-from hf_transcoders.evaluation import DriftProbe
 from hf_transcoders.data.token_blocks import TokenBlocks
+from hf_transcoders.evaluation import DriftProbe
 from hf_transcoders.lm import replace
 from tests.texts import MODELS, SWITCH, alone, make_model, make_texts, padded
 from tests.tiny_models import tiny_model

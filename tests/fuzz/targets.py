@@ -28,7 +28,7 @@ from hf_transcoders.training.sweep import EVALUATION_FILE, PLAN_FILE, run_sweep
 from tests.cli.test_cli import WORDS, fill_workplace
 from tests.cli.test_sweep import arguments as sweep_arguments
 from tests.data.test_harvest import token_rows
-from tests.models.reference import VARIANTS, make_model
+from tests.models.reference_dictionary import VARIANTS, make_model
 from tests.tiny_models import tiny_model, tiny_tokens
 
 from .mutations import damage_file, damage_json

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
-from hf_transcoders.hub import local_hub
+from hf_transcoders.testing import local_hub
 from hf_transcoders.testing.local_hub import Account
 
 

@@ -11,11 +11,11 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from transformers import AutoModel
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
-from hf_transcoders.hub import local_hub
 from hf_transcoders.hub.cards import is_generated, is_unedited, own_card
 from hf_transcoders.hub.push_files import run_records
 from hf_transcoders.hub.upload import push
 from hf_transcoders.models.transcoder_set import INDEX_NAME
+from hf_transcoders.testing import local_hub
 from hf_transcoders.tracking import LocalTracker, Run
 
 from .conftest import READER, STRANGER, assert_same_function, make_dictionary, make_set

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from hf_transcoders import TranscoderModel, TranscoderSet
 from hf_transcoders.hub.remote_code import AUTO_MAP, CODE_FILES, remote_code_files
-from tests.models.reference import ACTIVATIONS, VARIANTS, make_batch, make_model
+from tests.models.reference_dictionary import ACTIVATIONS, VARIANTS, make_batch, make_model
 
 from .conftest import WRITER, assert_same_function, make_dictionary, make_set
 

@@ -7,7 +7,7 @@ from hf_transcoders import TranscoderError, capture, edit_attention
 from hf_transcoders.circuits import FeatureEdit, intervene
 from hf_transcoders.lm.modes import in_eval_mode
 from hf_transcoders.tasks import end_logits, measure
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.interventions.setups import random_dictionary
 from tests.circuits.patching.brute_force import tiny_task
 from tests.tiny_models import tiny_model, tiny_tokens
 

@@ -20,7 +20,7 @@ from hf_transcoders.files import _SAVING
 from hf_transcoders.models import TranscoderModel, TranscoderSet
 from tests.circuits.graphs.random_graph import random_graph
 
-from .reference import make_model
+from .reference_dictionary import make_model
 
 
 class Dictionary:

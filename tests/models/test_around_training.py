@@ -6,7 +6,7 @@ import torch
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderModel
 
-from .reference import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_config, make_model
+from .reference_dictionary import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_config, make_model
 
 
 def sample(tokens=400, seed=3):

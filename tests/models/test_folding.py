@@ -8,7 +8,7 @@ import torch
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderModel
 
-from .reference import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_model
+from .reference_dictionary import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_model
 
 
 FOLDS = ["fold_normalization_", "fold_pre_bias_", "fold_decoder_norm_"]

@@ -14,7 +14,7 @@ from hf_transcoders.cli.main import main
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderConfig, TranscoderModel, TranscoderSet
 
-from .reference import make_model
+from .reference_dictionary import make_model
 
 
 def edit(path, **changes):

@@ -19,7 +19,7 @@ from hf_transcoders.files import atomic_directory, atomic_file, read_settled, wr
 from hf_transcoders.models import TranscoderModel, TranscoderSet
 
 from .killed_saves import KINDS, tally
-from .reference import make_model
+from .reference_dictionary import make_model
 
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

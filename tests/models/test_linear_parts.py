@@ -7,7 +7,7 @@ import torch
 
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows, skip_and_bias
 
-from .reference import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_model
+from .reference_dictionary import ACTIVATIONS, D_IN, D_OUT, N, make_batch, make_model
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

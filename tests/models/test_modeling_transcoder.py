@@ -6,7 +6,7 @@ import torch
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderModel
 
-from .reference import (
+from .reference_dictionary import (
     ACTIVATIONS,
     D_IN,
     D_OUT,

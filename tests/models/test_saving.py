@@ -12,7 +12,7 @@ from hf_transcoders.errors import TranscoderError
 from hf_transcoders.files import atomic_directory, atomic_file
 from hf_transcoders.models import TranscoderModel, TranscoderSet
 
-from .reference import ACTIVATIONS, VARIANTS, make_batch, make_model
+from .reference_dictionary import ACTIVATIONS, VARIANTS, make_batch, make_model
 
 
 def assert_equal_models(ours, theirs):

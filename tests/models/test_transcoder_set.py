@@ -7,7 +7,7 @@ from transformers import AutoModel
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.models import TranscoderConfig, TranscoderModel, TranscoderSet
 
-from .reference import D_IN, PENALTIES, N, make_model
+from .reference_dictionary import D_IN, PENALTIES, N, make_model
 
 
 def site_model(layer, activation="topk", seed=0, base="someone/base", **kwargs):

@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_transcoders.evaluation import EvaluationReport, FeatureContext, FeatureExplanation
+from hf_transcoders.evaluation import EvaluationReport
 from hf_transcoders.evaluation.evaluation_report import METRICS
+from hf_transcoders.features import FeatureContext, FeatureExplanation
 from hf_transcoders.reports import plots, write_report
 
 

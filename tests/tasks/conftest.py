@@ -1,20 +1,26 @@
 """Tokenizers of several kinds, built from the words of the tasks, and how each should show a token."""
 
 import re
+from importlib import import_module
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from hf_transcoders import offline_model
-from hf_transcoders.tasks import (
-    subject_verb_agreement as agreement,
-    colored_objects as colours,
-    docstring_completion as docstrings,
-    ioi,
-    gendered_pronoun as pronouns,
-    words,
-    greater_than as years,
+from hf_transcoders.tasks import ioi, words
+
+
+# The functions of these names hide the modules that define them.
+agreement, colours, docstrings, pronouns, years = (
+    import_module(f"hf_transcoders.tasks.{name}")
+    for name in (
+        "subject_verb_agreement",
+        "colored_objects",
+        "docstring_completion",
+        "gendered_pronoun",
+        "greater_than",
+    )
 )
 
 

@@ -10,7 +10,6 @@ from hf_transcoders import TranscoderError, tasks
 from hf_transcoders.tasks import (
     TASKS,
     colored_objects,
-    colored_objects as colours,
     docstring_completion,
     gendered_pronoun,
     greater_than,
@@ -18,6 +17,7 @@ from hf_transcoders.tasks import (
     ioi,
     subject_verb_agreement,
 )
+from hf_transcoders.tasks.colored_objects import _OBJECTS
 from hf_transcoders.tasks.templates import fill
 from hf_transcoders.tasks.words import NAMES
 
@@ -278,7 +278,7 @@ def test_beginning_of_sequence_token(tokenizers):
 def test_words_of_several_tokens_are_left_out(tokenizers, name, left_out):
     task = colored_objects(tokenizers(name), size=100)
     found = set(re.findall(r"\w+", " ".join(task.dataset["clean"])))
-    assert set(colours._OBJECTS) - found == left_out
+    assert set(_OBJECTS) - found == left_out
 
 
 def test_what_a_tokenizer_cannot_express_is_said(tokenizers):

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import __version__
+from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
-from ...dictionaries import Dictionaries, named_dictionaries
+from ...version import versions
 from ..prompt_tokens import Prompt, encode_prompts, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
 from .graph import KINDS, AttributionGraph, TargetInfo
@@ -126,7 +125,7 @@ def attribution_graphs(
             raise TranscoderError(f"`{name}` is {value}; give at least 1.")
     if method not in ("adjoint", "autograd"):
         raise TranscoderError(f"method='{method}' is unknown; use 'adjoint' or 'autograd'.")
-    dictionaries = named_dictionaries(base_model, transcoders)
+    dictionaries = fitting_dictionaries(base_model, transcoders)
     ids = encode_prompts(base_model, prompts, tokenizer)
     settings = {
         "max_logits": max_logits, "logit_mass": logit_mass, "max_features": max_features,
@@ -385,9 +384,5 @@ def _protocol(run, settings):
         ],
         "frozen": "attention patterns and norm scales",
         "settings": settings,
-        "versions": {
-            "hf_transcoders": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }

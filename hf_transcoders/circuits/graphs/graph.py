@@ -323,7 +323,7 @@ class AttributionGraph:
         Raises:
             [`TranscoderError`]: the graph has too many edges for a browser.
         """
-        from ...reports.graph import write_graph
+        from ...reports.graph.graph_page import write_graph
         from .page_data import page_data
 
         return write_graph(path, page_data(self, features, certificate))

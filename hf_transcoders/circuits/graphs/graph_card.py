@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ...dictionaries import is_hub_id
 from ...text.markdown import code, escape, table
 
 
@@ -27,7 +28,7 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
     base = facts.get("model")
     metadata = ModelCardData(
         library_name="hf_transcoders",
-        base_model=base if base and base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,
+        base_model=base if is_hub_id(base) else None,
         tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
     )
     scores = facts.get("scores") or graph.scores()

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
-from ...dictionaries import Dictionaries, named_dictionaries
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
@@ -185,7 +185,7 @@ def record_again(base_model: PreTrainedModel, transcoders: Dictionaries, graph: 
     Raises:
         [`TranscoderError`]: the dictionaries have other names than those of the graph, or do not fit the model.
     """
-    named = named_dictionaries(base_model, transcoders)
+    named = fitting_dictionaries(base_model, transcoders)
     if list(named) != graph.dictionaries:
         raise TranscoderError(
             f"The graph was made with the dictionaries {', '.join(graph.dictionaries) or 'none'}, and these are "

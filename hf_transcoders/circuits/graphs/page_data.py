@@ -11,8 +11,8 @@ from .node_ids import node_ids
 
 
 if TYPE_CHECKING:
-    from .validation import Certificate
     from .graph import AttributionGraph
+    from .validation import Certificate
 
 #: Edges that a browser still draws without a pause.
 MAX_EDGES = 50_000

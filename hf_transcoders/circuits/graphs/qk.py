@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.query_key import linear_query_key
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
-from ...dictionaries import Dictionaries, named_dictionaries
 from ..prompt_tokens import Prompt, encode_prompt, token_labels
 from .adjoint import Adjoint, Functionals
 from .attribution import measured
@@ -167,7 +167,7 @@ def qk_attribution(
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
         run = record(
-            base_model, named_dictionaries(base_model, transcoders), [ids], 1 if skip_first is None else skip_first
+            base_model, fitting_dictionaries(base_model, transcoders), [ids], 1 if skip_first is None else skip_first
         )[0]
         tokens = token_labels(ids.tolist(), tokenizer)
     heads = len(run.layers[0].pattern)

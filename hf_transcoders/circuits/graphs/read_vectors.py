@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ...lm.sites import Site
-from ...models import TranscoderModel
 from ...models.linear_parts import encoder_rows
+from ...models.modeling_transcoder import TranscoderModel
 from .adjoint import Functionals
 from .graph import AttributionGraph
 

@@ -18,10 +18,10 @@ from ...lm.inputs import check_tokens
 from ...lm.linear_maps import is_quantized
 from ...lm.modes import in_eval_mode
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
-from ...lm.sites import POINTS, Site
 from ...lm.order import map_behind, multiplier_behind, norm_before, norm_behind
-from ...models import TranscoderModel
+from ...lm.sites import POINTS, Site
 from ...models.linear_parts import decoder_rows, skip_and_bias
+from ...models.modeling_transcoder import TranscoderModel
 from ...text import logging
 
 

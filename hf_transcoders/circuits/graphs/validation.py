@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.architectures import Location, architecture_of, locate
 from ...lm.devices import input_device
@@ -15,8 +16,8 @@ from ...lm.hooks import read_at
 from ...lm.inputs import forget_lengths_
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
-from ...dictionaries import Dictionaries, named_dictionaries
-from ..interventions import FeatureEdit, intervene
+from ..interventions.feature_edits import FeatureEdit
+from ..interventions.intervene import intervene
 from .adjoint import FINAL
 from .graph import AttributionGraph
 from .influence import influence, normalized_weights
@@ -143,7 +144,7 @@ def certificate(
     Raises:
         [`TranscoderError`]: the graph has no edge out of a feature, or was made of something else.
     """
-    named = named_dictionaries(base_model, transcoders)
+    named = fitting_dictionaries(base_model, transcoders)
     if missing := [name for name in graph.dictionaries if name not in named]:
         raise TranscoderError(f"The graph was made with '{missing[0]}' too: give all dictionaries it was made with.")
     if not graph.input_ids:

@@ -259,7 +259,7 @@ def _viewer_node(graph, number, name, numbers, labels):
 
 
 def _metadata(graph, slug, scan, description):
-    from ... import __version__
+    from ...version import __version__
 
     # Those of the whole graph, where this is a part of it.
     scores = graph.metadata.get("scores") or graph.scores()

@@ -8,15 +8,16 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm import capture
+from ...lm.capture import capture
 from ...lm.forwards import forward_logits
 from ...lm.inputs import forget_lengths_
 from ...lm.modes import in_eval_mode
 from ...lm.wrappers import measures_model
-from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import encoder_rows
-from ...dictionaries import find_dictionary, named_dictionaries
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from ..prompt_tokens import prompts_of_one_length
 from .feature_edits import FeatureEdit
 from .intervene import edit_lists, encode_some, input_sites, intervene
@@ -97,7 +98,7 @@ def measure_effect(
     >>> effect.pre_activations_after - effect.pre_activations_before
     ```
     """
-    named = named_dictionaries(model, transcoders)
+    named = fitting_dictionaries(model, transcoders)
     input_ids = prompts_of_one_length(model, input_ids)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape

@@ -9,18 +9,21 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm import FrozenRun, Site, frozen, locate, record_frozen
+from ...lm.architectures import locate
+from ...lm.freeze import FrozenRun, frozen, record_frozen
 from ...lm.hooks import read_at, write_at
 from ...lm.modes import in_eval_mode
+from ...lm.sites import Site
 from ...lm.wrappers import opens_on_model
-from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, skip_and_bias
-from ...dictionaries import find_dictionary, named_dictionaries
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from ..prompt_tokens import prompts_of_one_length
+from .edit_table import EditTable, Entries
 from .feature_edits import FeatureEdit
 from .prompt_end import PromptTracker
-from .edit_table import EditTable, Entries
 
 
 MODES = ("direct", "frozen", "free")
@@ -92,7 +95,7 @@ def intervene(
     ...     output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"))
     ```
     """
-    named = named_dictionaries(model, transcoders)
+    named = fitting_dictionaries(model, transcoders)
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")

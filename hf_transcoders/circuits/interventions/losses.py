@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
+from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
 from ...evaluation.evaluator import TranscoderEvaluator
 from ...lm.partial_forward import block_of
 from ...lm.wrappers import measures_model
-from ...models import TranscoderModel, TranscoderSet
-from ...dictionaries import find_dictionary, named_dictionaries
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from .feature_edits import FeatureEdit
 from .intervene import edit_lists, intervene
 
@@ -51,7 +52,7 @@ def intervention_losses(
     >>> intervention_losses(model, held_out_blocks, transcoders, edits)["kl"]
     ```
     """
-    named = named_dictionaries(model, transcoders)
+    named = fitting_dictionaries(model, transcoders)
     lists = edit_lists(edits)
     if len(lists) > 1:
         raise TranscoderError(

@@ -9,8 +9,8 @@ from ...lm.devices import input_device
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.wrappers import measures_model
 from ...reports.heatmap import AttentionView
-from ...tasks import Task
-from ...studies.circuit_reuse.stages import Head
+from ...tasks.task import Task
+from .results import Head
 
 
 @measures_model

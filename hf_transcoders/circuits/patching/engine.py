@@ -15,7 +15,7 @@ from ...lm.inputs import check_tokens, length_groups
 from ...lm.linear_maps import adapters_at_work
 from ...lm.modes import in_eval_mode
 from ...lm.wrappers import language_model
-from ...tasks import Task
+from ...tasks.task import Task
 from ...text.printable import printable
 from .blocks import Blocks, Edit
 from .patch_plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan

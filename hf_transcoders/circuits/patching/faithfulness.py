@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.wrappers import measures_model
-from ...tasks import Task
-from . import PatchEngine, PatchPlan
-from ...studies.circuit_reuse.stages import Head
+from ...tasks.task import Task
+from .engine import PatchEngine
+from .patch_plan import PatchPlan
+from .results import Head
 
 
 @dataclass(frozen=True)

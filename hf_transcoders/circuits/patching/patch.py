@@ -11,7 +11,7 @@ from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import HEAD_POINTS
 from ...lm.wrappers import measures_model
-from ...tasks import Task
+from ...tasks.task import Task
 from .engine import PatchEngine
 from .patch_plan import PatchPlan
 from .results import PatchResult

@@ -11,12 +11,12 @@ from ...lm.architectures import has_parallel_residual, num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
-from ...tasks import Task
+from ...tasks.task import Task
 from .blocks import Blocks, Edit
 from .engine import PatchEngine
 from .patch_plan import ALL_POSITIONS, COMPONENTS, PatchPlan
-from .run_recording import Window
 from .results import PatchResult
+from .run_recording import Window
 
 
 @measures_model

@@ -13,8 +13,8 @@ from ...lm.forwards import check_head, forward_logits
 from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
-from ...tasks import AnswerBatch, Task
 from ...tasks.answer_metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
+from ...tasks.task import AnswerBatch, Task
 
 
 _METRICS = {

@@ -13,6 +13,10 @@ from ...text.printable import printable
 from ...text.strict_json import read_json, to_json
 
 
+# Layer and number of a head.
+Head = tuple[int, int]
+
+
 @dataclass
 class PatchResult:
     """Metrics of patched runs, for each place and prompt.

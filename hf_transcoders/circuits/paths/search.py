@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
-from ...dictionaries import Dictionaries, named_dictionaries
 from ..graphs.attribution import measured
 from ..graphs.graph import TargetInfo
 from ..graphs.recording import record
@@ -158,7 +158,7 @@ def greedy_paths(
         if value < 1:
             raise TranscoderError(f"`{name}` is {value}; give at least 1.")
     filters = filter_list(filter)
-    dictionaries = named_dictionaries(base_model, transcoders)
+    dictionaries = fitting_dictionaries(base_model, transcoders)
     run = record(base_model, dictionaries, [encode_prompt(base_model, prompt, tokenizer)], skip_first)[0]
     functionals, (info,) = resolve_targets(run, None if target is None else [target], tokenizer, max_logits=1)
     value = float(measured(run, functionals))

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from ...errors import TranscoderError
-from ...evaluation.evaluator import check_fits, named_dictionaries
 from ...data.token_blocks import TokenBlocks
-from ...lm import Site, capture, num_layers
+from ...dictionaries import check_fits, named_dictionaries
+from ...errors import TranscoderError
+from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
+from ...lm.capture import capture
 from ...lm.devices import input_device
 from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
@@ -24,9 +25,11 @@ from ...lm.order import (
     writing_stage,
     written_directions,
 )
+from ...lm.sites import Site
 from ...lm.wrappers import language_model
-from ...models import TranscoderModel, TranscoderSet
 from ...models.linear_parts import decoder_rows, encoder_rows
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from ..prompt_tokens import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
 from .mean_contributions import MeanContributions, SourceContributions, mean_scaled_activations

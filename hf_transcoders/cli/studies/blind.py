@@ -38,8 +38,8 @@ def add_arguments(parser):
 
 
 def run(args):
-    from ...studies import blind_study
     from ...lm.devices import input_device
+    from ...studies.blind.study import blind_study
 
     if args.output:
         output_file(args.output)

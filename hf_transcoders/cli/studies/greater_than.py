@@ -40,8 +40,9 @@ def add_arguments(parser):
 
 
 def run(args):
-    from ...studies import greater_than_study, greater_than_text, save_greater_than
     from ...lm.devices import input_device
+    from ...studies.greater_than.study import greater_than_study
+    from ...studies.report import greater_than_text, save_greater_than
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)

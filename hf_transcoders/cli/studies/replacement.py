@@ -33,8 +33,9 @@ def add_arguments(parser):
 
 
 def run(args):
-    from ...studies import replacement_study, replacement_text, save_replacement
     from ...lm.devices import input_device
+    from ...studies.replacement.study import replacement_study
+    from ...studies.report import replacement_text, save_replacement
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)

@@ -2,8 +2,9 @@
 
 import torch
 
+from ...models.configuration_transcoder import TranscoderConfig
+from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import Markdown, code, escape, table
-from ...models import TranscoderConfig, TranscoderModel
 from .facts import CardFacts, grouped
 from .wording import dtype_name, kind, listed, place_and_name
 

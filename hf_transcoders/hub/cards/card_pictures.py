@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...evaluation.evaluation_report import METRICS, format_number
-from ...text.markdown import Markdown, escape
 from ...reports import plots
+from ...text.markdown import Markdown, escape
 from .card import ASSETS
 from .facts import CardFacts
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ...dictionaries import is_hub_id
 from ...evaluation.evaluation_report import EvaluationReport
-from ...models import TranscoderConfig, TranscoderModel, TranscoderSet
-from ...models.transcoder_set import dictionary_name
-from ...tracking import Run
-from ..public import hidden_names, is_hub_id, public_name, public_values
+from ...models.configuration_transcoder import TranscoderConfig
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet, dictionary_name
+from ...tracking.run import Run
+from ..public import hidden_names, public_name, public_values
 from .recorded import is_number, known_evaluation, known_training
 
 

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
-from ...text.markdown import Markdown, code, escape
-from ...models import TranscoderModel, TranscoderSet
-from ...models.transcoder_set import INDEX_NAME
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import INDEX_NAME, TranscoderSet
 from ...reports.page import MEANINGS
+from ...text.markdown import Markdown, code, escape
 from ...text.strict_json import read_json
-from ...tracking import Run, recorded_run
+from ...tracking.run import Run, recorded_run
 from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
+from .card_pictures import result_pictures, training_pictures
 from .facts import CardFacts, gather_facts
 from .metadata import metadata
-from .card_pictures import result_pictures, training_pictures
 from .wording import listed
 
 

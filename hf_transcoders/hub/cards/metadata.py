@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ...dictionaries import is_hub_id
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, TOGETHER
+from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import one_line
-from ...models import TranscoderModel
-from ..public import is_hub_id
 from .facts import CardFacts
 from .summary import title
 from .wording import slug

@@ -1,8 +1,8 @@
 """How a card says to use the dictionaries: an example that runs as it stands."""
 
-from ...lm import Site
+from ...lm.sites import Site
+from ...models.configuration_transcoder import TranscoderConfig
 from ...text.markdown import Markdown
-from ...models import TranscoderConfig
 from .facts import CardFacts
 from .wording import literal
 

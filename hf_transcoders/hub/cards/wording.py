@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Iterable
 
-from ...lm import Site
+from ...lm.sites import Site
+from ...models.configuration_transcoder import TranscoderConfig
+from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import Markdown, code, escape
-from ...models import TranscoderConfig, TranscoderModel
 
 
 _PLACES = {

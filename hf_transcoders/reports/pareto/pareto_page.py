@@ -11,10 +11,10 @@ from ...evaluation.evaluation_report import METRICS
 from ...files import write_text
 from ..page import page_templates, present
 from ..plots import L0_LABEL, Chart
+from .caveats import heading, origin, protocol_lines, warning
 from .chart import FrontChart, require_points, step_line
 from .fronts import ParetoFronts
 from .labels import place_labels
-from .caveats import heading, origin, protocol_lines, warning
 
 
 _LABEL_SIZE = 10.5

@@ -8,10 +8,10 @@ from pathlib import Path
 from ...evaluation.evaluation_report import METRICS
 from ...files import atomic_file
 from .. import plots
+from .caveats import heading, warning
 from .chart import FrontChart, require_points, step_line
 from .fronts import ParetoFronts
 from .labels import place_labels
-from .caveats import heading, warning
 
 
 def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *, title: str) -> Path:

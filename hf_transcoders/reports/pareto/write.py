@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .fronts import ParetoFronts
+from .fronts_csv import save_pareto_csv
 from .pareto_page import write_pareto_page
 from .png import write_pareto_png
-from .fronts_csv import save_pareto_csv
 
 
 def write_pareto(

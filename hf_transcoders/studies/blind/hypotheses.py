@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
-from ...lm import Site
-from ...lm.heads import output_weight, value_weight
-from ...lm.norms import frozen_norm, norm_bias, norm_scale
-from ...lm.order import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...circuits.weights.ov_circuits import OVCircuits
 from ...circuits.weights.token_effects import embeddings, vocabulary_parts
+from ...lm.heads import output_weight, value_weight
+from ...lm.norms import frozen_norm, norm_bias, norm_scale
+from ...lm.order import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
+from ...lm.sites import Site
 
 
 @dataclass(frozen=True)

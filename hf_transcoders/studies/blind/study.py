@@ -9,16 +9,18 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...circuits.weights.feature_weights import FeatureWeights
+from ...data.token_blocks import TokenBlocks
 from ...data.token_texts import token_texts
 from ...errors import TranscoderError
-from ...data.token_blocks import TokenBlocks
-from ...lm import Site, capture
+from ...lm.capture import capture
 from ...lm.modes import in_eval_mode
+from ...lm.sites import Site
 from ...lm.wrappers import measures_model
-from ...models import TranscoderModel, TranscoderSet
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from ...text.columns import aligned
 from ...text.printable import printable
-from ...circuits.weights.feature_weights import FeatureWeights
 from .auroc import auroc, bootstrap_auroc
 from .hypotheses import TokenHypotheses, token_hypotheses
 

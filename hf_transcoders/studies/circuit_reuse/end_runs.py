@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
+from ...circuits.patching.attention_edits import AttentionEdit, edited_attention
 from ...errors import TranscoderError
 from ...lm.devices import input_device
 from ...lm.forwards import forward_logits, named_outputs
 from ...lm.inputs import check_tokens, forget_lengths_, same_positions
 from ...lm.wrappers import measures_model
-from ...tasks import Task
+from ...tasks.task import Task
 from ...text.printable import printable
-from ...circuits.patching import AttentionEdit, edited_attention
 
 
 @dataclass(frozen=True)

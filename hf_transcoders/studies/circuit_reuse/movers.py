@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ...circuits.patching.attention_edits import AttentionEdit, edited_attention
+from ...circuits.patching.head_scores import attention_between, logit_attribution
+from ...circuits.patching.results import Head
 from ...lm.wrappers import measures_model
-from ...tasks import Task
-from ...circuits.patching import AttentionEdit, attention_between, edited_attention, logit_attribution
+from ...tasks.task import Task
 from .end_runs import edit_of_rows
 from .repair import RIGHT_COLOR, WRONG_COLORS
-from .stages import Head
 
 
 @dataclass(frozen=True)

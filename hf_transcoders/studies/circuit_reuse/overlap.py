@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ...circuits.patching.results import PatchResult
 from ...errors import TranscoderError
-from ...circuits.patching import PatchResult
 from .stages import head_count, top_mask
 
 

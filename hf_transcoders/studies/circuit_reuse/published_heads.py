@@ -6,7 +6,7 @@ Models](https://arxiv.org/abs/2310.08744).
 
 from dataclasses import dataclass, field
 
-from .stages import Head
+from ...circuits.patching.results import Head
 
 
 @dataclass(frozen=True)

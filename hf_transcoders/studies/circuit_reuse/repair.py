@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ...circuits.patching.attention_edits import AttentionEdit
+from ...circuits.patching.results import Head
 from ...errors import TranscoderError
 from ...lm.attention import num_heads
 from ...lm.wrappers import measures_model
-from ...tasks import Estimate, Task, estimate
-from ...circuits.patching import AttentionEdit
+from ...tasks.answer_metrics import Estimate, estimate
+from ...tasks.task import Task
 from .end_runs import Predictions, predict_at_end
-from .stages import Head
 
 
 WRONG_COLORS = ("wrong_colour_1", "wrong_colour_2")

@@ -4,14 +4,14 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...circuits.patching.results import PatchResult
 from ...files import write_csv, write_text
 from ...reports.heatmap import AttentionView, Heatmap, Section, Table, write_page, write_png
 from ...text.columns import aligned
 from ...text.printable import printable
 from ...text.strict_json import to_json
-from ...circuits.patching import PatchResult
-from .study import CircuitReuse
 from .roles import ROLES
+from .study import CircuitReuse
 
 
 _TITLES = {"ioi": "IOI", "colored-objects": "Colored Objects"}

@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ...lm.wrappers import measures_model
-from ...tasks import Task
-from ...circuits.patching import (
-    attention_between,
+from ...circuits.patching.head_scores import attention_between, pattern_scores
+from ...circuits.patching.results import Head
+from ...circuits.patching.weight_scores import (
     composition_scores,
     copying_scores,
     duplicate_token_scores,
-    pattern_scores,
     previous_token_scores,
 )
-from .stages import Head, Stage, head_count, top_mask
+from ...lm.wrappers import measures_model
+from ...tasks.task import Task
+from .stages import Stage, head_count, top_mask
 
 
 @dataclass(frozen=True)

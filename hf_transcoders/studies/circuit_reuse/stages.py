@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ...circuits.patching.path_patching import path_patch
+from ...circuits.patching.results import Head, PatchResult
 from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
-from ...tasks import Task
-from ...circuits.patching import PatchResult, path_patch
+from ...tasks.task import Task
 
-
-Head = tuple[int, int]
 
 #: What each stage patches into and at which token: `repeated` is the word that comes again.
 STAGES = (

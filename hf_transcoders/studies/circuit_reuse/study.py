@@ -6,20 +6,24 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from ...circuits.patching.attention_views import attention_views
+from ...circuits.patching.faithfulness import Faithfulness, circuit_faithfulness
+from ...circuits.patching.results import Head
 from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import attention_modules, num_heads
 from ...lm.wrappers import measures_model
 from ...reports.heatmap import AttentionView
-from ...tasks import Estimate, colored_objects, indirect_object_identification, measure
-from ...circuits.patching.faithfulness import Faithfulness, circuit_faithfulness
+from ...tasks.answer_metrics import Estimate
+from ...tasks.colored_objects import colored_objects
+from ...tasks.ioi import indirect_object_identification
+from ...tasks.measuring import measure
 from .movers import MoverChange, mover_change
 from .overlap import Overlap, overlaps
 from .published_heads import Published, published_for
 from .repair import Outcome, forced, repair_outcomes
 from .roles import Roles, RoleTests, find_roles
-from .stages import Head, Stage, head_count, receiving_heads, strongest_heads, trace_stages
-from ...circuits.patching.attention_views import attention_views
+from .stages import Stage, head_count, receiving_heads, strongest_heads, trace_stages
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
-from ...lm import Site, locate
-from ...lm.architectures import Location
+from ...lm.architectures import Location, locate
 from ...lm.devices import input_device
 from ...lm.hooks import read_at, write_at
 from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import linear_modules, map_size
+from ...lm.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
+from ...lm.sites import Site
 
 
 # Tokens of one forward; more of them no longer make it faster per token.

@@ -5,26 +5,26 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ... import __version__
+from ...circuits.weights.feature_weights import FeatureWeights
+from ...dictionaries import check_fits
 from ...errors import TranscoderError
-from ...lm import Site, architecture_of, locate, site_width
-from ...lm.architectures import Location
+from ...lm.architectures import Location, architecture_of, locate
 from ...lm.devices import input_device
 from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
 from ...lm.order import UNEMBEDDING, map_behind
+from ...lm.sites import Site
 from ...lm.wrappers import measures_model
-from ...models import TranscoderModel
 from ...models.linear_parts import decoder_rows, skip_and_bias
+from ...models.modeling_transcoder import TranscoderModel
 from ...tasks.answer_metrics import Estimate, accuracy, estimate
-from ...circuits.weights import FeatureWeights
-from .mlp_rows import MlpRows, neurons_location
+from ...version import versions
 from ..published import GREATER_THAN, PublishedStudy, published_study
+from .mlp_rows import MlpRows, neurons_location
 from .year_prompts import YearPrompts
 
 
@@ -237,11 +237,7 @@ def greater_than_study(
                 "unchanged positions at the start": skip_first,
                 "direction": " - ".join(DIRECTIONS[prompts.variant]),
                 "precision": f"{str(model.dtype).removeprefix('torch.')} on {input_device(model).type}",
-                "versions": {
-                    "hf_transcoders": __version__,
-                    "transformers": transformers.__version__,
-                    "torch": torch.__version__,
-                },
+                "versions": versions(),
             },
             published=published,
         )
@@ -372,21 +368,12 @@ class _Measured:
 
 
 def _output_place(model, transcoder) -> Site:
-    config = transcoder.config
-    if config.input_site is None or config.output_site is None:
-        raise TranscoderError("The transcoder does not say where it belongs: set its input_site and output_site.")
-    place = Site.parse(config.output_site)
+    check_fits(model, {"transcoder": transcoder})
+    place = Site.parse(transcoder.config.output_site)
     if place.point not in ("mlp.out", "mlp.branch"):
         raise TranscoderError(
             f"The dictionary writes '{place}', but the study replaces an MLP: choose one that writes mlp.out or mlp.branch."
         )
-    for site, width in ((config.input_site, config.d_in), (config.output_site, config.d_out)):
-        expected = site_width(model, site)
-        if expected is not None and expected != width:
-            raise TranscoderError(
-                f"The transcoder has width {width} at '{site}', but the base model has {expected} there: use the model it "
-                f"was trained for ({config.base_model_name_or_path})."
-            )
     return place
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import TranscoderError
-from ...tasks.prompt_encoding import PromptEncoder
 from ...tasks.greater_than import year_tokens
+from ...tasks.prompt_encoding import PromptEncoder
 
 
 _TEMPLATE = "The war lasted from {stem}{ending} to {stem}"

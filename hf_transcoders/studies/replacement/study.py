@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
+from ...dictionaries import named_dictionaries
 from ...errors import TranscoderError
-from ...evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
-from ...evaluation.evaluator import ORIGINAL, named_dictionaries
-from ...lm import Site, num_layers
+from ...evaluation.evaluator import ORIGINAL, EvaluationReport, TranscoderEvaluator
+from ...evaluation.statistics import ce_recovered
+from ...lm.architectures import num_layers
 from ...lm.modes import in_eval_mode
-from ...models import TranscoderModel, TranscoderSet
+from ...lm.sites import Site
+from ...models.modeling_transcoder import TranscoderModel
+from ...models.transcoder_set import TranscoderSet
 from ..published import REPLACEMENT, PublishedStudy, published_study
 
 

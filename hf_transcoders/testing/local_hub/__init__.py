@@ -8,3 +8,14 @@ ETag and Range. It is no place to publish: it listens on this machine only and t
 from .client import local_hub
 from .server import LocalHub
 from .traffic import TOKEN, USER, Account, Fault, Request
+
+
+__all__ = [
+    "Account",
+    "Fault",
+    "LocalHub",
+    "Request",
+    "TOKEN",
+    "USER",
+    "local_hub",
+]

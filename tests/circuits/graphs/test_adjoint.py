@@ -6,7 +6,7 @@ import torch
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from tests.circuits.graphs.utils import mixes, runs_of, some_functionals
+from tests.circuits.graphs.setups import mixes, runs_of, some_functionals
 from tests.lm.utils import hook_state
 from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, tiny_model, tiny_tokens
 

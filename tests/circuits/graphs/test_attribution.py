@@ -6,8 +6,8 @@ import torch
 from hf_transcoders import Site, TranscoderError
 from hf_transcoders.circuits.graphs import Target, attribution_graph, attribution_graphs
 from hf_transcoders.models.linear_parts import encoder_rows
-from tests.circuits.graphs.utils import mixes
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.graphs.setups import mixes
+from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import HIDDEN_SIZE, VOCAB_SIZE, tiny_model, tiny_tokens
 
 

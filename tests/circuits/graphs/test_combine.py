@@ -6,7 +6,7 @@ import torch
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import attribution_graphs, contrast, union
 from hf_transcoders.circuits.graphs.graph import AttributionGraph
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import tiny_model, tiny_tokens
 
 

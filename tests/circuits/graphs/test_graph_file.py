@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_transcoders.circuits.graphs import AttributionGraph
-from hf_transcoders.circuits.graphs.graph_card import graph_card
 from hf_transcoders.circuits.graphs.combine import contrast, union
+from hf_transcoders.circuits.graphs.graph_card import graph_card
 from hf_transcoders.errors import TranscoderError
 from tests.circuits.graphs.random_graph import random_graph
 from tests.mutations import mutate_json, mutate_tensors

@@ -5,9 +5,9 @@ import torch
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import Target, attribution_graph, head_loadings
-from hf_transcoders.circuits.graphs.head_loadings import _read, record_again
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from tests.circuits.graphs.utils import mixes
+from hf_transcoders.circuits.graphs.head_loadings import _read, record_again
+from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokens
 
 

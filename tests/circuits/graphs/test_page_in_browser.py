@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_transcoders.circuits.graphs.validation import Certificate
 from hf_transcoders.circuits.graphs.combine import union
+from hf_transcoders.circuits.graphs.validation import Certificate
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
 from .random_graph import random_graph

@@ -5,8 +5,8 @@ import torch
 
 from hf_transcoders.circuits.graphs import AttributionGraph
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.hub import local_hub
 from hf_transcoders.hub.cards import is_generated
+from hf_transcoders.testing import local_hub
 from tests.hub.conftest import ACCOUNTS, READER, WRITER, make_dictionary
 
 from .random_graph import random_graph

@@ -8,11 +8,11 @@ import torch
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import attribution_graph, qk_attribution
 from hf_transcoders.circuits.graphs.adjoint import Functionals
-from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
+from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm import edit_attention
 from hf_transcoders.lm.query_key import linear_query_key
-from tests.circuits.graphs.utils import mixes
+from tests.circuits.graphs.setups import mixes
 from tests.lm.utils import hook_state
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 

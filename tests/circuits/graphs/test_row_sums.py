@@ -9,12 +9,12 @@ from hf_transcoders import register_architecture
 from hf_transcoders.circuits import attribution_graph, contrast, greedy_paths, union
 from hf_transcoders.circuits.graphs import AttributionGraph, head_loadings, qk_attribution
 from hf_transcoders.circuits.graphs.graph_card import graph_card
-from hf_transcoders.circuits.graphs.viewer import to_viewer_json
 from hf_transcoders.circuits.graphs.row_sums import relative_tolerance, row_errors
+from hf_transcoders.circuits.graphs.viewer import to_viewer_json
 from hf_transcoders.circuits.interventions import intervene
 from hf_transcoders.lm import architectures
 from tests.circuits.graphs.random_graph import random_graph
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 
 

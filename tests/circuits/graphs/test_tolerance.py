@@ -10,7 +10,7 @@ from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.graphs.tolerance import row_tolerance
 from hf_transcoders.lm import locate
 from hf_transcoders.lm.hooks import write_at
-from tests.circuits.graphs.utils import mixes
+from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS, tiny_model, tiny_tokens
 
 

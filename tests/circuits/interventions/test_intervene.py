@@ -11,7 +11,7 @@ from hf_transcoders.lm import edit_attention, frozen, locate, record_frozen
 from hf_transcoders.lm.heads import output_weight, value_weight
 from hf_transcoders.lm.hooks import write_at
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
-from tests.circuits.interventions.utils import FEATURES, random_dictionary, transcoder_set
+from tests.circuits.interventions.setups import FEATURES, random_dictionary, transcoder_set
 from tests.lm.utils import hook_state
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 

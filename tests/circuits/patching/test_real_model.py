@@ -16,7 +16,7 @@ from hf_transcoders.circuits import (
 )
 from hf_transcoders.tasks import end_logits, indirect_object_identification, row_metrics
 from tests.circuits.patching.brute_force import activations, at, patched, path_patched, prompt
-from tests.circuits.patching.test_activation import close
+from tests.circuits.patching.test_patch import close
 
 
 pytestmark = pytest.mark.real_model

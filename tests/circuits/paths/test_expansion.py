@@ -10,7 +10,7 @@ from hf_transcoders.circuits.paths.expansion import Expander
 from hf_transcoders.circuits.paths.steps import KINDS
 from tests.tiny_models import HIDDEN_SIZE, TINY_CONFIGS
 
-from .utils import DICTIONARIES, recorded, transcoders
+from .setups import DICTIONARIES, recorded, transcoders
 
 
 def functionals_of(run, *places):

@@ -13,7 +13,7 @@ from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from tests.circuits.planted import ANSWER, OTHER, START, planted
 from tests.tiny_models import HIDDEN_SIZE, tiny_model, tiny_tokens
 
-from .utils import DICTIONARIES, recorded, transcoders
+from .setups import DICTIONARIES, recorded, transcoders
 
 
 EVERYTHING = 10**6

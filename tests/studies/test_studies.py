@@ -19,13 +19,13 @@ from hf_transcoders.studies import (
     save_replacement,
 )
 from hf_transcoders.studies.greater_than import study as greater_than_module
-from hf_transcoders.studies.replacement import study as replacement_module
-from hf_transcoders.studies.published import GREATER_THAN, REPLACEMENT
 from hf_transcoders.studies.greater_than.year_prompts import YearPrompts
+from hf_transcoders.studies.published import GREATER_THAN, REPLACEMENT
+from hf_transcoders.studies.replacement import study as replacement_module
 from hf_transcoders.tasks.answer_metrics import Estimate
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
 from tests.evaluation.conftest import random_dictionary
 from tests.evaluation.test_evaluator import LOSS_METRICS, loss_reference
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 from tests.tasks.conftest import unigram_with_bos, word_level
 from tests.tiny_models import tiny_model, tiny_tokens
 

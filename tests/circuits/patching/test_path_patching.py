@@ -13,7 +13,7 @@ from hf_transcoders.circuits.patching import (
     path_patch,
 )
 from tests.circuits.patching.brute_force import path_patched, tiny_task
-from tests.circuits.patching.test_activation import FAMILIES, LAYERS, close, positions_of
+from tests.circuits.patching.test_patch import FAMILIES, LAYERS, close, positions_of
 from tests.tiny_models import tiny_model
 
 

@@ -8,17 +8,17 @@ import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderModel
 from hf_transcoders.circuits import FeatureWeights
-from hf_transcoders.studies import blind_study
-from hf_transcoders.studies.blind.study import _scores
-from hf_transcoders.studies.blind.hypotheses import TokenHypotheses, token_hypotheses
 from hf_transcoders.cli.studies import blind as study_blind
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.lm import Site, capture, edit_attention, locate
 from hf_transcoders.lm.norms import norm_bias, norm_scale
 from hf_transcoders.lm.order import norm_before, norm_behind
 from hf_transcoders.models.linear_parts import encoder_rows
-from tests.circuits.test_reuse import TOKENIZER, model_for_tasks
-from tests.circuits.weights.helpers import dictionary
+from hf_transcoders.studies import blind_study
+from hf_transcoders.studies.blind.hypotheses import TokenHypotheses, token_hypotheses
+from hf_transcoders.studies.blind.study import _scores
+from tests.circuits.weights.setups import dictionary
+from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 from tests.tiny_models import TINY_CONFIGS, VOCAB_SIZE, tiny_model
 
 

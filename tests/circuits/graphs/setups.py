@@ -7,7 +7,7 @@ from hf_transcoders.circuits.graphs.adjoint import FINAL, Functionals
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.models.linear_parts import encoder_rows
-from tests.circuits.interventions.utils import random_dictionary
+from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import NUM_LAYERS, tiny_tokens
 
 

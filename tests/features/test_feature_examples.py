@@ -13,12 +13,12 @@ from transformers import (
 )
 
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.evaluation import explain_features
+from hf_transcoders.features import explain_features
 from hf_transcoders.lm import capture
 from hf_transcoders.lm.norms import norm_gain
 from hf_transcoders.models import TranscoderConfig, TranscoderModel
 
-from .conftest import VOCABULARY, WIDTH, random_dictionary
+from ..evaluation.conftest import VOCABULARY, WIDTH, random_dictionary
 
 
 TRIGGER, PROMOTED, FEATURE = 17, 23, 5

@@ -9,20 +9,23 @@ import hf_transcoders
 ROOT = Path(hf_transcoders.__file__).parent
 
 # Lower rooms know nothing of higher ones. Rooms of one floor know each other only where that is said.
-FLOORS = [
+LAYERS = [
     {"errors"},
-    {"text"},
-    {"files", "fingerprint", "markdown"},
+    {"text", "version"},
+    {"files", "fingerprint"},
     {"ops"},
     {"models", "lm"},
+    {"dictionaries"},
     {"data", "tasks"},
+    {"features"},
     {"evaluation"},
     {"reports"},
     {"tracking", "hub", "circuits"},
-    {"training"},
+    {"studies", "training"},
+    {"testing"},
     {"cli"},
 ]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 # `push_to_hub` is a method of models in transformers; only inside it do models look up, and graphs to the side.
 ALLOWED = {("models", "hub"), ("circuits", "hub"), ("hub", "tracking"), ("tasks", "data")}
 

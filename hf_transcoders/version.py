@@ -1,0 +1,19 @@
+"""The version of this package, and of what else decides about numbers."""
+
+import platform
+
+import torch
+import transformers
+
+
+__version__ = "0.1.0"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers come from, and of Python."""
+    return {
+        "hf_transcoders": __version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

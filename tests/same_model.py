@@ -12,7 +12,7 @@ from hf_transcoders import TranscoderEvaluator, capture, splice
 from hf_transcoders.circuits import (
     FeatureEdit,
     FeatureWeights,
-    PatchEngine,
+    Patching,
     PatchPlan,
     attention_between,
     attribution_graph,
@@ -25,10 +25,6 @@ from hf_transcoders.circuits import (
     intervene,
     logit_attribution,
     measure_effect,
-    patch_heads,
-    patch_mlps,
-    patch_residual,
-    path_patch,
     pattern_scores,
     previous_token_scores,
 )
@@ -184,18 +180,18 @@ def _lm(model):
 
 def _patching(model):
     found = {}
-    shared = PatchEngine(model, TASK)
+    shared = Patching(model, TASK)
     for component in ("z", "query", "key", "value", "pattern"):
-        found[f"patch_heads {component}"] = patch_heads(model, TASK, "END", component, engine=shared).values
-    found["patch_heads z of all tokens"] = patch_heads(model, TASK, "all", "z", ablation="zero").values
-    found["patch_residual"] = patch_residual(model, TASK, positions=["END"], engine=shared).values
-    found["patch_mlps"] = patch_mlps(model, TASK, positions=["END"], engine=shared).values
-    found["path_patch to the logits"] = path_patch(model, TASK, position="END", engine=shared).values
-    found["path_patch"] = path_patch(model, TASK, [f"layers.{END}.attn.head.1.query"], "END", engine=shared).values
+        found[f"heads {component}"] = shared.heads("END", component).values
+    found["heads z of all tokens"] = Patching(model, TASK, ablation="zero").heads("all", "z").values
+    found["residual"] = shared.residual(positions=["END"]).values
+    found["mlps"] = shared.mlps(positions=["END"]).values
+    found["paths to the logits"] = shared.paths(position="END").values
+    found["paths"] = shared.paths([f"layers.{END}.attn.head.1.query"], "END").values
     for metric in ("kl_divergence", "logit_difference"):
-        engine = PatchEngine(model, TASK, metric=metric)
+        engine = Patching(model, TASK, metric=metric)
         result = engine.run(PatchPlan.grid([1], "z", 4, engine.position("END")[None]))
-        found[f"engine {metric}"] = [result.base, result.values]
+        found[f"plan {metric}"] = [result.base, result.values]
     return found
 
 

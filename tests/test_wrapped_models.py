@@ -13,7 +13,7 @@ import torch
 
 import hf_transcoders
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
-from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchEngine, PatchPlan
+from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchPlan
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.data import ActivationHarvester
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
@@ -36,8 +36,6 @@ ROWS = [{"input_ids": row.tolist()} for row in torch.randint(3, 128, (24, 16))]
 # Public names with such a parameter that is no language model.
 NO_LANGUAGE_MODEL = {
     "circuits.graphs.graph.AttributionGraph": "",
-    "circuits.patching.engine.PatchedValues": "values of the base run",
-    "circuits.patching.results.PatchResult": "values of the base run",
     "studies.published.published_study": "a name",
     "evaluation.drift.DriftReport": "numbers of the model",
     "tracking.callback.TranscoderTrackingCallback.on_train_begin": "the dictionary that is trained",
@@ -145,19 +143,20 @@ CALLS = {
     "circuits.interventions.losses.intervention_losses": lambda f, m, p: f(
         m, ROWS, p.dictionaries, [p.edit], max_tokens=64, **_QUIET
     ),
-    "circuits.patching.patch.patch_attention": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_heads": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_mlps": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_residual": lambda f, m, p: f(m, p.task, ["S"]),
     "circuits.patching.attention_edits.edited_attention": lambda f, m, p: within(
         f, m, AttentionEdit([(1, 2)], "force", torch.tensor([[0], [1]]))
     ),
-    "circuits.patching.engine.PatchEngine": lambda f, m, p: f(m, p.task).run(_PLAN(p)),
-    "circuits.patching.engine.PatchEngine.of": lambda f, m, p: PatchEngine.of(m, p.task, PatchEngine(m, p.task)).run(
-        _PLAN(p)
+    "circuits.patching.patching.Patching": lambda f, m, p: [
+        f(m, p.task).run(_PLAN(p)),
+        f(m, p.task).heads(),
+        f(m, p.task).residual("S"),
+        f(m, p.task).mlps(),
+        f(m, p.task).attention(),
+        f(m, p.task).paths(),
+    ],
+    "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(
+        m, p.task.tokens().positions["END"]
     ),
-    "circuits.patching.path_patching.path_patch": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(m, p.task.tokens().positions["END"]),
     "circuits.patching.head_scores.attention_between": lambda f, m, p: f(m, p.task, "END", ["S"]),
     "circuits.patching.head_scores.component_outputs": lambda f, m, p: f(m, p.task),
     "circuits.patching.head_scores.logit_attribution": lambda f, m, p: f(m, p.task),
@@ -172,7 +171,9 @@ CALLS = {
     "studies.circuit_reuse.movers.mover_change": lambda f, m, p: f(
         m, p.colors, forced(p.colors, [(1, 1)]), [(2, 1)], torch.arange(12.0).view(3, 4)
     ),
-    "studies.circuit_reuse.repair.repair_outcomes": lambda f, m, p: f(m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1),
+    "studies.circuit_reuse.repair.repair_outcomes": lambda f, m, p: f(
+        m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1
+    ),
     "studies.circuit_reuse.study.reuse_circuit": lambda f, m, p: f(
         m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0
     ),

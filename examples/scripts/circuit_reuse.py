@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import offline_model
-from hf_transcoders.studies.circuit_reuse import reuse_circuit, save_reuse, summary
+from hf_transcoders.studies.circuit_reuse import reuse_circuit, save_reuse
 
 
 def main():
@@ -27,11 +27,11 @@ def main():
 
     path = args.model or offline_model()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = AutoModelForCausalLM.from_pretrained(path).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
 
-    result = reuse_circuit(base, tokenizer, prompts=args.prompts, repair_prompts=args.repair_prompts, progress=True)
-    print(summary(result))
+    result = reuse_circuit(model, tokenizer, prompts=args.prompts, repair_prompts=args.repair_prompts, progress=True)
+    print(result)
     print(save_reuse(result, args.output_dir))
 
 

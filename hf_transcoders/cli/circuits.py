@@ -9,12 +9,7 @@ from .values import output_folder, seed, whole
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
-_SWEEPS = {
-    "resid": "patch_residual",
-    "resid_mid": "patch_residual",
-    "mlp": "patch_mlps",
-    "attn": "patch_attention",
-}
+_SWEEPS = {"resid": "residual", "resid_mid": "residual", "mlp": "mlps", "attn": "attention"}
 
 
 def parse(argv, prog):
@@ -109,9 +104,9 @@ def run(args):
 
 
 def _patch(args):
-    from ..circuits import patching
     from ..circuits.patching.attention_views import attention_views
-    from ..studies.circuit_reuse.reuse_report import save_patch
+    from ..circuits.patching.patching import Patching
+    from ..circuits.patching.report import save_patch
 
     make = _task_function(args)
     sweep = args.component in _SWEEPS
@@ -125,24 +120,22 @@ def _patch(args):
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     corruption = {} if args.corruption is None else {"corruption": args.corruption}
     task = make(tokenizer, size=args.prompts, seed=args.seed, **corruption)
-    settings = {
-        "direction": args.direction,
-        "ablation": args.ablation,
-        "metric": args.metric,
-        "seed": args.seed,
-        "progress": not args.json,
-    }
+    patching = Patching(
+        model,
+        task,
+        direction=args.direction,
+        ablation=args.ablation,
+        metric=args.metric,
+        seed=args.seed if args.ablation == "resample" else None,
+        progress=not args.json,
+    )
     if args.receivers:
-        result = patching.path_patch(
-            model, task, args.receivers.split(","), args.position, per_query_head=args.per_query_head, **settings
-        )
+        result = patching.paths(args.receivers.split(","), args.position, per_query_head=args.per_query_head)
     elif sweep:
         point = {"point": "resid_mid"} if args.component == "resid_mid" else {}
-        result = getattr(patching, _SWEEPS[args.component])(model, task, positions, **point, **settings)
+        result = getattr(patching, _SWEEPS[args.component])(positions, **point)
     else:
-        result = patching.patch_heads(
-            model, task, args.position, args.component, per_query_head=args.per_query_head, **settings
-        )
+        result = patching.heads(args.position, args.component, per_query_head=args.per_query_head)
     views = []
     if not sweep and (args.per_query_head or args.component not in ("key", "value")):
         strongest = result.top(1)[0]
@@ -159,7 +152,7 @@ def _patch(args):
 
 
 def _reuse(args):
-    from ..studies.circuit_reuse.reuse_report import save_reuse, summary
+    from ..studies.circuit_reuse.reuse_report import save_reuse
     from ..studies.circuit_reuse.study import reuse_circuit
 
     model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
@@ -177,7 +170,7 @@ def _reuse(args):
     if args.json:
         print_json({**result.to_dict(), "report": str(page)})
     else:
-        echo(*summary(result).split("\n"), "", page)
+        echo(*result.to_text().split("\n"), "", page)
 
 
 def _task_function(args):

@@ -18,7 +18,7 @@ from .modes import in_eval_mode
 
 
 # What functions call the language model that they take.
-NAMES = ("model", "base_model", "base")
+NAMES = ("model", "base_model")
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
@@ -39,7 +39,7 @@ def language_model(model: nn.Module) -> PreTrainedModel:
 
 
 def takes_model(function: Callable) -> Callable:
-    """Let a function get the inner one of the language model that it takes as `model`, `base_model` or `base`.
+    """Let a function get the inner one of the language model that it takes as `model` or `base_model`.
 
     The model runs in the mode it is in, training or evaluation.
     """

@@ -8,7 +8,7 @@ from transformers import BatchEncoding
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits import (
     FeatureEdit,
-    PatchEngine,
+    Patching,
     PatchPlan,
     attribution_graph,
     attribution_graphs,
@@ -90,7 +90,7 @@ def test_a_task_is_measured_prompt_by_prompt(name):
 def test_patches_are_those_of_each_prompt_alone(name, ablation):
     model, task = make_model(name), make_task()
     plan = PatchPlan.grid(range(3), "z", 4, torch.tensor([[1] * len(TEXTS)]))
-    found = PatchEngine(model, task, ablation=ablation).run(plan)
+    found = Patching(model, task, ablation=ablation).run(plan)
     assert found.base.tolist() == pytest.approx([difference(name, text) for text in TEXTS], rel=1e-3, abs=1e-4)
     for row in range(len(TEXTS)):
         # Only prompts of one length share a mean.
@@ -100,7 +100,7 @@ def test_patches_are_those_of_each_prompt_alone(name, ablation):
             else [row]
         )
         plan = PatchPlan.grid(range(3), "z", 4, torch.tensor([[1] * len(rows)]))
-        own = PatchEngine(make_model(name), task.select(rows), ablation=ablation).run(plan)
+        own = Patching(make_model(name), task.select(rows), ablation=ablation).run(plan)
         torch.testing.assert_close(found.values[:, row], own.values[:, rows.index(row)], rtol=1e-3, atol=1e-3)
 
 
@@ -313,7 +313,7 @@ def test_a_task_beyond_the_context_is_refused():
     model, task = tiny_model("gpt2"), make_task(make_texts(65, 5))
     for call in (
         lambda: measure(model, task),
-        lambda: PatchEngine(model, task),
+        lambda: Patching(model, task),
         lambda: component_outputs(model, task),
     ):
         with pytest.raises(TranscoderError, match="Prompt 0 has 65 tokens and the model's context 64: shorten it"):

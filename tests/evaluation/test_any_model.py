@@ -33,7 +33,7 @@ from hf_transcoders import (
 )
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.interventions import FeatureEdit, intervention_losses
-from hf_transcoders.circuits.patching import PatchEngine
+from hf_transcoders.circuits.patching import Patching
 from hf_transcoders.features import feature_examples as features_module
 from hf_transcoders.lm.partial_forward import block_of, runs_head_apart
 from hf_transcoders.tasks import end_logits
@@ -196,7 +196,7 @@ def test_modules_that_work_on_something_else_than_tokens_are_refused(rows):
 
 def test_graphs_and_patches_of_unknown_families_are_refused():
     model = mamba().eval()
-    for call in (lambda: attribution_graph(model, [], [5, 6, 7]), lambda: PatchEngine(model, tiny_task())):
+    for call in (lambda: attribution_graph(model, [], [5, 6, 7]), lambda: Patching(model, tiny_task())):
         with pytest.raises(
             TranscoderError, match=r"layers, heads and residual stream cannot be found.*to train, evaluate"
         ):
@@ -211,7 +211,7 @@ def test_models_without_a_head_are_refused_in_one_sentence(family, rows):
     for call in (
         lambda: TranscoderEvaluator(model, rows, progress=False),
         lambda: DriftProbe([dictionary], rows).take_baseline(model),
-        lambda: PatchEngine(model, task),
+        lambda: Patching(model, task),
         lambda: end_logits(model, task),
     ):
         with pytest.raises(

@@ -177,3 +177,13 @@ def _check(edit, layers, heads):
         )
     if edit.kind == "reweigh" and edit.weights is None:
         raise TranscoderError("To reweigh attention takes weights: give a factor, or one for each prompt and key.")
+    if edit.kind == "block" and edit.weights is not None:
+        raise TranscoderError("Blocked keys get no attention, so weights have no meaning: leave them out, or reweigh.")
+    if edit.kind == "force" and edit.renormalize:
+        raise TranscoderError(
+            "Forced rows consist of the given weights: leave out renormalize, or give weights of sum 1."
+        )
+    if edit.onwards and edit.query is None:
+        raise TranscoderError(
+            "Without a query every token is edited, so onwards has no meaning: give a query or leave it out."
+        )

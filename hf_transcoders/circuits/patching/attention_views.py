@@ -16,12 +16,12 @@ from .results import Head
 @measures_model
 @torch.no_grad()
 def attention_views(
-    base: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
+    model: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
 ) -> list[AttentionView]:
     """The patterns of some heads in one prompt.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         task ([`Task`]): Prompts.
         heads (`dict[tuple[int, int], str]`): Layer and head -> what to call it.
@@ -30,12 +30,12 @@ def attention_views(
     Returns:
         `list[AttentionView]`: one for each head.
     """
-    ids = task.tokens("clean", [row], input_device(base)).input_ids
-    check_tokens(base, list(ids))
-    forget_lengths_(base)
+    ids = task.tokens("clean", [row], input_device(model)).input_ids
+    check_tokens(model, list(ids))
+    forget_lengths_(model)
     found = {}
-    with edit_attention(base, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
-        base.get_decoder()(input_ids=ids, use_cache=False)
+    with edit_attention(model, pattern=lambda pattern, layer: found.__setitem__(layer, pattern[0].float().cpu())):
+        model.get_decoder()(input_ids=ids, use_cache=False)
     tokens = token_texts(tokenizer, ids[0].tolist())
     return [
         AttentionView(f"{name} {layer}.{head}, {task.name}, prompt {row}", tokens, found[layer][head].tolist())

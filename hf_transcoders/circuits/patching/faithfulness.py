@@ -10,8 +10,8 @@ from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
-from .engine import PatchEngine
 from .patch_plan import PatchPlan
+from .patching import Patching
 from .results import Head
 
 
@@ -44,40 +44,40 @@ class Faithfulness:
 
 @measures_model
 def circuit_faithfulness(
-    base: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
+    model: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
 ) -> list[Faithfulness]:
     """Keep the heads of a circuit and hold all others, at every token, at their mean over prompts of the same template.
 
     MLPs are kept. Means are of the corrupted prompts of the same template and length.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts with corrupted ones.
         circuits (`dict[str, Sequence[Head]]`): Name -> layer and head of each head of a circuit.
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
-        settings: `batch_size`, `max_memory` and `progress` of [`PatchEngine`].
+        settings: `batch_size`, `max_memory` and `progress` of [`Patching`].
 
     Returns:
         `list[Faithfulness]`: first those of the whole model and of no head, then each circuit.
     """
-    everything = [(layer, head) for layer in range(num_layers(base)) for head in range(num_heads(base)[0])]
+    everything = [(layer, head) for layer in range(num_layers(model)) for head in range(num_heads(model)[0])]
     kept = {"whole model": set(everything), "no head": set(), **{name: set(each) for name, each in circuits.items()}}
-    engine = PatchEngine(base, task, ablation="mean", metric="logit_difference", **settings)
+    patching = Patching(model, task, ablation="mean", metric="logit_difference", **settings)
     rows = [
         [f"layers.{layer}.attn.head.{head}.z" for layer, head in everything if (layer, head) not in each]
         for each in kept.values()
     ]
-    plan = PatchPlan.from_sites(rows, engine.position("all"))
-    values = engine.run(plan).values.double()
-    model, nothing = values[0], values[1]
+    plan = PatchPlan.from_sites(rows, patching.position("all"))
+    values = patching.run(plan).values.double()
+    whole, nothing = values[0], values[1]
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(values.shape[1], (1000, values.shape[1]), generator=generator)
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     found = []
     for (name, heads), each in zip(kept.items(), values, strict=True):
-        drawn = (each - nothing)[draws].mean(1) / (model - nothing)[draws].mean(1)
+        drawn = (each - nothing)[draws].mean(1) / (whole - nothing)[draws].mean(1)
         low, high = drawn.quantile(ends).tolist()
-        value = ((each - nothing).mean() / (model - nothing).mean()).item()
+        value = ((each - nothing).mean() / (whole - nothing).mean()).item()
         ends_of_difference = each[draws].mean(1).quantile(ends).tolist()
         found.append(Faithfulness(name, len(heads), value, low, high, each.mean().item(), *ends_of_difference))
     return found

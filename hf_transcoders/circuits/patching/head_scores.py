@@ -52,12 +52,12 @@ class ComponentOutputs:
 @measures_model
 @torch.no_grad()
 def component_outputs(
-    base: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
+    model: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
 ) -> ComponentOutputs:
     """What each head and MLP adds to the residual stream at a token.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
         position (`str`, *optional*, defaults to `"END"`): Name of the token.
@@ -72,34 +72,34 @@ def component_outputs(
     order, batches = [], []
     for rows in torch.arange(len(task)).split(batch_size):
         numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(base)).forward_batches(base, numbers):
+        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
             order.append(rows[places])
-            batches.append(_component_outputs(base, task, tokens, position))
+            batches.append(_component_outputs(model, task, tokens, position))
     return ComponentOutputs(*(_in_order(order, each) for each in zip(*batches, strict=True)))
 
 
-def _component_outputs(base, task, tokens, position):
-    device = input_device(base)
+def _component_outputs(model, task, tokens, position):
+    device = input_device(model)
     at = _position(task, tokens, position)
     prompts = torch.arange(len(at), device=device)
-    layers = num_layers(base)
+    layers = num_layers(model)
     z, attention, mlps, final = {}, {}, {}, {}
 
     def keep(store, layer):
         return lambda value: store.__setitem__(layer, value[prompts, at])
 
     with ExitStack() as stack:
-        stack.enter_context(edit_attention(base, z=lambda value, layer: z.__setitem__(layer, value[prompts, :, at])))
+        stack.enter_context(edit_attention(model, z=lambda value, layer: z.__setitem__(layer, value[prompts, :, at])))
         for layer in range(layers):
-            read_at(stack, locate(base, Site("attn.out", layer)), keep(attention, layer))
-            read_at(stack, locate(base, Site("mlp.branch", layer)), keep(mlps, layer))
-        read_at(stack, locate(base, Site("resid_post", layers - 1)), keep(final, 0))
-        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+            read_at(stack, locate(model, Site("attn.out", layer)), keep(attention, layer))
+            read_at(stack, locate(model, Site("mlp.branch", layer)), keep(mlps, layer))
+        read_at(stack, locate(model, Site("resid_post", layers - 1)), keep(final, 0))
+        model.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
 
     parts = []
     for layer in range(layers):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        through = map_behind(base, Site("attn.out", layer), attention[layer].float()[:, None])
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
+        through = map_behind(model, Site("attn.out", layer), attention[layer].float()[:, None])
         if through is not None:
             added = through(added)
         parts.append(added)
@@ -111,14 +111,14 @@ def _component_outputs(base, task, tokens, position):
 
 @measures_model
 @torch.no_grad()
-def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
+def logit_attribution(model: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
     """Direct logit attribution: what each head and MLP adds at `END` to the logit difference of right and wrong answers.
 
     The final norm keeps the scale that it has for the whole stream, and logits are those before a soft-cap. The
     attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts with wrong answers.
         which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
         batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
@@ -130,11 +130,11 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     Raises:
         [`TranscoderError`]: a prompt has no wrong answers, or the model's attention cannot be edited.
     """
-    answers = task.answers(device=input_device(base))
+    answers = task.answers(device=input_device(model))
     if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
         raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
-    unembedding = base.get_output_embeddings()
-    multiplier = architecture_of(base).logit_multiplier
+    unembedding = model.get_output_embeddings()
+    multiplier = architecture_of(model).logit_multiplier
     tokens = torch.cat([answers.right.flatten(), answers.wrong.flatten()]).clamp(min=0).unique()
     rows = linear_rows(unembedding, tokens, UNEMBEDDING)
     right, wrong = (
@@ -143,10 +143,10 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     )
     direction = _mean_of(rows.weight, right) - _mean_of(rows.weight, wrong)
     direction = direction * multiplier
-    norm = base.base_model.get_submodule(architecture_of(base).final_norm)
+    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     values, rest = [], []
     for prompts in torch.arange(len(task)).split(batch_size):
-        parts = component_outputs(base, task.select(prompts.tolist()), which, batch_size=batch_size)
+        parts = component_outputs(model, task.select(prompts.tolist()), which, batch_size=batch_size)
         toward = direction[prompts.to(direction.device)]
         each = torch.cat([parts.heads, parts.mlps[:, :, None]], dim=2)
         values.append(torch.einsum("plho,po->lhp", frozen_norm(norm, parts.final[:, None, None])(each), toward))
@@ -165,7 +165,7 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
 @measures_model
 @torch.no_grad()
 def attention_between(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     query: str,
     keys: Sequence[str],
@@ -175,7 +175,7 @@ def attention_between(
     """How much each head looks from one named token at others.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         query (`str`): Name of the position that looks.
         keys (`Sequence[str]`): Names of the positions that are looked at.
@@ -188,15 +188,15 @@ def attention_between(
     order, found = [], []
     for rows in torch.arange(len(task)).split(batch_size):
         numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(base)).forward_batches(base, numbers):
+        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
             order.append(rows[places])
-            found.append(_attention_between(base, task, tokens, query, keys))
+            found.append(_attention_between(model, task, tokens, query, keys))
     return _in_order(order, found).permute(1, 3, 2, 0)
 
 
-def _attention_between(base, task, tokens, query, keys):
+def _attention_between(model, task, tokens, query, keys):
     """Of the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
-    prompts = torch.arange(len(tokens.lengths), device=input_device(base))[:, None]
+    prompts = torch.arange(len(tokens.lengths), device=input_device(model))[:, None]
     at = _position(task, tokens, query)[:, None]
     to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
     kept = {}
@@ -204,8 +204,8 @@ def _attention_between(base, task, tokens, query, keys):
     def keep(pattern, layer):
         kept[layer] = pattern[prompts, :, at, to].float().cpu()
 
-    with edit_attention(base, pattern=keep):
-        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    with edit_attention(model, pattern=keep):
+        model.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
     return torch.stack([kept[layer] for layer in range(len(kept))], dim=1)
 
 
@@ -219,12 +219,12 @@ def _in_order(order, parts) -> torch.Tensor:
 @measures_model
 @torch.no_grad()
 def pattern_scores(
-    base: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
+    model: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
 ) -> dict[str, torch.Tensor]:
     """How much each head looks at the previous token, at the same token before, and behind it, on random tokens twice.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         length (`int`, *optional*, defaults to 25): How many random tokens are repeated once.
         prompts (`int`, *optional*, defaults to 8): How many such sequences.
         seed (`int`, *optional*, defaults to 0): Of the tokens.
@@ -236,13 +236,13 @@ def pattern_scores(
         that), over the second half.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = num_embeddings(base.get_input_embeddings())
+    vocabulary = num_embeddings(model.get_input_embeddings())
     half = torch.rand(prompts, vocabulary, generator=generator).topk(length, dim=1).indices
     ids = torch.cat([half, half], dim=1)
     first = 0
     if bos_token_id is not None:
         ids, first = torch.cat([torch.full((prompts, 1), bos_token_id), ids], dim=1), 1
-    check_tokens(base, list(ids), "The repeated text")
+    check_tokens(model, list(ids), "The repeated text")
     second = torch.arange(first + length, first + 2 * length)
     every = torch.arange(first + 1, first + 2 * length)
     looks = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
@@ -252,9 +252,9 @@ def pattern_scores(
         for name, (queries, back) in looks.items():
             scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
 
-    forget_lengths_(base)
-    with edit_attention(base, pattern=keep):
-        base.get_decoder()(input_ids=ids.to(input_device(base)), use_cache=False)
+    forget_lengths_(model)
+    with edit_attention(model, pattern=keep):
+        model.get_decoder()(input_ids=ids.to(input_device(model)), use_cache=False)
     return {name: torch.stack(layers) for name, layers in scores.items()}
 
 

@@ -10,7 +10,7 @@ from ...errors import TranscoderError
 from ...files import write_csv, write_text
 from ...text.checked import checked, entries, entry
 from ...text.printable import printable
-from ...text.strict_json import read_json, to_json
+from ...text.strict_json import finite, read_json, to_json
 
 
 # Layer and number of a head.
@@ -106,10 +106,10 @@ class PatchResult:
             "axes": self.axes,
             "metric": self.metric,
             "protocol": self.protocol,
-            "effects": _numbers(self.effects),
-            "base": _numbers(self.base),
-            "source": None if self.source is None else _numbers(self.source),
-            "values": _numbers(self.values),
+            "effects": finite(self.effects.tolist()),
+            "base": finite(self.base.tolist()),
+            "source": None if self.source is None else finite(self.source.tolist()),
+            "values": finite(self.values.tolist()),
         }
 
     def to_json(self, path: str | os.PathLike) -> None:
@@ -149,14 +149,6 @@ class PatchResult:
         cells = itertools.product(*self.axes.values())
         rows = [[*cell, *numbers] for cell, *numbers in zip(cells, *columns, strict=True)]
         write_csv(path, [*self.axes, "effect", "low", "high", self.metric], rows)
-
-
-def _numbers(tensor):
-    """Nested lists of numbers, with None for NaN, which JSON does not have."""
-    flat = [None if number != number else number for number in tensor.flatten().tolist()]
-    for size in reversed(tensor.shape[1:]):
-        flat = [flat[start : start + size] for start in range(0, len(flat), size)]
-    return flat
 
 
 def _tensor(numbers, shape, where):

@@ -26,14 +26,14 @@ _MOST_ROWS = 8192
 
 @measures_model
 @torch.no_grad()
-def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
+def copying_scores(model: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
     """OV score: how often a head that looks at a token raises, or lowers, the logit of that same token most.
 
     Each token stands alone. Its residual stream behind the first block goes through the values and the output projection
     of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens, such as names.
         top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
 
@@ -41,27 +41,27 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
         `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
         logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
     """
-    ids = torch.as_tensor(token_ids, device=input_device(base))
-    check_tokens(base, [ids], "The list")
-    z = _alone(base, ids, "z")
-    final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
-    unembedding = base.get_output_embeddings()
+    ids = torch.as_tensor(token_ids, device=input_device(model))
+    check_tokens(model, [ids], "The list")
+    z = _alone(model, ids, "z")
+    final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+    unembedding = model.get_output_embeddings()
     vocabulary, hidden_size = map_size(unembedding)
     size = max(1, _MOST_LOGITS // vocabulary)
     # Where a head's output has the opposite sign, so have its logits, but for the biases of norm and unembedding.
-    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=base.dtype, device=ids.device)
+    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=model.dtype, device=ids.device)
     twice = 2 * unembedding(bias[None])
     scores = {"copying": [], "negative_copying": []}
-    for layer in range(num_layers(base)):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        post_norm = norm_behind(base, Site("attn.out", layer))
+    for layer in range(num_layers(model)):
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
+        post_norm = norm_behind(model, Site("attn.out", layer))
         if post_norm is not None:
             # On a head's own output: the scale that this gives it is the final norm's to set anyway.
-            added = post_norm(added.to(base.dtype)).float()
+            added = post_norm(added.to(model.dtype)).float()
         own = ids[:, None].expand(added.shape[:-1]).flatten()
         ranks = {name: [] for name in scores}
         for rows, tokens in zip(added.flatten(0, 1).split(size), own.split(size), strict=True):
-            logits = unembedding(final_norm(rows.to(base.dtype)))
+            logits = unembedding(final_norm(rows.to(model.dtype)))
             for name, each in (("copying", logits), ("negative_copying", twice - logits)):
                 ranks[name].append((each > each.gather(1, tokens[:, None])).sum(1))
         for name, each in ranks.items():
@@ -72,7 +72,7 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
 @measures_model
 @torch.no_grad()
 def duplicate_token_scores(
-    base: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
+    model: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
 ) -> torch.Tensor:
     """QK score: how often a head matches a token with the same token before it, rather than with the others.
 
@@ -80,7 +80,7 @@ def duplicate_token_scores(
     same place, so that they differ by their token only. Heads behind the first block get its output.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         token_ids (`Sequence[int]`): The tokens that are compared, all different.
         distance (`int`, *optional*, defaults to 10): How many tokens the query is behind the keys.
         top (`int`, *optional*, defaults to 1): Among how many of the keys that match best the own one counts.
@@ -88,12 +88,12 @@ def duplicate_token_scores(
     Returns:
         `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. By chance it is `top / tokens`.
     """
-    ids = torch.as_tensor(token_ids, device=input_device(base))
+    ids = torch.as_tensor(token_ids, device=input_device(model))
     if ids.unique().numel() != ids.numel() or len(ids) < 2:
         raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
-    check_tokens(base, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
-    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key", last=distance)
-    heads, kv_heads = num_heads(base)
+    check_tokens(model, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
+    queries, keys = _alone(model, ids, "query", distance), _alone(model, ids, "key", last=distance)
+    heads, kv_heads = num_heads(model)
     found = []
     for query, key in zip(queries, keys, strict=True):
         key = key.repeat_interleave(heads // kv_heads, dim=1)
@@ -105,14 +105,14 @@ def duplicate_token_scores(
 
 @measures_model
 @torch.no_grad()
-def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tensor:
+def previous_token_scores(model: PreTrainedModel, length: int = 16) -> torch.Tensor:
     """QK score: how much a head looks at the token before, where all tokens are the same mean token.
 
     What then tells keys apart is their position alone, whether the model adds position embeddings or rotates queries and
     keys. Heads behind the first block get its output, in which each position has looked at itself only.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         length (`int`, *optional*, defaults to 16): How many positions there are.
 
     Returns:
@@ -121,13 +121,13 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     """
     if length < 2:
         raise TranscoderError(f"length is {length}, but a token before takes at least two positions.")
-    embeddings = base.get_input_embeddings()
+    embeddings = model.get_input_embeddings()
     # Through the module, which scales them in some families; `inputs_embeds` goes past it.
     vocabulary = num_embeddings(embeddings)
-    every = torch.arange(vocabulary, device=input_device(base)).split(_MOST_ROWS)
-    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)
+    every = torch.arange(vocabulary, device=input_device(model)).split(_MOST_ROWS)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(model.dtype)
     queries = torch.arange(1, length)
-    itself = torch.eye(length, device=input_device(base), dtype=base.dtype)
+    itself = torch.eye(length, device=input_device(model), dtype=model.dtype)
     found = {}
 
     def keep(pattern, layer):
@@ -135,15 +135,15 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
         return itself.expand_as(pattern) if layer == 0 else None
 
     with ExitStack() as stack:
-        stack.enter_context(edit_attention(base, pattern=keep))
-        _give_first_output(stack, base)
-        base.get_decoder()(inputs_embeds=mean.expand(1, length, -1), use_cache=False)
+        stack.enter_context(edit_attention(model, pattern=keep))
+        _give_first_output(stack, model)
+        model.get_decoder()(inputs_embeds=mean.expand(1, length, -1), use_cache=False)
     return torch.stack([found[layer] for layer in range(len(found))])
 
 
 @measures_model
 @torch.no_grad()
-def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
+def composition_scores(model: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
     """How much of what earlier heads write each head reads with its queries, keys or values, by weights.
 
     `||W_in W_OV|| / (||W_in|| ||W_OV||)` in the Frobenius norm, where `W_in` is `W_QK` with its side for the keys or for
@@ -152,7 +152,7 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
     and after it are part of the weights; biases, norms of queries and keys and the rotary embedding are left out.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model.
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
         senders (`Sequence[tuple[int, int]]`): Layer and head of those that write.
         into (`str`, *optional*, defaults to `"key"`): `"query"`, `"key"` or `"value"`.
 
@@ -165,7 +165,7 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
     """
     if into not in ("query", "key", "value"):
         raise TranscoderError(f"A head reads nothing with its '{into}': choose query, key or value.")
-    layers, (heads, kv_heads) = num_layers(base), num_heads(base)
+    layers, (heads, kv_heads) = num_layers(model), num_heads(model)
     for layer, head in senders:
         if not (0 <= layer < layers and 0 <= head < heads):
             raise TranscoderError(
@@ -176,11 +176,11 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
         return torch.zeros(0, layers, heads)
 
     def folded(weight, layer):
-        each = read_directions(base, Site("attn.in", layer), weight(base, layer)[0].float())
+        each = read_directions(model, Site("attn.in", layer), weight(model, layer)[0].float())
         return each if len(each) == heads else each.repeat_interleave(heads // kv_heads, dim=0)
 
     def outward(layer):
-        return written_directions(base, Site("attn.out", layer), output_weight(base, layer).float())
+        return written_directions(model, Site("attn.out", layer), output_weight(model, layer).float())
 
     # W_OV of a sender is `written^T read`, both (head_dim, hidden); only the Gram matrix of `read` matters to the norm.
     by_layer = {layer: (outward(layer), folded(value_weight, layer)) for layer in {layer for layer, _ in senders}}
@@ -210,7 +210,7 @@ def _norm(gram: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (gram * other).sum((-1, -2)).clamp(min=0).sqrt()
 
 
-def _alone(base, ids, part, position=0, last=0):
+def _alone(model, ids, part, position=0, last=0):
     """
     A component of every head for tokens that stand alone at a position, for each layer: `(tokens, heads, head_dim)`. Their
     rotary embedding is that of texts whose last token is at `last`, which decides it in some models.
@@ -219,22 +219,22 @@ def _alone(base, ids, part, position=0, last=0):
     found = {}
     with ExitStack() as stack:
         stack.enter_context(
-            edit_attention(base, **{part: lambda value, layer: found.__setitem__(layer, value[:, :, 0])})
+            edit_attention(model, **{part: lambda value, layer: found.__setitem__(layer, value[:, :, 0])})
         )
-        _give_first_output(stack, base)
+        _give_first_output(stack, model)
         # A token alone looks at itself, so that z is its value.
         positions = torch.full_like(ids, position)
         if last != position:
             ids, positions = (torch.cat([each, each[:1]]) for each in (ids, positions))
             positions[-1] = last
-        forget_lengths_(base)
-        base.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
+        forget_lengths_(model)
+        model.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
     return [found[layer][: len(ids) - (last != position)] for layer in range(len(found))]
 
 
-def _give_first_output(stack, base):
+def _give_first_output(stack, model):
     """Let every block behind the first read the first one's output."""
     first = {}
-    read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
-    for layer in range(1, num_layers(base)):
-        write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
+    read_at(stack, locate(model, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
+    for layer in range(1, num_layers(model)):
+        write_at(stack, locate(model, Site("resid_pre", layer)), lambda value: first[0])

@@ -33,7 +33,7 @@ class Predictions:
 @measures_model
 @torch.no_grad()
 def predict_at_end(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     conditions: dict[str, Sequence[AttentionEdit]],
     batch_size: int = 32,
@@ -42,7 +42,7 @@ def predict_at_end(
     """Predict the token behind each prompt, under edits of where heads look from `END`.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts.
         conditions (`dict[str, Sequence[AttentionEdit]]`):
             Name -> edits for all prompts of the task, with `END` as their `query`; none for the model as it is.
@@ -66,24 +66,24 @@ def predict_at_end(
         for start in range(0, len(rows), batch_size)
     ]
     for rows in tqdm(batches, desc=f"predicting {printable(task.name)}", disable=not progress):
-        ids = task.tokens("clean", rows, input_device(base)).input_ids
-        check_tokens(base, list(ids), "Prompt", rows)
-        among = task.answers(rows, input_device(base)).candidates
+        ids = task.tokens("clean", rows, input_device(model)).input_ids
+        check_tokens(model, list(ids), "Prompt", rows)
+        among = task.answers(rows, input_device(model)).candidates
         length = ids.shape[1]
-        forget_lengths_(base)
+        forget_lengths_(model)
         before = None
         # Where the last token changes the positions of all before it, a cache of these is of another run.
-        if length > 1 and same_positions(base, length - 1, length):
-            with named_outputs(base):
-                before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        if length > 1 and same_positions(model, length - 1, length):
+            with named_outputs(model):
+                before = model.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for name, edits in conditions.items():
-            with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):
+            with edited_attention(model, [edit_of_rows(edit, rows) for edit in edits]):
                 if before is None:
-                    logits = forward_logits(base, input_ids=ids, use_cache=False, logits_to_keep=1)
+                    logits = forward_logits(model, input_ids=ids, use_cache=False, logits_to_keep=1)
                 else:
                     # A forward adds to the cache, which the next condition needs as it was.
                     cache = copy.deepcopy(before)
-                    logits = forward_logits(base, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                    logits = forward_logits(model, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
                 logits = logits[:, -1].float()
             tokens[name][rows] = logits.argmax(-1).cpu()
             scores = logits.gather(1, among.clamp(min=0)).masked_fill(among < 0, -torch.inf)

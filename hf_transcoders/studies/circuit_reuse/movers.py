@@ -50,7 +50,7 @@ class MoverChange:
 
 @measures_model
 def mover_change(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     edit: AttentionEdit,
     movers: Sequence[Head],
@@ -61,7 +61,7 @@ def mover_change(
     """What an edit does to movers.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Colored Objects.
         edit ([`AttentionEdit`]): For all prompts of the task.
         movers (`Sequence[Head]`): Heads to look at; those that are not behind all edited heads are left out.
@@ -82,11 +82,11 @@ def mover_change(
         rows = rows.tolist()
         part = task.select(rows)
         for when, edits in (("before", []), ("after", [edit_of_rows(edit, rows)])):
-            with edited_attention(base, edits):
+            with edited_attention(model, edits):
                 looks[when].append(
-                    attention_between(base, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
+                    attention_between(model, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
                 )
-                adds[when].append(logit_attribution(base, part, batch_size=batch_size).values[:, :-1])
+                adds[when].append(logit_attribution(model, part, batch_size=batch_size).values[:, :-1])
     looks = {when: torch.cat(each, dim=-1).mean(-1) for when, each in looks.items()}
     adds = {when: torch.cat(each, dim=-1).mean(-1) for when, each in adds.items()}
     by_head = [

@@ -76,7 +76,7 @@ def forced(task: Task, heads: Sequence[Head], positions: Sequence[str] = WRONG_C
 
 @measures_model
 def repair_outcomes(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     inhibition: Sequence[Head],
     negative: Sequence[Head],
@@ -93,7 +93,7 @@ def repair_outcomes(
     the right answer: it shows what the heads do and is no way to use a model.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Colored Objects.
         inhibition, negative (`Sequence[Head]`): Inhibition heads and negative movers; one of the two may be empty.
         head_draws, token_draws (`int`, *optional*, default to 10 and 5):
@@ -121,7 +121,7 @@ def repair_outcomes(
         add("negative mover alone", negative, forced(task, negative))
     add("to the right colour", both, forced(task, both, [RIGHT_COLOR]))
     generator = random.Random(seed)
-    per_layer = num_heads(base)[0]
+    per_layer = num_heads(model)[0]
     for draw, others in enumerate(control_heads(both, per_layer, head_draws, generator), 1):
         add(f"random heads {draw}", others, forced(task, others))
     for draw in range(token_draws):
@@ -133,7 +133,7 @@ def repair_outcomes(
             for draw, others in enumerate(control_heads(part, per_layer, head_draws, generator, both), 1):
                 add(f"{name}, random heads {draw}", others, forced(task, others))
 
-    predictions = predict_at_end(base, task, conditions, **settings)
+    predictions = predict_at_end(model, task, conditions, **settings)
     return [outcome(name, heads[name], each, predictions["none"], task) for name, each in predictions.items()]
 
 

@@ -83,7 +83,7 @@ class Roles:
 
 @measures_model
 def find_roles(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     ioi: Task,
     ioi_stages: list[Stage],
     colors: Task,
@@ -95,7 +95,7 @@ def find_roles(
     """Test every head for every role.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         ioi, colors ([`Task`]): Both tasks.
         ioi_stages, colors_stages (`list[Stage]`): What [`trace_stages`] found in them.
         tests ([`RoleTests`], *optional*): Thresholds.
@@ -108,14 +108,14 @@ def find_roles(
     tests = tests or RoleTests()
     names = sorted({token for row in ioi.dataset["candidate_ids"] for token in row})
     evidence = {}
-    looks = attention_between(base, ioi, "END", ["IO", "S1", "S2"]).mean(-1)
+    looks = attention_between(model, ioi, "END", ["IO", "S1", "S2"]).mean(-1)
     for key, table in zip(("IO", "S1", "S2"), looks.unbind(-1), strict=True):
         evidence[f"attention END to {key}"] = table
-    evidence["attention END to thing"] = attention_between(base, colors, "END", ["question_object"]).mean(-1)[..., 0]
-    evidence |= {name.replace("_", " "): table for name, table in copying_scores(base, names).items()}
+    evidence["attention END to thing"] = attention_between(model, colors, "END", ["question_object"]).mean(-1)[..., 0]
+    evidence |= {name.replace("_", " "): table for name, table in copying_scores(model, names).items()}
     evidence |= {
         name.replace("_", " "): table
-        for name, table in pattern_scores(base, seed=seed, bos_token_id=bos_token_id).items()
+        for name, table in pattern_scores(model, seed=seed, bos_token_id=bos_token_id).items()
     }
     acting = {}
     for task, stages in (("IOI", ioi_stages), ("Colored Objects", colors_stages)):
@@ -126,9 +126,9 @@ def find_roles(
     heads = assign_roles(evidence, acting, tests)
     looks_back = evidence["previous token"]
     previous = heads["previous token"] or [divmod(int(looks_back.argmax()), looks_back.shape[1])]
-    evidence["weights: same token"] = duplicate_token_scores(base, names)
-    evidence["weights: previous position"] = previous_token_scores(base)
-    evidence["weights: keys from previous-token heads"] = composition_scores(base, previous).amax(0)
+    evidence["weights: same token"] = duplicate_token_scores(model, names)
+    evidence["weights: previous position"] = previous_token_scores(model)
+    evidence["weights: keys from previous-token heads"] = composition_scores(model, previous).amax(0)
     return Roles(heads, evidence, previous, tests)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ...circuits.patching.path_patching import path_patch
+from ...circuits.patching.patching import Patching
 from ...circuits.patching.results import Head, PatchResult
 from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
@@ -43,7 +43,12 @@ class Stage:
 
 @measures_model
 def trace_stages(
-    base: PreTrainedModel, task: Task, receiver_share: float = 0.02, repeated: str | None = None, **settings
+    model: PreTrainedModel,
+    task: Task,
+    receiver_share: float = 0.02,
+    repeated: str | None = None,
+    freeze_mlps: bool = False,
+    **settings,
 ) -> list[Stage]:
     """Path-patch a task stage by stage.
 
@@ -53,7 +58,7 @@ def trace_stages(
     queries a head receives alone: the others that share its values keep theirs.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`]):
             A causal language model, which runs in evaluation mode.
         task ([`Task`]):
             IOI or Colored Objects; another one with `repeated`. Its corrupted prompts differ from that word on.
@@ -61,8 +66,10 @@ def trace_stages(
             How many heads receive in a stage, as a share of all heads; at least three, where so many are positive.
         repeated (`str`, *optional*):
             Name of the position of the word that comes again.
+        freeze_mlps (`bool`, *optional*, defaults to `False`):
+            Whether the MLPs between sender and receivers keep their output of the base run.
         settings:
-            As [`path_patch`] has them: `batch_size`, `max_memory`, `freeze_mlps`, `progress` and so on.
+            Settings of [`Patching`], such as `batch_size`, `metric` and `progress`.
 
     Returns:
         `list[Stage]`: four, or fewer where no head of a stage has a positive effect and a layer below it.
@@ -74,6 +81,7 @@ def trace_stages(
         )
     if not 0 < receiver_share <= 1:
         raise TranscoderError(f"receiver_share is {receiver_share}, but a share is above 0 and at most 1.")
+    patching = Patching(model, task, **settings)
     stages = []
     for name, component, position in STAGES:
         if component is None:
@@ -84,9 +92,9 @@ def trace_stages(
             if not receivers:
                 break
         at = repeated if position == "repeated" else position
-        stages.append(
-            Stage(name, receivers, at, path_patch(base, task, receivers, at, per_query_head=True, **settings))
-        )
+        per_query_head = component == "value"
+        result = patching.paths(receivers, at, freeze_mlps=freeze_mlps, per_query_head=per_query_head)
+        stages.append(Stage(name, receivers, at, result))
     return stages
 
 

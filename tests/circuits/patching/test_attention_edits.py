@@ -98,6 +98,9 @@ def test_samples_of_one_prompt_share_its_edit():
         (AttentionEdit([(0, 0)], "reweigh", KEYS), "takes weights"),
         (AttentionEdit([(0, 0)], "force", KEYS, torch.tensor([1])), "shape"),
         (AttentionEdit([(0, 0)], "force", KEYS.repeat(2, 1)), "for 4 prompts"),
+        (AttentionEdit([(0, 0)], "block", KEYS, weights=0.5), "weights have no meaning"),
+        (AttentionEdit([(0, 0)], "force", KEYS, renormalize=True), "leave out renormalize"),
+        (AttentionEdit([(0, 0)], "reweigh", KEYS, weights=2.0, onwards=True), "onwards has no meaning"),
     ],
 )
 def test_wrong_input_is_refused_with_a_sentence(edit, message):

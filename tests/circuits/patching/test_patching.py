@@ -6,12 +6,8 @@ from datasets import Dataset
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.patching import (
-    PatchEngine,
+    Patching,
     PatchPlan,
-    patch_attention,
-    patch_heads,
-    patch_mlps,
-    patch_residual,
 )
 from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.lm.attention import num_heads
@@ -49,7 +45,7 @@ def close(found, expected):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_heads_equal_one_forward_per_head(family, name):
     model, task = tiny_model(family), tiny_task()
-    result = patch_heads(model, task, position=name)
+    result = Patching(model, task).heads(position=name)
     expected = by_brute_force(model, task, "z", 4, name)
     close(result.values, expected)
     assert (result.values - result.base).abs().max() > 1e-2
@@ -61,7 +57,7 @@ def test_parts_of_heads_equal_one_forward_per_head(family, component):
     model, task = tiny_model(family), tiny_task()
     heads = num_heads(model)[component in ("key", "value")]
     for name in ("S", "all"):
-        result = patch_heads(model, task, position=name, component=component)
+        result = Patching(model, task).heads(position=name, component=component)
         assert result.shape == (LAYERS, heads)
         close(result.values, by_brute_force(model, task, component, heads, name))
 
@@ -69,7 +65,7 @@ def test_parts_of_heads_equal_one_forward_per_head(family, component):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_residual_stream_equals_one_forward_per_point(family):
     model, task = tiny_model(family), tiny_task(lengths=(8, 8))
-    result = patch_residual(model, task, layers=range(LAYERS + 1))
+    result = Patching(model, task).residual(layers=range(LAYERS + 1))
     expected = torch.empty(LAYERS + 1, 8, 2)
     for row in range(2):
         source = activations(model, prompt(task, row, "corrupted"))
@@ -87,7 +83,7 @@ def test_keys_and_values_of_single_heads_equal_one_forward_each(family, componen
     model, task = tiny_model(family), tiny_task()
     groups = 4 // num_heads(model)[1]
     for name in ("S", "all"):
-        result = patch_heads(model, task, position=name, component=component, per_query_head=True)
+        result = Patching(model, task).heads(position=name, component=component, per_query_head=True)
         expected = torch.empty(LAYERS, 4, len(task))
         for row, position in enumerate(positions_of(task, name)):
             source = activations(model, prompt(task, row, "corrupted"))
@@ -97,10 +93,10 @@ def test_keys_and_values_of_single_heads_equal_one_forward_each(family, componen
                     value = at(source[component, layer], patch, head, position, groups)
                     expected[layer, head, row] = patched(model, task, row, [(patch, layer, head, position, value)])
         close(result.values, expected)
-        together = patch_heads(model, task, position=name, component=component)
+        together = Patching(model, task).heads(position=name, component=component)
         # Heads that share a value each have a part of its effect; with one each, that is all of it.
         assert (groups == 1) == torch.allclose(result.values[:, ::groups], together.values, rtol=1e-4, atol=1e-4)
-    zeroed = patch_heads(model, task, "S", component, per_query_head=True, ablation="zero", layers=[1])
+    zeroed = Patching(model, task, ablation="zero").heads("S", component, per_query_head=True, layers=[1])
     for row, position in enumerate(positions_of(task, "S")):
         patch = (f"head_{component}", 1, 3, position, torch.zeros(8))
         assert zeroed.values[0, 3, row] == pytest.approx(patched(model, task, row, [patch]), rel=1e-4, abs=1e-4)
@@ -110,7 +106,7 @@ def test_keys_and_values_of_single_heads_equal_one_forward_each(family, componen
 def test_the_stream_between_attention_and_mlp_equals_one_forward_per_point(family):
     model, task = tiny_model(family), tiny_task()
     names = ["S", "END", "all"]
-    result = patch_residual(model, task, names, "resid_mid")
+    result = Patching(model, task).residual(names, "resid_mid")
     expected = torch.empty(LAYERS, len(names), len(task))
     for column, name in enumerate(names):
         for row, position in enumerate(positions_of(task, name)):
@@ -124,27 +120,13 @@ def test_the_stream_between_attention_and_mlp_equals_one_forward_per_point(famil
     assert result.protocol["component"] == "resid_mid"
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
-def test_the_stream_between_attention_and_mlp_can_be_ablated(ablation):
-    model, task = tiny_model("gemma2"), tiny_task(lengths=(9, 9), templates=[0, 0])
-    found = patch_residual(model, task, ["S"], "resid_mid", ablation=ablation, layers=[1]).values[0, 0]
-    for row, position in enumerate(positions_of(task, "S")):
-        corrupted = [activations(model, prompt(task, each, "corrupted"))["resid_mid", 1] for each in (0, 1)]
-        value = {
-            "zero": torch.zeros_like(corrupted[0]),
-            "mean": (corrupted[0] + corrupted[1]) / 2,
-            "resample": activations(model, prompt(task, 1 - row))["resid_mid", 1],
-        }[ablation][position]
-        patch = ("resid_mid", 1, None, position, value)
-        assert found[row].item() == pytest.approx(patched(model, task, row, [patch]), rel=1e-4, abs=1e-4)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mlps_and_attention_layers_equal_one_forward_each(family):
     model, task = tiny_model(family), tiny_task()
     names = ["S", "END", "all"]
-    for sweep, component in ((patch_mlps, "mlp.out"), (patch_attention, "attn.out")):
-        result = sweep(model, task, names)
+    patching = Patching(model, task)
+    for sweep, component in ((patching.mlps, "mlp.out"), (patching.attention, "attn.out")):
+        result = sweep(names)
         expected = torch.empty(LAYERS, len(names), len(task))
         for column, name in enumerate(names):
             for row, position in enumerate(positions_of(task, name)):
@@ -160,9 +142,9 @@ def test_mlps_and_attention_layers_equal_one_forward_each(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_clean_and_everything_is_corrupted(family):
     model, task = tiny_model(family), tiny_task()
-    engine = PatchEngine(model, task)
-    plan = PatchPlan.from_sites([[], "layers.0.resid_pre", "layers.2.resid_post"], engine.position("all"))
-    found = engine.run(plan)
+    patching = Patching(model, task)
+    plan = PatchPlan.from_sites([[], "layers.0.resid_pre", "layers.2.resid_post"], patching.position("all"))
+    found = patching.run(plan)
     clean = torch.tensor([patched(model, task, row, []) for row in range(3)])
     corrupted = torch.tensor([patched(model, task, row, [], "corrupted") for row in range(3)])
     close(found.base, clean)
@@ -175,7 +157,7 @@ def test_nothing_is_clean_and_everything_is_corrupted(family):
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma3_text", "opt"])
 def test_rows_of_several_patches_equal_one_forward_per_row(family):
     model, task = tiny_model(family), tiny_task()
-    engine = PatchEngine(model, task)
+    patching = Patching(model, task)
     rows = [
         ["layers.0.attn.head.1.z", "layers.1.attn.head.0.query", "layers.1.mlp.out", "layers.2.attn.head.3.z"],
         ["layers.1.mlp.out", "layers.2.attn.out", "layers.2.resid_pre"],
@@ -188,7 +170,7 @@ def test_rows_of_several_patches_equal_one_forward_per_row(family):
             ["layers.0.attn.head.1.z", "layers.1.attn.head.2.query", "layers.1.resid_mid"],
         ]
     for name in ("S", "END", "all"):
-        found = engine.run(PatchPlan.from_sites(rows, engine.position(name)))
+        found = patching.run(PatchPlan.from_sites(rows, patching.position(name)))
         expected = torch.empty(len(rows), len(task))
         for number, sites in enumerate(rows):
             for row, position in enumerate(positions_of(task, name)):
@@ -212,46 +194,16 @@ def test_rows_of_several_patches_equal_one_forward_per_row(family):
 
 def test_denoising_puts_clean_activations_into_the_corrupted_run():
     model, task = tiny_model("llama"), tiny_task()
-    result = patch_heads(model, task, position="S", direction="denoising")
+    result = Patching(model, task, direction="denoising").heads(position="S")
     close(result.values, by_brute_force(model, task, "z", 4, "S", ("corrupted", "clean")))
-
-
-@pytest.mark.parametrize("component", ["z", "key", "pattern"])
-def test_ablations_write_what_they_say(component):
-    model, task = tiny_model("gpt2"), tiny_task(lengths=(9, 9, 9, 10, 10), templates=[0, 0, 1, 1, 1])
-    clean = [activations(model, prompt(task, row)) for row in range(5)]
-    corrupted = [activations(model, prompt(task, row, "corrupted")) for row in range(5)]
-    groups = {0: [0, 1], 1: [0, 1], 2: [2], 3: [3, 4], 4: [3, 4]}
-    for name in ("END", "all"):
-        found = {
-            kind: patch_heads(model, task, name, component, ablation=kind, layers=[1])
-            for kind in ("zero", "mean", "resample")
-        }
-        assert found["zero"].source is None
-        expected = {"zero": torch.empty(1, 4, 5), "mean": torch.empty(1, 4, 5)}
-        for row, position in enumerate(positions_of(task, name)):
-
-            def run(head, written, row=row, position=position):
-                return patched(model, task, row, [(component, 1, head, position, written)])
-
-            for head in range(4):
-                mean = torch.stack([corrupted[other][component, 1] for other in groups[row]]).mean(0)
-                value = at(mean, component, head, position)
-                expected["zero"][0, head, row] = run(head, torch.zeros_like(value))
-                expected["mean"][0, head, row] = run(head, value)
-                others = [each for each in range(5) if each != row and (each < 3) == (row < 3)]
-                results = [run(head, at(clean[each][component, 1], component, head, position)) for each in others]
-                assert min(abs(found["resample"].values[0, head, row] - result) for result in results) < 1e-5
-        close(found["zero"].values, expected["zero"])
-        close(found["mean"].values, expected["mean"])
 
 
 def test_given_values_are_written():
     model, task = tiny_model("llama"), tiny_task()
-    engine = PatchEngine(model, task)
+    patching = Patching(model, task)
     values = torch.randn(2, 3, 32)
     sites = ["layers.1.attn.head.1.query", "layers.0.mlp.out"]
-    found = engine.run(PatchPlan.from_sites(sites, engine.position("S"), values))
+    found = patching.run(PatchPlan.from_sites(sites, patching.position("S"), values))
     expected = torch.empty(2, len(task))
     for row, position in enumerate(positions_of(task, "S")):
         for number, patch in enumerate([("query", 1, 1), ("mlp.out", 0, None)]):
@@ -264,33 +216,33 @@ def test_given_values_are_written():
 def test_batches_do_not_matter(family):
     model, task = tiny_model(family), tiny_task()
     for name in ("END", "S", "all"):
-        whole = patch_heads(model, task, name)
+        whole = Patching(model, task).heads(name)
         for batch_size in (1, 2, 7):
-            close(patch_heads(model, task, name, batch_size=batch_size).values, whole.values)
-        alone = patch_heads(model, task.select([1]), name)
+            close(Patching(model, task, batch_size=batch_size).heads(name).values, whole.values)
+        alone = Patching(model, task.select([1])).heads(name)
         close(alone.values[..., 0], whole.values[..., 1])
-        close(patch_heads(model, task, name, max_memory=100_000).values, whole.values)
+        close(Patching(model, task, max_memory=100_000).heads(name).values, whole.values)
 
 
 def test_metrics_of_all_logits_equal_those_of_whole_forwards():
     model, task = tiny_model("gemma2"), tiny_task()
     expected = row_metrics(end_logits(model, task), task.answers())
     for name in ("logit_difference", "probability_difference", "accuracy", "candidate_accuracy", "rank"):
-        close(patch_heads(model, task, metric=name, layers=[2]).base, expected[name])
+        close(Patching(model, task, metric=name).heads(layers=[2]).base, expected[name])
 
     def first_logit(logits, answers):
         return logits[:, 0]
 
-    result = patch_heads(model, task, metric=first_logit, layers=[2])
+    result = Patching(model, task, metric=first_logit).heads(layers=[2])
     close(result.base, end_logits(model, task)[:, 0])
     assert result.metric == "first_logit"
-    assert patch_heads(model, task, metric="kl_divergence", layers=[2]).values.min() >= -1e-6
+    assert Patching(model, task, metric="kl_divergence").heads(layers=[2]).values.min() >= -1e-6
 
 
 def test_bf16_stays_near_fp32():
     task = tiny_task()
-    exact = patch_heads(tiny_model("llama"), task).values
-    rounded = patch_heads(tiny_model("llama").to(torch.bfloat16), task).values
+    exact = Patching(tiny_model("llama"), task).heads().values
+    rounded = Patching(tiny_model("llama").to(torch.bfloat16), task).heads().values
     assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
 
 
@@ -299,36 +251,36 @@ def test_model_is_left_as_it_was():
     ids = prompt(task, 0)
     with torch.no_grad():
         before = model(ids).logits
-        patch_heads(model, task, "all")
+        Patching(model, task).heads("all")
         assert torch.equal(model(ids).logits, before)
 
 
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda model, task: patch_heads(model, task, "S9"), "no position 'S9'"),
-        (lambda model, task: patch_heads(model, task, 11), "token 11"),
-        (lambda model, task: patch_heads(model, task, component="zz"), "no component 'zz'"),
-        (lambda model, task: patch_heads(model, task, per_query_head=True), "Every head has its own z"),
-        (lambda model, task: patch_residual(model, task, ["S"], "mlp.in"), "resid_pre or resid_mid"),
+        (lambda model, task: Patching(model, task).heads("S9"), "no position 'S9'"),
+        (lambda model, task: Patching(model, task).heads(11), "token 11"),
+        (lambda model, task: Patching(model, task).heads(component="zz"), "no component 'zz'"),
+        (lambda model, task: Patching(model, task).heads(per_query_head=True), "Every head has its own z"),
+        (lambda model, task: Patching(model, task).residual(["S"], "mlp.in"), "resid_pre or resid_mid"),
         (
-            lambda model, task: patch_residual(tiny_model("phi"), task, ["S"], "resid_mid"),
+            lambda model, task: Patching(tiny_model("phi"), task).residual(["S"], "resid_mid"),
             "no residual stream between",
         ),
         (
-            lambda model, task: PatchEngine(model, task).run(
+            lambda model, task: Patching(model, task).run(
                 PatchPlan.from_sites(["layers.0.attn.head.4.key"], torch.tensor([3, 3, 3]), None, True)
             ),
             "the heads 0 to 3",
         ),
-        (lambda model, task: patch_heads(model, task, layers=[3]), "layers 0 to 2"),
-        (lambda model, task: patch_heads(model, task, ablation="noise"), "no ablation 'noise'"),
-        (lambda model, task: patch_heads(model, task, direction="up"), "no direction 'up'"),
-        (lambda model, task: patch_heads(model, task, metric="loss"), "no metric 'loss'"),
-        (lambda model, task: patch_heads(model, task, ablation="resample"), "only one of 9 tokens"),
-        (lambda model, task: patch_residual(model, task), "differ in length"),
+        (lambda model, task: Patching(model, task).heads(layers=[3]), "layers 0 to 2"),
+        (lambda model, task: Patching(model, task, ablation="noise").heads(), "no ablation 'noise'"),
+        (lambda model, task: Patching(model, task, direction="up").heads(), "no direction 'up'"),
+        (lambda model, task: Patching(model, task, metric="loss").heads(), "no metric 'loss'"),
+        (lambda model, task: Patching(model, task, ablation="resample").heads(), "only one of 9 tokens"),
+        (lambda model, task: Patching(model, task).residual(), "differ in length"),
         (
-            lambda model, task: PatchEngine(model, task).run(
+            lambda model, task: Patching(model, task).run(
                 PatchPlan.from_sites(["layers.0.attn.head.2.key"], torch.tensor([3, 3, 3]))
             ),
             "key-value heads 0 to 1",
@@ -344,9 +296,9 @@ def test_wrong_input_is_refused_with_a_sentence(call, message):
 def test_attention_that_cannot_be_edited_is_refused():
     model = tiny_model("gpt2")
     model.config.reorder_and_upcast_attn = True
-    for sweep in (patch_heads, patch_mlps):
+    for sweep in (Patching.heads, Patching.mlps):
         with pytest.raises(TranscoderError, match="AttentionInterface"):
-            sweep(model, tiny_task())
+            sweep(Patching(model, tiny_task()))
 
 
 def test_pairs_of_unequal_length_are_refused():
@@ -354,4 +306,4 @@ def test_pairs_of_unequal_length_are_refused():
     rows = task.dataset.to_list()
     rows[1]["corrupted_ids"].append(5)
     with pytest.raises(TranscoderError, match="row 1 have 12 and 13"):
-        patch_heads(tiny_model("llama"), Task(Dataset.from_list(rows), "tiny"))
+        Patching(tiny_model("llama"), Task(Dataset.from_list(rows), "tiny")).heads()

@@ -1,0 +1,113 @@
+"""The results of a study of circuit reuse."""
+
+from dataclasses import dataclass, field
+
+from ...circuits.patching.faithfulness import Faithfulness
+from ...circuits.patching.results import Head
+from ...reports.heatmap import AttentionView
+from ...tasks.answer_metrics import Estimate
+from .movers import MoverChange
+from .overlap import Overlap
+from .published_heads import Published
+from .repair import Outcome
+from .reuse_tables import reuse_text
+from .roles import Roles
+from .stages import Stage
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The repair with one choice of heads.
+
+    Args:
+        selection (`str`): How the heads were chosen: `"role tests"`, `"path patching"` or `"published"`.
+        inhibition, negative (`list[Head]`): The heads.
+        outcomes (`list[Outcome]`): Under each edit; none where no head was found.
+        movers ([`MoverChange`], *optional*): What the whole edit does to movers behind the edited heads.
+    """
+
+    selection: str
+    inhibition: list[Head]
+    negative: list[Head]
+    outcomes: list[Outcome] = field(default_factory=list)
+    movers: MoverChange | None = None
+
+    def to_dict(self) -> dict:
+        """Everything as JSON."""
+        return {
+            "selection": self.selection,
+            "inhibition": [list(head) for head in self.inhibition],
+            "negative": [list(head) for head in self.negative],
+            "outcomes": [each.to_dict() for each in self.outcomes],
+            "movers": None if self.movers is None else self.movers.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class CircuitReuse:
+    """What the study found.
+
+    Args:
+        accuracy (`dict[str, dict[str, Estimate]]`): Task -> metrics of the clean prompts.
+        stages (`dict[str, list[Stage]]`): Task -> what tracing found.
+        overlaps (`list[Overlap]`): One for each threshold.
+        roles ([`Roles`]): Heads by role.
+        faithfulness (`dict[str, list[Faithfulness]]`): Task -> its own, the other's and random circuits.
+        repairs (`list[Repair]`): One for each way to choose heads.
+        published ([`Published`], *optional*): What the paper says of this model.
+        protocol (`dict`): How everything was measured.
+        attention (`list[AttentionView]`): Where the strongest heads look in the first prompt of each task.
+    """
+
+    accuracy: dict[str, dict[str, Estimate]]
+    stages: dict[str, list[Stage]]
+    overlaps: list[Overlap]
+    roles: Roles
+    faithfulness: dict[str, list[Faithfulness]]
+    repairs: list[Repair]
+    published: Published | None
+    protocol: dict
+    attention: list[AttentionView] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Every number as JSON, those of each prompt in path patching left out."""
+        return {
+            "protocol": self.protocol,
+            "accuracy": {
+                task: {name: each.to_dict() for name, each in metrics.items()}
+                for task, metrics in self.accuracy.items()
+            },
+            "stages": {task: [stage_to_dict(stage) for stage in stages] for task, stages in self.stages.items()},
+            "overlaps": [each.to_dict() for each in self.overlaps],
+            "roles": self.roles.to_dict(),
+            "faithfulness": {task: [each.to_dict() for each in found] for task, found in self.faithfulness.items()},
+            "repairs": [each.to_dict() for each in self.repairs],
+            "published": None
+            if self.published is None
+            else {
+                "source": self.published.source,
+                "heads": {role: [list(head) for head in heads] for role, heads in self.published.heads.items()},
+                "figures": self.published.figures,
+                "footnotes": self.published.footnotes,
+            },
+        }
+
+    def to_text(self) -> str:
+        """The main numbers as text for a terminal."""
+        return reuse_text(self)
+
+    __str__ = to_text
+
+
+def stage_to_dict(stage: Stage) -> dict:
+    """Effects and intervals of a stage as JSON."""
+    low, high = stage.result.intervals()
+    return {
+        "stage": stage.name,
+        "receivers": stage.receivers,
+        "position": stage.position,
+        "effects": stage.result.effects.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "protocol": stage.result.protocol,
+    }

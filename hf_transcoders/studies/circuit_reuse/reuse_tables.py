@@ -1,0 +1,278 @@
+"""The tables of a study of circuit reuse."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...circuits.patching.report import task_title
+from ...reports.heatmap import Table, tables_text
+from .roles import ROLES
+
+
+if TYPE_CHECKING:
+    from .reuse_results import CircuitReuse
+
+
+_CONTROLS = {
+    "random heads": "random heads",
+    "random tokens": "random tokens",
+    "inhibition alone, random heads": "random heads for inhibition",
+    "negative mover alone, random heads": "random heads for negative mover",
+}
+_PATTERN_ROLES = ("induction", "duplicate token", "previous token")
+
+
+def reuse_text(result: "CircuitReuse") -> str:
+    """The main numbers of a study as text for a terminal."""
+    tables = [accuracy_table(result), overlap_table(result), roles_table(result)]
+    tables += [faithfulness_table(result, task) for task in result.faithfulness]
+    tables += [table for repair in result.repairs for table in repair_tables(result, repair)]
+    text = tables_text([replace(table, note="") for table in tables])
+    if result.published is None:
+        return text
+    return "\n".join([text, "", f"Paper: {result.published.source}", _footnotes(result.published)])
+
+
+def accuracy_table(result):
+    paper = result.published.figures if result.published else {}
+    rows = []
+    for task, metrics in result.accuracy.items():
+        row = [
+            task_title(task),
+            *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy", "logit_difference")),
+        ]
+        rows.append(row + [paper.get(f"accuracy, {task}", "")] if paper else row)
+    headers = ["task", "accuracy, full vocabulary", "accuracy among candidates", "logit difference"]
+    note = f"{result.protocol['prompts']} prompts; 95% intervals."
+    note += _see_notes(result)
+    return Table("Clean prompts", headers + ["paper"] if paper else headers, rows, note)
+
+
+def overlap_table(result):
+    paper = result.published.figures if result.published else {}
+    rows = []
+    for each in result.overlaps:
+        row = [
+            f"{each.share:.0%}",
+            each.count,
+            f"{each.shared} of {each.possible}",
+            f"{each.fraction:.1%}",
+            f"{each.low:.1%} to {each.high:.1%}",
+            f"{each.null:.1%} (95th percentile {each.null_high:.1%})",
+            f"{each.p_value:.2g}",
+            f"{each.layer_null:.1%}, p {each.layer_p_value:.2g}",
+        ]
+        rows.append(row + [paper.get(f"overlap at {each.share:.0%}", "")] if paper else row)
+    headers = ["top", "heads a stage", "shared", "overlap", "bootstrap 95%", "null: any head", "p", "null: same layer"]
+    note = "Heads count by magnitude. The interval resamples prompts with the receivers kept; it tends to lie low, as noise moves heads out of the top."
+    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _see_notes(result))
+
+
+def roles_table(result):
+    rows = [[role, ", ".join(map(_head, heads)) or "none", ROLES[role]] for role, heads in result.roles.heads.items()]
+    tests = result.roles.tests
+    note = (
+        f"A head acts if it is in the top {tests.share:.0%} by magnitude and its 95% interval leaves out 0. Attention of at "
+        f"least {tests.attention}, copying of at least {tests.copying} (among the five highest or lowest logits), patterns on "
+        f"random tokens of at least {tests.pattern}. Heads as layer.head, the strongest first."
+    )
+    return Table("Heads that pass the tests", ["role", "heads", "test"], rows, note)
+
+
+def scores_table(result):
+    """What patterns on random tokens, and what the weights alone, say of each head that has a role."""
+    evidence = result.roles.evidence
+    names = [
+        name
+        for name in evidence
+        if name.startswith("weights:") or name in ("copying", "negative copying", *_PATTERN_ROLES)
+    ]
+    roles = {}
+    for role, heads in result.roles.heads.items():
+        for head in heads:
+            roles.setdefault(head, []).append(role)
+    rows = [
+        [_head(head), ", ".join(roles[head]), *(f"{evidence[name][head].item():.2f}" for name in names)]
+        for head in sorted(roles)
+    ]
+    middle = [f"{evidence[name].median().item():.2f}" for name in names]
+    rows.append(["all heads", "median", *middle])
+    note = (
+        "Previous token, duplicate token and induction: mean attention on random tokens repeated once. From the weights "
+        "alone, and not used as tests: how often a name's query matches its own key best among those of all names; attention "
+        "to the position before where all tokens are the mean token; and K-composition (Elhage et al., 2021) with the "
+        f"previous-token heads {', '.join(map(_head, result.roles.previous))}, the greatest of them."
+    )
+    return Table("Scores of these heads", ["head", "roles", *names], rows, note)
+
+
+def published_heads_tables(result):
+    if result.published is None:
+        return []
+    rows = []
+    for role, heads in result.published.heads.items():
+        found = result.roles.heads.get(role, [])
+        shared = [head for head in heads if head in found]
+        rows.append([role, ", ".join(map(_head, heads)), f"{len(shared)} of {len(heads)}"])
+    headers = ["role", "published heads", "found here"]
+    return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result.published))]
+
+
+def faithfulness_table(result, task):
+    rows = [
+        [
+            each.circuit,
+            each.heads,
+            f"{_two(each.value)} [{_two(each.low)}, {_two(each.high)}]",
+            f"{_two(each.difference)} [{_two(each.difference_low)}, {_two(each.difference_high)}]",
+        ]
+        for each in result.faithfulness[task]
+    ]
+    headers = ["circuit", "heads", "faithfulness", "logit difference, nats"]
+    whole, nothing = result.faithfulness[task][:2]
+    note = "95% intervals, bootstrap over prompts."
+    if whole.difference_low <= nothing.difference_high:
+        note += (
+            " The intervals of the logit difference with all heads and with none overlap (or no head does better), so "
+            "faithfulness, which is a share of the way between them, says nothing here."
+        )
+    return Table(f"{task_title(task)}: what a circuit keeps", headers, rows, note)
+
+
+def repair_tables(result, repair):
+    chosen = (
+        f"inhibition {', '.join(map(_head, repair.inhibition)) or 'none'}; "
+        f"negative mover {', '.join(map(_head, repair.negative)) or 'none'}"
+    )
+    title = f"Heads by {repair.selection}: {chosen}"
+    if not repair.outcomes:
+        return [Table(title, ["outcome"], [["No head passes the tests, so there is nothing to edit."]])]
+    paper = result.published.figures if result.published else {}
+    rows, draws = [], {}
+    for each in repair.outcomes:
+        if each.condition[-1].isdigit():
+            draws.setdefault(each.condition.rstrip("0123456789 "), []).append(each)
+            continue
+        row = [
+            each.condition,
+            str(each.accuracy),
+            *([paper.get(each.condition, "")] if paper else []),
+            str(each.candidate_accuracy),
+            "{right} / {wrong_listed} / {other}".format(**each.confusion),
+            each.fixed,
+            each.new_mistakes,
+        ]
+        rows.append(row)
+    for control, found in draws.items():
+        row = [
+            f"{_CONTROLS[control]} ({len(found)} draws)",
+            _range([each.accuracy.mean for each in found]),
+            *([""] if paper else []),
+            _range([each.candidate_accuracy.mean for each in found]),
+            " / ".join(
+                f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
+                for kind in ("right", "wrong_listed", "other")
+            ),
+            _counts([each.fixed for each in found]),
+            _counts([each.new_mistakes for each in found]),
+        ]
+        rows.append(row)
+    headers = [
+        "edit",
+        "accuracy",
+        *(["paper"] if paper else []),
+        "among candidates",
+        "right / wrong listed / other",
+        "fixed",
+        "new mistakes",
+    ]
+    note = (
+        "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
+        "highest; random heads are other heads of the same layers, all of them where they are few; each draw is in repair.csv."
+    )
+    tables = [Table(title, headers, rows, note + _see_notes(result))]
+    if repair.movers is not None:
+        tables.append(_mover_table(repair.movers, paper))
+    return tables
+
+
+def _mover_table(change, paper):
+    # A ratio of attributions means something only where the first is positive.
+    grown = change.attribution_after / change.attribution_before if change.attribution_before > 0 else None
+    rows = [
+        ["attention to the right colour", f"{change.right_before:.1%}", f"{change.right_after:.1%}"],
+        ["attention to wrong colours", f"{change.wrong_before:.1%}", f"{change.wrong_after:.1%}"],
+        ["logit attribution, nats", _two(change.attribution_before), _two(change.attribution_after)],
+        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)"],
+    ]
+    figures = {"logit attribution, nats": "logit attribution"}
+    changes = [
+        f"{100 * (change.right_after - change.right_before):+.1f} points",
+        f"{100 * (change.wrong_after - change.wrong_before):+.1f} points",
+        "" if grown is None else f"{grown:.1f} times",
+        "",
+    ]
+    rows = [[*row, each] for row, each in zip(rows, changes, strict=True)]
+    headers = ["", "before", "after", "change"]
+    if paper:
+        rows = [[*row, paper.get(figures.get(row[0], row[0]), "")] for row in rows]
+        headers.append("paper")
+    note = (
+        "Movers are the heads with the greatest effect on the logits of Colored Objects that are behind the edited ones. "
+        "Spearman: change of logit attribution against effect on the logits in path patching, over heads behind the edit."
+    )
+    return Table(f"Movers behind the edit: {', '.join(map(_head, change.movers))}", headers, rows, note)
+
+
+def repair_csv(result):
+    rows = [
+        [
+            repair.selection,
+            each.condition,
+            " ".join(map(_head, each.heads)),
+            *(each.accuracy.mean, each.accuracy.low, each.accuracy.high),
+            *(each.candidate_accuracy.mean, each.candidate_accuracy.low, each.candidate_accuracy.high),
+            *each.confusion.values(),
+            each.fixed,
+            each.new_mistakes,
+        ]
+        for repair in result.repairs
+        for each in repair.outcomes
+    ]
+    headers = ["selection", "edit", "heads", "accuracy", "low", "high", "candidate_accuracy", "candidate_low"]
+    return Table("", [*headers, "candidate_high", "right", "wrong_listed", "other", "fixed", "new_mistakes"], rows)
+
+
+def scores_csv(result):
+    evidence = result.roles.evidence
+    layers, heads = next(iter(evidence.values())).shape
+    rows = [
+        [layer, head, *(table[layer, head].item() for table in evidence.values())]
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return Table("", ["layer", "head", *evidence], rows)
+
+
+def _footnotes(published):
+    return "\n".join(f"({number}) {note}" for number, note in enumerate(published.footnotes, 1))
+
+
+def _see_notes(result):
+    return "" if result.published is None else " On the paper's figures see the notes to its heads."
+
+
+def _range(values):
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def _counts(values):
+    return f"{sum(values) / len(values):.1f} ({min(values)}–{max(values)})"
+
+
+def _two(value):
+    """Two digits, without a minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def _head(head):
+    return f"{head[0]}.{head[1]}"

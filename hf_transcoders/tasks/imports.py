@@ -46,9 +46,11 @@ def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_
     if len(set(columns)) < len(columns):
         raise TranscoderError(f"{path} has two columns of one name: rename one.")
     by_ids = "correct_idx" in columns
+    if by_ids and label == "year":
+        raise TranscoderError(f"{path} has answers as correct_idx, and no years as label: leave out label='year'.")
     _require(path, columns, ["clean", "corrupted", *(("correct_idx", "incorrect_idx") if by_ids else ("label",))])
     encoder = PromptEncoder(tokenizer, add_bos)
-    years = year_tokens(encoder) if label == "year" and not by_ids else None
+    years = year_tokens(encoder) if label == "year" else None
     if years is not None and years.variant != "two_token":
         raise TranscoderError(
             f"{path} compares the last two digits of years, which the tokenizer does not write as one token: use "

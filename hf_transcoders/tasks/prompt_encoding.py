@@ -23,6 +23,7 @@ class PromptEncoder:
     def __init__(self, tokenizer, add_bos: bool | None = None):
         self.tokenizer = tokenizer
         self.prefix = bos_token_ids(tokenizer, add_bos)
+        self.name = tokenizer.name_or_path or type(tokenizer).__name__
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the beginning-of-sequence token where there is one."""
@@ -121,7 +122,7 @@ class PromptEncoder:
         found = self.single_tokens(words, **context)
         if len(found) < needed:
             raise TranscoderError(
-                f"The tokenizer {self.tokenizer.name_or_path or type(self.tokenizer).__name__} writes {len(found)} of "
+                f"The tokenizer {self.name} writes {len(found)} of "
                 f"{len(words)} {what} as single tokens, but the task needs {needed}: choose another task or model."
             )
         return found

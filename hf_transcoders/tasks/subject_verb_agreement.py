@@ -90,7 +90,7 @@ def _both_numbers(encoder, pairs, needed, what):
     found = [pair for pair in pairs if all(word in known for word in pair)]
     if len(found) < needed:
         raise TranscoderError(
-            f"The tokenizer {encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__} writes {len(found)} of "
+            f"The tokenizer {encoder.name} writes {len(found)} of "
             f"{len(pairs)} {what} as single tokens in singular and plural, but the task needs {needed}: choose another "
             "task or model."
         )

@@ -3,7 +3,7 @@
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +88,10 @@ class AnswerBatch:
     right: torch.Tensor
     wrong: torch.Tensor
     candidates: torch.Tensor
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "AnswerBatch":
+        """Apply a function to each of the three tensors."""
+        return AnswerBatch(function(self.right), function(self.wrong), function(self.candidates))
 
 
 class Task:
@@ -460,16 +464,14 @@ def _answer_ids(encoder, rows):
 
 
 def _token_id(answer, index):
-    """A whole number, from whatever library; 0.5 and `True` are none."""
-    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
-        raise TranscoderError(
-            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
-        )
+    """A whole number from any library; 0.5 and `True` are not accepted."""
     try:
+        if isinstance(answer, bool):
+            raise TypeError("a bool is not a token id")
         return operator.index(answer)
     except TypeError as error:
         raise TranscoderError(
-            f"The answer {answer!r} of row {index} is neither text nor a token id: give one."
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
         ) from error
 
 

@@ -198,3 +198,10 @@ def test_files_that_cannot_be_read(bpe, tmp_path):
     two = write_json(tmp_path / "two.json", [[CLEAN[0], " Mary"]] * 2)
     with pytest.raises(TranscoderError, match="give files that match"):
         from_pairs_json(one, bpe, two)
+
+
+def test_years_as_labels_exclude_token_ids(bpe, tmp_path):
+    columns = ["clean", "corrupted", "correct_idx", "incorrect_idx"]
+    path = write_csv(tmp_path / "file.csv", columns, [[CLEAN[0], CORRUPTED[0], 5, 6]])
+    with pytest.raises(TranscoderError, match="has answers as correct_idx, and no years as label"):
+        from_eap_csv(path, bpe, label="year")

@@ -164,12 +164,7 @@ def _changed(edit, pattern, seen, tokens):
 def _check(edit, layers, heads):
     if edit.kind not in ("force", "block", "reweigh"):
         raise TranscoderError(f"There is no edit '{edit.kind}': choose force, block or reweigh.")
-    for layer, head in edit.heads:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise TranscoderError(
-                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
-                f"0 to {heads - 1}."
-            )
+    check_heads(edit.heads, layers, heads)
     if edit.keys.dim() != 2 or (edit.query is not None and edit.query.shape != edit.keys.shape[:1]):
         raise TranscoderError(
             f"An edit has keys of shape (prompts, keys) and a query of shape (prompts,), not {tuple(edit.keys.shape)} and "
@@ -187,3 +182,17 @@ def _check(edit, layers, heads):
         raise TranscoderError(
             "Without a query every token is edited, so onwards has no meaning: give a query or leave it out."
         )
+
+
+def check_heads(chosen: Iterable[tuple[int, int]], layers: int, heads: int) -> None:
+    """Refuse a layer or head that a model with `layers` layers of `heads` heads does not have.
+
+    Raises:
+        [`TranscoderError`]: one of the heads does not exist.
+    """
+    for layer, head in chosen:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise TranscoderError(
+                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
+                f"0 to {heads - 1}."
+            )

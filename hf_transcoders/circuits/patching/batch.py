@@ -1,5 +1,7 @@
 """Run the rows of a patch plan on one batch of recorded prompts."""
 
+from dataclasses import dataclass
+
 import torch
 from transformers import PreTrainedModel
 
@@ -12,6 +14,7 @@ from .readout import Readout
 from .run_recording import Recording, Window
 
 
+@dataclass(eq=False)
 class Batch:
     """Some prompts with recorded base runs and the recorded activations that patches write.
 
@@ -30,26 +33,18 @@ class Batch:
             The metric of the runs that the patches come from, or `None` if `other` has no `final` residual stream.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        readout: Readout,
-        budget: Budget,
-        prompts: torch.Tensor,
-        last: torch.Tensor,
-        recording: Recording,
-        other: Recording,
-    ):
-        self.model = model
-        self.readout = readout
-        self.budget = budget
-        self.prompts = prompts
-        self.last = last
-        self.recording = recording
-        self.other = other
-        self.num_layers = num_layers(model)
-        self.base = self._metric(recording)
-        self.source = None if other.final is None else self._metric(other)
+    model: PreTrainedModel
+    readout: Readout
+    budget: Budget
+    prompts: torch.Tensor
+    last: torch.Tensor
+    recording: Recording
+    other: Recording
+
+    def __post_init__(self):
+        self.num_layers = num_layers(self.model)
+        self.base = self._metric(self.recording)
+        self.source = None if self.other.final is None else self._metric(self.other)
 
     def _metric(self, run):
         return self.readout(run.final[:, None], self.prompts, self.recording.final)[:, 0]

@@ -1,7 +1,8 @@
 """How much of a task is left when only a circuit's heads keep what they read: its own circuit, another's, random ones."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 from .patch_plan import PatchPlan
 from .patching import Patching
-from .results import Head
+from .results import Head, bootstrap_weights
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,6 @@ class Faithfulness:
     difference_low: float
     difference_high: float
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return asdict(self)
-
 
 @measures_model
 def circuit_faithfulness(
@@ -60,7 +57,7 @@ def circuit_faithfulness(
     Returns:
         `list[Faithfulness]`: first those of the whole model and of no head, then each circuit.
     """
-    everything = [(layer, head) for layer in range(num_layers(model)) for head in range(num_heads(model)[0])]
+    everything = list(itertools.product(range(num_layers(model)), range(num_heads(model)[0])))
     kept = {"whole model": set(everything), "no head": set(), **{name: set(each) for name, each in circuits.items()}}
     patching = Patching(model, task, ablation="mean", metric="logit_difference", **settings)
     rows = [
@@ -69,15 +66,24 @@ def circuit_faithfulness(
     ]
     plan = PatchPlan.from_sites(rows, patching.position("all"))
     values = patching.run(plan).values.double()
-    whole, nothing = values[0], values[1]
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(values.shape[1], (1000, values.shape[1]), generator=generator)
+    weights = bootstrap_weights(values.shape[1], 1000, torch.Generator().manual_seed(seed))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    found = []
-    for (name, heads), each in zip(kept.items(), values, strict=True):
-        drawn = (each - nothing)[draws].mean(1) / (whole - nothing)[draws].mean(1)
-        low, high = drawn.quantile(ends).tolist()
-        value = ((each - nothing).mean() / (whole - nothing).mean()).item()
-        ends_of_difference = each[draws].mean(1).quantile(ends).tolist()
-        found.append(Faithfulness(name, len(heads), value, low, high, each.mean().item(), *ends_of_difference))
-    return found
+    differences, drawn = values.mean(1), values @ weights.T
+    shares, drawn_shares = (_share(each) for each in (differences, drawn))
+    return [
+        Faithfulness(
+            name,
+            len(heads),
+            shares[row].item(),
+            *drawn_shares[row].quantile(ends).tolist(),
+            differences[row].item(),
+            *drawn[row].quantile(ends).tolist(),
+        )
+        for row, (name, heads) in enumerate(kept.items())
+    ]
+
+
+def _share(differences):
+    """Shares of the way from no head, the second row, to the whole model, the first row."""
+    whole, nothing = differences[:2]
+    return (differences - nothing) / (whole - nothing)

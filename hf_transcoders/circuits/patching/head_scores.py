@@ -70,11 +70,9 @@ def component_outputs(
         [`TranscoderError`]: the task has no such position, or the model's attention cannot be edited.
     """
     order, batches = [], []
-    for rows in torch.arange(len(task)).split(batch_size):
-        numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
-            order.append(rows[places])
-            batches.append(_component_outputs(model, task, tokens, position))
+    for rows, tokens in _token_batches(model, task, which, batch_size):
+        order.append(rows)
+        batches.append(_component_outputs(model, task, tokens, position))
     return ComponentOutputs(*(_in_order(order, each) for each in zip(*batches, strict=True)))
 
 
@@ -186,11 +184,9 @@ def attention_between(
         `torch.Tensor` of shape `(layers, heads, keys, prompts)` in fp32, on the CPU.
     """
     order, found = [], []
-    for rows in torch.arange(len(task)).split(batch_size):
-        numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
-            order.append(rows[places])
-            found.append(_attention_between(model, task, tokens, query, keys))
+    for rows, tokens in _token_batches(model, task, which, batch_size):
+        order.append(rows)
+        found.append(_attention_between(model, task, tokens, query, keys))
     return _in_order(order, found).permute(1, 3, 2, 0)
 
 
@@ -207,6 +203,14 @@ def _attention_between(model, task, tokens, query, keys):
     with edit_attention(model, pattern=keep):
         model.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
     return torch.stack([kept[layer] for layer in range(len(kept))], dim=1)
+
+
+def _token_batches(model, task, which, batch_size):
+    """Prompts that share a forward pass: their indices and tokens."""
+    for rows in torch.arange(len(task)).split(batch_size):
+        numbers = rows.tolist()
+        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
+            yield rows[places], tokens
 
 
 def _in_order(order, parts) -> torch.Tensor:

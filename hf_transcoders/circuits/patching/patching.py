@@ -36,6 +36,9 @@ from .path_patching import patch_paths
 from .results import PatchResult
 
 
+_Positions = str | int | Iterable[str | int] | None
+
+
 class Patching(PatchEngine):
     """Patches a model on the prompts of a task.
 
@@ -125,7 +128,7 @@ class Patching(PatchEngine):
 
     def residual(
         self,
-        positions: str | int | Iterable[str | int] | None = None,
+        positions: _Positions = None,
         point: Literal["resid_pre", "resid_mid"] = "resid_pre",
         *,
         layers: Iterable[int] | None = None,
@@ -154,12 +157,7 @@ class Patching(PatchEngine):
             raise TranscoderError(f"The residual stream is patched at resid_pre or resid_mid, not at '{point}'.")
         return self._at_positions(point, positions, layers)
 
-    def mlps(
-        self,
-        positions: str | int | Iterable[str | int] | None = ("END",),
-        *,
-        layers: Iterable[int] | None = None,
-    ) -> PatchResult:
+    def mlps(self, positions: _Positions = ("END",), *, layers: Iterable[int] | None = None) -> PatchResult:
         """Patch the output of one MLP at a time.
 
         Args:
@@ -173,12 +171,7 @@ class Patching(PatchEngine):
         """
         return self._at_positions("mlp.out", positions, layers)
 
-    def attention(
-        self,
-        positions: str | int | Iterable[str | int] | None = ("END",),
-        *,
-        layers: Iterable[int] | None = None,
-    ) -> PatchResult:
+    def attention(self, positions: _Positions = ("END",), *, layers: Iterable[int] | None = None) -> PatchResult:
         """Patch the output of one attention layer at a time.
 
         Args:

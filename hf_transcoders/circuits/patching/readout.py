@@ -14,18 +14,17 @@ from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
 from ...tasks.answer_metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
-from ...tasks.task import AnswerBatch, Task
+from ...tasks.task import Task
 
 
+# Functions of logits, answers and the logits of the base run.
 _METRICS = {
-    "logit_difference": lambda logits, answers, base: logit_difference(logits, answers.right, answers.wrong),
-    "probability_difference": lambda logits, answers, base: probability_difference(
-        logits, answers.right, answers.wrong
-    ),
-    "accuracy": lambda logits, answers, base: accuracy(logits, answers.right),
-    "candidate_accuracy": lambda logits, answers, base: accuracy(logits, answers.right, answers.candidates),
-    "rank": lambda logits, answers, base: rank(logits, answers.right),
-    "kl_divergence": lambda logits, answers, base: kl_divergence(logits, base),
+    "logit_difference": lambda logits, answers, _: logit_difference(logits, answers.right, answers.wrong),
+    "probability_difference": lambda logits, answers, _: probability_difference(logits, answers.right, answers.wrong),
+    "accuracy": lambda logits, answers, _: accuracy(logits, answers.right),
+    "candidate_accuracy": lambda logits, answers, _: accuracy(logits, answers.right, answers.candidates),
+    "rank": lambda logits, answers, _: rank(logits, answers.right),
+    "kl_divergence": lambda logits, _, base: kl_divergence(logits, base),
 }
 # Metrics that read the logits of a few tokens only.
 _TOKENS_READ = {"logit_difference": ("right", "wrong"), "candidate_accuracy": ("right", "candidates")}
@@ -52,19 +51,16 @@ class Readout:
         if isinstance(metric, str) and metric not in _METRICS:
             raise TranscoderError(f"There is no metric '{metric}': choose from {', '.join(_METRICS)}, or a function.")
         self.model = model
-        self.name = metric if isinstance(metric, str) else metric.__name__
-        self._metric = (
-            _METRICS[metric] if isinstance(metric, str) else lambda logits, answers, _: metric(logits, answers)
-        )
+        named = isinstance(metric, str)
+        self.name = metric if named else metric.__name__
+        self._metric = _METRICS[metric] if named else lambda logits, answers, _: metric(logits, answers)
         self._needs_base = metric == "kl_divergence"
         self._answers = task.answers(device=input_device(model))
         self._columns = None
-        if isinstance(metric, str) and metric in _TOKENS_READ:
+        if named and metric in _TOKENS_READ:
             ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
             self._columns = ids[ids >= 0].unique()
-            self._answers = AnswerBatch(
-                *(self._numbered(ids) for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
-            )
+            self._answers = self._answers.map(self._numbered)
 
     @torch.no_grad()
     def __call__(self, hidden: torch.Tensor, prompts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,12 +83,9 @@ class Readout:
         values = []
         for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
             rows_of = prompts.to(chosen.device)[chosen]
-            answers = AnswerBatch(
-                *(ids[rows_of] for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
-            )
-            values.append(
-                self._metric(self.logits(flat), answers, None if reference is None else reference[chosen]).float()
-            )
+            answers = self._answers.map(lambda ids, rows_of=rows_of: ids[rows_of])
+            base_logits = None if reference is None else reference[chosen]
+            values.append(self._metric(self.logits(flat), answers, base_logits).float())
         return torch.cat(values).view(count, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

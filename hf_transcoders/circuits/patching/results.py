@@ -67,11 +67,7 @@ class PatchResult:
         """
         if not 0 < confidence < 1:
             raise TranscoderError(f"confidence is {confidence}, but it lies between 0 and 1.")
-        prompts = len(self.base)
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randint(prompts, (resamples, prompts), generator=generator)
-        weights = torch.zeros(resamples, prompts, dtype=torch.float64)
-        weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64)).div_(prompts)
+        weights = bootstrap_weights(len(self.base), resamples, torch.Generator().manual_seed(seed))
         change = (self.values.double() - self.base.double()).flatten(0, -2) @ weights.T
         if self.source is not None:
             change /= weights @ (self.source.double() - self.base.double())
@@ -149,6 +145,22 @@ class PatchResult:
         cells = itertools.product(*self.axes.values())
         rows = [[*cell, *numbers] for cell, *numbers in zip(cells, *columns, strict=True)]
         write_csv(path, [*self.axes, "effect", "low", "high", self.metric], rows)
+
+
+def bootstrap_weights(prompts: int, resamples: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw prompts with replacement.
+
+    Args:
+        prompts (`int`): Number of prompts.
+        resamples (`int`): Number of resamples.
+        generator (`torch.Generator`): The random generator.
+
+    Returns:
+        `torch.Tensor` of shape `(resamples, prompts)` in fp64: the share of each prompt in each resample.
+    """
+    draws = torch.randint(prompts, (resamples, prompts), generator=generator)
+    weights = torch.zeros(resamples, prompts, dtype=torch.float64)
+    return weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64)).div_(prompts)
 
 
 def _tensor(numbers, shape, where):

@@ -18,6 +18,7 @@ from ...lm.norms import norm_bias
 from ...lm.order import norm_behind, read_directions, written_directions
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
+from .attention_edits import check_heads
 
 
 _MOST_LOGITS = 64_000_000
@@ -166,12 +167,7 @@ def composition_scores(model: PreTrainedModel, senders: Sequence[tuple[int, int]
     if into not in ("query", "key", "value"):
         raise TranscoderError(f"A head reads nothing with its '{into}': choose query, key or value.")
     layers, (heads, kv_heads) = num_layers(model), num_heads(model)
-    for layer, head in senders:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise TranscoderError(
-                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
-                f"0 to {heads - 1}."
-            )
+    check_heads(senders, layers, heads)
     if not senders:
         return torch.zeros(0, layers, heads)
 

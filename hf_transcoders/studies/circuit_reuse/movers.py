@@ -1,7 +1,7 @@
 """What an edit of heads does to those behind them: where movers look, and what they write to the logits."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -42,10 +42,6 @@ class MoverChange:
     p_value: float
     compared: int
     by_head: list[dict]
-
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return {**asdict(self), "movers": [list(head) for head in self.movers]}
 
 
 @measures_model

@@ -1,11 +1,11 @@
 """How many of the strongest heads two tasks share, against chance."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from ...circuits.patching.results import PatchResult
+from ...circuits.patching.results import PatchResult, bootstrap_weights
 from ...errors import TranscoderError
 from .stages import head_count, top_mask
 
@@ -41,10 +41,6 @@ class Overlap:
     layer_null: float
     layer_p_value: float
     by_stage: dict[str, int]
-
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return asdict(self)
 
 
 def overlaps(
@@ -137,10 +133,7 @@ def _shuffled(effects, heads, permutations, generator, kind):
 
 def _drawn(results, resamples, generator):
     """Effects of one task on drawn prompts, `(heads, resamples)` for each stage; a draw is the same in all stages."""
-    prompts = len(results[0].base)
-    draws = torch.randint(prompts, (resamples, prompts), generator=generator)
-    weights = torch.zeros(resamples, prompts, dtype=torch.float64)
-    weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    weights = bootstrap_weights(len(results[0].base), resamples, generator)
     found = []
     for result in results:
         change = (result.values.double() - result.base.double()).flatten(0, 1) @ weights.T

@@ -44,18 +44,6 @@ class Outcome:
     fixed: int
     new_mistakes: int
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return {
-            "condition": self.condition,
-            "heads": [list(head) for head in self.heads],
-            "accuracy": self.accuracy.to_dict(),
-            "candidate_accuracy": self.candidate_accuracy.to_dict(),
-            "confusion": self.confusion,
-            "fixed": self.fixed,
-            "new_mistakes": self.new_mistakes,
-        }
-
 
 def forced(task: Task, heads: Sequence[Head], positions: Sequence[str] = WRONG_COLORS) -> AttentionEdit:
     """The edit of the paper: from `END`, heads look at some named tokens only, at each the same.

@@ -1,6 +1,6 @@
 """The results of a study of circuit reuse."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ...circuits.patching.faithfulness import Faithfulness
 from ...circuits.patching.results import Head
@@ -32,16 +32,6 @@ class Repair:
     outcomes: list[Outcome] = field(default_factory=list)
     movers: MoverChange | None = None
 
-    def to_dict(self) -> dict:
-        """Everything as JSON."""
-        return {
-            "selection": self.selection,
-            "inhibition": [list(head) for head in self.inhibition],
-            "negative": [list(head) for head in self.negative],
-            "outcomes": [each.to_dict() for each in self.outcomes],
-            "movers": None if self.movers is None else self.movers.to_dict(),
-        }
-
 
 @dataclass(frozen=True)
 class CircuitReuse:
@@ -70,26 +60,16 @@ class CircuitReuse:
     attention: list[AttentionView] = field(default_factory=list)
 
     def to_dict(self) -> dict:
-        """Every number as JSON, those of each prompt in path patching left out."""
+        """All numbers as JSON, except those of each prompt in path patching."""
         return {
             "protocol": self.protocol,
-            "accuracy": {
-                task: {name: each.to_dict() for name, each in metrics.items()}
-                for task, metrics in self.accuracy.items()
-            },
+            "accuracy": {task: _dicts(metrics) for task, metrics in self.accuracy.items()},
             "stages": {task: [stage_to_dict(stage) for stage in stages] for task, stages in self.stages.items()},
-            "overlaps": [each.to_dict() for each in self.overlaps],
+            "overlaps": _dicts(self.overlaps),
             "roles": self.roles.to_dict(),
-            "faithfulness": {task: [each.to_dict() for each in found] for task, found in self.faithfulness.items()},
-            "repairs": [each.to_dict() for each in self.repairs],
-            "published": None
-            if self.published is None
-            else {
-                "source": self.published.source,
-                "heads": {role: [list(head) for head in heads] for role, heads in self.published.heads.items()},
-                "figures": self.published.figures,
-                "footnotes": self.published.footnotes,
-            },
+            "faithfulness": {task: _dicts(found) for task, found in self.faithfulness.items()},
+            "repairs": _dicts(self.repairs),
+            "published": None if self.published is None else asdict(self.published),
         }
 
     def to_text(self) -> str:
@@ -111,3 +91,9 @@ def stage_to_dict(stage: Stage) -> dict:
         "high": high.tolist(),
         "protocol": stage.result.protocol,
     }
+
+
+def _dicts(records):
+    if isinstance(records, dict):
+        return {name: asdict(record) for name, record in records.items()}
+    return [asdict(record) for record in records]

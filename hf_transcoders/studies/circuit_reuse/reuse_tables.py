@@ -32,26 +32,19 @@ def reuse_text(result: "CircuitReuse") -> str:
     return "\n".join([text, "", f"Paper: {result.published.source}", _footnotes(result.published)])
 
 
-def accuracy_table(result):
-    paper = result.published.figures if result.published else {}
-    rows = []
-    for task, metrics in result.accuracy.items():
-        row = [
-            task_title(task),
-            *(str(metrics[name]) for name in ("accuracy", "candidate_accuracy", "logit_difference")),
-        ]
-        rows.append(row + [paper.get(f"accuracy, {task}", "")] if paper else row)
+def accuracy_table(result: "CircuitReuse") -> Table:
+    """Metrics of the clean prompts of both tasks."""
+    metrics = ("accuracy", "candidate_accuracy", "logit_difference")
+    rows = [[task_title(task), *(str(found[name]) for name in metrics)] for task, found in result.accuracy.items()]
     headers = ["task", "accuracy, full vocabulary", "accuracy among candidates", "logit difference"]
     note = f"{result.protocol['prompts']} prompts; 95% intervals."
-    note += _see_notes(result)
-    return Table("Clean prompts", headers + ["paper"] if paper else headers, rows, note)
+    return _with_paper(result, "Clean prompts", headers, rows, note, [f"accuracy, {task}" for task in result.accuracy])
 
 
-def overlap_table(result):
-    paper = result.published.figures if result.published else {}
-    rows = []
-    for each in result.overlaps:
-        row = [
+def overlap_table(result: "CircuitReuse") -> Table:
+    """Heads that both tasks share at each threshold, against chance."""
+    rows = [
+        [
             f"{each.share:.0%}",
             each.count,
             f"{each.shared} of {each.possible}",
@@ -61,10 +54,15 @@ def overlap_table(result):
             f"{each.p_value:.2g}",
             f"{each.layer_null:.1%}, p {each.layer_p_value:.2g}",
         ]
-        rows.append(row + [paper.get(f"overlap at {each.share:.0%}", "")] if paper else row)
+        for each in result.overlaps
+    ]
     headers = ["top", "heads a stage", "shared", "overlap", "bootstrap 95%", "null: any head", "p", "null: same layer"]
-    note = "Heads count by magnitude. The interval resamples prompts with the receivers kept; it tends to lie low, as noise moves heads out of the top."
-    return Table("Overlap", headers + ["paper"] if paper else headers, rows, note + _see_notes(result))
+    note = (
+        "Heads are ranked by magnitude. The interval resamples prompts and keeps the receivers; it tends to be low, because "
+        "noise moves heads out of the top."
+    )
+    keys = [f"overlap at {each.share:.0%}" for each in result.overlaps]
+    return _with_paper(result, "Overlap", headers, rows, note, keys)
 
 
 def roles_table(result):
@@ -146,81 +144,66 @@ def repair_tables(result, repair):
     title = f"Heads by {repair.selection}: {chosen}"
     if not repair.outcomes:
         return [Table(title, ["outcome"], [["No head passes the tests, so there is nothing to edit."]])]
-    paper = result.published.figures if result.published else {}
     rows, draws = [], {}
     for each in repair.outcomes:
         if each.condition[-1].isdigit():
             draws.setdefault(each.condition.rstrip("0123456789 "), []).append(each)
             continue
-        row = [
-            each.condition,
-            str(each.accuracy),
-            *([paper.get(each.condition, "")] if paper else []),
-            str(each.candidate_accuracy),
-            "{right} / {wrong_listed} / {other}".format(**each.confusion),
-            each.fixed,
-            each.new_mistakes,
-        ]
-        rows.append(row)
+        confusion = "{right} / {wrong_listed} / {other}".format(**each.confusion)
+        accuracies = [str(each.accuracy), str(each.candidate_accuracy)]
+        rows.append([each.condition, *accuracies, confusion, each.fixed, each.new_mistakes])
     for control, found in draws.items():
+        kinds = ("right", "wrong_listed", "other")
         row = [
             f"{_CONTROLS[control]} ({len(found)} draws)",
             _range([each.accuracy.mean for each in found]),
-            *([""] if paper else []),
             _range([each.candidate_accuracy.mean for each in found]),
-            " / ".join(
-                f"{sum(each.confusion[kind] for each in found) / len(found):.1f}"
-                for kind in ("right", "wrong_listed", "other")
-            ),
+            " / ".join(f"{sum(each.confusion[kind] for each in found) / len(found):.1f}" for kind in kinds),
             _counts([each.fixed for each in found]),
             _counts([each.new_mistakes for each in found]),
         ]
         rows.append(row)
-    headers = [
-        "edit",
-        "accuracy",
-        *(["paper"] if paper else []),
-        "among candidates",
-        "right / wrong listed / other",
-        "fixed",
-        "new mistakes",
-    ]
+    headers = ["edit", "accuracy", "among candidates", "right / wrong listed / other", "fixed", "new mistakes"]
     note = (
-        "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, from the lowest to the "
-        "highest; random heads are other heads of the same layers, all of them where they are few; each draw is in repair.csv."
+        "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, with the lowest and the "
+        "highest in parentheses; random heads are other heads of the same layers, all of them if there are few; repair.csv "
+        "lists each draw."
     )
-    tables = [Table(title, headers, rows, note + _see_notes(result))]
-    if repair.movers is not None:
-        tables.append(_mover_table(repair.movers, paper))
-    return tables
+    tables = [_with_paper(result, title, headers, rows, note, [row[0] for row in rows])]
+    return tables if repair.movers is None else [*tables, _mover_table(result, repair.movers)]
 
 
-def _mover_table(change, paper):
-    # A ratio of attributions means something only where the first is positive.
+def _mover_table(result, change):
+    # A ratio of attributions has a meaning only if the first is positive.
     grown = change.attribution_after / change.attribution_before if change.attribution_before > 0 else None
     rows = [
-        ["attention to the right colour", f"{change.right_before:.1%}", f"{change.right_after:.1%}"],
-        ["attention to wrong colours", f"{change.wrong_before:.1%}", f"{change.wrong_after:.1%}"],
-        ["logit attribution, nats", _two(change.attribution_before), _two(change.attribution_after)],
-        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)"],
+        [
+            "attention to the right color",
+            f"{change.right_before:.1%}",
+            f"{change.right_after:.1%}",
+            f"{100 * (change.right_after - change.right_before):+.1f} points",
+        ],
+        [
+            "attention to wrong colors",
+            f"{change.wrong_before:.1%}",
+            f"{change.wrong_after:.1%}",
+            f"{100 * (change.wrong_after - change.wrong_before):+.1f} points",
+        ],
+        [
+            "logit attribution, nats",
+            _two(change.attribution_before),
+            _two(change.attribution_after),
+            "" if grown is None else f"{grown:.1f} times",
+        ],
+        ["spearman", "", f"{change.spearman:.2f} (p {change.p_value:.2g}; {change.compared} heads)", ""],
     ]
-    figures = {"logit attribution, nats": "logit attribution"}
-    changes = [
-        f"{100 * (change.right_after - change.right_before):+.1f} points",
-        f"{100 * (change.wrong_after - change.wrong_before):+.1f} points",
-        "" if grown is None else f"{grown:.1f} times",
-        "",
-    ]
-    rows = [[*row, each] for row, each in zip(rows, changes, strict=True)]
-    headers = ["", "before", "after", "change"]
-    if paper:
-        rows = [[*row, paper.get(figures.get(row[0], row[0]), "")] for row in rows]
-        headers.append("paper")
     note = (
-        "Movers are the heads with the greatest effect on the logits of Colored Objects that are behind the edited ones. "
-        "Spearman: change of logit attribution against effect on the logits in path patching, over heads behind the edit."
+        "Movers are the heads after the edited ones with the greatest effect on the logits of Colored Objects. Spearman: "
+        "change of logit attribution against effect on the logits in path patching, over heads after the edit."
     )
-    return Table(f"Movers behind the edit: {', '.join(map(_head, change.movers))}", headers, rows, note)
+    title = f"Movers after the edit: {', '.join(map(_head, change.movers))}"
+    keys = ["attention to the right colour", "attention to wrong colours", "logit attribution", "spearman"]
+    return _with_paper(result, title, ["", "before", "after", "change"], rows, note, keys)
 
 
 def repair_csv(result):
@@ -257,8 +240,13 @@ def _footnotes(published):
     return "\n".join(f"({number}) {note}" for number, note in enumerate(published.footnotes, 1))
 
 
-def _see_notes(result):
-    return "" if result.published is None else " On the paper's figures see the notes to its heads."
+def _with_paper(result, title, headers, rows, note, keys):
+    """A table with a last column of published figures, if there are any for this model; `keys` names that of each row."""
+    if result.published is None:
+        return Table(title, headers, rows, note)
+    rows = [[*row, result.published.figures.get(key, "")] for row, key in zip(rows, keys, strict=True)]
+    note += " For the paper's figures, see the notes to its heads."
+    return Table(title, [*headers, "paper"], rows, note)
 
 
 def _range(values):

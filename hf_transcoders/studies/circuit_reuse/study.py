@@ -1,5 +1,6 @@
 """The whole study on one model: two tasks traced, their circuits compared, and the repair."""
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -182,7 +183,7 @@ def _shown(repairs, stages, roles):
 
 def _circuits(stages, shares, draws, model, seed):
     """For each task, named circuits: its own, the other's, and random ones of the other's size."""
-    everything = [(layer, head) for layer in range(num_layers(model)) for head in range(num_heads(model)[0])]
+    everything = list(itertools.product(range(num_layers(model)), range(num_heads(model)[0])))
     generator = random.Random(seed)
     found = {}
     for name, other in (("ioi", "colored-objects"), ("colored-objects", "ioi")):

@@ -277,7 +277,7 @@ def test_model_is_left_as_it_was():
         (lambda model, task: Patching(model, task, ablation="noise").heads(), "no ablation 'noise'"),
         (lambda model, task: Patching(model, task, direction="up").heads(), "no direction 'up'"),
         (lambda model, task: Patching(model, task, metric="loss").heads(), "no metric 'loss'"),
-        (lambda model, task: Patching(model, task, ablation="resample").heads(), "only one of 9 tokens"),
+        (lambda model, task: Patching(model, task, ablation="resample").heads(), "the only prompt of 9 tokens"),
         (lambda model, task: Patching(model, task).residual(), "differ in length"),
         (
             lambda model, task: Patching(model, task).run(

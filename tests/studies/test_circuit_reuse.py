@@ -207,7 +207,7 @@ def test_stages_are_path_patching_with_the_heads_found_before(model):
         assert stages[2].position == "S2"
         assert {int(site.split(".")[4]) for site in stages[2].receivers} <= set(range(4))
     assert circuit_of(stages[:1], 1.0) == strongest_heads(stages[0].result.effects, 12)
-    with pytest.raises(TranscoderError, match="name its position"):
+    with pytest.raises(TranscoderError, match="repeated word of the task 'other'"):
         trace_stages(model, type(task)(task.dataset, "other"))
 
 
@@ -245,7 +245,7 @@ def test_predictions_from_the_cache_equal_whole_forwards(family, colors):
         assert torch.equal(found[name].tokens, logits.argmax(-1))
         among = colors.answers().candidates
         assert torch.equal(found[name].candidates, among[torch.arange(5), logits.gather(1, among).argmax(1)])
-    with pytest.raises(TranscoderError, match="from END only"):
+    with pytest.raises(TranscoderError, match="must be of attention from END"):
         predict_at_end(model, colors, {"edit": [AttentionEdit([(0, 0)], "force", edit.keys)]})
 
 

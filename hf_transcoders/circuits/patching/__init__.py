@@ -1,4 +1,4 @@
-"""Patching: activations and paths of many changed runs at once, edits of attention, and scores of heads."""
+"""Activation and path patching, edits of attention, and scores of heads."""
 
 from .attention_edits import AttentionEdit, edited_attention
 from .attention_views import attention_views

@@ -1,4 +1,4 @@
-"""Where a head looks in a prompt, for a page."""
+"""Attention patterns of heads in one prompt, for a page."""
 
 import torch
 from transformers import PreTrainedModel
@@ -18,17 +18,17 @@ from .results import Head
 def attention_views(
     model: PreTrainedModel, tokenizer, task: Task, heads: dict[Head, str], row: int = 0
 ) -> list[AttentionView]:
-    """The patterns of some heads in one prompt.
+    """Record the attention patterns of some heads in one prompt.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the model.
         task ([`Task`]): Prompts.
-        heads (`dict[tuple[int, int], str]`): Layer and head -> what to call it.
-        row (`int`, *optional*, defaults to 0): Which prompt.
+        heads (`dict[tuple[int, int], str]`): Layer and head -> a label.
+        row (`int`, *optional*, defaults to 0): Index of the prompt.
 
     Returns:
-        `list[AttentionView]`: one for each head.
+        `list[AttentionView]`: one view for each head.
     """
     ids = task.tokens("clean", [row], input_device(model)).input_ids
     check_tokens(model, list(ids))

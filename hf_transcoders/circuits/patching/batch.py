@@ -50,18 +50,22 @@ class Batch:
         return self.readout(run.final[:, None], self.prompts, self.recording.final)[:, 0]
 
     def holds(self, parts: set[str], source_parts: set[str], window: Window) -> bool:
-        """Whether what is recorded is enough for patches of these activations in a window of that size."""
+        """Whether the recordings are sufficient for patches of these activations in a window of that size."""
         enough = parts <= self.recording.parts.keys() and source_parts <= self.other.parts.keys()
         return enough and window.size <= self.recording.window.size
 
     def run(self, plan: PatchPlan, bar=None) -> torch.Tensor:
-        """Metrics of the rows of a plan that is for these prompts, `(rows, prompts)`."""
+        """Run a plan for these prompts.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, prompts)`: the metric of each row.
+        """
         values = self.base.expand(plan.num_rows, -1).clone()
         last = self.last.cpu()
         shared = self.recording.window.start.cpu()
         first = torch.where(plan.position == ALL_POSITIONS, shared, plan.position)
         sizes = (last - first).amax(1) + 1
-        # Rows that need equally many tokens go together, those that begin in low layers first.
+        # Rows with equally many tokens run together, those that start in low layers first.
         size_of_row = torch.zeros(plan.num_rows, dtype=torch.long).scatter_reduce(0, plan.row, sizes, "amax")
         layer_of_row = torch.full((plan.num_rows,), self.num_layers + 1).scatter_reduce(
             0, plan.row, plan.layer, "amin"
@@ -83,13 +87,13 @@ class Batch:
         return values
 
     def _walk(self, blocks, plan, rows):
-        """Residual streams behind the last block at the last token, `(prompts, rows, hidden)`, of some rows."""
+        """Residual streams of some rows after the last block at the last token, `(prompts, rows, hidden)`."""
         num_layers = self.num_layers
         entry = torch.isin(plan.row, rows).nonzero()[:, 0]
         row = torch.full((plan.num_rows,), -1)
         row[rows] = torch.arange(len(rows))
-        # Rows are numbered in the order in which they join: first those that begin with the residual stream of a layer,
-        # then those that begin inside it.
+        # Rows are numbered in the order in which they join: first those that start with the residual stream of a layer,
+        # then those that start inside the layer.
         residual = COMPONENTS.index("resid_pre")
         joins = torch.full((len(rows),), 2 * num_layers + 2)
         joins = joins.scatter_reduce(
@@ -135,7 +139,7 @@ class Batch:
         return hidden[:, number, 0]
 
     def _join(self, blocks, layer, rows, edits, end_only):
-        """The block in which some rows begin to differ from the base run."""
+        """Run the block in which some rows start to differ from the base run."""
 
         def recorded(part):
             return blocks.recorded(part, layer)[:, None].expand(-1, rows, -1, -1)
@@ -155,7 +159,7 @@ class Batch:
         return blocks.run(layer, recorded("resid_pre"), edits, attention_output, mlp_output, end_only)
 
     def _edits(self, blocks, plan, entries, rows):
-        """Layer -> edits of the entries, whose rows are numbered `rows`."""
+        """Edits of the entries by layer; `rows` are the row numbers of the entries."""
         device = self.last.device
         start = blocks.window.start
         found = {}
@@ -177,12 +181,12 @@ class Batch:
         return found
 
     def _values(self, blocks, plan, which, layer, component, position):
-        """What entries of one layer and component write, `(prompts, entries, [window,] width)`."""
+        """Values that entries of one layer and component write, `(prompts, entries, [window,] width)`."""
         device = self.last.device
         prompts = torch.arange(len(self.prompts), device=device)[:, None]
         headed = component in HEAD_COMPONENTS
         if plan.values is not None:
-            # Entries of several components share one tensor, which is as wide as the widest of them.
+            # Entries of several components share one tensor, which has the width of the widest component.
             width = self.recording.parts["key" if headed else "resid_pre"][0].shape[-1]
             width = self.recording.masks[0].shape[-1] if component == "pattern" else width
             values = plan.values[which].to(device).transpose(0, 1)[..., :width]

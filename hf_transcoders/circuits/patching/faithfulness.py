@@ -1,4 +1,4 @@
-"""How much of a task is left when only a circuit's heads keep what they read: its own circuit, another's, random ones."""
+"""Faithfulness of circuits: task performance when all heads outside a circuit are ablated."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from .results import Head, bootstrap_weights
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a circuit keeps of a task: `(circuit - nothing) / (model - nothing)` of mean logit differences.
+    """Faithfulness of one circuit: `(circuit - nothing) / (model - nothing)` of mean logit differences.
 
     Args:
-        circuit (`str`): Which circuit.
-        heads (`int`): How many heads it has.
-        value (`float`): 1 is the whole model, 0 is all heads ablated.
-        low, high (`float`): Bootstrap interval over prompts.
+        circuit (`str`): Name of the circuit.
+        heads (`int`): Number of heads in the circuit.
+        value (`float`): Faithfulness; 1 is the whole model and 0 is the model with all heads ablated.
+        low, high (`float`): Bootstrap interval of the faithfulness over prompts.
         difference (`float`): Mean logit difference, in nats.
-        difference_low, difference_high (`float`): Its bootstrap interval.
+        difference_low, difference_high (`float`): Bootstrap interval of the logit difference.
     """
 
     circuit: str
@@ -43,19 +43,20 @@ class Faithfulness:
 def circuit_faithfulness(
     model: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
 ) -> list[Faithfulness]:
-    """Keep the heads of a circuit and hold all others, at every token, at their mean over prompts of the same template.
+    """Measure how much of a task circuits of heads preserve when all other heads are mean-ablated.
 
-    MLPs are kept. Means are of the corrupted prompts of the same template and length.
+    Heads outside the circuit are set to their mean over the corrupted prompts of the same template and length, at every
+    token. MLPs are not ablated.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts with corrupted ones.
-        circuits (`dict[str, Sequence[Head]]`): Name -> layer and head of each head of a circuit.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        task ([`Task`]): Clean and corrupted prompts.
+        circuits (`dict[str, Sequence[Head]]`): Name of each circuit -> layer and number of its heads.
+        seed (`int`, *optional*, defaults to 0): Seed for the bootstrap resamples.
         settings: `batch_size`, `max_memory` and `progress` of [`Patching`].
 
     Returns:
-        `list[Faithfulness]`: first those of the whole model and of no head, then each circuit.
+        `list[Faithfulness]`: the whole model, no head, and then each circuit.
     """
     everything = list(itertools.product(range(num_layers(model)), range(num_heads(model)[0])))
     kept = {"whole model": set(everything), "no head": set(), **{name: set(each) for name, each in circuits.items()}}

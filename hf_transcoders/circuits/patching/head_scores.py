@@ -1,4 +1,4 @@
-"""What heads and MLPs look like from the side: logit attribution, norms, and scores of patterns."""
+"""Descriptive scores of heads and MLPs: logit attribution, output norms and attention patterns."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,17 +25,18 @@ from .results import PatchResult
 
 @dataclass(frozen=True)
 class ComponentOutputs:
-    """What heads and MLPs add to the residual stream at one token of each prompt.
+    """Outputs of heads and MLPs at one token of each prompt, as added to the residual stream.
 
     Args:
         heads (`torch.Tensor` of shape `(prompts, layers, heads, hidden)`):
-            Each head through the output projection; where a norm follows, with the scale that it has for the whole.
+            Output of each head after the output projection, and after the norm that may follow, at the scale of that norm
+            for the whole attention output.
         mlps (`torch.Tensor` of shape `(prompts, layers, hidden)`):
-            Each MLP, behind the norm that may follow.
+            Output of each MLP, after the norm that may follow.
         rest (`torch.Tensor` of shape `(prompts, hidden)`):
-            What is left of the stream behind the last block: embeddings and the biases of attention.
+            Remainder of the residual stream after the last block: embeddings and biases of attention.
         final (`torch.Tensor` of shape `(prompts, hidden)`):
-            The stream behind the last block.
+            Residual stream after the last block.
     """
 
     heads: torch.Tensor
@@ -45,7 +46,7 @@ class ComponentOutputs:
 
     @property
     def norms(self) -> torch.Tensor:
-        """Euclidean norm of what each head adds, `(prompts, layers, heads)`."""
+        """Euclidean norm of the output of each head, `(prompts, layers, heads)`."""
         return self.heads.norm(dim=-1)
 
 
@@ -54,14 +55,14 @@ class ComponentOutputs:
 def component_outputs(
     model: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
 ) -> ComponentOutputs:
-    """What each head and MLP adds to the residual stream at a token.
+    """Record the output of each head and MLP at one token, as added to the residual stream.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        task ([`Task`]): The prompts.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
         position (`str`, *optional*, defaults to `"END"`): Name of the token.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         [`ComponentOutputs`] in fp32.
@@ -110,16 +111,16 @@ def _component_outputs(model, task, tokens, position):
 @measures_model
 @torch.no_grad()
 def logit_attribution(model: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
-    """Direct logit attribution: what each head and MLP adds at `END` to the logit difference of right and wrong answers.
+    """Attribute the logit difference of right and wrong answers at `END` to the outputs of heads and MLPs.
 
-    The final norm keeps the scale that it has for the whole stream, and logits are those before a soft-cap. The
-    attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
+    This is direct logit attribution: the final norm keeps its scale for the whole stream, and logits are taken before a
+    soft-cap. The attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts with wrong answers.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        task ([`Task`]): Prompts with right and wrong answers.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         [`PatchResult`] with the axes `layer` and `head`, where the MLP is a last head named `mlp`; `values` are nats and
@@ -130,7 +131,7 @@ def logit_attribution(model: PreTrainedModel, task: Task, which: str = "clean", 
     """
     answers = task.answers(device=input_device(model))
     if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
-        raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
+        raise TranscoderError("Logit attribution needs wrong answers: give some when making the task.")
     unembedding = model.get_output_embeddings()
     multiplier = architecture_of(model).logit_multiplier
     tokens = torch.cat([answers.right.flatten(), answers.wrong.flatten()]).clamp(min=0).unique()
@@ -170,15 +171,15 @@ def attention_between(
     which: str = "clean",
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """How much each head looks from one named token at others.
+    """Measure the attention of each head from one named token to others.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts.
-        query (`str`): Name of the position that looks.
-        keys (`Sequence[str]`): Names of the positions that are looked at.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        task ([`Task`]): The prompts.
+        query (`str`): Name of the position of the query.
+        keys (`Sequence[str]`): Names of the positions of the keys.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         `torch.Tensor` of shape `(layers, heads, keys, prompts)` in fp32, on the CPU.
@@ -191,7 +192,7 @@ def attention_between(
 
 
 def _attention_between(model, task, tokens, query, keys):
-    """Of the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
+    """Attention in the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
     prompts = torch.arange(len(tokens.lengths), device=input_device(model))[:, None]
     at = _position(task, tokens, query)[:, None]
     to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
@@ -214,7 +215,7 @@ def _token_batches(model, task, which, batch_size):
 
 
 def _in_order(order, parts) -> torch.Tensor:
-    """Values of prompts that were run in several batches, in the order of the prompts."""
+    """Put values of prompts that ran in several batches into the order of the prompts."""
     places = torch.cat(order).argsort()
     values = torch.cat(parts)
     return values[places.to(values.device)]
@@ -225,19 +226,19 @@ def _in_order(order, parts) -> torch.Tensor:
 def pattern_scores(
     model: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """How much each head looks at the previous token, at the same token before, and behind it, on random tokens twice.
+    """Score the attention of each head on repeated random tokens: previous token, duplicate token and induction.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        length (`int`, *optional*, defaults to 25): How many random tokens are repeated once.
-        prompts (`int`, *optional*, defaults to 8): How many such sequences.
-        seed (`int`, *optional*, defaults to 0): Of the tokens.
-        bos_token_id (`int`, *optional*): A token before each sequence.
+        length (`int`, *optional*, defaults to 25): Number of random tokens, which are repeated once.
+        prompts (`int`, *optional*, defaults to 8): Number of sequences.
+        seed (`int`, *optional*, defaults to 0): Seed for the random tokens.
+        bos_token_id (`int`, *optional*): Token to put before each sequence.
 
     Returns:
         `dict[str, torch.Tensor]`: mean attention of each head, `(layers, heads)`, between 0 and 1: `previous_token`,
-        over all tokens; `duplicate_token` (to the first occurrence of the token) and `induction` (to the token behind
-        that), over the second half.
+        over all tokens; and over the second half, `duplicate_token` (to the first occurrence of the token) and
+        `induction` (to the token after the first occurrence).
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = num_embeddings(model.get_input_embeddings())
@@ -249,11 +250,11 @@ def pattern_scores(
     check_tokens(model, list(ids), "The repeated text")
     second = torch.arange(first + length, first + 2 * length)
     every = torch.arange(first + 1, first + 2 * length)
-    looks = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
-    scores = {name: [] for name in looks}
+    distances = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
+    scores = {name: [] for name in distances}
 
     def keep(pattern, layer):
-        for name, (queries, back) in looks.items():
+        for name, (queries, back) in distances.items():
             scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
 
     forget_lengths_(model)

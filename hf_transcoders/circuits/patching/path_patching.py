@@ -1,4 +1,4 @@
-"""Path patching: what a head or MLP does for a task through its direct paths to some receivers."""
+"""Path patching: the effect of heads and MLPs through their direct paths to some receivers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -66,7 +66,7 @@ def patch_paths(
 
 
 class _Paths:
-    """Path patching of one batch of prompts."""
+    """Path patching on one batch of prompts."""
 
     def __init__(self, batch, position, sites: Sequence[Site] | None, freeze_mlps, per_query_head):
         self.batch = batch
@@ -81,9 +81,9 @@ class _Paths:
 
     @torch.no_grad()
     def run(self, senders: torch.Tensor) -> torch.Tensor:
-        """Metrics of some senders, `(senders, 2)` with layer and head, as `(senders, prompts)`."""
+        """Metrics of some senders, `(senders, prompts)`; `senders` has the layer and head of each, `(senders, 2)`."""
         batch = self.batch
-        # Inside each layer heads join before the MLP, so that both are contiguous.
+        # Within a layer, heads join before the MLP, so that both are contiguous.
         order = (2 * senders[:, 0] + (senders[:, 1] == self.heads)).argsort(stable=True)
         blocks = Blocks(self.batch.model, batch.recording, self.window, batch.last)
         with blocks.attached():
@@ -95,7 +95,7 @@ class _Paths:
         return values[order.argsort()]
 
     def _direct(self, blocks, senders):
-        """Follow the direct paths: the final residual streams, and what each receiver gets of each sender."""
+        """Follow the direct paths: the final residual streams, and the input of each receiver for each sender."""
         received = {}
         wanted = {} if self.sites is None else {site: [] for site in self.sites}
         top = blocks.num_layers if self.sites is None else max(site.layer for site in self.sites) + 1
@@ -150,7 +150,7 @@ class _Paths:
         return hidden, received
 
     def _edit(self, part, layer, heads):
-        """What senders of one layer write: row i is sender i."""
+        """The edit of the senders of one layer; row i is sender i."""
         other, device = self.batch.other, self.batch.last.device
         heads = heads.to(device)
         taken = self.window.take(other.parts[part][layer], other.window.start)
@@ -158,7 +158,7 @@ class _Paths:
         return Edit(part, torch.arange(len(heads), device=device), heads, None, values)
 
     def _plan(self, senders, received):
-        """The run in which the receivers get what came to them: the first rows of each are the senders below it."""
+        """The plan that patches the received inputs; the first rows of each receiver are the senders below it."""
         rows, sites, values = [], [], []
         width = max((value.shape[-1] for value in received.values()), default=1)
         for site, value in received.items():
@@ -192,7 +192,7 @@ class _Paths:
 
 
 def _receivers(receivers):
-    """Sites of the receivers, or `None` for the logits."""
+    """The sites of the receivers, or `None` for the logits."""
     if isinstance(receivers, (str, Site)):
         receivers = [receivers]
     receivers = list(dict.fromkeys(receivers))
@@ -200,13 +200,13 @@ def _receivers(receivers):
         return None
     if not receivers or "logits" in receivers:
         raise TranscoderError(
-            "Receivers are 'logits' alone, or heads and MLPs such as 'layers.8.attn.head.3.query' and 'layers.8.mlp.in'."
+            "The receivers are either 'logits', or heads and MLPs such as 'layers.8.attn.head.3.query' and 'layers.8.mlp.in'."
         )
     sites = [Site.parse(receiver) for receiver in receivers]
     for site in sites:
         if site.point not in ("query", "key", "value") and (site.point != "mlp.in"):
             raise TranscoderError(
-                f"'{site}' receives nothing by a direct path: choose the query, key or value of a head, or mlp.in."
+                f"'{site}' cannot be a receiver: choose the query, key or value of a head, or mlp.in."
             )
     return sites
 

@@ -1,4 +1,4 @@
-"""From the residual stream behind the last block to the metric of a task, with only the logits it needs."""
+"""Compute the metric of a task from the residual stream after the last block, with only the logits that it needs."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +26,7 @@ _METRICS = {
     "rank": lambda logits, answers, _: rank(logits, answers.right),
     "kl_divergence": lambda logits, _, base: kl_divergence(logits, base),
 }
-# Metrics that read the logits of a few tokens only.
+# Metrics that read only the logits of a few tokens.
 _TOKENS_READ = {"logit_difference": ("right", "wrong"), "candidate_accuracy": ("right", "candidates")}
 _MOST_LOGITS = 64_000_000
 
@@ -38,11 +38,11 @@ class Readout:
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         task ([`Task`]):
-            Whose answers count.
+            The task with the answers.
         metric (`str` or `Callable`, *optional*):
-            The task's own by default: `"logit_difference"`, `"probability_difference"`, `"accuracy"`,
-            `"candidate_accuracy"`, `"rank"`, `"kl_divergence"` (from the base run, in nats), or a function of logits
-            `(rows, vocab)` and their [`AnswerBatch`] that gives `(rows,)`.
+            `"logit_difference"`, `"probability_difference"`, `"accuracy"`, `"candidate_accuracy"`, `"rank"`,
+            `"kl_divergence"` (from the base run, in nats), or a function of logits `(rows, vocab)` and their
+            [`AnswerBatch`] that returns `(rows,)`. By default the metric of the task.
     """
 
     def __init__(self, model: PreTrainedModel, task: Task, metric: str | Callable | None = None):
@@ -64,12 +64,12 @@ class Readout:
 
     @torch.no_grad()
     def __call__(self, hidden: torch.Tensor, prompts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
-        """The metric of some changed runs.
+        """Compute the metric of some patched runs.
 
         Args:
-            hidden (`torch.Tensor` of shape `(prompts, rows, hidden)`): Residual streams behind the last block.
-            prompts (`torch.LongTensor` of shape `(prompts,)`): Which prompts of the task they are.
-            base (`torch.Tensor` of shape `(prompts, hidden)`, *optional*): The same of the base run.
+            hidden (`torch.Tensor` of shape `(prompts, rows, hidden)`): Residual streams after the last block.
+            prompts (`torch.LongTensor` of shape `(prompts,)`): Indices of the prompts in the task.
+            base (`torch.Tensor` of shape `(prompts, hidden)`, *optional*): Residual streams of the base run.
 
         Returns:
             `torch.Tensor` of shape `(prompts, rows)` in fp32.
@@ -89,9 +89,9 @@ class Readout:
         return torch.cat(values).view(count, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of residual streams behind the last block, `(rows, hidden)` to `(rows, columns needed)`.
+        """Compute the logits of residual streams after the last block, `(rows, hidden)` to `(rows, columns needed)`.
 
-        The model's own forward computes them, final norm, soft-caps and scales included; its blocks are not run.
+        The forward pass of the model computes them, including final norm, soft-caps and scales, without running its blocks.
         """
         rows = hidden[:, None]
         with ExitStack() as stack:
@@ -105,6 +105,6 @@ class Readout:
             return forward_logits(self.model, inputs_embeds=torch.zeros_like(rows), use_cache=False)[:, 0]
 
     def _numbered(self, ids):
-        """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""
+        """Token ids as indices into the computed logits, -1 for padding and for tokens whose logit is not computed."""
         places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)
         return torch.where((ids >= 0) & (self._columns[places] == ids), places, -1)

@@ -1,4 +1,4 @@
-"""Circuit reuse: do two tasks use the same heads, and can what one task shows repair the other?"""
+"""Circuit reuse: do two tasks use the same heads, and can the circuit of one task repair the other?"""
 
 from .end_runs import Predictions, predict_at_end
 from .movers import MoverChange, mover_change

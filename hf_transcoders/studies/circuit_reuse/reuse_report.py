@@ -26,8 +26,8 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     """Write a study of circuit reuse: `report.html`, `results.json`, CSV files and, with matplotlib, PNG files.
 
     Args:
-        result ([`CircuitReuse`]): What [`reuse_circuit`] found.
-        folder (`str` or `os.PathLike`): The folder, made if it does not exist.
+        result ([`CircuitReuse`]): The result of [`reuse_circuit`].
+        folder (`str` or `os.PathLike`): The folder to write to. It is made if it does not exist.
 
     Returns:
         `Path`: the page.
@@ -54,10 +54,10 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.headers, table.rows)
     sections = [
-        Section("How well the model does the tasks", tables=[accuracy_table(result)]),
+        Section("Task performance of the model", tables=[accuracy_table(result)]),
         Section(
             "Overlap of the two circuits",
-            "Of the heads with the greatest effects in each stage, those that both tasks share, against what chance gives.",
+            "Heads with the greatest effects in each stage that both tasks share, against chance.",
             tables=[overlap_table(result)],
         ),
         Section("Heads by role", tables=[roles_table(result), scores_table(result), *published_heads_tables(result)]),
@@ -66,28 +66,29 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
         sections.append(
             Section(
                 "Cross-task faithfulness",
-                "All heads outside a circuit are held at their mean; 1 is the whole model and 0 is no head left alone. "
-                "A circuit that only one task uses does little for the other.",
+                "All heads outside a circuit are mean-ablated; 1 is the whole model and 0 is the model with all heads ablated. "
+                "A circuit that only one task uses preserves little of the other task.",
                 tables=[faithfulness_table(result, task) for task in result.faithfulness],
             )
         )
     sections.append(
         Section(
             "The repair of Colored Objects",
-            "From the last token, inhibition heads and negative movers are made to look at the two wrong colours. The edit "
-            "uses the right answer: it shows what the heads do, and is no way to use a model.",
+            "From the last token, inhibition heads and negative movers are forced to attend to the two wrong colors. The edit "
+            "uses the right answer: this is a diagnostic, not a mitigation.",
             tables=[table for repair in result.repairs for table in repair_tables(result, repair)],
         )
     )
     sections.append(
         Section(
             "Path patching, stage by stage",
-            "Orange: the head helps the task. Blue: it works against it. Framed: movers, negative movers, inhibition heads and content gatherers.",
+            "Orange: the head helps the task. Blue: the head works against it. Framed: movers, negative movers, inhibition "
+            "heads and content gatherers.",
             heatmaps=[each for number in sorted(maps) for each in maps[number]],
         )
     )
     if result.attention:
-        sections.append(Section("Where heads look", attention=result.attention))
+        sections.append(Section("Attention of heads", attention=result.attention))
     return write_page(folder / "report.html", f"Circuit reuse, {result.protocol['model']}", sections, result.protocol)
 
 

@@ -17,13 +17,13 @@ from .stages import Stage
 
 @dataclass(frozen=True)
 class Repair:
-    """The repair with one choice of heads.
+    """The repair with one selection of heads.
 
     Args:
-        selection (`str`): How the heads were chosen: `"role tests"`, `"path patching"` or `"published"`.
-        inhibition, negative (`list[Head]`): The heads.
-        outcomes (`list[Outcome]`): Under each edit; none where no head was found.
-        movers ([`MoverChange`], *optional*): What the whole edit does to movers behind the edited heads.
+        selection (`str`): Criterion of the selection: `"role tests"`, `"path patching"` or `"published"`.
+        inhibition, negative (`list[Head]`): The selected inhibition heads and negative movers.
+        outcomes (`list[Outcome]`): Outcomes under each edit, empty if no head is selected.
+        movers ([`MoverChange`], *optional*): Effects of the whole edit on the movers after the edited heads.
     """
 
     selection: str
@@ -35,18 +35,19 @@ class Repair:
 
 @dataclass(frozen=True)
 class CircuitReuse:
-    """What the study found.
+    """Results of the study.
 
     Args:
-        accuracy (`dict[str, dict[str, Estimate]]`): Task -> metrics of the clean prompts.
-        stages (`dict[str, list[Stage]]`): Task -> what tracing found.
-        overlaps (`list[Overlap]`): One for each threshold.
+        accuracy (`dict[str, dict[str, Estimate]]`): Metrics of the clean prompts of each task.
+        stages (`dict[str, list[Stage]]`): Traced stages of each task.
+        overlaps (`list[Overlap]`): Overlap of the two tasks at each threshold.
         roles ([`Roles`]): Heads by role.
-        faithfulness (`dict[str, list[Faithfulness]]`): Task -> its own, the other's and random circuits.
-        repairs (`list[Repair]`): One for each way to choose heads.
-        published ([`Published`], *optional*): What the paper says of this model.
-        protocol (`dict`): How everything was measured.
-        attention (`list[AttentionView]`): Where the strongest heads look in the first prompt of each task.
+        faithfulness (`dict[str, list[Faithfulness]]`): Faithfulness of the circuits of both tasks, and of random ones, on each
+            task.
+        repairs (`list[Repair]`): The repair with each selection of heads.
+        published ([`Published`], *optional*): Published results on this model.
+        protocol (`dict`): Settings of the study.
+        attention (`list[AttentionView]`): Attention of the strongest heads in the first prompt of each task.
     """
 
     accuracy: dict[str, dict[str, Estimate]]

@@ -9,7 +9,7 @@ from .roles import ROLES
 
 
 if TYPE_CHECKING:
-    from .reuse_results import CircuitReuse
+    from .reuse_results import CircuitReuse, Repair
 
 
 _CONTROLS = {
@@ -65,19 +65,20 @@ def overlap_table(result: "CircuitReuse") -> Table:
     return _with_paper(result, "Overlap", headers, rows, note, keys)
 
 
-def roles_table(result):
+def roles_table(result: "CircuitReuse") -> Table:
+    """Heads of each role."""
     rows = [[role, ", ".join(map(_head, heads)) or "none", ROLES[role]] for role, heads in result.roles.heads.items()]
     tests = result.roles.tests
     note = (
-        f"A head acts if it is in the top {tests.share:.0%} by magnitude and its 95% interval leaves out 0. Attention of at "
-        f"least {tests.attention}, copying of at least {tests.copying} (among the five highest or lowest logits), patterns on "
-        f"random tokens of at least {tests.pattern}. Heads as layer.head, the strongest first."
+        f"A head acts in a stage if it is in the top {tests.share:.0%} by magnitude and its 95% interval excludes 0. Attention "
+        f"of at least {tests.attention}, copying of at least {tests.copying} (among the five highest or lowest logits), "
+        f"attention on random tokens of at least {tests.pattern}. Heads as layer.head, the strongest first."
     )
     return Table("Heads that pass the tests", ["role", "heads", "test"], rows, note)
 
 
-def scores_table(result):
-    """What patterns on random tokens, and what the weights alone, say of each head that has a role."""
+def scores_table(result: "CircuitReuse") -> Table:
+    """Scores of the heads with a role, on random tokens and from the weights alone."""
     evidence = result.roles.evidence
     names = [
         name
@@ -95,15 +96,16 @@ def scores_table(result):
     middle = [f"{evidence[name].median().item():.2f}" for name in names]
     rows.append(["all heads", "median", *middle])
     note = (
-        "Previous token, duplicate token and induction: mean attention on random tokens repeated once. From the weights "
-        "alone, and not used as tests: how often a name's query matches its own key best among those of all names; attention "
-        "to the position before where all tokens are the mean token; and K-composition (Elhage et al., 2021) with the "
-        f"previous-token heads {', '.join(map(_head, result.roles.previous))}, the greatest of them."
+        "Previous token, duplicate token and induction: mean attention on repeated random tokens. From the weights alone, and "
+        "not used as tests: how often the query of a name matches its own key better than the keys of all other names; "
+        "attention to the previous position in a text of mean tokens; and the greatest K-composition (Elhage et al., 2021) "
+        f"with the previous-token heads {', '.join(map(_head, result.roles.previous))}."
     )
     return Table("Scores of these heads", ["head", "roles", *names], rows, note)
 
 
-def published_heads_tables(result):
+def published_heads_tables(result: "CircuitReuse") -> list[Table]:
+    """Published heads of each role, if there are any for this model."""
     if result.published is None:
         return []
     rows = []
@@ -115,7 +117,8 @@ def published_heads_tables(result):
     return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result.published))]
 
 
-def faithfulness_table(result, task):
+def faithfulness_table(result: "CircuitReuse", task: str) -> Table:
+    """Faithfulness of circuits on one task."""
     rows = [
         [
             each.circuit,
@@ -130,13 +133,14 @@ def faithfulness_table(result, task):
     note = "95% intervals, bootstrap over prompts."
     if whole.difference_low <= nothing.difference_high:
         note += (
-            " The intervals of the logit difference with all heads and with none overlap (or no head does better), so "
-            "faithfulness, which is a share of the way between them, says nothing here."
+            " The intervals of the logit difference with all heads and with no head overlap, or no head has the greater "
+            "difference, so faithfulness has no meaning here."
         )
-    return Table(f"{task_title(task)}: what a circuit keeps", headers, rows, note)
+    return Table(f"{task_title(task)}: faithfulness of circuits", headers, rows, note)
 
 
-def repair_tables(result, repair):
+def repair_tables(result: "CircuitReuse", repair: "Repair") -> list[Table]:
+    """Outcomes and mover changes of the repair with one selection of heads."""
     chosen = (
         f"inhibition {', '.join(map(_head, repair.inhibition)) or 'none'}; "
         f"negative mover {', '.join(map(_head, repair.negative)) or 'none'}"
@@ -206,7 +210,8 @@ def _mover_table(result, change):
     return _with_paper(result, title, ["", "before", "after", "change"], rows, note, keys)
 
 
-def repair_csv(result):
+def repair_csv(result: "CircuitReuse") -> Table:
+    """Outcomes of all repairs, with every draw."""
     rows = [
         [
             repair.selection,
@@ -225,7 +230,8 @@ def repair_csv(result):
     return Table("", [*headers, "candidate_high", "right", "wrong_listed", "other", "fixed", "new_mistakes"], rows)
 
 
-def scores_csv(result):
+def scores_csv(result: "CircuitReuse") -> Table:
+    """All scores of all heads."""
     evidence = result.roles.evidence
     layers, heads = next(iter(evidence.values())).shape
     rows = [
@@ -258,7 +264,7 @@ def _counts(values):
 
 
 def _two(value):
-    """Two digits, without a minus before zero."""
+    """A number with two decimals, without a minus sign for zero."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 

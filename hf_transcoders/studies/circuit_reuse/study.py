@@ -1,4 +1,4 @@
-"""The whole study on one model: two tasks traced, their circuits compared, and the repair."""
+"""The study of circuit reuse on one model: trace two tasks, compare their circuits, and repair one of them."""
 
 import itertools
 import random
@@ -42,35 +42,35 @@ def reuse_circuit(
     batch_size: int = 32,
     progress: bool = False,
 ) -> CircuitReuse:
-    """Ask whether a model uses the same heads for indirect objects (IOI) and for Colored Objects, and repair the latter.
+    """Compare the heads that a model uses for indirect objects (IOI) and for Colored Objects, and repair the latter.
 
-    Heads are chosen on the first prompts; the repair is measured on others, drawn with another seed.
+    Heads are selected on one set of prompts; the repair is measured on others, drawn with another seed.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             A causal language model, which runs in evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            The tokenizer of the model.
         prompts (`int`, *optional*, defaults to 64):
-            Prompts of each task for tracing and role tests.
+            Number of prompts of each task for tracing and role tests.
         repair_prompts (`int`, *optional*, defaults to 200):
-            Prompts of Colored Objects for the repair.
+            Number of prompts of Colored Objects for the repair.
         faithfulness_prompts (`int`, *optional*, defaults to 32):
-            Prompts of each task for faithfulness; 0 leaves it out.
+            Number of prompts of each task for faithfulness; 0 skips it.
         shares (`Sequence[float]`, *optional*):
-            Shares of heads at which overlap is counted.
+            Thresholds of the overlap, as shares of heads.
         circuit_shares (`Sequence[float]`, *optional*):
-            Shares of heads of each stage that make a circuit, for faithfulness.
+            Shares of heads of each stage in a circuit, for faithfulness.
         random_circuits (`int`, *optional*, defaults to 3):
-            Random circuits of the size of the other task's, for comparison.
+            Number of random circuits of the size of the other task's circuit, for faithfulness.
         tests ([`RoleTests`], *optional*):
             Thresholds of the role tests.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
         seed (`int`, *optional*, defaults to 0):
-            Of prompts and everything random.
+            Seed for the prompts and all random choices.
         batch_size (`int`, *optional*, defaults to 32):
-            Prompts of one forward; patching estimates its own batches from the memory.
+            Number of prompts in one forward pass. Patching chooses its batches by the memory instead.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show progress bars.
 
@@ -78,12 +78,12 @@ def reuse_circuit(
         [`CircuitReuse`]
 
     Raises:
-        [`TranscoderError`]: the tokenizer cannot express the tasks, or the model's attention cannot be edited.
+        [`TranscoderError`]: the tokenizer splits words of the tasks, or the model's attention cannot be edited.
 
     Source: [Circuit Component Reuse Across Tasks in Transformer Language Models](https://arxiv.org/abs/2310.08744).
     """
     if min(prompts, repair_prompts) < 2 or faithfulness_prompts < 0:
-        raise TranscoderError("Intervals need prompts: give at least two for tracing and two for the repair.")
+        raise TranscoderError("Intervals need at least two prompts for tracing and two for the repair: give more.")
     attention_modules(model)
     ioi = indirect_object_identification(tokenizer, prompts, "s2_io_flip", seed=seed, add_bos=add_bos)
     colors = colored_objects(tokenizer, prompts, seed=seed, add_bos=add_bos)
@@ -163,7 +163,7 @@ def reuse_circuit(
 
 
 def circuit_of(stages: Sequence[Stage], share: float) -> list[Head]:
-    """The heads that are among the strongest share in any stage."""
+    """Make a circuit of the heads that are among the strongest share in any stage."""
     found = [
         strongest_heads(stage.result.effects, head_count(share, stage.result.effects.numel())) for stage in stages
     ]
@@ -171,7 +171,7 @@ def circuit_of(stages: Sequence[Stage], share: float) -> list[Head]:
 
 
 def _shown(repairs, stages, roles):
-    """The heads whose attention is shown: the strongest on the logits, the strongest mover and edited heads."""
+    """Choose heads whose attention is shown: the strongest on the logits, the strongest mover and edited heads."""
     chosen = next((repair for repair in repairs if repair.outcomes), None)
     shown = dict.fromkeys(receiving_heads(stages["ioi"][0].result, 0.0)[:1], "strongest on the logits")
     shown |= dict.fromkeys(roles.heads["mover"][:1], "mover")
@@ -182,7 +182,7 @@ def _shown(repairs, stages, roles):
 
 
 def _circuits(stages, shares, draws, model, seed):
-    """For each task, named circuits: its own, the other's, and random ones of the other's size."""
+    """Make circuits for each task: its own, the circuit of the other task, and random ones of the same size."""
     everything = list(itertools.product(range(num_layers(model)), range(num_heads(model)[0])))
     generator = random.Random(seed)
     found = {}
@@ -198,7 +198,7 @@ def _circuits(stages, shares, draws, model, seed):
 
 
 def _selections(ioi_stages, roles, published):
-    """How the edited heads are chosen: by all tests, by path patching alone (as many as in the paper), or as published."""
+    """Select the heads to edit: by role tests, by path patching alone (as many as in the paper), or as published."""
     yield "role tests", roles.heads["inhibition"], roles.heads["negative mover"]
     logits = ioi_stages[0].result.effects
     inhibition = receiving_heads(ioi_stages[1].result, 0.0)[:3] if len(ioi_stages) > 1 else []

@@ -1,4 +1,4 @@
-"""Path patching against two hooked forwards per sender."""
+"""Path patching against two hooked forward passes per sender."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_keys_and_values_of_single_heads(family, name):
     receivers = ["layers.1.attn.head.3.value", "layers.2.attn.head.0.key", "layers.2.attn.head.1.query"]
     model, task = tiny_model(family), tiny_task(lengths=(9, 11))
     check(model, task, receivers, name, False, per_query_head=True)
-    # The heads that share a value, all together, are what receives where the value is named by its key-value head.
+    # All heads that share a value together are the receivers of the key-value head.
     if family == "llama":
         whole = Patching(model, task).paths(["layers.1.attn.head.1.value"], name)
         each = ["layers.1.attn.head.2.value", "layers.1.attn.head.3.value"]
@@ -93,8 +93,8 @@ def test_batches_do_not_matter():
     [
         (["layers.2.attn.head.7.query"], "END", "heads 0 to 3"),
         (["layers.2.attn.head.3.value"], "END", "key-value heads 0 to 1"),
-        (["layers.1.attn.head.0.z"], "END", "receives nothing"),
-        (["logits", "layers.1.mlp.in"], "END", "'logits' alone"),
+        (["layers.1.attn.head.0.z"], "END", "cannot be a receiver"),
+        (["logits", "layers.1.mlp.in"], "END", "either 'logits', or heads"),
         (["layers.7.mlp.in"], "END", "layers 0 to 2"),
         ("logits", "S", "read at END"),
     ],

@@ -1,4 +1,4 @@
-"""Circuit reuse: overlap against enumeration, roles on planted numbers, and edits that do what they say."""
+"""Circuit reuse: overlap against enumeration, roles on planted scores, and edits against forward passes."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ TOKENIZER = byte_level_bpe()
 
 
 def model_for_tasks(family="llama", seed=0):
-    """A tiny model that knows the words of the tasks."""
+    """A tiny model with the vocabulary of the tasks."""
     config = TINY_CONFIGS[family]()
     config.vocab_size = len(TOKENIZER)
     for name in ("max_position_embeddings", "n_positions"):
@@ -81,7 +81,7 @@ def test_overlap_and_its_null_equal_enumeration():
     # Top two: heads 0 and 2 against heads 1 and 2.
     assert (found.count, found.shared, found.possible, found.fraction) == (2, 1, 2, 0.5)
     assert found.low == found.high == 0.5
-    # Head 4 has no effect in the first task, so it stays where it is; the others are shuffled.
+    # Head 4 has no effect in the first task, so it is not shuffled.
     one, other = first.effects.flatten(), second.effects.flatten()
     movable = [0, 1, 2, 3, 5]
     top = set(one.abs().topk(2).indices.tolist())
@@ -127,7 +127,7 @@ def test_equal_circuits_overlap_fully_and_stages_must_meet():
 
 
 def planted():
-    """Numbers of 2 x 4 heads, each planted for one role."""
+    """Scores of 2 x 4 heads, each planted for one role."""
     tables = {
         name: torch.zeros(2, 4)
         for name in (
@@ -190,7 +190,7 @@ def test_heads_act_by_rank_and_interval():
 
 def test_who_receives_and_who_is_strongest():
     effects = [[0.9, 0.0, -0.95], [0.2, 0.5, -0.3], [0.0, 0.1, 0.3]]
-    # Head 0.0 is in the first layer, which nothing is below; negative heads do not receive.
+    # Head 0.0 is in the first layer, with no layer below it; negative heads are not receivers.
     assert receiving_heads(result_of(effects), 0.3) == [(1, 1), (2, 2)]
     assert strongest_heads(torch.tensor(effects), 3) == [(0, 0), (0, 2), (1, 1)]
     # Heads without any effect are never among the strongest.
@@ -226,7 +226,7 @@ def test_the_repair_forces_the_attention_it_says(family, colors):
         row = patterns[layer][prompts, head, at["END"]]
         expected = torch.zeros_like(row)
         for name in ("wrong_colour_1", "wrong_colour_2"):
-            # A sliding window may not reach the colours, and what a head cannot see it does not look at.
+            # A color outside the sliding window gets no attention.
             reach = at["END"] - at[name] < (6 if family == "gemma3_text" and layer < 2 else 999)
             expected[prompts, at[name]] = 0.5 * reach
         assert torch.equal(row, expected)
@@ -235,7 +235,7 @@ def test_the_repair_forces_the_attention_it_says(family, colors):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_predictions_from_the_cache_equal_whole_forwards(family, colors):
+def test_predictions_from_the_cache_equal_whole_forward_passes(family, colors):
     model = model_for_tasks(family, seed=3)
     edit = forced(colors, [(1, 1), (2, 3)])
     found = predict_at_end(model, colors, {"none": [], "edit": [edit], "none again": []}, batch_size=2)
@@ -273,7 +273,7 @@ def test_controls_are_other_heads_and_other_tokens(colors):
     for heads in drawn:
         assert sorted(layer for layer, _ in heads) == [1, 1, 2]
         assert set(edited).isdisjoint(heads) and len(set(heads)) == 3
-    # Few enough to try them all: the other heads of the layer of one head.
+    # There are so few other heads that all are tried.
     assert control_heads([(1, 2)], 5, 10, generator, edited) == [[(1, 1)], [(1, 3)], [(1, 4)]]
     assert control_heads([(1, 0)], 2, 10, generator, [(1, 0), (1, 1)]) == []
     at = colors.tokens().positions
@@ -292,11 +292,11 @@ def test_repair_with_one_part_and_with_none(model, colors):
         repair_outcomes(model, colors, [], [])
 
 
-def test_mover_change_equals_two_forwards(model, colors):
+def test_mover_change_equals_two_forward_passes(model, colors):
     edit = forced(colors, [(1, 1)])
     importance = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     found = mover_change(model, colors, edit, [(0, 0), (1, 3), (2, 1)], importance, batch_size=2)
-    # Only what is behind the edited layer can change.
+    # Only heads after the edited layer can change.
     assert found.movers == [(2, 1)] and found.compared == 4
     before = logit_attribution(model, colors).values[2, 1].mean().item()
     with edited_attention(model, edit):

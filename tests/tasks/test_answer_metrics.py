@@ -1,4 +1,4 @@
-"""Metrics against plain loops, Wilson's interval against known values, the bootstrap by its coverage."""
+"""Metrics against plain loops, Wilson's interval against known values, and the coverage of the bootstrap."""
 
 import math
 

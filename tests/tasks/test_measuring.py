@@ -1,4 +1,4 @@
-"""A model measured in batches equals the model run prompt by prompt; the command prints the same figures."""
+"""Measuring in batches equals measuring prompt by prompt, and the command prints the same numbers."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_batches_do_not_matter(model, task):
 
 
 def test_end_need_not_be_the_last_token(model, tokenizers):
-    """A file may say where the answer is read; padding lies behind it."""
+    """A file can give the position of the answer, with padding after it."""
     texts = ["Then, John and Mary went to the store.", "John and Mary went"]
     task = Task.from_pairs(
         tokenizers("byte_level_bpe"), texts, None, [" to", " to"], positions={"END": ["Mary", "Mary"]}

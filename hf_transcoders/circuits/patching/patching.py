@@ -1,24 +1,24 @@
-"""Activation and path patching: which heads, MLPs, positions and paths of a model matter for a task.
+"""Activation and path patching: find the heads, MLPs, positions and paths of a model that matter for a task.
 
-A task has pairs of prompts that differ in one fact, such as a name, and a metric of the answer, such as the difference
-between the logits of the right and the wrong answer. Patching runs one prompt of a pair (the *base run*), overwrites one
-activation in it, and measures how much the metric changes. A large change shows that the activation matters for the task
-in this position of the network; which activation is overwritten, and with what, decides what the change means:
+A task has pairs of prompts, which differ for example in a name, and a metric of the answer, such as the difference between
+the logits of the right and the wrong answer. Patching runs one prompt of a pair (the *base run*), replaces one activation,
+and measures the change of the metric. The meaning of the change depends on the base run and on the replacement:
 
-- **Noising** (`direction="noising"`) starts from the clean prompt and writes activations of the corrupted prompt. It finds
-  activations without which the model no longer does the task: what is *necessary* given everything else. Where two heads
-  back each other up, patching one of them changes little.
-- **Denoising** (`direction="denoising"`) starts from the corrupted prompt and writes activations of the clean prompt. It
-  finds activations that bring the answer back by themselves: what is *sufficient*, given the rest of the corrupted run.
-- **Ablations** do not come from the other prompt. `"zero"` removes an activation altogether, which also takes the model
-  away from all inputs it knows; `"mean"` and `"resample"` keep typical values, and remove only what the prompt says.
-- **Path patching** ([`Patching.paths`]) changes what a head writes, but only as chosen receivers read it through the
-  residual stream directly. It tells which heads act on the receivers, and not through other heads.
+- **Noising** (`direction="noising"`) runs the clean prompt with an activation of the corrupted prompt. A large effect shows
+  that the model needs the clean activation: it is *necessary*, given the rest of the run. The effect of an important head
+  can be small if other heads compensate for the patch.
+- **Denoising** (`direction="denoising"`) runs the corrupted prompt with an activation of the clean prompt. A large effect
+  shows that the clean activation restores the answer: it is *sufficient*, given the rest of the corrupted run.
+- **Ablations** replace an activation independently of the other prompt of the pair. `"zero"` removes it completely, which
+  can take the model far from its usual activations. `"mean"` and `"resample"` replace it by typical values, which removes
+  only the information about the prompt.
+- **Path patching** ([`Patching.paths`]) changes the output of one head for chosen receivers only. It finds heads that act
+  on the receivers directly, and not through other heads.
 
-With `"counterfactual"` patches, an effect is the share of the way from the base run to the other run: 0 is no change and 1
-moves the metric all the way, for all prompts together. Effects below 0 or above 1 are possible, and effects of several
-activations do not add up. With the other ablations an effect is the change of the metric in its own unit. An effect holds
-for the prompts of the task; [`PatchResult.intervals`] shows how much it varies between them.
+With `"counterfactual"` patches, the effect of a patch is the share of the way from the metric of the base run to that of
+the other run: 0 is no change, and 1 is all the way. Effects below 0 and above 1 are possible, and the effects of several
+patches need not add up. With the other ablations, an effect is the change of the metric in its own unit. Effects describe
+the prompts of the task; [`PatchResult.intervals`] shows how much they vary between prompts.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The values that ablations write, against patches made by hand."""
+"""The values of ablations against patches made by hand."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_denoising_ablations_come_from_the_run_that_they_say():
         which: [activations(model, prompt(task, row, which)) for row in (0, 1)] for which in ("clean", "corrupted")
     }
     sources = {
-        # Of two prompts of one length, the other one of the base run is the only choice.
+        # With two prompts of the same length, the other prompt is the only choice.
         "resample": lambda row: runs["corrupted"][1 - row]["z", 1],
         "mean": lambda row: (runs["clean"][0]["z", 1] + runs["clean"][1]["z", 1]) / 2,
         "zero": lambda row: torch.zeros_like(runs["clean"][row]["z", 1]),
@@ -83,7 +83,7 @@ def test_denoising_ablations_come_from_the_run_that_they_say():
 def test_paths_of_ablated_senders(position):
     model, task = tiny_model("llama"), tiny_task(lengths=(9,))
     found = Patching(model, task, ablation="mean").paths(["layers.2.attn.head.1.value"], position, sender_mlps=True)
-    # The mean over one corrupted prompt is that prompt.
+    # The mean over one corrupted prompt is its activation.
     expected = Patching(model, task).paths(["layers.2.attn.head.1.value"], position, sender_mlps=True)
     close(found.values, expected.values)
     zeroed = Patching(model, task, ablation="zero").paths("logits", "END").values

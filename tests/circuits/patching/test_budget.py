@@ -1,4 +1,4 @@
-"""How much fits into a batch, and what is refused."""
+"""Sizes of batches, and refusals."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_a_batch_size_counts_rows_times_prompts():
 def test_memory_bounds_rows_and_prompts():
     small, large = (Budget(tiny_model("llama"), 12, max_memory=memory) for memory in (10_000, 10_000_000))
     assert small.rows(1, 12) < large.rows(1, 12) and small.prompts(12, 6, 8) < large.prompts(12, 6, 8)
-    # More tokens, prompts or recorded activations leave room for less.
+    # More tokens, prompts or recorded activations mean smaller batches.
     assert large.rows(1, 12) < large.rows(1, 1) and large.rows(4, 12) < large.rows(1, 12)
     assert large.prompts(12, 12, 1) < large.prompts(12, 6, 1)
     assert Budget(tiny_model("llama"), 12, max_memory=1).rows(5, 12) == 1

@@ -1,4 +1,4 @@
-"""Faithfulness of circuits that are known: all heads, none, and one."""
+"""Faithfulness of all heads, of none, and of one."""
 
 import pytest
 

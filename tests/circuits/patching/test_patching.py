@@ -1,4 +1,4 @@
-"""Activation patching against one hooked forward per patch."""
+"""Activation patching against one hooked forward pass per patch."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("name", ["END", "S", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heads_equal_one_forward_per_head(family, name):
+def test_heads_equal_one_forward_pass_per_head(family, name):
     model, task = tiny_model(family), tiny_task()
     result = Patching(model, task).heads(position=name)
     expected = by_brute_force(model, task, "z", 4, name)
@@ -53,7 +53,7 @@ def test_heads_equal_one_forward_per_head(family, name):
 
 @pytest.mark.parametrize("component", ["query", "key", "value", "pattern"])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "phi"])
-def test_parts_of_heads_equal_one_forward_per_head(family, component):
+def test_parts_of_heads_equal_one_forward_pass_per_head(family, component):
     model, task = tiny_model(family), tiny_task()
     heads = num_heads(model)[component in ("key", "value")]
     for name in ("S", "all"):
@@ -63,7 +63,7 @@ def test_parts_of_heads_equal_one_forward_per_head(family, component):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_residual_stream_equals_one_forward_per_point(family):
+def test_residual_stream_equals_one_forward_pass_per_point(family):
     model, task = tiny_model(family), tiny_task(lengths=(8, 8))
     result = Patching(model, task).residual(layers=range(LAYERS + 1))
     expected = torch.empty(LAYERS + 1, 8, 2)
@@ -79,7 +79,7 @@ def test_residual_stream_equals_one_forward_per_point(family):
 
 @pytest.mark.parametrize("component", ["key", "value"])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "gemma3_text", "phi3"])
-def test_keys_and_values_of_single_heads_equal_one_forward_each(family, component):
+def test_keys_and_values_of_single_heads_equal_one_forward_pass_each(family, component):
     model, task = tiny_model(family), tiny_task()
     groups = 4 // num_heads(model)[1]
     for name in ("S", "all"):
@@ -94,7 +94,7 @@ def test_keys_and_values_of_single_heads_equal_one_forward_each(family, componen
                     expected[layer, head, row] = patched(model, task, row, [(patch, layer, head, position, value)])
         close(result.values, expected)
         together = Patching(model, task).heads(position=name, component=component)
-        # Heads that share a value each have a part of its effect; with one each, that is all of it.
+        # Heads that share a value each have a part of its effect; without sharing, a head has the whole effect.
         assert (groups == 1) == torch.allclose(result.values[:, ::groups], together.values, rtol=1e-4, atol=1e-4)
     zeroed = Patching(model, task, ablation="zero").heads("S", component, per_query_head=True, layers=[1])
     for row, position in enumerate(positions_of(task, "S")):
@@ -103,7 +103,7 @@ def test_keys_and_values_of_single_heads_equal_one_forward_each(family, componen
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gpt_neox", "phi")])
-def test_the_stream_between_attention_and_mlp_equals_one_forward_per_point(family):
+def test_the_stream_between_attention_and_mlp_equals_one_forward_pass_per_point(family):
     model, task = tiny_model(family), tiny_task()
     names = ["S", "END", "all"]
     result = Patching(model, task).residual(names, "resid_mid")
@@ -115,13 +115,13 @@ def test_the_stream_between_attention_and_mlp_equals_one_forward_per_point(famil
                 value = at(source["resid_mid", layer], "resid_mid", None, position)
                 expected[layer, column, row] = patched(model, task, row, [("resid_mid", layer, None, position, value)])
     close(result.values, expected)
-    # At all positions it is the corrupted run.
+    # At all positions, the result is the corrupted run.
     close(result.values[:, 2], result.source.expand(LAYERS, -1))
     assert result.protocol["component"] == "resid_mid"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_mlps_and_attention_layers_equal_one_forward_each(family):
+def test_mlps_and_attention_layers_equal_one_forward_pass_each(family):
     model, task = tiny_model(family), tiny_task()
     names = ["S", "END", "all"]
     patching = Patching(model, task)
@@ -155,7 +155,7 @@ def test_nothing_is_clean_and_everything_is_corrupted(family):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma3_text", "opt"])
-def test_rows_of_several_patches_equal_one_forward_per_row(family):
+def test_rows_of_several_patches_equal_one_forward_pass_per_row(family):
     model, task = tiny_model(family), tiny_task()
     patching = Patching(model, task)
     rows = [
@@ -224,7 +224,7 @@ def test_batches_do_not_matter(family):
         close(Patching(model, task, max_memory=100_000).heads(name).values, whole.values)
 
 
-def test_metrics_of_all_logits_equal_those_of_whole_forwards():
+def test_metrics_of_all_logits_equal_those_of_whole_forward_passes():
     model, task = tiny_model("gemma2"), tiny_task()
     expected = row_metrics(end_logits(model, task), task.answers())
     for name in ("logit_difference", "probability_difference", "accuracy", "candidate_accuracy", "rank"):

@@ -1,4 +1,4 @@
-"""Patching on SmolLM2-135M, which has grouped queries, against hooked forwards; and what it says about IOI."""
+"""Patching on SmolLM2-135M, which has grouped queries, against hooked forward passes, and its results on IOI."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def engine(base, task):
     return Patching(base, task)
 
 
-def test_heads_and_paths_equal_hooked_forwards(base, task, engine):
+def test_heads_and_paths_equal_hooked_forward_passes(base, task, engine):
     found = engine.heads("END")
     assert found.shape == (30, 9)
     values = engine.heads("S2", "value")

@@ -1,4 +1,4 @@
-"""Folders of patching results: the page, the heatmap and the files hold the same numbers."""
+"""Folders of patching results: page, heatmap and files have the same numbers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Results from anywhere: what loads can be summed up, written and drawn; everything else is one sentence."""
+"""Damaged result files: each can be used or is refused in one sentence."""
 
 import json
 

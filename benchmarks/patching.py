@@ -1,4 +1,4 @@
-"""Patching speed: many changed runs per forward, beside one hooked forward per head (two per sender for paths).
+"""Patching speed: many patched runs in one forward pass, against one hooked forward pass per head (for paths, two).
 
     python benchmarks/patching.py                       # CPU, or CUDA where there is one
     python benchmarks/patching.py --sample 144 --rounds 3 --json

@@ -317,7 +317,7 @@ class Task:
         without = sum(row.corrupted is None for row in rows)
         if 0 < without < len(rows):
             raise TranscoderError(
-                f"{without} of {len(rows)} rows have no corrupted prompt: give one for each or none."
+                f"{without} of {len(rows)} rows have no corrupted prompt: give one for all rows or for none."
             )
         clean_ids, positions = _encode(encoder, rows, [row.clean for row in rows])
         columns = {"clean": [row.clean.text for row in rows], "clean_ids": clean_ids}
@@ -378,9 +378,7 @@ class Task:
         def read(opening):
             for file in (_TASK_NAME, _DATASET_NAME):
                 if not (folder / file).is_file():
-                    raise TranscoderError(
-                        f"{printable(folder)} holds no {file}: give the folder that Task.save wrote."
-                    )
+                    raise TranscoderError(f"{printable(folder)} has no {file}: give a folder of Task.save.")
             return read_task(opening(folder / _TASK_NAME), opening(folder / _DATASET_NAME))
 
         return cls(**read_settled(folder, read))

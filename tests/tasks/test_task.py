@@ -92,7 +92,7 @@ def test_save_and_load(bpe, tmp_path):
 
 
 def test_loading_what_is_no_task(bpe, tmp_path):
-    with pytest.raises(TranscoderError, match="holds no task.json"):
+    with pytest.raises(TranscoderError, match="has no task.json"):
         Task.load(tmp_path)
     make(bpe).save(tmp_path / "task")
     whole = (tmp_path / "task" / "rows.parquet").read_bytes()

@@ -50,7 +50,7 @@ class AblationSetup:
 
 @dataclass(frozen=True)
 class Source:
-    """Where patches come from.
+    """The activations that patches write, for any batch of prompts.
 
     Args:
         record (`Callable`):
@@ -126,7 +126,7 @@ def resample(setup: AblationSetup) -> Source:
         rows = (tokens.lengths == length).nonzero()[:, 0]
         if len(rows) < 2:
             raise TranscoderError(
-                f"Row {int(rows[0])} is the only prompt of {length} tokens, so there is none to resample from: choose mean."
+                f"Row {int(rows[0])} is the only prompt of {length} tokens, so it cannot be resampled: choose mean."
             )
         rows = rows[torch.randperm(len(rows), generator=generator)]
         others[rows] = rows.roll(1)

@@ -54,7 +54,7 @@ class PatchEngine:
         task: Task,
         *,
         direction: Literal["noising", "denoising"] = "noising",
-        ablation: Literal["counterfactual", "zero", "mean", "resample"] = "counterfactual",
+        ablation: str = "counterfactual",
         metric: str | Callable | None = None,
         batch_size: int | None = None,
         max_memory: int | None = None,
@@ -67,7 +67,7 @@ class PatchEngine:
             raise TranscoderError(f"There is no ablation '{ablation}': choose from {', '.join(ABLATIONS)}.")
         prepare, is_random = ABLATIONS[ablation]
         if seed is not None and not is_random:
-            raise TranscoderError(f"The ablation '{ablation}' draws nothing at random: leave out seed={seed}.")
+            raise TranscoderError(f"The ablation '{ablation}' is not random: leave out seed={seed}.")
         self.model = model = language_model(model)
         check_one_device(model)
         self.task = task

@@ -31,7 +31,7 @@ def patch_paths(
     to_logits = sites is None
     if to_logits and not ((position == engine.last) | (position == ALL_POSITIONS)).all():
         raise TranscoderError(
-            "The logits are read at END, where no direct path from another token leads: choose position='END' or 'all'."
+            "The logits are read at END, and other tokens have no direct path to them: choose position='END' or 'all'."
         )
     columns = [str(site).replace("mlp.in", "mlp.out") for site in sites or []]
     template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position, None, per_query_head)

@@ -55,7 +55,7 @@ def result_heatmap(result: PatchResult, title: str, marks: dict[tuple[int, int],
     low, high = result.intervals()
     (row_label, rows), (column_label, columns) = result.axes.items()
     if result.source is None:
-        unit = f"Change of {result.metric.replace('_', ' ')} where the place is ablated; hover for intervals."
+        unit = f"Change of {result.metric.replace('_', ' ')} if the place is ablated; hover for intervals."
     else:
         unit = "Share of the way from the base run to the source run (0 to 1); hover for intervals."
     return Heatmap(

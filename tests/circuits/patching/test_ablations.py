@@ -102,9 +102,9 @@ def test_seeds_choose_the_prompts_of_resample():
 
 
 @pytest.mark.parametrize("ablation", [name for name, row in ABLATIONS.items() if not row.is_random])
-def test_a_seed_without_chance_is_refused(ablation):
+def test_a_seed_for_an_ablation_that_is_not_random_is_refused(ablation):
     for seed in (0, 1):
-        with pytest.raises(TranscoderError, match=f"'{ablation}' draws nothing at random: leave out seed={seed}"):
+        with pytest.raises(TranscoderError, match=f"'{ablation}' is not random: leave out seed={seed}"):
             Patching(tiny_model("llama"), tiny_task(), ablation=ablation, seed=seed)
 
 

@@ -207,6 +207,12 @@ def test_stages_are_path_patching_with_the_heads_found_before(model):
         assert stages[2].position == "S2"
         assert {int(site.split(".")[4]) for site in stages[2].receivers} <= set(range(4))
     assert circuit_of(stages[:1], 1.0) == strongest_heads(stages[0].result.effects, 12)
+    # Only values are shared by the heads of a group.
+    for stage in stages:
+        assert stage.result.protocol.get("per_query_head", False) == (stage.name == "steering values")
+    frozen = trace_stages(model, task, freeze_mlps=True, metric="rank")[0].result
+    assert frozen.protocol["mlps"] == "frozen" and frozen.metric == "rank"
+    assert stages[0].result.protocol["mlps"] == "recomputed" and stages[0].result.metric == "logit_difference"
     with pytest.raises(TranscoderError, match="repeated word of the task 'other'"):
         trace_stages(model, type(task)(task.dataset, "other"))
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
+from ...lm.architectures import num_layers
 from ...lm.devices import check_one_device, input_device
 from ...lm.linear_maps import adapters_at_work
 from ...lm.modes import in_eval_mode
@@ -70,6 +71,7 @@ class PatchEngine:
             raise TranscoderError(f"The ablation '{ablation}' is not random: leave out seed={seed}.")
         self.model = model = language_model(model)
         check_one_device(model)
+        self.num_layers = num_layers(model)
         self.task = task
         self.direction = direction
         self.ablation = ablation

@@ -27,7 +27,6 @@ from typing import Literal
 import torch
 
 from ...errors import TranscoderError
-from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.sites import HEAD_POINTS, Site
 from .engine import PatchEngine
@@ -238,7 +237,7 @@ class Patching(PatchEngine):
         return self._result(plan, {"layer": _names(layers), "position": _names(positions)}, component, {})
 
     def _layers(self, layers):
-        return list(range(num_layers(self.model)) if layers is None else layers)
+        return list(range(self.num_layers) if layers is None else layers)
 
     def _result(self, plan, axes, component, more):
         patched = self.run(plan)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ...errors import TranscoderError
-from ...lm.architectures import has_parallel_residual, num_layers
+from ...lm.architectures import has_parallel_residual
 from ...lm.attention import num_heads
 from ...lm.sites import Site
 from .blocks import Blocks, Edit
@@ -37,7 +37,7 @@ def patch_paths(
     template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position, None, per_query_head)
     template.check(engine.model, engine.last)
 
-    layers, heads = num_layers(engine.model), num_heads(engine.model)[0]
+    layers, heads = engine.num_layers, num_heads(engine.model)[0]
     most = layers if to_logits else max(_reach(engine.model, site) for site in sites)
     kinds = heads + sender_mlps
     senders = torch.cartesian_prod(torch.arange(min(most + 1, layers)), torch.arange(kinds))

@@ -139,6 +139,26 @@ def test_mlps_and_attention_layers_equal_one_forward_pass_each(family):
         close(result.values, expected)
 
 
+def test_chosen_layers_are_those_of_all_layers():
+    patching = Patching(tiny_model("llama"), tiny_task())
+    for sweep in (patching.heads, patching.residual, patching.mlps, patching.attention):
+        chosen, whole = sweep("END", layers=[2, 0]), sweep("END")
+        assert chosen.axes["layer"] == ["2", "0"]
+        close(chosen.values, whole.values[[2, 0]])
+        assert not torch.allclose(whole.values[0], whole.values[2], atol=1e-3)
+
+
+def test_a_progress_bar_is_shown_on_request(capsys):
+    model, task = tiny_model("llama"), tiny_task()
+    Patching(model, task).heads()
+    assert not capsys.readouterr().err
+    Patching(model, task, progress=True).heads()
+    Patching(model, task, progress=True).paths()
+    bars = capsys.readouterr().err
+    # Each call runs 3 x 4 heads on 3 prompts.
+    assert bars.count("patching tiny: 100%") == 2 and "36/36" in bars
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_is_clean_and_everything_is_corrupted(family):
     model, task = tiny_model(family), tiny_task()

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import TranscoderSet, offline_model, splice
-from hf_transcoders.circuits import attribution_graph, certificate
+from hf_transcoders.circuits import attribution_graph, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 
 
@@ -66,7 +66,7 @@ def main():
         f"head loadings to their edges       {(sums - loadings.weight).abs().max() / loadings.weight.abs().max():.1e}"
     )
 
-    found = certificate(base, transcoders, graph, args.edges)
+    found = validate_edges(base, transcoders, graph, args.edges)
     error = (found.measured["direct"] - found.predicted).abs().max() / found.predicted.abs().max()
     print(
         f"direct effects to edges            {error:.1e}   (largest difference of {len(found.predicted)})\n\n{found}"

@@ -16,7 +16,6 @@ from hf_transcoders.circuits import (
     PatchPlan,
     attention_between,
     attribution_graph,
-    certificate,
     component_outputs,
     composition_scores,
     copying_scores,
@@ -31,6 +30,7 @@ from hf_transcoders.circuits import (
     path_patch,
     pattern_scores,
     previous_token_scores,
+    validate_edges,
 )
 from hf_transcoders.circuits.graphs import head_loadings, qk_attribution
 from hf_transcoders.evaluation import measure_drift
@@ -281,7 +281,7 @@ def _rest(model):
     dictionaries = transcoders(model)
     ids = torch.tensor([PROMPT])
     graph = graph_of(model)
-    agreement = certificate(model, dictionaries, graph, 6)
+    agreement = validate_edges(model, dictionaries, graph, 6)
     edits = [FeatureEdit("t1", 3, -1, "steer", 2.0)]
     with torch.no_grad(), intervene(model, dictionaries, edits):
         edited = model(input_ids=ids).logits
@@ -291,7 +291,7 @@ def _rest(model):
     drift = measure_drift(model, model, dictionaries, BLOCKS, max_kl_tokens=32)
     _, seen = MlpRows(model, ids, 1, 1).record({"neurons": neurons_location(model, 1)})
     return {
-        "certificate": [agreement.predicted, agreement.measured],
+        "validation": [agreement.predicted, agreement.measured],
         "intervene": edited,
         "measure_effect": [effect.logits_before, effect.logits_after],
         "hypotheses": [hypotheses.embedding, hypotheses.current, hypotheses.preceding],

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import TranscoderSet, offline_model
-from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, certificate, measure_effect
+from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, measure_effect, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 
 
@@ -60,7 +60,7 @@ def main():
     print("\nfeatures that push it up most, and the tokens whose logits they raise and lower:")
     for source in strongest:
         node = graph.node(source)
-        raised, lowered = _tokens(weights.logits(node.dictionary, [node.index], k=5), tokenizer)
+        raised, lowered = _tokens(weights.logits(node.dictionary, [node.feature], k=5), tokenizer)
         weight = next(weight for other, weight in into if other == source)
         print(f"  {weight:+.3f}  {graph.label(source):38} +{raised} -{lowered}")
 
@@ -89,7 +89,7 @@ def main():
             changes.append(float(change[right] - change[wrong]))
         print(f"  {name:28}{predicted[row]:+9.3f}{changes[0]:+9.3f}{changes[1]:+9.3f}")
 
-    print(f"\npredicted and measured changes of single nodes:\n{certificate(base, transcoders, graph, 64)}")
+    print(f"\npredicted and measured changes of single nodes:\n{validate_edges(base, transcoders, graph, 64)}")
     pruned = graph.prune(nodes=0.7, edges=0.95)
     print(f"\npruned to {pruned.num_nodes} nodes and {pruned.num_edges:,} edges: {pruned.metadata['pruning']}")
     output = Path(args.output_dir)
@@ -99,7 +99,7 @@ def main():
 
 def _ablate(graph, number):
     node = graph.node(number)
-    return FeatureEdit(node.dictionary, node.index, position=node.position)
+    return FeatureEdit(node.dictionary, node.feature, position=node.position)
 
 
 def _tokens(scores, tokenizer):

@@ -2,12 +2,13 @@
 
 from .graphs import (
     AttributionGraph,
+    EdgeValidation,
     Target,
     attribution_graph,
     attribution_graphs,
-    certificate,
     contrast,
     union,
+    validate_edges,
 )
 from .interventions import FeatureEdit, InterventionEffect, intervene, intervention_losses, measure_effect
 from .patching import (
@@ -37,6 +38,7 @@ from .weights import FeatureWeights, MeanContributions, TokenScores, TopConnecti
 __all__ = [
     "AttentionEdit",
     "AttributionGraph",
+    "EdgeValidation",
     "FeatureEdit",
     "FeatureWeights",
     "GreedyPaths",
@@ -54,7 +56,6 @@ __all__ = [
     "attention_between",
     "attribution_graph",
     "attribution_graphs",
-    "certificate",
     "component_outputs",
     "composition_scores",
     "contrast",
@@ -75,4 +76,5 @@ __all__ = [
     "previous_token_scores",
     "select_paths",
     "union",
+    "validate_edges",
 ]

@@ -58,11 +58,11 @@ def parse(argv, prog):
     group.add_argument("--nodes", type=share, default=0.8, help="share of the influence of nodes that the page keeps")
     group.add_argument("--edges", type=share, default=0.98, help="the same of their edges")
     group.add_argument(
-        "--certificate",
+        "--validate",
         type=whole(0),
         metavar="EDGES",
         default=64,
-        help="ablate features and compare so many edges of the page with what happens; 0 leaves it out",
+        help="number of edges to validate: features are ablated and the changes compared with the edges; 0 skips it",
     )
     group = parser.add_argument_group("contexts of features")
     group.add_argument(
@@ -86,7 +86,7 @@ def run(args):
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
-    from ..circuits.graphs.validation import certificate
+    from ..circuits.graphs.validation import validate_edges
 
     dictionaries = load_dictionaries(args.transcoders)
     base, tokenizer = load_base_model(
@@ -108,22 +108,22 @@ def run(args):
         # More than a page shows: the weakest go, and the page says which share is left.
         share *= 0.95
         pruned = graph.prune(args.nodes, share)
-    certified = None
-    if args.certificate and pruned.is_kind("feature")[pruned.source].any():
-        certified = certificate(base, dictionaries, pruned, args.certificate)
-        graph.metadata["certificate"] = pruned.metadata["certificate"]
+    validation = None
+    if args.validate and pruned.is_kind("feature")[pruned.source].any():
+        validation = validate_edges(base, dictionaries, pruned, args.validate)
+        graph, pruned = graph.with_validation(validation), pruned.with_validation(validation)
     features = _explained(args, base, dictionaries, tokenizer, pruned) if args.features_from else None
     graph.save_pretrained(output)
-    page = pruned.to_html(output / "graph.html", features, certified)
+    page = pruned.to_html(output / "graph.html", features)
     if args.viewer:
         from ..circuits.graphs.viewer import write_viewer_files
 
         write_viewer_files(output / "viewer", {_slug(args.prompt): pruned}, features)
-    found = _summary(graph, pruned, certified, page)
+    found = _summary(graph, pruned, validation, page)
     if args.json:
         print_json(found)
     else:
-        _print(found, certified)
+        _print(found, validation)
     if args.open:
         import webbrowser
 
@@ -153,9 +153,7 @@ def _explained(args, base, dictionaries, tokenizer, graph):
     )
 
 
-def _summary(graph, pruned, certified, page, strongest=10):
-    from ..circuits.graphs.influence import scores
-
+def _summary(graph, pruned, validation, page, strongest=10):
     influence = pruned.influence()
     features = pruned.is_kind("feature")
     order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
@@ -168,7 +166,7 @@ def _summary(graph, pruned, certified, page, strongest=10):
         "edges": graph.num_edges,
         "largest_row_error": graph.metadata.get("largest_row_error"),
         "warning": graph.warning,
-        "scores": scores(graph),
+        "scores": graph.whole_scores,
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
@@ -179,12 +177,12 @@ def _summary(graph, pruned, certified, page, strongest=10):
             }
             for number in order.tolist()
         ],
-        "certificate": certified and certified.summary(),
+        "validation": validation and validation.summary(),
         "page": str(page),
     }
 
 
-def _print(found, certified):
+def _print(found, validation):
     echo("targets")
     for target in found["targets"]:
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
@@ -203,8 +201,8 @@ def _print(found, certified):
         echo("", "strongest features")
         for feature in found["strongest"]:
             echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
-    if certified is not None:
-        echo("", *str(certified).split("\n"))
+    if validation is not None:
+        echo("", *validation.to_text().split("\n"))
     echo("", found["page"])
 
 

@@ -33,7 +33,7 @@ def graph(folders, output, *more, prompt=PROMPT):
 
 
 def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
-    more = ["--features-from", str(folders / "text.txt"), "--max-tokens", "512", "--certificate", "8", "--viewer"]
+    more = ["--features-from", str(folders / "text.txt"), "--max-tokens", "512", "--validate", "8", "--viewer"]
     assert graph(folders, tmp_path / "out", *more, "--json", "--max-features", "60") == 0
     printed = json.loads(capsys.readouterr().out)
     saved = AttributionGraph.from_pretrained(tmp_path / "out")
@@ -44,8 +44,8 @@ def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
     html = (tmp_path / "out" / "graph.html").read_text()
     data = json.loads(html.split('id="data">')[1].split("</script>")[0])
     assert len(data["nodes"]) == pruned.num_nodes and data["scores"] == pytest.approx(printed["scores"])
-    # A certificate of direct effects is exact, and every feature on the page is explained.
-    assert printed["certificate"]["direct"]["relative_error"] < 1e-3 and len(data["certificate"]["edges"]) == 8
+    # The validation of direct effects is exact, and every feature on the page is explained.
+    assert printed["validation"]["direct"]["relative_error"] < 1e-3 and len(data["validation"]["edges"]) == 8
     shown = {f"{n['dictionary']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
     assert shown == data["features"].keys() and any(f["contexts"] for f in data["features"].values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]
@@ -59,7 +59,7 @@ def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
 def test_chosen_targets_and_plain_text(folders, tmp_path, capsys, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--certificate", "4", "--open"]
+    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
     assert graph(folders, tmp_path / "out", *more) == 0
     out = capsys.readouterr().out
     assert "' Mary'" in out and "' Mary - John'" in out and "completeness" in out and "strongest features" in out
@@ -73,7 +73,7 @@ def test_a_page_shows_no_more_edges_than_a_browser_draws(folders, tmp_path, caps
     from hf_transcoders.circuits.graphs import page_data
 
     monkeypatch.setattr(page_data, "MAX_EDGES", 30)
-    assert graph(folders, tmp_path / "out", "--certificate", "0", "--json") == 0
+    assert graph(folders, tmp_path / "out", "--validate", "0", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert 0 < printed["pruned"]["num_edges"] <= 30 < printed["edges"] and printed["pruned"]["edges"] < 0.98
 

@@ -178,7 +178,7 @@ def test_commands_on_dictionaries(place, capsys, tmp_path):
         "--contexts",
         "2",
     )
-    run(place, capsys, "graph", prompt, *graph, "--output", str(tmp_path / "graph"), "--certificate", "4")
+    run(place, capsys, "graph", prompt, *graph, "--output", str(tmp_path / "graph"), "--validate", "4")
     run(place, capsys, "paths", prompt, *graph, "--steps", "2", "--graph")
     run(
         place, capsys, "study", "blind", str(place / "set"), "--dictionary", "l1", *words_of(place), *text_of(place),

@@ -2,16 +2,18 @@
 
 from .attribution import attribution_graph, attribution_graphs
 from .combine import contrast, union
-from .graph import KINDS, AttributionGraph, Node, TargetInfo
+from .edge_validation import EdgeValidation
+from .graph import AttributionGraph
 from .head_loadings import HeadLoadings, head_loadings
+from .nodes import KINDS, Node, TargetInfo
 from .qk import QKAttribution, qk_attribution
 from .targets import Target
-from .validation import Certificate, certificate
+from .validation import validate_edges
 
 
 __all__ = [
     "AttributionGraph",
-    "Certificate",
+    "EdgeValidation",
     "HeadLoadings",
     "KINDS",
     "Node",
@@ -20,9 +22,9 @@ __all__ = [
     "TargetInfo",
     "attribution_graph",
     "attribution_graphs",
-    "certificate",
     "contrast",
     "head_loadings",
     "qk_attribution",
     "union",
+    "validate_edges",
 ]

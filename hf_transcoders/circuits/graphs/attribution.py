@@ -14,10 +14,11 @@ from ...models.linear_parts import encoder_rows
 from ...version import versions
 from ..prompt_tokens import Prompt, encode_prompts, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
-from .graph import KINDS, AttributionGraph, TargetInfo
-from .influence import influence_of
+from .graph import AttributionGraph
+from .influence import influence
+from .nodes import KINDS, TargetInfo
 from .recording import READS, LinearRun, record
-from .row_sums import rows_do_not_sum, warn
+from .row_sums import warn
 from .targets import resolve_targets
 from .tolerance import row_tolerance
 
@@ -201,8 +202,8 @@ class _Rows:
             done = 0
             while done < count:
                 wanted = min(step, count - done)
-                influence = torch.where(candidates, self._influence()[: self.size], -1.0)
-                features = influence.topk(wanted).indices
+                influences = torch.where(candidates, self._influence()[: self.size], -1.0)
+                features = influences.topk(wanted).indices
                 candidates[features] = False
                 for chosen in _batches(self.layer[features], self.position[features], self.solver.batch_size()):
                     self._add(features[chosen], self._functionals(features[chosen]))
@@ -266,7 +267,7 @@ class _Rows:
         share = torch.cat(self.edge_weight).abs() / magnitude[owner]
         weights = torch.zeros_like(magnitude)
         weights[self.size :] = 1 / len(self.targets)
-        return influence_of(source, owner, share, weights)
+        return influence(source, owner, share, weights)
 
 
 def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
@@ -359,7 +360,7 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
     # Above 1 where rows do not sum to their totals.
     graph.metadata["largest_row_excess"] = rows.excess.item()
-    graph.metadata["warning"] = rows_do_not_sum(graph)
+    graph.metadata["warning"] = graph.warning
     warn(graph.metadata["warning"])
     return graph
 

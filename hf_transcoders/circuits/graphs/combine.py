@@ -8,7 +8,6 @@ import torch
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from .graph import AttributionGraph
-from .row_sums import rows_do_not_sum
 
 
 # Within a layer, what is written first.
@@ -90,7 +89,7 @@ def _combine(graphs, factors, align, how):
         target_bias=first.target_bias,
         metadata={
             **first.metadata,
-            "warning": next((said for graph in graphs if (said := rows_do_not_sum(graph))), None),
+            "warning": next((said for graph in graphs if (said := graph.warning)), None),
             how: {
                 "align": align,
                 "prompts": [graph.input_ids for graph in graphs],

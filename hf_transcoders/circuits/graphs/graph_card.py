@@ -1,18 +1,14 @@
 """The card of a published attribution graph."""
 
-from typing import TYPE_CHECKING
-
 from huggingface_hub import ModelCardData
 
 from ...dictionaries import is_hub_id
 from ...text.markdown import code, escape, table
+from .edge_validation import HELD_FIXED
+from .graph import AttributionGraph
 
 
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-
-
-def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
+def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
     """README.md of a graph: what it explains, how far it can be trusted, how to open it.
 
     Args:
@@ -31,7 +27,7 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
         base_model=base if is_hub_id(base) else None,
         tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
     )
-    scores = facts.get("scores") or graph.scores()
+    scores = graph.whole_scores
     influence = graph.influence()
     features = graph.is_kind("feature")
     order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
@@ -62,7 +58,7 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
             ["completeness score", f"{scores['completeness']:.3f}"],
             ["influence that is not in the graph", f"{scores['rest']:.1%}"],
         ]),
-        *_certificate(facts.get("certificate")),
+        *_validation(facts.get("certificate")),
         "## Strongest features",
         table(
             ["feature", "activation", "influence"],
@@ -75,17 +71,16 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
     return "\n\n".join(parts) + "\n"
 
 
-def _certificate(summary):
+def _validation(summary):
     if not summary:
         return []
-    said = {"direct": "all but the direct effect", "frozen": "attention and norms", "free": "nothing"}
     return [
         "Features were ablated in the model, and what happened compared with what their edges say:",
         table(
-            ["held fast", "edges", "correlation", "same sign", "relative error"],
+            ["held fixed", "edges", "correlation", "same sign", "relative error"],
             [
                 [
-                    said.get(mode, mode),
+                    HELD_FIXED.get(mode, mode),
                     entry["edges"],
                     f"{entry['pearson']:.3f}",
                     f"{entry['sign_agreement']:.1%}",

@@ -14,7 +14,6 @@ from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
 from .adjoint import FINAL, Adjoint, Functionals, Walk
 from .graph import KINDS, AttributionGraph
-from .influence import normalized_weights
 from .read_vectors import node_functionals
 from .recording import LinearRun, record
 from .row_sums import warn
@@ -198,8 +197,7 @@ def record_again(base_model: PreTrainedModel, transcoders: Dictionaries, graph: 
 def _chosen(graph, edges, most):
     from_bias = graph.is_kind("bias")[graph.source]
     if edges is None:
-        carried = normalized_weights(graph) * (graph.influence() + graph.target_weights)[graph.target]
-        carried = torch.where(from_bias, -1.0, carried)
+        carried = torch.where(from_bias, -1.0, graph.edge_influence())
         return carried.topk(min(most, int((~from_bias).sum()))).indices
     edges = torch.as_tensor(edges, dtype=torch.long)
     if edges.dim() != 1 or (len(edges) and not (0 <= int(edges.min()) and int(edges.max()) < graph.num_edges)):

@@ -1,12 +1,7 @@
 """Names of nodes that no other node has, as published viewers have them."""
 
-from typing import TYPE_CHECKING
-
-from .graph import KINDS
-
-
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
+from .graph import AttributionGraph
+from .nodes import KINDS
 
 
 class LayerNumbers:
@@ -19,7 +14,7 @@ class LayerNumbers:
         graphs ([`AttributionGraph`]): Graphs of the same dictionaries, which shall have the same numbers.
     """
 
-    def __init__(self, *graphs: "AttributionGraph"):
+    def __init__(self, *graphs: AttributionGraph):
         self._layers: dict[int, int] = {}
         for graph in graphs:
             has = graph.dictionary >= 0
@@ -46,7 +41,7 @@ class LayerNumbers:
         return -1 - len(self._on_layer.get(layer, ()))
 
 
-def node_ids(graph: "AttributionGraph", numbers: LayerNumbers | None = None) -> list[str]:
+def node_ids(graph: AttributionGraph, numbers: LayerNumbers | None = None) -> list[str]:
     """A name for each node that no other node of the graph has.
 
     `{layer}_{feature}_{position}`, `{layer}_-1_{position}` for errors, `E_{token}_{position}` for tokens and

@@ -1,37 +1,29 @@
 """An attribution graph as the plain data that its page is made of."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
-from .graph import KINDS
-from .influence import influence, normalized_weights
+from .graph import AttributionGraph
 from .node_ids import node_ids
+from .nodes import KINDS
 
-
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-    from .validation import Certificate
 
 #: Edges that a browser still draws without a pause.
 MAX_EDGES = 50_000
 # Told in places of their own.
-_NO_FACTS = ("scores", "pruning", "certificate", "dictionaries", "warning")
+_NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionaries", "warning")
 
 
 def page_data(
-    graph: "AttributionGraph",
-    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
-    certificate: "Certificate | None" = None,
+    graph: AttributionGraph, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
 ) -> dict[str, Any]:
     """What [`~hf_transcoders.reports.graph.render_graph`] takes.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations of its features.
-        certificate ([`~hf_transcoders.circuits.graphs.certificate.Certificate`], *optional*):
-            For its single edges; its summary is in the graph already.
 
     Returns:
         `dict`: plain values.
@@ -49,8 +41,6 @@ def page_data(
             f"The graph has no dictionary '{unknown[0]}' to which features could belong: choose from "
             f"{', '.join(graph.dictionaries)}."
         )
-    influences = influence(graph)
-    flow = normalized_weights(graph) * (influences + graph.target_weights)[graph.target]
     metadata = graph.metadata
     summary = metadata.get("certificate")
     known = {entry["name"]: entry for entry in metadata.get("dictionaries", ())}
@@ -63,24 +53,23 @@ def page_data(
             {"label": target.label, "weight": target.weight, "probability": target.probability}
             for target in graph.targets
         ],
-        "nodes": _nodes(graph, influences),
+        "nodes": _nodes(graph),
         "edges": {
             "source": graph.source.tolist(),
             "target": graph.target.tolist(),
             "weight": _rounded(graph.weight),
-            "flow": _rounded(flow),
+            "flow": _rounded(graph.edge_influence()),
         },
         "features": _details(graph, features or {}),
-        # Of the whole graph, where this is a part of it.
-        "scores": metadata.get("scores") or graph.scores(),
+        "scores": graph.whole_scores,
         "pruning": metadata.get("pruning"),
-        "certificate": certificate.to_dict() if certificate else summary and {"summary": summary},
+        "validation": summary and {"summary": summary, "edges": metadata.get("validated_edges", [])},
         "warning": graph.warning,
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
     }
 
 
-def _nodes(graph, influences):
+def _nodes(graph):
     ids = node_ids(graph)
     columns = {
         "layer": graph.layer.tolist(),
@@ -88,7 +77,7 @@ def _nodes(graph, influences):
         "index": graph.index.tolist(),
         "dictionary": graph.dictionary.tolist(),
         "value": _rounded(graph.value),
-        "influence": _rounded(influences),
+        "influence": _rounded(graph.influence()),
         "total": _rounded(graph.total),
         "rest": _rounded(graph.rest),
     }

@@ -217,7 +217,7 @@ def _check_sums(run, layer, maps, queries, keys):
         ]
     )
     parts = torch.cat([queries, keys], dim=1).double()
-    return sums_do_not_hold(run, parts.sum(0), parts.abs().sum(0), expected, "attribution")
+    return sums_do_not_hold(run.model.dtype, parts.sum(0), parts.abs().sum(0), expected, "attribution")
 
 
 def _sources_of(adjoint, layer, position, weight, bias):

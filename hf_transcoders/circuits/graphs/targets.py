@@ -17,7 +17,7 @@ from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
 from ..prompt_tokens import token_labels
 from .adjoint import FINAL, Functionals
-from .graph import TargetInfo
+from .nodes import TargetInfo
 from .recording import READS, LinearRun
 
 

@@ -16,9 +16,9 @@ import torch
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...files import atomic_directory, write_text
-from .graph import KINDS, AttributionGraph
-from .influence import influence
+from .graph import AttributionGraph
 from .node_ids import LayerNumbers, node_ids
+from .nodes import KINDS
 
 
 _TYPES = {
@@ -39,7 +39,7 @@ def cantor(layer: int, feature: int) -> int:
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def to_viewer_json(
+def viewer_graph(
     graph: AttributionGraph,
     slug: str,
     scan: str | None = None,
@@ -75,7 +75,7 @@ def to_viewer_json(
     numbers = numbers or LayerNumbers(graph)
     ids = node_ids(graph, numbers)
     labels = _labels(features)
-    shares = _cumulative(influence(graph))
+    shares = _cumulative(graph.influence())
     best = max(
         (number for number in range(graph.num_nodes) if KINDS[graph.kind[number]] == "target"),
         key=lambda number: _probability(graph.targets[int(graph.index[number])]),
@@ -155,7 +155,7 @@ def write_viewer_files(
         folder (`str` or `os.PathLike`): Where they go. Nothing half-written is ever found there.
         graphs (`Mapping[str, AttributionGraph]`): Slug -> graph, all of the same dictionaries.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations.
-        scan (`str`, *optional*): As for [`to_viewer_json`].
+        scan (`str`, *optional*): As for [`viewer_graph`].
 
     Returns:
         `Path`: the folder.
@@ -175,13 +175,13 @@ def write_viewer_files(
     scan = _scan(first, scan)
     numbers = LayerNumbers(*graphs.values())
     data = {
-        slug: to_viewer_json(graph, slug, scan, features=features, numbers=numbers) for slug, graph in graphs.items()
+        slug: viewer_graph(graph, slug, scan, features=features, numbers=numbers) for slug, graph in graphs.items()
     }
     with atomic_directory(folder) as partial:
         for slug, content in data.items():
-            write_text(partial / "graph_data" / f"{slug}.json", _dump(content))
+            write_text(partial / "graph_data" / f"{slug}.json", dump(content))
         overview = {"graphs": [content["metadata"] for content in data.values()]}
-        write_text(partial / "data" / "graph-metadata.json", _dump(overview))
+        write_text(partial / "data" / "graph-metadata.json", dump(overview))
         for name, explanations in (features or {}).items():
             dictionary = _dictionary(first, name)
             layer = numbers.layer(dictionary)
@@ -191,7 +191,7 @@ def write_viewer_files(
                 path = partial / "features" / scan / f"{number}.json"
                 # Thousands of files: `write_text` would look for leftovers among them each time.
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(_dump(feature_json(explanation, number, name)), encoding="utf-8")
+                path.write_text(dump(feature_json(explanation, number, name)), encoding="utf-8")
     return Path(folder)
 
 
@@ -261,8 +261,7 @@ def _viewer_node(graph, number, name, numbers, labels):
 def _metadata(graph, slug, scan, description):
     from ...version import __version__
 
-    # Those of the whole graph, where this is a part of it.
-    scores = graph.metadata.get("scores") or graph.scores()
+    scores = graph.whole_scores
     settings = graph.metadata.get("settings", {})
     pruning = graph.metadata.get("pruning", {})
     generation = {
@@ -340,5 +339,6 @@ def _shown(text):
     return text.replace("\n", "⏎").replace("\t", "⇥")
 
 
-def _dump(content):
+def dump(content: dict[str, Any]) -> str:
+    """A viewer's object as JSON text."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False)

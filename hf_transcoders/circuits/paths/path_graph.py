@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from ...text.printable import printable
-from ..graphs.graph import TargetInfo
+from ..graphs.nodes import TargetInfo
 from .steps import Path, Step
 
 

@@ -12,7 +12,7 @@ from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
 from ..graphs.attribution import measured
-from ..graphs.graph import TargetInfo
+from ..graphs.nodes import TargetInfo
 from ..graphs.recording import record
 from ..graphs.row_sums import sums_do_not_hold, warn
 from ..graphs.targets import Target, resolve_targets
@@ -202,7 +202,9 @@ def _check_sums(run, value, sums, expanded):
     """Whether what each path was expanded into sums to what the path adds."""
     parts = torch.tensor([list(by_kind.values()) for by_kind in sums.values()], dtype=torch.float64)
     expected = [Path("", steps).contribution if steps else value for steps in expanded]
-    return sums_do_not_hold(run, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths")
+    return sums_do_not_hold(
+        run.model.dtype, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths"
+    )
 
 
 def _extended(found, beam, names, positions, tokens):

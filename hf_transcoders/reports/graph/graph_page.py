@@ -44,8 +44,8 @@ def render_graph(data: Mapping[str, Any]) -> str:
             - `edges`: equally long lists `source` and `target` (numbers of nodes), `weight`, and `flow`, the influence
               that each carries;
             - `features`: `"dictionary/index"` -> [`~hf_transcoders.evaluation.FeatureExplanation`] as a `dict`;
-            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `certificate` (or `None`;
-              a [`~hf_transcoders.circuits.graphs.certificate.Certificate`] as a `dict`), `facts` (what else to tell);
+            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `validation` (or `None`; the
+              `summary` and the `edges` of an [`EdgeValidation`]), `facts` (further values to show);
             - `warning` (or `None`): what speaks against trusting it.
 
     Returns:

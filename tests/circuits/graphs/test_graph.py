@@ -128,7 +128,7 @@ def test_nodes_and_labels(graph):
     assert graph.label(graph.num_nodes - 1) == graph.targets[-1].label
     assert graph.label(0) == f'token at "{graph.tokens[0]}" (0)' and graph.node(0).total is None
     labels = [graph.label(bias) for bias in graph.is_kind("bias").nonzero()[:, 0].tolist()]
-    assert labels == ["L0 biases", "L1 biases", "L2 biases", "bias behind the last block"]
+    assert labels == ["L0 biases", "L1 biases", "L2 biases", "bias after the last block"]
     incoming = graph.incoming(number)
     assert len(incoming) == (graph.target == number).sum() and incoming[0][0] < number
     assert [abs(weight) for _, weight in incoming] == sorted((abs(weight) for _, weight in incoming), reverse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_transcoders.circuits.graphs.combine import union
-from hf_transcoders.circuits.graphs.validation import Certificate
+from hf_transcoders.circuits.graphs.edge_validation import EdgeValidation
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
 from .random_graph import random_graph
@@ -28,10 +28,12 @@ def graph():
     )
 
 
-def certificate_of(graph):
-    """Of one edge, which is wrong."""
+def validation_of(graph):
+    """The validation of one edge, which is wrong."""
     one = torch.tensor([0])
-    return Certificate(one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)])
+    return EdgeValidation(
+        one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def address(graph, tmp_path_factory):
         FeatureExplanation(i, 0.01, 3.0, 1.0, [context], [(" up" + EVIL, 2.0)], [(" down", -1.0)]) for i in features
     ]
     folder = tmp_path_factory.mktemp("page")
-    path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained}, certificate_of(graph))
+    graph = graph.with_validation(validation_of(graph))
+    path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained})
     return path.as_uri()
 
 
@@ -260,12 +263,12 @@ def test_search(page, graph):
     assert "layers.1.attn.sae" in page.locator("#panel .kind").inner_text()
 
 
-def test_the_overview_has_certificate_protocol_and_pruning(page, graph):
+def test_the_overview_has_validation_protocol_and_pruning(page, graph):
     page.get_by_text("4 dictionaries").click()
     text = page.locator("#panel").inner_text()
-    assert page.locator("#certificate td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
+    assert page.locator("#validation td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
     page.get_by_text("Edges one by one").click()
-    cells = page.locator("#certified-edges td").all_inner_texts()
+    cells = page.locator("#validated-edges td").all_inner_texts()
     assert cells == [f"{graph.label(0)} → {EVIL}", "+1.25", "−1.5"]
     assert "some/model" in text and "abc123" in text and "layers.1.attn.sae" in text
     scores = graph.scores()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits import attribution_graph, certificate
+from hf_transcoders.circuits import attribution_graph, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 from tests.circuits.planted import ANSWER, OTHER, START, planted
 
@@ -35,7 +35,7 @@ def test_the_graph_is_the_circuit(method):
     assert (layer, head) == (1, 1) and value == pytest.approx(float(graph.weight[edge]), rel=1e-4)
     assert all(abs(other[3]) < 1e-6 for other in others) and abs(float(loadings.direct[0])) < 1e-6
 
-    found = certificate(model, dictionaries, graph, [(early, late)])
+    found = validate_edges(model, dictionaries, graph, [(early, late)])
     # One attention step from one active feature to another: nothing in between can answer.
     for mode in ("direct", "frozen"):
         torch.testing.assert_close(found.measured[mode], found.predicted, rtol=1e-4, atol=1e-5)

@@ -9,8 +9,8 @@ from hf_transcoders import register_architecture
 from hf_transcoders.circuits import attribution_graph, contrast, greedy_paths, union
 from hf_transcoders.circuits.graphs import AttributionGraph, head_loadings, qk_attribution
 from hf_transcoders.circuits.graphs.graph_card import graph_card
-from hf_transcoders.circuits.graphs.row_sums import relative_tolerance, row_errors
-from hf_transcoders.circuits.graphs.viewer import to_viewer_json
+from hf_transcoders.circuits.graphs.row_sums import relative_tolerance
+from hf_transcoders.circuits.graphs.viewer import viewer_graph
 from hf_transcoders.circuits.interventions import intervene
 from hf_transcoders.lm import architectures
 from tests.circuits.graphs.random_graph import random_graph
@@ -19,7 +19,7 @@ from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 
 
 PROMPT = tiny_tokens(1, 9)[0].tolist()
-SAID = "do not sum to what was measured"
+SAID = "do not sum to the measured values"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_rounding_is_no_reason_for_a_warning(family, dtype, said):
     assert graph.warning is None and graph.metadata["warning"] is None and not said
     # Far from it, so that another machine's arithmetic does not change the verdict.
     flow = (graph.influence() + graph.target_weights)[graph.expanded]
-    errors = row_errors(graph)[graph.expanded]
+    errors = graph.row_errors()[graph.expanded]
     assert (errors * flow).sum() / flow.sum() < 0.5 * relative_tolerance(str(dtype).removeprefix("torch."))
 
 
@@ -117,7 +117,7 @@ def test_it_is_said_wherever_the_graph_goes(tmp_path, said):
         page = one.to_html(tmp_path / "graph.html").read_text()
         assert 'role="alert"' in page and page.count(SAID) >= 1
         assert f"> [!WARNING]\n> {one.warning[:20]}" in graph_card(one, "me/graph")
-        assert SAID in to_viewer_json(one, "slug")["metadata"]["info"]["description"]
+        assert SAID in viewer_graph(one, "slug")["metadata"]["info"]["description"]
     good = random_graph()
     assert 'role="alert"' not in good.to_html(tmp_path / "good.html").read_text()
     assert "WARNING" not in graph_card(good, "me/graph")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, to_viewer_json, write_viewer_files
+from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, viewer_graph, write_viewer_files
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
@@ -114,7 +114,7 @@ def explained(graph, name, count=2):
 
 
 def test_the_schema(graph):
-    data = check_graph(to_viewer_json(graph, "a-prompt"))
+    data = check_graph(viewer_graph(graph, "a-prompt"))
     assert len(data["nodes"]) == graph.num_nodes and len(data["links"]) == graph.num_edges
     metadata = data["metadata"]
     assert metadata["schema_version"] == 1 and metadata["scan"] == "tiny-model" and metadata["slug"] == "a-prompt"
@@ -124,12 +124,12 @@ def test_the_schema(graph):
         "max_feature_nodes": 2048,
     }
     assert metadata["replacement_score"] == pytest.approx(graph.scores()["replacement"])
-    pruned = check_graph(to_viewer_json(graph.prune(0.7, 0.9), "pruned"))
+    pruned = check_graph(viewer_graph(graph.prune(0.7, 0.9), "pruned"))
     assert pruned["metadata"]["pruning_settings"] == {"node_threshold": 0.7, "edge_threshold": 0.9}
 
 
 def test_every_kind_of_node(graph):
-    data = check_graph(to_viewer_json(graph, "a-prompt"))
+    data = check_graph(viewer_graph(graph, "a-prompt"))
     by_number = data["nodes"]
     sae = graph.dictionaries.index("layers.1.attn.sae")
     for number, node in enumerate(by_number):
@@ -164,7 +164,7 @@ def test_every_kind_of_node(graph):
 
 
 def test_influence_is_the_share_of_all_that_matter_as_much(graph):
-    nodes = to_viewer_json(graph, "a")["nodes"]
+    nodes = viewer_graph(graph, "a")["nodes"]
     influence = graph.influence()
     number = int(influence.argsort(descending=True)[2])
     share = influence[influence >= influence[number]].sum() / influence.sum()
@@ -174,7 +174,7 @@ def test_influence_is_the_share_of_all_that_matter_as_much(graph):
 def test_a_label_that_could_break_the_viewer():
     graph = random_graph(targets=1)
     graph.targets[0] = type(graph.targets[0])(' x" (p=0.9)\n', 5, 1.0, 0.25, 7)
-    (logit,) = [node for node in to_viewer_json(graph, "a")["nodes"] if node["feature_type"] == "logit"]
+    (logit,) = [node for node in viewer_graph(graph, "a")["nodes"] if node["feature_type"] == "logit"]
     assert logit["clerp"].split("(p=")[1] == "0.250)" and "\n" not in logit["clerp"]
 
 

@@ -143,7 +143,7 @@ function overviewParts() {
       `Pruned to ${percent(pruning.nodes)} of the influence of nodes and ${percent(pruning.edges)} of that of edges: ` +
       `${pruning.dropped_nodes.toLocaleString("en")} nodes with ${percent(pruning.dropped_influence)} of the influence were left out, ` +
       `${pruning.dropped_error_nodes.toLocaleString("en")} of them errors (${percent(pruning.dropped_error_influence)}).`) : null,
-    ...certificateParts(DATA.certificate),
+    ...validationParts(DATA.validation),
     element("h3", {}, "What is in it"),
     element("dl", {}, rows([
       ["nodes", `${NODES.length.toLocaleString("en")}: ${["feature", "error", "mlp", "bias", "position", "token", "target"]
@@ -178,22 +178,22 @@ function legendItems() {
   ];
 }
 
-function certificateParts(certificate) {
-  if (!certificate) return [];
-  const { summary, edges = [] } = certificate;
+function validationParts(validation) {
+  if (!validation) return [];
+  const { summary, edges } = validation;
   const modes = Object.keys(summary);
   const names = { direct: "all but the direct effect", frozen: "attention and norms", free: "nothing" };
   const parts = [
-    element("h3", {}, "Certificate", element("span", { class: "soft small" }, "predicted against measured")),
+    element("h3", {}, "Validation", element("span", { class: "soft small" }, "predicted against measured")),
     element("p", { class: "soft" }, "Features were ablated in the model, and what happened compared with what their edges say."),
-    table("certificate", ["held fast", "edges", "correlation", "same sign", "error"], modes.map((mode) => [
+    table("validation", ["held fixed", "edges", "correlation", "same sign", "error"], modes.map((mode) => [
       names[mode] ?? mode, summary[mode].edges, number3(summary[mode].pearson), percent(summary[mode].sign_agreement),
       number3(summary[mode].relative_error),
     ])),
   ];
   if (edges.length) {
     parts.push(element("details", {}, element("summary", {}, "Edges one by one"),
-      table("certified-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
+      table("validated-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
         `${edge.source_label} → ${edge.target_label}`, signed(edge.predicted), ...modes.map((mode) => signed(edge[mode])),
       ]))));
   }

@@ -134,9 +134,6 @@ _QUIET = {"progress": False}
 # Name -> a call, given the function, a model and the parts.
 CALLS = {
     "circuits.graphs.attribution.attribution_graph": lambda f, m, p: f(m, p.dictionaries, p.ids, **_QUIET),
-    "circuits.graphs.attribution.attribution_graphs": lambda f, m, p: f(
-        m, p.dictionaries, [p.ids, p.ids[:5]], **_QUIET
-    ),
     "circuits.graphs.validation.validate_edges": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
     "circuits.graphs.head_loadings.head_loadings": lambda f, m, p: f(m, p.dictionaries, p.graph, max_edges=4),
     "circuits.graphs.qk.qk_attribution": lambda f, m, p: f(m, p.dictionaries, p.ids, 1, 0),

@@ -48,6 +48,16 @@ def encode_prompt(
     return ids
 
 
+def is_one_prompt(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is one prompt rather than several; also where the tokenizer returned a batch of one text."""
+    if isinstance(prompt, Mapping):
+        return prompt.get("input_ids") is None or len(split_rows(prompt)) < 2
+    if isinstance(prompt, str):
+        return True
+    first = next(iter(prompt), None)
+    return np.ndim(first) == 0 and not isinstance(first, str | Mapping)
+
+
 def encode_prompts(
     base_model: PreTrainedModel,
     prompts: Sequence[Prompt] | Mapping | torch.Tensor,

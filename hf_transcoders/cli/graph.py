@@ -50,7 +50,7 @@ def parse(argv, prog):
         help="explain the logit of one token less that of another; may be given several times",
     )
     group.add_argument(
-        "--max-logits", type=whole(1), default=10, help="without targets: how many of the most likely tokens"
+        "--max-logits", type=whole(1), help="most likely tokens to explain, 10 by default; not together with targets"
     )
     group.add_argument(
         "--max-features", type=whole(1), default=2048, help="features that become nodes, the strongest first"

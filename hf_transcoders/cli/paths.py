@@ -93,7 +93,7 @@ def run(args):
     dictionaries.to(input_device(model))
     target = None
     if args.feature:
-        target = Target.feature(args.feature[0], int(args.feature[1]), args.position)
+        target = Target.pre_activation(args.feature[0], int(args.feature[1]), args.position)
     elif args.target:
         tokens = (args.target,) if args.against is None else (args.target, args.against)
         target = Target(tokens=tokens, position=args.position)

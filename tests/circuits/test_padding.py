@@ -11,7 +11,6 @@ from hf_transcoders.circuits import (
     PatchEngine,
     PatchPlan,
     attribution_graph,
-    attribution_graphs,
     intervene,
     intervention_losses,
     measure_effect,
@@ -130,7 +129,7 @@ def test_graphs_of_several_prompts_are_those_of_each_alone(name):
     texts, settings = TEXTS[:3], {"targets": [(5, 6)], "max_features": 10, "progress": False}
     own_graphs = [attribution_graph(make_model(name), transcoders, text, **settings) for text in texts]
     for prompts in (texts, batch_of("left", texts), padded(texts, "holes")):
-        graphs = attribution_graphs(model, transcoders, prompts, **settings)
+        graphs = attribution_graph(model, transcoders, prompts, **settings)
         for graph, own, text in zip(graphs, own_graphs, texts, strict=True):
             assert graph.input_ids == text
             target = graph.is_kind("target")
@@ -297,7 +296,7 @@ class _Words:
     [
         ({"input_ids": []}, "The prompt is empty"),
         ({"input_ids": [5, 6], "attention_mask": [0, 0]}, "The prompt is empty"),
-        ({"input_ids": [[5, 6], [7, 8]]}, r"whole numbers in a list, but the prompt has others of shape \(2, 2\)"),
+        ([{"input_ids": [[5, 6], [7, 8]]}], r"whole numbers in a list, but the prompt has others of shape \(2, 2\)"),
         ({"attention_mask": [1]}, "The prompt has no column `input_ids`"),
         ([5, 1.5], "the prompt has others"),
         ([5] * 65, "The prompt has 65 tokens and the model's context 64"),

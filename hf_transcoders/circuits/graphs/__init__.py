@@ -1,6 +1,6 @@
 """Attribution graphs: what made a model say what it says, through features, errors and tokens."""
 
-from .attribution import attribution_graph, attribution_graphs
+from .attribution import attribution_graph
 from .combine import contrast, union
 from .edge_validation import EdgeValidation
 from .graph import AttributionGraph
@@ -21,7 +21,6 @@ __all__ = [
     "Target",
     "TargetInfo",
     "attribution_graph",
-    "attribution_graphs",
     "contrast",
     "head_loadings",
     "qk_attribution",

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
+from ...lm.forwards import has_head
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ...version import versions
-from ..prompt_tokens import Prompt, encode_prompts, token_labels
+from ..prompt_tokens import Prompt, encode_prompts, is_one_prompt, token_labels
 from .adjoint import FINAL, Adjoint, Functionals
 from .graph import AttributionGraph
 from .influence import influence
@@ -24,61 +25,65 @@ from .tolerance import row_tolerance
 
 
 @measures_model
+@torch.no_grad()
 def attribution_graph(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: Prompt,
+    prompt: Prompt | Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
-    max_logits: int = 10,
-    logit_mass: float = 0.95,
+    max_logits: int | None = None,
+    logit_mass: float | None = None,
     max_features: int = 2048,
     edges_per_node: int = 2048,
     skip_first: int = 1,
     method: Literal["adjoint", "autograd"] = "adjoint",
     progress: bool = True,
-) -> AttributionGraph:
-    """Which features, tokens and errors made a model say what it says about a prompt (Ameisen et al. 2025).
+) -> AttributionGraph | list[AttributionGraph]:
+    """Attribute the predictions of a model to features, tokens and errors (Ameisen et al. 2025).
 
-    Attention patterns and norm scales are held as they are, MLPs are taken apart into the features of their dictionary and
-    what it misses. Everything that writes to the residual stream then adds linearly to everything that reads it, and
-    what it adds is the weight of an edge. Layers without a dictionary give nodes of whole MLP outputs.
+    Attention patterns and norm scales are frozen, and MLPs are replaced by the features of their dictionary and its error.
+    Everything that writes to the residual stream then adds linearly to everything that reads it: the weight of an edge is
+    what its source adds to its target. Layers without a dictionary give nodes of whole MLP outputs.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly. Where attention is quantized and
-            rounds what it reads, that rounding is part of the bias nodes.
+            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly. Where quantized
+            attention rounds its inputs, the rounding is part of the bias nodes.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
-        prompt (`str`, `Sequence[int]` or `Mapping`):
-            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
-            ids; or what the tokenizer returned.
+        prompt (`str`, `Sequence[int]`, `Mapping`, or several prompts):
+            Text, to which the tokenizer's special tokens are added unless it begins with them, as a chat template makes
+            it; token ids; or the output of the tokenizer. Several prompts (a list of prompts, a tensor of shape
+            `(prompts, seq)`, or the output of the tokenizer for several texts) share forward passes.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Needed for text; otherwise only for labels.
+            Required for text; otherwise used for labels only.
         targets (*optional*):
-            What to explain: tokens, pairs of tokens (for the difference of their logits), vectors, or any [`Target`]. By
-            default the most likely next tokens.
-        max_logits (`int`, *optional*, defaults to 10), logit_mass (`float`, *optional*, defaults to 0.95):
-            Without `targets`: as many of the most likely tokens as have this probability together, but not more.
+            Targets of the graph, the same for all prompts: tokens, pairs of tokens (for the difference of their logits),
+            vectors, or any [`Target`]. The most likely next tokens by default.
+        max_logits (`int`, *optional*, defaults to 10):
+            Largest number of tokens that are chosen as targets. Not together with `targets`.
+        logit_mass (`float`, *optional*, defaults to 0.95):
+            Probability at which the most likely tokens together are enough. Not together with `targets`.
         max_features (`int`, *optional*, defaults to 2048):
-            How many active features become nodes, those with most influence on the targets first.
+            Largest number of active features that become nodes, those with most influence on the targets first.
         edges_per_node (`int`, *optional*, defaults to 2048):
-            Edges kept into a node, the strongest; the others are in its `rest`.
+            Largest number of edges into a node, strongest first; the other effects are in its `rest`.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start at which the dictionaries are not used, as in training and evaluation: models use them as
-            attention sinks. What MLPs write there are error nodes.
+            Number of tokens at the start at which the dictionaries are not used, as in training and evaluation, because
+            models use these tokens as attention sinks. The MLP outputs there are error nodes.
         method (`"adjoint"` or `"autograd"`, *optional*, defaults to `"adjoint"`):
-            Hand-written transposes, or autograd over the frozen model, which is slower and needs more memory: the
-            reference.
+            Hand-written transposes, or autograd over the frozen model: the reference, which is slower and needs more
+            memory.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
     Returns:
-        [`AttributionGraph`]
+        [`AttributionGraph`], or a `list` with one graph per prompt where several prompts were given.
 
     Raises:
-        [`TranscoderError`]: a dictionary is for another model, the prompt is empty or too long, a target is unknown.
+        [`TranscoderError`]: a dictionary is for another model, a prompt is empty or too long, or a target is unknown.
 
     Example:
 
@@ -88,57 +93,51 @@ def attribution_graph(
     >>> graph.prune().to_html("france.html")
     ```
     """
-    return attribution_graphs(
-        base_model, transcoders, [prompt], tokenizer=tokenizer, targets=targets, max_logits=max_logits,
-        logit_mass=logit_mass, max_features=max_features, edges_per_node=edges_per_node, skip_first=skip_first,
-        method=method, progress=progress,
-    )[0]  # fmt: skip
-
-
-@measures_model
-@torch.no_grad()
-def attribution_graphs(
-    base_model: PreTrainedModel,
-    transcoders: Dictionaries,
-    prompts: Sequence[Prompt],
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    targets=None,
-    max_logits: int = 10,
-    logit_mass: float = 0.95,
-    max_features: int = 2048,
-    edges_per_node: int = 2048,
-    skip_first: int = 1,
-    method: Literal["adjoint", "autograd"] = "adjoint",
-    progress: bool = True,
-) -> list[AttributionGraph]:
-    """Graphs of several prompts, which share forward passes. Arguments as in [`attribution_graph`].
-
-    Returns:
-        `list[AttributionGraph]`: one for each prompt.
-    """
     for name, value in (
         ("max_features", max_features),
         ("edges_per_node", edges_per_node),
         ("max_logits", max_logits),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise TranscoderError(f"`{name}` is {value}; give at least 1.")
     if method not in ("adjoint", "autograd"):
         raise TranscoderError(f"method='{method}' is unknown; use 'adjoint' or 'autograd'.")
+    limits = _limits(base_model, targets, max_logits, logit_mass)
+    several = not is_one_prompt(prompt)
     dictionaries = fitting_dictionaries(base_model, transcoders)
-    ids = encode_prompts(base_model, prompts, tokenizer)
+    ids = encode_prompts(base_model, prompt if several else [prompt], tokenizer)
     settings = {
-        "max_logits": max_logits, "logit_mass": logit_mass, "max_features": max_features,
-        "edges_per_node": edges_per_node, "skip_first": skip_first, "method": method,
+        **limits, "max_features": max_features, "edges_per_node": edges_per_node, "skip_first": skip_first,
+        "method": method,
     }  # fmt: skip
     graphs = []
     for run in record(base_model, dictionaries, ids, skip_first):
-        functionals, infos = resolve_targets(run, targets, tokenizer, max_logits, logit_mass)
+        functionals, infos = resolve_targets(run, targets, tokenizer, **limits)
         rows = _Rows(run, functionals, edges_per_node, method)
         rows.explain(max_features, progress)
         graphs.append(_graph(run, rows, infos, tokenizer, settings))
-    return graphs
+    return graphs if several else graphs[0]
+
+
+def _limits(model, targets, max_logits, logit_mass):
+    """The limits that choose the targets, where they are not named."""
+    if targets is not None:
+        if max_logits is not None or logit_mass is not None:
+            raise TranscoderError(
+                "`max_logits` and `logit_mass` choose the most likely tokens as targets: leave them out where `targets` are "
+                "given."
+            )
+        return {}
+    limits = {"max_logits": 10 if max_logits is None else max_logits}
+    if has_head(model):
+        limits["logit_mass"] = 0.95 if logit_mass is None else logit_mass
+        if not 0 <= limits["logit_mass"] <= 1:
+            raise TranscoderError(f"`logit_mass` is {logit_mass}; give a probability between 0 and 1.")
+    elif logit_mass is not None:
+        raise TranscoderError(
+            f"{type(model).__name__} has no language-model head and so no probabilities: leave `logit_mass` out."
+        )
+    return limits
 
 
 class _Rows:

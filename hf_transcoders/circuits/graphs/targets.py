@@ -26,27 +26,45 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to explain. Make it with [`Target.logit`], [`Target.difference`], [`Target.feature`] or
-    [`Target.direction`]; where targets are asked for, a token (text or id) stands for its logit and a pair of tokens for
-    the difference of theirs.
+    """One target of an attribution graph: a logit, a difference of two logits, a feature or a direction.
+
+    Make it with [`Target.logit`], [`Target.difference`], [`Target.pre_activation`] or [`Target.direction`]. Functions that
+    take targets accept a token (text or id) in place of its logit, and a pair of tokens in place of the difference of
+    their logits.
 
     Args:
-        tokens (`tuple`, *optional*): A token, or two of which the second is subtracted, as text or id.
-        dictionary (`str`, *optional*), number (`int`, *optional*): A feature.
-        vector (`torch.Tensor`, *optional*), site (`str`, *optional*): A direction, and where it is read.
-        position (`int`, *optional*, defaults to -1): Token of the prompt; negative numbers count from the end.
-        label (`str`, *optional*): What it is called.
-        weight (`float`, *optional*): Its share where influence is counted. By default a logit's probability, else 1.
+        tokens (`tuple`, *optional*): A token, or two tokens of which the second is subtracted, as text or id.
+        dictionary (`str`, *optional*): Dictionary of a feature.
+        feature (`int`, *optional*): Number of the feature in its dictionary.
+        vector (`torch.Tensor` of shape `(width,)`, *optional*): A direction.
+        site (`str`, *optional*): Site at which the direction is read. The output of the final norm by default.
+        position (`int`, *optional*, defaults to -1): Position in the prompt; negative numbers count from the end.
+        label (`str`, *optional*): Label of the target.
+        weight (`float`, *optional*): Weight in the influence of nodes. A logit's probability by default, otherwise 1.
+
+    Raises:
+        [`TranscoderError`]: none of the three is given, or several, or a part of one.
     """
 
     tokens: tuple[str | int, ...] = ()
     dictionary: str | None = None
-    number: int | None = None
+    feature: int | None = None
     vector: torch.Tensor | None = None
     site: str | None = None
     position: int = -1
     label: str | None = None
     weight: float | None = None
+
+    def __post_init__(self):
+        named = self.dictionary is not None, self.feature is not None
+        given = (len(self.tokens) > 0) + any(named) + (self.vector is not None)
+        if given != 1 or any(named) != all(named) or (self.site is not None and self.vector is None):
+            raise TranscoderError(
+                "A target is `tokens`, a `dictionary` with a `feature`, or a `vector` with or without a `site`: give one of "
+                "the three."
+            )
+        if len(self.tokens) > 2:
+            raise TranscoderError(f"A target has one or two tokens, not {len(self.tokens)}.")
 
     @classmethod
     def logit(cls, token: str | int, position: int = -1, weight: float | None = None) -> "Target":
@@ -59,9 +77,9 @@ class Target:
         return cls(tokens=(token, other), position=position)
 
     @classmethod
-    def feature(cls, dictionary: str, number: int, position: int = -1) -> "Target":
+    def pre_activation(cls, dictionary: str, feature: int, position: int = -1) -> "Target":
         """The pre-activation of a feature, active or not."""
-        return cls(dictionary=dictionary, number=number, position=position)
+        return cls(dictionary=dictionary, feature=feature, position=position)
 
     @classmethod
     def direction(
@@ -129,7 +147,7 @@ def _as_target(target):
     if isinstance(target, (tuple, list)) and len(target) == 2:
         return Target.difference(*target)
     raise TranscoderError(
-        f"{target!r} is no target: give a token, a pair of tokens for the difference of their logits, a vector, or what "
+        f"{target!r} is not a target: give a token, a pair of tokens for the difference of their logits, a vector, or what "
         "the functions of `Target` make."
     )
 
@@ -171,7 +189,7 @@ def _strongest_features(run, most):
     total = sum(size for size, _, _ in found)
     weights = [size / total if total > 0 else 1 / len(found) for size, _, _ in found]
     return [
-        replace(Target.feature(name, feature), weight=weight)
+        replace(Target.pre_activation(name, feature), weight=weight)
         for weight, (_, name, feature) in zip(weights, found, strict=True)
     ]
 
@@ -234,16 +252,16 @@ def _resolve_feature(run, target, position):
     if target.dictionary not in run.names:
         raise TranscoderError(f"There is no dictionary '{target.dictionary}': choose from {', '.join(run.names)}.")
     dictionary = run.dictionaries[run.names.index(target.dictionary)]
-    if not 0 <= target.number < dictionary.config.num_features:
+    if not 0 <= target.feature < dictionary.config.num_features:
         raise TranscoderError(
-            f"Feature {target.number} does not exist: '{target.dictionary}' has the features 0 to "
+            f"Feature {target.feature} does not exist: '{target.dictionary}' has the features 0 to "
             f"{dictionary.config.num_features - 1}."
         )
     site = Site.parse(dictionary.config.input_site)
     if site.point not in READS:
         raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', behind an MLP: they end a graph.")
-    rows, biases = encoder_rows(dictionary, torch.tensor([target.number], device=dictionary.device))
-    label = target.label or f"{target.dictionary} feature {target.number}"
+    rows, biases = encoder_rows(dictionary, torch.tensor([target.feature], device=dictionary.device))
+    label = target.label or f"{target.dictionary} feature {target.feature}"
     info = TargetInfo(label, position, _or(target.weight, 1.0))
     return site.layer, site.point, position, rows[0], float(biases[0]), info
 

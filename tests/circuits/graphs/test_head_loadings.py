@@ -16,7 +16,8 @@ HEADS = 4
 
 def graph_of(model, dictionaries, **changes):
     prompt = tiny_tokens(1, 8)[0].tolist()
-    return attribution_graph(model, dictionaries, prompt, max_logits=2, progress=False, **changes)
+    changes = changes if "targets" in changes else {"max_logits": 2, **changes}
+    return attribution_graph(model, dictionaries, prompt, progress=False, **changes)
 
 
 def source_numbers(run, graph):
@@ -125,7 +126,7 @@ def test_edges_into_targets_of_every_kind():
     targets = [
         (5, 6),
         Target.direction(torch.linspace(-1, 1, HIDDEN_SIZE), "layers.1.resid_post", position=4, label="one"),
-        Target.feature(next(iter(graph_of(model, dictionaries).dictionaries)), 3),
+        Target.pre_activation(next(iter(graph_of(model, dictionaries).dictionaries)), 3),
     ]
     graph = graph_of(model, dictionaries, targets=targets)
     edges = graph.is_kind("target")[graph.target] & ~graph.is_kind("bias")[graph.source]

@@ -21,7 +21,7 @@ PROMPT = tiny_tokens(1, 4)[0].tolist()
 TARGETS = {
     "logit": 17,
     "difference": (17, 18),
-    "feature": Target.feature("t2", 5),
+    "feature": Target.pre_activation("t2", 5),
     "direction": Target.direction(torch.linspace(-1, 1, HIDDEN_SIZE), "layers.2.resid_post", position=2),
     "the most likely token": None,
 }
@@ -220,8 +220,8 @@ def test_text_and_json_say_the_same():
         ({"num_steps": 0}, "`num_steps` is 0"),
         ({"prompt": []}, "at least one token"),
         ({"target": 10_000}, "does not exist"),
-        ({"target": [1, 2, 3]}, "is no target"),
-        ({"target": Target.feature("t1", 0)}, "no dictionary 't1'"),
+        ({"target": [1, 2, 3]}, "is not a target"),
+        ({"target": Target.pre_activation("t1", 0)}, "no dictionary 't1'"),
         ({"target": "word"}, "Give the tokenizer"),
         ({"filter": "head"}, "is no filter"),
     ],

@@ -66,7 +66,8 @@ class PathGraph:
             "edges": [{"source": source, "target": reader, "weight": weight} for source, reader, weight in self.edges],
         }
 
-    def __str__(self):
+    def to_text(self) -> str:
+        """Nodes and the edges into them as text for the terminal."""
         lines = []
         for number, node in enumerate(self.nodes):
             incoming = self.incoming(number)
@@ -77,6 +78,8 @@ class PathGraph:
             others = (("errors", node.errors), ("biases", node.biases), ("rest", node.rest))
             lines += [f"  {amount:+.4f}  {name}" for name, amount in others if amount]
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 def merge_paths(

@@ -77,7 +77,8 @@ class GreedyPaths:
             "warning": self.warning,
         }
 
-    def __str__(self):
+    def to_text(self) -> str:
+        """Paths and their factors as text for the terminal."""
         lines = [f"WARNING: {self.warning}", ""] if self.warning else []
         lines += [
             f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
@@ -92,6 +93,8 @@ class GreedyPaths:
                 )
                 lines += [f"  {path.contribution:+.4f}  {path}", f"           {factors}"]
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 @measures_model

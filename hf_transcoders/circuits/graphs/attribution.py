@@ -1,4 +1,4 @@
-"""Attribution graphs, phase by phase: run, explain the targets, explain what explains them, build the graph."""
+"""Attribution graphs: record the run, attribute the targets, then the features that matter most, and build the graph."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -120,7 +120,7 @@ def attribution_graph(
 
 
 def _limits(model, targets, max_logits, logit_mass):
-    """The limits that choose the targets, where they are not named."""
+    """The limits by which targets are chosen, where they are not named."""
     if targets is not None:
         if max_logits is not None or logit_mass is not None:
             raise TranscoderError(
@@ -141,9 +141,9 @@ def _limits(model, targets, max_logits, logit_mass):
 
 
 class _Rows:
-    """Rows of the graph as far as they are known: of the targets, then of more and more features.
+    """Rows of the targets, and then of more and more features.
 
-    Sources are numbered as by [`Sources`]; rows are those of the targets and of features, in the order of expansion.
+    Sources are numbered as in [`Sources`]; rows are in the order in which targets and features were expanded.
     """
 
     def __init__(self, run: LinearRun, targets: Functionals, edges_per_node: int, method: str):
@@ -159,7 +159,7 @@ class _Rows:
         self.size = len(self.solver.sources)
         device = run.token_embedding.device
         self.is_error = torch.zeros(self.size, dtype=torch.bool, device=device)
-        # Of every feature: the site its dictionary reads, where; of other sources the layer is -1.
+        # Layer and position at which the dictionary of each feature reads; the layer is -1 for other sources.
         self.layer = torch.full((self.size,), -1, device=device)
         self.position = torch.zeros(self.size, dtype=torch.long, device=device)
         self.segments_of_features = []
@@ -172,11 +172,11 @@ class _Rows:
                     self.layer[segment.start : segment.end] = site.layer
                     self.position[segment.start : segment.end] = segment.writer.position
                     self.segments_of_features.append((segment, site))
-        # Sources that rows belong to; the targets have numbers behind all sources.
+        # Source of each row. The targets are numbered after all sources.
         self.owner: list[torch.Tensor] = []
         self.total: list[torch.Tensor] = []
         self.magnitude: list[torch.Tensor] = []
-        # How far rows are from their totals, in units of what rounding explains: the largest of all rows.
+        # Largest distance of a row from its total, as a multiple of its tolerance.
         self.excess = torch.zeros((), dtype=torch.float64, device=device)
         self.rest: list[torch.Tensor] = []
         self.rest_abs: list[torch.Tensor] = []
@@ -186,7 +186,7 @@ class _Rows:
         self.edge_weight: list[torch.Tensor] = []
 
     def explain(self, max_features: int, progress: bool) -> None:
-        """Rows of the targets and of the features that matter most to them."""
+        """Add the rows of the targets and of the features with most influence on them."""
         from tqdm.auto import tqdm
 
         device = self.run.token_embedding.device
@@ -195,7 +195,7 @@ class _Rows:
             self._add(owners[chosen], self.targets[chosen])
         candidates = self.layer >= 0
         count = min(max_features, int(candidates.sum()))
-        # All at once if all are wanted; otherwise the second half is chosen in the light of the first.
+        # All at once if all are wanted; otherwise the second half is chosen by influence through the first half.
         step = count if count == int(candidates.sum()) else max(256, -(-count // 2))
         with tqdm(total=count, desc="attribution", unit="feature", disable=not progress) as bar:
             done = 0
@@ -259,7 +259,7 @@ class _Rows:
         self.edge_weight.append(weights[is_edge])
 
     def _influence(self):
-        """Influence of each source as far as rows are known, `(sources + targets,)`."""
+        """Influence of each source through the rows so far, `(sources + targets,)`."""
         magnitude = self.edge_weight[0].new_ones(self.size + len(self.targets))
         magnitude[torch.cat(self.owner)] = torch.cat(self.magnitude).clamp(min=1e-10)
         owner, source = torch.cat(self.edge_owner), torch.cat(self.edge_source)
@@ -270,7 +270,7 @@ class _Rows:
 
 
 def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
-    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
+    """Values of read vectors in the run, `(rows,)`, to which their rows must sum."""
     found = functionals.bias.float().clone()
     for rows, terms in _terms(run, functionals):
         found[rows] += terms.sum(-1)
@@ -278,7 +278,7 @@ def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
 
 
 def _mass(run, functionals):
-    """Sums of the absolute terms that make [`measured`] values, to which their rounding is relative."""
+    """Magnitudes of the terms of [`measured`] values, summed, to which their rounding is relative."""
     found = functionals.bias.float().abs()
     for rows, terms in _terms(run, functionals):
         found[rows] += terms.abs().sum(-1)
@@ -292,7 +292,7 @@ def _terms(run, functionals):
 
 
 def _batches(layer, position, size):
-    """Rows in batches of one layer, or few, and of neighbouring tokens, so that each is as shallow as it can be."""
+    """Batches of rows of one layer or few, and of neighboring tokens, so that each batch covers few layers."""
     order = (layer * (position.max() + 1) + position).argsort(stable=True)
     layers = layer[order].tolist()
     start = 0
@@ -304,7 +304,7 @@ def _batches(layer, position, size):
 
 
 def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, settings: dict[str, Any]):
-    """The graph of all rows; features without one are no nodes, and what they add goes into `rest`."""
+    """The graph of all rows. Contributions of features without a row go into `rest`."""
     size, count = rows.size, rows.size + len(infos)
     kind, layer, position, index, dictionary = (torch.full((count,), -1, dtype=torch.long) for _ in range(5))
     value = torch.zeros(count)
@@ -351,13 +351,13 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         target_bias=rows.targets.bias.cpu(),
         metadata=_protocol(run, settings),
     )  # fmt: skip
-    # Features that end a graph, because what they read is not linear, are nodes without a row.
+    # Features whose inputs are not linear end the graph: nodes without a row.
     without_row = graph.is_kind("feature") & ~graph.expanded
     ends = without_row & (torch.cat([rows.layer.cpu(), torch.full((len(infos),), -1)]) < 0)
     graph.metadata["active_features"] = int(graph.is_kind("feature").sum())
     graph = graph.select(~without_row | ends)
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
-    # Above 1 where rows do not sum to their totals.
+    # Above 1 where a row does not sum to its total.
     graph.metadata["largest_row_excess"] = rows.excess.item()
     graph.metadata["warning"] = graph.warning
     warn(graph.metadata["warning"])

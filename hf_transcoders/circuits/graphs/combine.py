@@ -1,4 +1,4 @@
-"""Several attribution graphs as one: what they share, and how two of them differ."""
+"""Combine attribution graphs: the mean of several, and the difference of two."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,19 +15,19 @@ _ORDER = {"resid_pre": 1, "attn.out": 2, "attn.branch": 2, "mlp.out": 3, "mlp.br
 
 
 def union(graphs: Sequence[AttributionGraph], align: Literal["position", "feature"] = "position") -> AttributionGraph:
-    """The mean of several graphs: a node that a graph does not have counts as 0 there.
+    """The mean of several graphs. A node that a graph lacks counts as 0 in it.
 
     Args:
-        graphs (`Sequence[AttributionGraph]`): Graphs of one model, the same dictionaries and as many targets.
+        graphs (`Sequence[AttributionGraph]`): Graphs with the same model, dictionaries and number of targets.
         align (`"position"` or `"feature"`, *optional*, defaults to `"position"`):
-            Which nodes are the same: those of one feature at one position, for prompts of equal length; or those of one
-            feature wherever it is, with its edges summed over positions.
+            Nodes that count as the same: the nodes of a feature at one position, for prompts of equal length, or all
+            nodes of a feature, with edges summed over positions.
 
     Returns:
-        [`AttributionGraph`]: its rows sum to the mean of the graphs' totals.
+        [`AttributionGraph`]: a graph whose rows sum to the mean of the graphs' totals.
 
     Raises:
-        [`TranscoderError`]: the graphs do not fit each other.
+        [`TranscoderError`]: the graphs cannot be combined.
     """
     return _combine(graphs, [1 / len(graphs)] * len(graphs) if graphs else [], align, "union")
 
@@ -35,14 +35,14 @@ def union(graphs: Sequence[AttributionGraph], align: Literal["position", "featur
 def contrast(
     graph: AttributionGraph, other: AttributionGraph, align: Literal["position", "feature"] = "position"
 ) -> AttributionGraph:
-    """One graph less another: what makes the difference between two prompts.
+    """One graph minus another: the sources of a difference between two prompts.
 
     Args:
-        graph, other ([`AttributionGraph`]): Graphs of one model, the same dictionaries and as many targets.
+        graph, other ([`AttributionGraph`]): Graphs with the same model, dictionaries and number of targets.
         align (`"position"` or `"feature"`, *optional*, defaults to `"position"`): As in [`union`].
 
     Returns:
-        [`AttributionGraph`]: activations, totals and edges are differences; rows sum.
+        [`AttributionGraph`]: a graph of differences of activations, totals and edges, whose rows sum.
     """
     return _combine([graph, other], [1.0, -1.0], align, "contrast")
 
@@ -100,7 +100,7 @@ def _combine(graphs, factors, align, how):
 
 
 def _keys(graph, align):
-    """What makes a node the same in two graphs, `(nodes, 6)`, such that sorting keeps edges leading upwards."""
+    """Keys by which nodes of two graphs are the same, `(nodes, 6)`. Edges lead from lower to higher keys."""
     sites = [Site.parse(entry["output_site"]) for entry in graph.metadata["dictionaries"]]
     order = torch.tensor([_ORDER[site.point] for site in sites] + [0])[graph.dictionary]
     order = torch.where(graph.is_kind("mlp"), _ORDER["mlp.out"], order)
@@ -108,7 +108,7 @@ def _keys(graph, align):
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
     position, index = graph.position, graph.index
     if align == "feature":
-        # What makes one embedding of a position another is the position; everything else is wherever it is.
+        # Position embeddings differ by their position only; all other nodes are merged over positions.
         index = torch.where(graph.is_kind("position"), position, index)
         position = torch.full_like(position, -1)
     return torch.stack([layer, order, graph.kind, graph.dictionary, index, position], dim=1)
@@ -122,7 +122,7 @@ def _check(graphs, align):
     first = graphs[0]
     for graph in graphs[1:]:
         if graph.dictionaries != first.dictionaries or graph.num_layers != first.num_layers:
-            raise TranscoderError("The graphs are of different models or dictionaries: combine graphs of the same.")
+            raise TranscoderError("The graphs have different models or dictionaries: combine graphs with the same.")
         if len(graph.targets) != len(first.targets):
             raise TranscoderError(
                 f"The graphs have {len(first.targets)} and {len(graph.targets)} targets: name the same number for each, such "

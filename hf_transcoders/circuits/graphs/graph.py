@@ -23,51 +23,52 @@ from .row_sums import row_warning, warn
 
 @dataclass
 class AttributionGraph:
-    r"""Nodes and their direct effects on each other, with attention patterns and norm scales held as they were.
+    r"""Nodes and their direct effects on each other, with frozen attention patterns and norm scales.
 
-    The weight of an edge is exactly what the source adds to the target's pre-activation (or logit). For every node that
+    The weight of an edge is the exact contribution of the source to the target's pre-activation (or logit). For every node that
     was expanded, `sum of its incoming weights + rest = total`: see [`~AttributionGraph.row_residuals`].
 
     Nodes are ordered so that every edge leads from a lower to a higher number.
 
     Args:
         kind (`torch.LongTensor` of shape `(nodes,)`):
-            Index into [`KINDS`]: `token` and `position` embeddings, `feature`s of dictionaries, what they miss (`error`),
-            whole outputs of MLPs without a dictionary (`mlp`), `bias`es of a layer (over all positions), `target`s.
+            Index into [`KINDS`]: `token` and `position` embeddings, `feature`s of dictionaries, their `error`s, whole
+            outputs of MLPs without a dictionary (`mlp`), `bias`es of a layer (over all positions), `target`s.
         layer (`torch.LongTensor` of shape `(nodes,)`):
-            Layer that writes; -1 for embeddings, the number of layers for targets behind the last block.
+            Layer that writes; -1 for embeddings, the number of layers for targets after the last block.
         position (`torch.LongTensor` of shape `(nodes,)`):
-            Token of the prompt; -1 for biases, and in graphs that are summed over positions.
+            Position in the prompt; -1 for biases, and in graphs that are summed over positions.
         index (`torch.LongTensor` of shape `(nodes,)`):
-            Number of the feature; id of the token; number of the target in `targets`; otherwise -1 (that of the position
-            for embeddings of positions in graphs that are summed over positions).
+            Number of the feature, id of the token, or number of the target in `targets`; otherwise -1. For position
+            embeddings in graphs that are summed over positions, the position.
         dictionary (`torch.LongTensor` of shape `(nodes,)`):
             Index into `dictionaries` for features and errors; otherwise -1.
         value (`torch.Tensor` of shape `(nodes,)`):
-            Activation of a feature; norm of what an error, MLP, bias or embedding writes; 0 for targets.
+            Activation of a feature; norm of the output of an error, MLP, bias or embedding; 0 for targets.
         total (`torch.Tensor` of shape `(nodes,)`):
-            Pre-activation of a feature, or value of a target, that the row of the node sums to; NaN for those without
-            a row (embeddings, errors, MLPs, biases, and features that were not expanded).
+            Pre-activation of a feature, or value of a target, to which the row of the node sums; NaN for nodes without a
+            row (embeddings, errors, MLPs, biases, and features that were not expanded).
         rest, rest_abs (`torch.Tensor` of shape `(nodes,)`):
             Sum, and sum of magnitudes, of all direct effects on the node that are not among the edges.
         rest_error (`torch.Tensor` of shape `(nodes,)`):
             The part of `rest_abs` that comes from errors.
         source, target (`torch.LongTensor` of shape `(edges,)`):
-            Nodes that each edge leads from and to; sorted by `target`.
+            Ends of each edge, sorted by `target`.
         weight (`torch.Tensor` of shape `(edges,)`):
-            Direct effects.
+            Direct effect of each source on its target.
         input_ids (`list[int]`), tokens (`list[str]`):
-            The prompt.
+            Tokens of the prompt, as ids and as text.
         targets (`list[TargetInfo]`):
-            What is explained.
+            The targets that the graph explains.
         dictionaries (`list[str]`):
             Names of the dictionaries.
         num_layers (`int`):
-            Layers of the base model.
+            Number of layers of the model.
         target_vector (`torch.Tensor` of shape `(targets, width)`), target_bias (`torch.Tensor` of shape `(targets,)`):
-            The targets as functions of what is read there: `vector @ x + bias`. With them a target can be measured again.
+            The targets as functions of the activation that they read: `vector @ x + bias`. Needed to measure them again.
         metadata (`dict`):
-            Protocol as JSON: model and revision, dictionaries and where they come from, settings, versions, pruning.
+            Record of how the graph was made, as JSON: model and revision, dictionaries and their sources, settings,
+            versions, pruning.
     """
 
     kind: torch.Tensor
@@ -92,7 +93,7 @@ class AttributionGraph:
     target_bias: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    # ------------------------------------------------------------------------------------------------ what is in it
+    # ------------------------------------------------------------------------------------------------ nodes and edges
 
     @property
     def num_nodes(self) -> int:
@@ -103,17 +104,17 @@ class AttributionGraph:
         return len(self.weight)
 
     def is_kind(self, *kinds: str) -> torch.Tensor:
-        """`(nodes,)` bool: which nodes are of one of these kinds."""
+        """Whether each node is of one of these kinds, `(nodes,)` bool."""
         return is_kind(self.kind, *kinds)
 
     @property
     def expanded(self) -> torch.Tensor:
-        """`(nodes,)` bool: which nodes have a row, so that what they consist of is known."""
+        """Whether each node has a row, so that its inputs are known, `(nodes,)` bool."""
         return ~self.total.isnan()
 
     @property
     def target_weights(self) -> torch.Tensor:
-        """`(nodes,)`: weight of each target, 0 elsewhere; sums to 1."""
+        """Weight of each target, 0 for other nodes, `(nodes,)`; sums to 1."""
         weights = torch.zeros(self.num_nodes, dtype=torch.float64)
         nodes = self.is_kind("target").nonzero()[:, 0]
         given = torch.tensor([target.weight for target in self.targets], dtype=torch.float64)[self.index[nodes]]
@@ -138,11 +139,21 @@ class AttributionGraph:
         )
 
     def label(self, number: int) -> str:
-        """A short text for a node, such as `L8 feature 1203 at " gave"`."""
+        """A short label for a node, such as `L8 feature 1203 at " gave"`."""
         node = self.node(number)
         if node.kind == "target":
             return one_line(self.targets[node.index].label)
         return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
+
+    def dictionary_number(self, name: str) -> int:
+        """Number of a dictionary in `dictionaries`.
+
+        Raises:
+            [`TranscoderError`]: the graph has no dictionary of this name.
+        """
+        if name not in self.dictionaries:
+            raise TranscoderError(f"The graph has no dictionary '{name}': choose from {', '.join(self.dictionaries)}.")
+        return self.dictionaries.index(name)
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.
@@ -150,20 +161,16 @@ class AttributionGraph:
         Raises:
             [`TranscoderError`]: the feature is not in the graph.
         """
-        if dictionary not in self.dictionaries:
-            raise TranscoderError(
-                f"The graph has no dictionary '{dictionary}': choose from {', '.join(self.dictionaries)}."
-            )
         found = (
             self.is_kind("feature")
-            & (self.dictionary == self.dictionaries.index(dictionary))
+            & (self.dictionary == self.dictionary_number(dictionary))
             & (self.index == feature)
             & (self.position == position)
         ).nonzero()
         if not len(found):
             raise TranscoderError(
                 f"Feature {feature} of {dictionary} at token {position} is not in the graph: it was not active there, or "
-                "was left out as too weak (build the graph with more `max_features`, prune less)."
+                "too weak (build the graph with more `max_features`, or prune less)."
             )
         return int(found[0])
 
@@ -190,10 +197,10 @@ class AttributionGraph:
         return (self._row_sums() - total).abs() / torch.maximum(self.row_magnitudes, total.abs())
 
     def row_residuals(self) -> torch.Tensor:
-        """How far each row is from its total, relative to the larger of total and the row's largest weight.
+        """Distance of each row from its total, relative to the larger of total and the row's largest weight.
 
         Returns:
-            `torch.Tensor` of shape `(nodes,)`: 0 up to rounding; NaN for nodes without a row.
+            `torch.Tensor` of shape `(nodes,)`; 0 up to rounding, NaN for nodes without a row.
         """
         largest = self.total.double().abs()
         largest = largest.scatter_reduce(0, self.target, self.weight.double().abs(), "amax")
@@ -318,11 +325,11 @@ class AttributionGraph:
         return dataclasses.replace(self, metadata={**self.metadata, **values})
 
     def select(self, keep: torch.Tensor, keep_edges: torch.Tensor | None = None) -> "AttributionGraph":
-        """The graph of some nodes. What the others, and edges left out, contribute goes into `rest`.
+        """The graph of some nodes. Contributions of other nodes, and of edges left out, go into `rest`.
 
         Args:
-            keep (`torch.BoolTensor` of shape `(nodes,)`): Nodes.
-            keep_edges (`torch.BoolTensor` of shape `(edges,)`, *optional*): Edges between them, all by default.
+            keep (`torch.BoolTensor` of shape `(nodes,)`): Nodes to keep.
+            keep_edges (`torch.BoolTensor` of shape `(edges,)`, *optional*): Edges between them to keep, all by default.
 
         Returns:
             [`AttributionGraph`]
@@ -396,19 +403,20 @@ class AttributionGraph:
         subfolder: str = "",
         **kwargs,
     ):
-        """Publishes the graph with its page and a card, in one commit.
+        """Publish the graph with its page and a card, in one commit.
 
         Args:
-            repo_id (`str`): Such as `"me/my-graph"`; made if it does not exist.
-            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): For the page, as in [`~AttributionGraph.to_html`].
-            subfolder (`str`, *optional*, defaults to `""`): Where in the repo everything goes.
+            repo_id (`str`): Repo to push to, such as `"me/my-graph"`, which is created if it does not exist.
+            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
+                Dictionary -> explanations of its features, for the page.
+            subfolder (`str`, *optional*, defaults to `""`): Folder in the repo for all files.
             kwargs: `commit_message`, `private`, `token`, `revision`.
 
         Returns:
             [`~huggingface_hub.CommitInfo`]
 
         Raises:
-            [`TranscoderError`]: what kept it from happening, and what to do.
+            [`TranscoderError`]: the graph cannot be pushed; the message says why, and what to do.
         """
         from ...hub.graphs import push_graph_folder
         from ...hub.public import hidden_names, public_values

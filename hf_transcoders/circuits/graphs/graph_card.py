@@ -9,22 +9,22 @@ from .graph import AttributionGraph
 
 
 def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
-    """README.md of a graph: what it explains, how far it can be trusted, how to open it.
+    """The README.md of a graph: its targets, its scores and validation, and how to open it.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
-        repo_id (`str`): Where it is published.
-        subfolder (`str`, *optional*, defaults to `""`): Where in the repo.
-        strongest (`int`, *optional*, defaults to 10): How many features to list.
+        repo_id (`str`): Repo in which the graph is published.
+        subfolder (`str`, *optional*, defaults to `""`): Folder in the repo.
+        strongest (`int`, *optional*, defaults to 10): Number of features to list.
 
     Returns:
-        `str`: Markdown with its metadata.
+        `str`: Markdown with metadata.
     """
     facts = graph.metadata
-    base = facts.get("model")
+    model = facts.get("model")
     metadata = ModelCardData(
         library_name="hf_transcoders",
-        base_model=base if is_hub_id(base) else None,
+        base_model=model if is_hub_id(model) else None,
         tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
     )
     scores = graph.whole_scores
@@ -35,9 +35,9 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         "# Attribution graph",
-        f"What made {escape(base or 'a language model')} say what it says behind this prompt, through the features of "
-        f"{len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are held as they were; each edge is what "
-        "one node adds to the next.",
+        f"Which features, tokens and errors the predictions of {escape(model or 'a language model')} after this prompt come from, "
+        f"with {len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are frozen; each edge is the direct "
+        "effect of one node on another.",
         code("".join(graph.tokens)),
         table(
             ["target", "probability"],
@@ -46,10 +46,10 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
                 for target in graph.targets
             ],
         ),
-        "Open `graph.html` in a browser to walk through it, or load it:",
+        "Open `graph.html` in a browser to explore the graph, or load it:",
         f"```python\nfrom hf_transcoders.circuits.graphs import AttributionGraph\n\n"
         f"graph = AttributionGraph.from_pretrained({where})\n```",
-        "## How far it can be trusted",
+        "## Scores and validation",
         *([f"> [!WARNING]\n> {escape(graph.warning)}"] if graph.warning else []),
         table(["", ""], [
             ["nodes", f"{graph.num_nodes:,}"],
@@ -75,7 +75,7 @@ def _validation(summary):
     if not summary:
         return []
     return [
-        "Features were ablated in the model, and what happened compared with what their edges say:",
+        "Features were ablated in the model, and the measured changes compared with the predictions of their edges:",
         table(
             ["held fixed", "edges", "correlation", "same sign", "relative error"],
             [

@@ -29,7 +29,7 @@ _TARGETS = ("target_vector", "target_bias")
 #: Names of the tensors of a graph.
 TENSORS = (*_WHOLE, *_REAL, *_EDGES, *_TARGETS)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# How far a row may be from its total, relative to what it is made of, beyond what the file says: sums are kept in float32.
+# Distance of a row from its total, relative to its size, that is allowed beyond the error in the file: sums are in float32.
 _ROUNDING = 1e-3
 
 
@@ -147,7 +147,7 @@ def _check_info(info: dict[str, Any]) -> None:
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    """What pages, cards and exports read of the protocol; the rest is shown as it is."""
+    """Check the metadata that pages, cards and exports read; other metadata is shown as it is."""
     where = f"the metadata in {INFO_NAME}"
     for name in ("model", "revision", "dtype", "warning"):
         checked(metadata.get(name), str, f"'{name}' of {where}", null=True)
@@ -175,7 +175,7 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     certificate = checked(metadata.get("certificate"), dict, f"'certificate' of {where}", null=True) or {}
     for mode in certificate:
         _check_validation(entry(certificate, mode, dict, where), where)
-    # The values of an edge are one for each mode.
+    # Each edge has one value per mode.
     for edge in entries(metadata, "validated_edges", dict, where) if "validated_edges" in metadata else ():
         for name in ("source_label", "target_label"):
             entry(edge, name, str, where)
@@ -201,7 +201,7 @@ def _check_validation(found, where):
 
 
 def _tensors(file) -> dict[str, torch.Tensor]:
-    """The tensors of a graph, each of its type and shape."""
+    """Read the tensors of a graph, and check their types and shapes."""
     if missing := [name for name in TENSORS if name not in set(file.keys())]:
         raise _unfit(f"no tensor '{missing[0]}'")
     tensors = {}
@@ -232,7 +232,7 @@ def _check_nodes(graph: SimpleNamespace) -> None:
         raise _unfit("'total' that is not a finite number")
     _within(graph.kind, 0, len(KINDS) - 1, "kind")
     _within(graph.layer, -1, graph.num_layers, "layer")
-    # Graphs that are summed over positions have no tokens, and position embeddings by their index.
+    # Graphs that are summed over positions have no tokens; the index of a position embedding is its position.
     _within(graph.position, -1, len(graph.tokens) - 1, "position")
     _within(graph.index, -1, 2**53, "index")
     of_dictionary = is_kind(graph.kind, "feature", "error")
@@ -249,7 +249,7 @@ def _check_nodes(graph: SimpleNamespace) -> None:
         raise _unfit("targets that are not its nodes, each once")
     columns = torch.stack([getattr(graph, name) for name in _WHOLE], dim=1)
     if len(columns.unique(dim=0)) < count:
-        raise _unfit("two nodes that are one")
+        raise _unfit("two equal nodes")
 
 
 def _within(values, low, high, name):
@@ -275,14 +275,14 @@ def _check_edges(graph: SimpleNamespace) -> None:
     if len(target) and not has_row[target].all():
         raise _unfit("an edge into a node that has no row")
     if not has_row[is_kind(graph.kind, "target")].all() or has_row[~is_kind(graph.kind, "feature", "target")].any():
-        raise _unfit("a target without a row, or a row of something else than a feature or target")
+        raise _unfit("a target without a row, or a row of a node that is not a feature or target")
 
 
 def _check_rows(graph: SimpleNamespace) -> None:
-    """Refuse rows that do not sum to their totals, as closely as the file says that they do."""
+    """Refuse rows that do not sum to their totals within the error that the file states."""
     weight = graph.weight.double()
     sums = graph.rest.double().index_add(0, graph.target, weight)
-    # In a graph that was pruned the largest weight may be among the rest.
+    # In a pruned graph the largest weight may be part of the rest.
     size = graph.total.double().abs().maximum(graph.rest_abs.double())
     size = size.scatter_reduce(0, graph.target, weight.abs(), "amax").clamp(min=1e-30)
     off = ((sums - graph.total.double()).abs() / size)[~graph.total.isnan()].max().item()
@@ -293,7 +293,7 @@ def _check_rows(graph: SimpleNamespace) -> None:
         or (graph.rest_error < 0).any()
         or (parts > graph.rest_abs + _ROUNDING * magnitude).any()
     ):
-        raise _unfit("what is not in the graph having a part that is larger than the whole")
+        raise _unfit("a rest with a part that is larger than the whole")
     known = graph.metadata.get("largest_row_error") or 0.0
     if off > known + _ROUNDING:
         raise _unfit(f"a row that is {off:.2g} off its total, where {known:.2g} was measured")

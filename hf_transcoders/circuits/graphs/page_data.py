@@ -1,4 +1,4 @@
-"""An attribution graph as the plain data that its page is made of."""
+"""Plain data of an attribution graph for its page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from .node_ids import node_ids
 from .nodes import KINDS
 
 
-#: Edges that a browser still draws without a pause.
+#: Largest number of edges that a browser draws without a pause.
 MAX_EDGES = 50_000
-# Told in places of their own.
+# Metadata with places of their own on the page.
 _NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionaries", "warning")
 
 
 def page_data(
     graph: AttributionGraph, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
 ) -> dict[str, Any]:
-    """What [`~hf_transcoders.reports.graph.render_graph`] takes.
+    """The data that [`~hf_transcoders.reports.graph.render_graph`] takes.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
@@ -29,18 +29,15 @@ def page_data(
         `dict`: plain values.
 
     Raises:
-        [`TranscoderError`]: the graph has too many edges for a browser, or no dictionary of such a name.
+        [`TranscoderError`]: the graph has too many edges for a browser, or lacks a dictionary of `features`.
     """
     if graph.num_edges > MAX_EDGES:
         raise TranscoderError(
-            f"The graph has {graph.num_edges:,} edges, and a page shows up to {MAX_EDGES:,}: make it of "
-            "`graph.prune()`, with smaller shares if need be."
+            f"The graph has {graph.num_edges:,} edges, and a page shows up to {MAX_EDGES:,}: make the page of "
+            "`graph.prune()`, with smaller shares if needed."
         )
-    if unknown := [name for name in features or {} if name not in graph.dictionaries]:
-        raise TranscoderError(
-            f"The graph has no dictionary '{unknown[0]}' to which features could belong: choose from "
-            f"{', '.join(graph.dictionaries)}."
-        )
+    for name in features or {}:
+        graph.dictionary_number(name)  # Refuses names that the graph does not have.
     metadata = graph.metadata
     summary = metadata.get("certificate")
     known = {entry["name"]: entry for entry in metadata.get("dictionaries", ())}
@@ -93,7 +90,7 @@ def _nodes(graph):
 
 
 def _details(graph, features):
-    """`dictionary/feature` -> its explanation, of those that have a node."""
+    """`dictionary/feature` -> explanation, for features that have a node."""
     has = graph.is_kind("feature")
     shown = set(zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True))
     return {
@@ -105,5 +102,5 @@ def _details(graph, features):
 
 
 def _rounded(values):
-    """Six digits, which half the size of a page; `None` for NaN."""
+    """Values with six digits, which halves the size of a page; `None` for NaN."""
     return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What an attribution graph explains: logits, differences of logits, features, directions."""
+"""Targets of attribution graphs: logits, differences of logits, features and directions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -68,12 +68,12 @@ class Target:
 
     @classmethod
     def logit(cls, token: str | int, position: int = -1, weight: float | None = None) -> "Target":
-        """The logit of a token, less the mean of all logits (which no probability depends on)."""
+        """The logit of a token minus the mean of all logits, which does not affect probabilities."""
         return cls(tokens=(token,), position=position, weight=weight)
 
     @classmethod
     def difference(cls, token: str | int, other: str | int, position: int = -1) -> "Target":
-        """The logit of a token less that of another."""
+        """The logit of a token minus the logit of another."""
         return cls(tokens=(token, other), position=position)
 
     @classmethod
@@ -85,7 +85,7 @@ class Target:
     def direction(
         cls, vector: torch.Tensor, site: str | None = None, position: int = -1, label: str | None = None
     ) -> "Target":
-        """A direction of the activation at a site, `(width,)`; without a site, of what the unembedding reads."""
+        """A direction of the activation at a site, `(width,)`; without a site, of the input of the unembedding."""
         return cls(vector=vector, site=site, position=position, label=label)
 
 
@@ -97,20 +97,20 @@ def resolve_targets(
     max_logits: int = 10,
     logit_mass: float = 0.95,
 ) -> tuple[Functionals, list[TargetInfo]]:
-    """Targets as functionals of a run.
+    """Resolve targets to read vectors of a run.
 
     Args:
         run ([`LinearRun`]): The run.
-        targets (`Iterable`, *optional*): Targets or what stands for them. By default the most likely next tokens.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for tokens given as text, and for labels.
-        max_logits (`int`, *optional*, defaults to 10), logit_mass (`float`, *optional*, defaults to 0.95):
-            Without `targets`: as many of the most likely tokens as have this probability, but not more.
+        targets (`Iterable`, *optional*): Targets, or tokens, pairs and vectors. The most likely next tokens by default.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Required for tokens given as text; otherwise used for labels only.
+        max_logits (`int`, *optional*, defaults to 10): Largest number of tokens, without `targets`.
+        logit_mass (`float`, *optional*, defaults to 0.95): Probability at which they are enough, without `targets`.
 
     Returns:
-        `tuple`: the functionals, and what each of them is.
+        `tuple`: the read vectors, and the [`TargetInfo`] of each.
 
     Raises:
-        [`TranscoderError`]: something named is not in the vocabulary, the prompt, the dictionaries or the model.
+        [`TranscoderError`]: a token, position, feature or site does not exist.
     """
     if targets is None and run.logits is None:
         targets = _strongest_features(run, max_logits)
@@ -120,7 +120,7 @@ def resolve_targets(
         targets = [targets]
     resolved = [_resolve(run, _as_target(target), tokenizer) for target in targets]
     if not resolved:
-        raise TranscoderError("There is nothing to explain: give at least one target.")
+        raise TranscoderError("There are no targets: give at least one target.")
     layers, points, positions, vectors, biases, infos = zip(*resolved, strict=True)
     infos = [replace(info, layer=layer, point=point) for info, layer, point in zip(infos, layers, points, strict=True)]
     device = run.token_embedding.device
@@ -147,8 +147,8 @@ def _as_target(target):
     if isinstance(target, (tuple, list)) and len(target) == 2:
         return Target.difference(*target)
     raise TranscoderError(
-        f"{target!r} is not a target: give a token, a pair of tokens for the difference of their logits, a vector, or what "
-        "the functions of `Target` make."
+        f"{target!r} is not a target: give a token, a pair of tokens for the difference of their logits, a vector, or a "
+        "`Target`."
     )
 
 
@@ -161,7 +161,7 @@ def _likely(logits, most, mass):
 
 
 def _strongest_features(run, most):
-    """The features of the last token that write most, as targets of a model without logits."""
+    """The features of the last token with the largest outputs, as targets of a model without logits."""
     found = []
     last = len(run.input_ids) - 1
     for writer in run.writers.values():
@@ -179,7 +179,7 @@ def _strongest_features(run, most):
     if not found:
         raise TranscoderError(
             f"{type(run.model).__name__} has no language-model head and none of its features is active at the last token, so "
-            "there is nothing to explain: load the model with AutoModelForCausalLM, or give `targets`."
+            "there are no targets: load the model with AutoModelForCausalLM, or give `targets`."
         )
     logger.warning(
         f"{type(run.model).__name__} has no language-model head, so the graph explains the strongest features of the last "
@@ -206,7 +206,7 @@ def _resolve(run, target, tokenizer):
         site = Site.parse(target.site)
         if site.point not in READS or site.layer is None or site.layer >= run.num_layers:
             raise TranscoderError(
-                f"A direction cannot be explained at '{site}': choose one of {', '.join(READS)} of the layers 0 to "
+                f"A direction cannot be read at '{site}': choose one of {', '.join(READS)} of the layers 0 to "
                 f"{run.num_layers - 1}."
             )
         if site.point == "resid_mid" and run.parallel:
@@ -214,7 +214,7 @@ def _resolve(run, target, tokenizer):
         layer, point = site.layer, site.point
     if target.vector.dim() != 1 or len(target.vector) != width:
         raise TranscoderError(
-            f"The direction has the shape {tuple(target.vector.shape)}, but what is read there is {width} wide."
+            f"The direction has the shape {tuple(target.vector.shape)}, but the activation there is {width} wide."
         )
     label = target.label or f"direction at {target.site or 'the final norm'}"
     info = TargetInfo(label, position, 1.0 if target.weight is None else target.weight)
@@ -235,7 +235,7 @@ def _resolve_tokens(run, target, position, tokenizer):
     if len(ids) == 2:
         vector = rows[0] - rows[1]
         constant = float(biases[0] - biases[1])
-        # A space in front is left out, unless it is what tells the two apart.
+        # The leading space is left out, unless it is the only difference between the two.
         second = names[1] if names[0].strip() == names[1].strip() else names[1].lstrip()
         info = TargetInfo(target.label or f"{names[0]} - {second}", position, _or(target.weight, 1.0))
     else:
@@ -259,7 +259,7 @@ def _resolve_feature(run, target, position):
         )
     site = Site.parse(dictionary.config.input_site)
     if site.point not in READS:
-        raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', behind an MLP: they end a graph.")
+        raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', after an MLP: they end a graph.")
     rows, biases = encoder_rows(dictionary, torch.tensor([target.feature], device=dictionary.device))
     label = target.label or f"{target.dictionary} feature {target.feature}"
     info = TargetInfo(label, position, _or(target.weight, 1.0))
@@ -267,17 +267,17 @@ def _resolve_feature(run, target, position):
 
 
 def check_position(run: LinearRun, position: int) -> int:
-    """A token of the prompt, counted from the start."""
+    """Position of a token, counted from the start of the prompt."""
     length = len(run.input_ids)
     if not -length <= position < length:
-        raise TranscoderError(f"The prompt has the tokens 0 to {length - 1}, but token {position} was asked for.")
+        raise TranscoderError(f"The prompt has the tokens 0 to {length - 1}, but token {position} was requested.")
     return position % length
 
 
 def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
     if isinstance(token, int):
         if not 0 <= token < vocabulary:
-            raise TranscoderError(f"Token {token} does not exist: the model knows the tokens 0 to {vocabulary - 1}.")
+            raise TranscoderError(f"Token {token} does not exist: the model has the tokens 0 to {vocabulary - 1}.")
         return token
     if tokenizer is None:
         raise TranscoderError(f"Give the tokenizer too, or token ids instead of texts such as {token!r}.")

@@ -1,4 +1,4 @@
-"""Attribution graphs as the JSON that published viewers of attribution graphs read.
+"""Export attribution graphs as the JSON of published viewers.
 
 The format is that of the viewers of Ameisen et al. (2025, "Circuit Tracing") and Neuronpedia, schema version 1: feature
 numbers are Cantor pairs of layer and feature.
@@ -24,7 +24,7 @@ from .nodes import KINDS
 _TYPES = {
     "feature": "cross layer transcoder",
     "error": "mlp reconstruction error",
-    # Not explained by any dictionary: all of it is error.
+    # Without a dictionary, the whole output is error.
     "mlp": "mlp reconstruction error",
     "token": "embedding",
     "position": "unknown",
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def cantor(layer: int, feature: int) -> int:
-    """The number that stands for a feature of a layer, and for no other (Cantor's pairing function)."""
+    """A unique number for a feature of a layer (Cantor's pairing function)."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
@@ -48,17 +48,17 @@ def viewer_graph(
     description: str = "",
     numbers: LayerNumbers | None = None,
 ) -> dict[str, Any]:
-    """A graph as the JSON of the published viewers. Prune it first: they show every node.
+    """Convert a graph to the JSON object of the published viewers. Prune it first: viewers show every node.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
-        slug (`str`): Name of the graph, as it stands in addresses.
-        scan (`str`, *optional*): Name of the dictionaries, by which a viewer finds features; by default the model's name.
+        slug (`str`): Name of the graph in addresses.
+        scan (`str`, *optional*): Name of the dictionaries, by which a viewer finds features. The model's name by default.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
-            Dictionary -> explanations: features get the token they fire on most as a label.
-        description (`str`, *optional*): A sentence on the graph.
+            Dictionary -> explanations. A feature's label is the token with its largest activation.
+        description (`str`, *optional*): Description of the graph.
         numbers ([`~hf_transcoders.circuits.graphs.node_ids.LayerNumbers`], *optional*):
-            Those of several graphs that share feature files.
+            Numbers of several graphs that share feature files.
 
     Returns:
         `dict`: `metadata`, `qParams`, `nodes` and `links`.
@@ -107,12 +107,12 @@ def viewer_graph(
 
 
 def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) -> dict[str, Any]:
-    """A feature as the published viewers' JSON.
+    """Convert a feature to the JSON object of the published viewers.
 
     Args:
-        explanation ([`FeatureExplanation`]): What it responds to and promotes.
-        number (`int`): Its Cantor number.
-        dictionary (`str`): Name of its dictionary.
+        explanation ([`FeatureExplanation`]): Explanation of the feature.
+        number (`int`): Cantor number of the feature.
+        dictionary (`str`): Name of the dictionary.
 
     Returns:
         `dict`
@@ -146,14 +146,14 @@ def write_viewer_files(
     *,
     scan: str | None = None,
 ) -> Path:
-    """Writes graphs as the files that a local copy of the published viewer serves.
+    """Write graphs as the files that a local copy of the published viewer serves.
 
-    `graph_data/{slug}.json`, `data/graph-metadata.json` with what all graphs say of themselves, and
+    `graph_data/{slug}.json`, `data/graph-metadata.json` with the metadata of all graphs, and
     `features/{scan}/{number}.json` for each explained feature.
 
     Args:
-        folder (`str` or `os.PathLike`): Where they go. Nothing half-written is ever found there.
-        graphs (`Mapping[str, AttributionGraph]`): Slug -> graph, all of the same dictionaries.
+        folder (`str` or `os.PathLike`): Folder to write to, which gets all files or none.
+        graphs (`Mapping[str, AttributionGraph]`): Slug -> graph. All graphs have the same dictionaries.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations.
         scan (`str`, *optional*): As for [`viewer_graph`].
 
@@ -161,7 +161,7 @@ def write_viewer_files(
         `Path`: the folder.
 
     Raises:
-        [`TranscoderError`]: there is no graph, they are not of the same dictionaries, or a name cannot be that of a file.
+        [`TranscoderError`]: there are no graphs, their dictionaries differ, or a name cannot be a file name.
     """
     if not graphs:
         raise TranscoderError("There is no graph to write: give at least one, as {slug: graph}.")
@@ -169,8 +169,8 @@ def write_viewer_files(
     for slug, graph in graphs.items():
         if graph.dictionaries != first.dictionaries:
             raise TranscoderError(
-                f"The graph '{slug}' is of other dictionaries than the first, so that their features would be mixed up: "
-                "write it to a folder of its own."
+                f"The graph '{slug}' has other dictionaries than the first, so that their features would be mixed up: write "
+                "it to a separate folder."
             )
     scan = _scan(first, scan)
     numbers = LayerNumbers(*graphs.values())
@@ -183,9 +183,9 @@ def write_viewer_files(
         overview = {"graphs": [content["metadata"] for content in data.values()]}
         write_text(partial / "data" / "graph-metadata.json", dump(overview))
         for name, explanations in (features or {}).items():
-            dictionary = _dictionary(first, name)
+            dictionary = first.dictionary_number(name)
             layer = numbers.layer(dictionary)
-            # A dictionary without a node in any graph has nothing that could lead to its features.
+            # No graph leads to the features of a dictionary without a node.
             for explanation in explanations if layer is not None else ():
                 number = cantor(layer, numbers.feature(dictionary, explanation.index))
                 path = partial / "features" / scan / f"{number}.json"
@@ -305,17 +305,8 @@ def _scan(graph, scan):
     return re.sub(r"[^\w.-]+", "-", str(graph.metadata.get("model") or "model").rstrip("/").split("/")[-1])
 
 
-def _dictionary(graph, name):
-    if name not in graph.dictionaries:
-        raise TranscoderError(
-            f"The graph has no dictionary '{name}' to which features could belong: choose from "
-            f"{', '.join(graph.dictionaries)}."
-        )
-    return graph.dictionaries.index(name)
-
-
 def _labels(features):
-    """(dictionary, feature) -> the token it fires on most."""
+    """(dictionary, feature) -> the token with its largest activation."""
     return {
         (name, explanation.index): _shown(context.tokens[context.peak])
         for name, explanations in (features or {}).items()
@@ -325,7 +316,7 @@ def _labels(features):
 
 
 def _cumulative(influences):
-    """For each node, the share of the influence that it and all stronger ones have: viewers cut by this."""
+    """Share of the influence of each node and all stronger ones together, by which viewers prune."""
     order = influences.argsort(descending=True, stable=True)
     shares = influences[order].cumsum(0) / influences.sum().clamp(min=1e-30)
     return torch.empty_like(shares).index_copy(0, order, shares).clamp(max=1.0).tolist()

@@ -178,12 +178,12 @@ def test_dictionaries_that_read_behind_an_mlp_end_the_graph(model):
         ({"targets": []}, "give at least one target"),
         ({"targets": [1.5]}, "1.5 is not a target: give a token"),
         ({"targets": [(1, 2, 3)]}, r"\(1, 2, 3\) is not a target"),
-        ({"targets": VOCAB_SIZE}, f"Token {VOCAB_SIZE} does not exist: the model knows the tokens 0 to {VOCAB_SIZE - 1}"),
-        ({"targets": Target.logit(3, position=8)}, "the tokens 0 to 7, but token 8 was asked for"),
+        ({"targets": VOCAB_SIZE}, f"Token {VOCAB_SIZE} does not exist: the model has the tokens 0 to {VOCAB_SIZE - 1}"),
+        ({"targets": Target.logit(3, position=8)}, "the tokens 0 to 7, but token 8 was requested"),
         ({"targets": Target.pre_activation("x", 3)}, "There is no dictionary 'x': choose from"),
         ({"targets": Target.pre_activation("layers.1.mlp.transcoder", 999)}, "Feature 999 does not exist: .* the features 0 to"),
-        ({"targets": Target.direction(torch.ones(3))}, r"has the shape \(3,\), but what is read there is 32 wide"),
-        ({"targets": Target.direction(torch.ones(32), "layers.0.mlp.out")}, "cannot be explained at 'layers.0.mlp.out'"),
+        ({"targets": Target.direction(torch.ones(3))}, r"has the shape \(3,\), but the activation there is 32 wide"),
+        ({"targets": Target.direction(torch.ones(32), "layers.0.mlp.out")}, "cannot be read at 'layers.0.mlp.out'"),
         ({"targets": Target.direction(torch.ones(32), "layers.3.mlp.in")}, "of the layers 0 to 2"),
     ],
 )  # fmt: skip
@@ -236,7 +236,7 @@ def test_a_place_that_a_parallel_model_does_not_have_is_refused():
 
 def test_features_that_read_behind_an_mlp_are_no_targets(model):
     sae = random_dictionary(model, "layers.1.mlp.out", "layers.1.mlp.out")
-    with pytest.raises(TranscoderError, match="behind an MLP: they end a graph"):
+    with pytest.raises(TranscoderError, match="after an MLP: they end a graph"):
         attribution_graph(model, {"sae": sae}, PROMPT, targets=Target.pre_activation("sae", 1), progress=False)
 
 

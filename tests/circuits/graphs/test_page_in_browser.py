@@ -267,7 +267,7 @@ def test_the_overview_has_validation_protocol_and_pruning(page, graph):
     page.get_by_text("4 dictionaries").click()
     text = page.locator("#panel").inner_text()
     assert page.locator("#validation td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
-    page.get_by_text("Edges one by one").click()
+    page.get_by_text("Individual edges").click()
     cells = page.locator("#validated-edges td").all_inner_texts()
     assert cells == [f"{graph.label(0)} → {EVIL}", "+1.25", "−1.5"]
     assert "some/model" in text and "abc123" in text and "layers.1.attn.sae" in text

@@ -122,7 +122,7 @@ def test_refused():
     for layer, head in ((3, 0), (0, 4), (-1, 0)):
         with pytest.raises(TranscoderError, match="the layers 0 to 2 with the heads 0 to 3"):
             qk_attribution(model, [], prompt, layer, head)
-    with pytest.raises(TranscoderError, match="token 9 was asked for"):
+    with pytest.raises(TranscoderError, match="token 9 was requested"):
         qk_attribution(model, [], prompt, 0, 0, 9)
     with pytest.raises(TranscoderError, match="give at least 1"):
         qk_attribution(model, [], prompt, 0, 0, top=0)

@@ -1,4 +1,4 @@
-"""Attribution graphs: what made a model say what it says, through features, errors and tokens."""
+"""Attribution graphs: direct effects of features, errors and tokens on the predictions of a model."""
 
 from .attribution import attribution_graph
 from .combine import contrast, union

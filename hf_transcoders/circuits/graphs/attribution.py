@@ -44,8 +44,8 @@ def attribution_graph(
     """Attribute the predictions of a model to features, tokens and errors (Ameisen et al. 2025).
 
     Attention patterns and norm scales are frozen, and MLPs are replaced by the features of their dictionary and its error.
-    Everything that writes to the residual stream then adds linearly to everything that reads it: the weight of an edge is
-    what its source adds to its target. Layers without a dictionary give nodes of whole MLP outputs.
+    Everything that writes to the residual stream then contributes linearly to everything that reads it: the weight of an
+    edge is the contribution of its source to its target. Layers without a dictionary give nodes of whole MLP outputs.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):

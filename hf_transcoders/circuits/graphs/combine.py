@@ -10,7 +10,7 @@ from ...lm.sites import Site
 from .graph import AttributionGraph
 
 
-# Within a layer, what is written first.
+# Order of writes within a layer.
 _ORDER = {"resid_pre": 1, "attn.out": 2, "attn.branch": 2, "mlp.out": 3, "mlp.branch": 3, "resid_post": 4}
 
 

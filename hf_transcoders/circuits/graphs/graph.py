@@ -235,19 +235,19 @@ class AttributionGraph:
         return edge_influence(*self._flow)
 
     def scores(self) -> dict[str, float]:
-        """How much of the graph is explained by features rather than by errors of the dictionaries.
+        """Scores of how much of the graph is explained by features rather than by errors of the dictionaries.
 
         Where rows do not sum to the measured values, a warning is logged: see [`~AttributionGraph.warning`].
 
         Returns:
             `dict[str, float]`:
 
-            - `replacement`: share of the influence that reaches token and position embeddings, of that which reaches
-              embeddings, errors or whole MLPs.
+            - `replacement`: influence of token and position embeddings, as a share of the influence of embeddings, errors
+              and whole MLPs.
             - `completeness`: share of the inputs of nodes that does not come from errors or whole MLPs, nodes weighted by
               their influence.
-            - `rest`: share of the influence that flows into effects that are not in the graph. The first two leave these
-              out, as in the paper, except for their errors, which count in `completeness`.
+            - `rest`: share of the influence that flows into effects outside the graph. The first two scores leave these
+              out, as in the paper, except for errors among them, which count in `completeness`.
         """
         warn(self.warning)
         return self._scores()
@@ -265,7 +265,7 @@ class AttributionGraph:
 
     @property
     def whole_scores(self) -> dict[str, float]:
-        """Scores of the whole graph, as in [`~AttributionGraph.scores`], also where this graph was pruned from it."""
+        """Scores of the graph before pruning, as in [`~AttributionGraph.scores`]; no warning is logged."""
         return self.metadata.get("scores") or self._scores()
 
     @property
@@ -317,7 +317,7 @@ class AttributionGraph:
             [`AttributionGraph`]: a new graph.
         """
         found = validation.to_dict()
-        # The numbers of the nodes are those of the graph that was validated, which may be a part of this one.
+        # Node numbers are left out: they refer to the validated graph, which may be a part of this one.
         edges = [{key: edge[key] for key in edge if key not in ("source", "target")} for edge in found["edges"]]
         return self._with_metadata(certificate=found["summary"], validated_edges=edges)
 
@@ -357,7 +357,7 @@ class AttributionGraph:
         )
 
     # ------------------------------------------------------------------------------------------------ export
-    # The imports inside these methods are the only ones that point up: the methods are conveniences of the graph.
+    # Conveniences, whose imports are the only ones that point up from the graph.
 
     def to_html(
         self, path: str | os.PathLike, features: Mapping[str, Sequence[FeatureExplanation]] | None = None

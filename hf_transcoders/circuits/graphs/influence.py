@@ -1,7 +1,7 @@
 """Influence of nodes and edges on the targets of an attribution graph (Ameisen et al. 2025, "Circuit Tracing").
 
-Everything here works on plain tensors: `source` and `target` are the ends of the edges, `share` the part that each edge has
-in the magnitudes of its target's row, and `start` the weight of each node at which influence starts (that of the targets).
+All functions work on plain tensors: `source` and `target` are the ends of the edges, `share` is the share of each edge in the
+magnitudes of its target's row, and `start` the weight of each node at which influence starts: the weights of the targets.
 """
 
 import torch

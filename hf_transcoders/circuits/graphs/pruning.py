@@ -32,7 +32,7 @@ def prune(
         is_error (`torch.BoolTensor` of shape `(nodes,)`): Nodes that are counted separately where they are dropped.
 
     Returns:
-        `tuple`: masks of shape `(nodes,)` and `(edges,)` of what is kept, and a report of what was dropped.
+        `tuple`: masks of the kept nodes, `(nodes,)`, and edges, `(edges,)`, and a report of the dropped ones.
 
     Raises:
         [`TranscoderError`]: a share is not between 0 and 1.
@@ -42,7 +42,7 @@ def prune(
             raise TranscoderError(f"`{name}` is {value}; give the share of the influence to keep, between 0 and 1.")
     influences = influence(source, target, share, start)
     keep = fixed | (influences >= _threshold(influences, nodes))
-    # Rows keep their magnitudes when nodes are dropped, because what these contributed goes into `rest`.
+    # Dropped contributions go into `rest`, so that rows keep their magnitudes, and edges their shares.
     inside = (keep[source] & keep[target]).nonzero()[:, 0]
     carried = edge_influence(source[inside], target[inside], share[inside], start)
     inside = inside[carried >= _threshold(carried, edges)]

@@ -59,7 +59,9 @@ def validate_edges(
     """
     named = fitting_dictionaries(base_model, transcoders)
     if missing := [name for name in graph.dictionaries if name not in named]:
-        raise TranscoderError(f"The graph was made with '{missing[0]}' too: give all dictionaries it was made with.")
+        raise TranscoderError(
+            f"The graph was made with '{missing[0]}' too: give all dictionaries that it was made with."
+        )
     if not graph.input_ids:
         raise TranscoderError("This graph combines several prompts: validate the graphs that it was made of.")
     if any(mode not in HELD_FIXED for mode in modes):
@@ -120,7 +122,7 @@ def _choose(graph, edges, seed):
 
 
 class _Reader:
-    """What some nodes read in every row of a batch, and how their pre-activations change with it."""
+    """Activations that some nodes read in each row of a batch, and changes of their pre-activations."""
 
     def __init__(self, base_model, named, graph, nodes):
         dictionaries = [named[name] for name in graph.dictionaries]
@@ -132,7 +134,7 @@ class _Reader:
         }
 
     def read(self, model, ids):
-        """Place -> what its nodes read there, `(batch, nodes of the place, width)`."""
+        """Place -> activations that its nodes read, `(batch, nodes of the place, width)`."""
         seen = {}
         with ExitStack() as stack:
             for place, (location, _) in self.places.items():
@@ -144,12 +146,12 @@ class _Reader:
         }
 
     def change(self, before, after):
-        """By how much pre-activations differ, `(batch, nodes)`."""
+        """Differences of pre-activations, `(batch, nodes)`."""
         batch = len(next(iter(after.values())))
         found = self.functionals.bias.new_zeros(batch, len(self.functionals))
         for place, (_, rows) in self.places.items():
-            # Activations are subtracted, not pre-activations: an ablation changes these by a thousandth or less, and their
-            # own rounding, eps times the sum of a product's absolute terms, would be most of the difference.
+            # Activations are subtracted, not pre-activations: an ablation changes pre-activations by a thousandth or less,
+            # and their rounding, eps times the magnitudes of a product's terms, would dominate the difference.
             found[:, rows] = torch.einsum(
                 "bnd,nd->bn", after[place] - before[place], self.functionals.vector[rows].float()
             )

@@ -1,4 +1,4 @@
-"""What each writer at a token adds to what is read there: one step of a path, for many paths at once."""
+"""Decompose read values into the contributions of writers: one step of a path, for many paths at once."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ _MAX_ELEMENTS = 2**24
 
 
 class Expander:
-    """Takes apart what is read in a run, into what wrote it (Dunefsky et al. 2024, Eq. 7-8, 23-28).
+    """Decomposes values that are read in a run into the contributions of writers (Dunefsky et al. 2024, Eq. 7-8, 23-28).
 
-    Attention patterns and norm scales are held as they were, so that each norm is one linear map and everything that
-    wrote to a token adds to what is read there: the sum over all writers is the value that was read.
+    Attention patterns and norm scales are frozen, so that each norm is one linear map and the contributions of all writers
+    to a token sum to the value that is read there.
 
     Args:
         run ([`LinearRun`]): The recorded prompt.
@@ -37,7 +37,7 @@ class Expander:
         self.continues = {
             number: Site.parse(run.dictionaries[number].config.input_site).point in READS for number in self.writer_of
         }
-        # What is written to the whole stream hides all that was written before.
+        # A dictionary that replaces the whole stream hides all earlier writes.
         floors = torch.full((4 * run.num_layers + 1,), -1)
         for site in run.writers:
             if site.point in ("resid_pre", "resid_post"):
@@ -71,11 +71,11 @@ class Expander:
 
         Args:
             layer (`int`): Layer; the number of layers for `"final"`.
-            point (`str`): One of `recording.READS`, or `"final"`: behind the final norm.
-            position (`torch.LongTensor` of shape `(rows,)`): Tokens.
-            vector (`torch.Tensor` of shape `(rows, hidden)`): What the activation there is multiplied with.
-            bias (`torch.Tensor` of shape `(rows,)`): What is added.
-            scale (`torch.Tensor` of shape `(rows,)`, *optional*): What the value counts with; 1 by default.
+            point (`str`): One of `recording.READS`, or `"final"`: after the final norm.
+            position (`torch.LongTensor` of shape `(rows,)`): Positions of the tokens.
+            vector (`torch.Tensor` of shape `(rows, hidden)`): Vectors by which the activation there is multiplied.
+            bias (`torch.Tensor` of shape `(rows,)`): Constants that are added.
+            scale (`torch.Tensor` of shape `(rows,)`, *optional*): Factors of the values; 1 by default.
 
         Returns:
             [`Reads`]
@@ -93,7 +93,7 @@ class Expander:
         return self._before_norm(layer, point, position, vector, bias, scale)
 
     def _before_norm(self, layer, point, position, vector, bias, scale):
-        """Reads of a place whose norm, if there is one, the vectors are already in front of."""
+        """Reads of a place, with vectors that already apply before its norm."""
         space = {"attn.branch": _BRANCH, "attn.out": _OUTPUT}.get(point, _STREAM)
         if space == _STREAM:
             # With a parallel residual the MLP reads what attention reads.
@@ -111,16 +111,16 @@ class Expander:
     def expand(
         self, reads: Reads, keep: int | None = None, filters: Sequence[PathFilter] = ()
     ) -> tuple[Contributions, torch.Tensor]:
-        """What every writer adds to every reader.
+        """Contribution of every writer to every reader.
 
         Args:
             reads ([`Reads`]): The readers.
-            keep (`int`, *optional*): How many of the strongest are wanted, over all readers. All by default.
-            filters (`Sequence[PathFilter]`, *optional*): Which writers are wanted; any one must hold.
+            keep (`int`, *optional*): Number of the strongest contributions to keep, over all readers. All by default.
+            filters (`Sequence[PathFilter]`, *optional*): Conditions on writers, of which one must hold.
 
         Returns:
-            `tuple`: [`Contributions`], among which are the `keep` strongest and the `keep` strongest that continue, and
-            the sums of all that was added, kept or not, by kind, `(rows, kinds)`.
+            `tuple`: [`Contributions`], which include the `keep` strongest and the `keep` strongest that continue, and the
+            sums of all contributions, kept or not, by kind, `(rows, kinds)`.
         """
         found, sums = [], []
         for start in range(0, len(reads), self._rows_per_chunk):
@@ -164,7 +164,7 @@ class Expander:
         self._written(collector, Site("mlp.out", layer), rows)
 
     def _attention(self, collector, layer, rows):
-        """What attention writes: heads, or a dictionary of what they write."""
+        """Contributions of attention: its heads, or a dictionary of its output."""
         run, reads = self.run, collector.reads
         space = reads.space[rows]
         if Site("attn.branch", layer) in run.writers:
@@ -206,7 +206,7 @@ class Expander:
         collector.add("bias", rows, layer, 1.0, constant, position, BIASES.index("attention"))
 
     def _written(self, collector, site, rows):
-        """What a dictionary, or an MLP without one, writes: features, what it misses, bias, skip connection."""
+        """Contributions of a dictionary (features, error, bias, skip connection), or of an MLP without one."""
         writer = self.run.writers.get(site)
         if writer is None or not len(rows):
             return
@@ -243,7 +243,7 @@ class Expander:
         )  # fmt: skip
 
     def _at(self, site, reads):
-        """Vectors for what is written at a site, before a post-norm if there is one."""
+        """Read vectors at a site, before its post-norm if it has one."""
         layer = self.run.layers[site.layer]
         if site.point == "mlp.out" and layer.mlp_post_norm is not None:
             return layer.mlp_post_norm[reads.position, 0].transpose(reads.vector)
@@ -256,15 +256,15 @@ class Expander:
 
     @torch.no_grad()
     def follow(self, steps: Contributions, reads: Reads) -> Reads:
-        """What the writers of some steps read in turn (Eq. 25-28).
+        """The reads of the writers of some steps (Eq. 25-28).
 
-        A feature reads its encoder row, and counts with what the reader makes of its decoder row; a head reads
-        `W_V W_O f` at the token it looks at, and counts with its pattern. The value of what is read, times its scale, is
-        the contribution of the step.
+        A feature reads with its encoder row, scaled by the product of its decoder row and the reader; a head reads with
+        `W_V W_O f` at the token it attends to, scaled by its attention. The value that is read, times its scale, is the
+        contribution of the step.
 
         Args:
             steps ([`Contributions`]): Steps that continue.
-            reads ([`Reads`]): What `row` of the steps counts in.
+            reads ([`Reads`]): The reads that `row` of the steps refers to.
 
         Returns:
             [`Reads`]: one row for each step.
@@ -304,7 +304,7 @@ class Expander:
         read = (vector @ maps.output.T).view(len(steps), heads, width)[rows, steps.index]
         values = read.new_zeros(len(steps), kv_heads, width)
         values[rows, steps.index // (heads // kv_heads)] = read
-        # The bias of the norm before attention is part of what attention adds to every token.
+        # The bias of the norm before attention is part of the bias of attention.
         vector = values.flatten(1) @ maps.value
         if maps.attention_norm is not None:
             vector = maps.attention_norm[steps.position, 0].transpose(vector)

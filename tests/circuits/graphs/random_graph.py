@@ -1,4 +1,4 @@
-"""Attribution graphs with every kind of node, random but exact: each row sums to its total."""
+"""Random attribution graphs with every kind of node, in which each row sums to its total."""
 
 import torch
 
@@ -24,14 +24,14 @@ def random_graph(
     metadata=None,
 ):
     """
-    A graph whose nodes of higher layers are made of random shares of those below.
+    A graph in which nodes of higher layers have random edges from lower nodes.
 
-    Layer 1 has two dictionaries, the last layer none; layer 0 has a bias, and so has what lies behind the last block.
+    Layer 1 has two dictionaries, the last layer none. There is a bias in layer 0, and one after the last block.
 
     Args:
-        num_layers, tokens, features: Of the model, of the prompt, and features per token and dictionary.
-        targets: Logits that are explained, the last token's.
-        density: Share of the possible edges that are there.
+        num_layers, tokens, features: Number of layers, tokens of the prompt, and features per token and dictionary.
+        targets: Number of logits of the last token that are targets.
+        density: Share of the possible edges that exist.
         difference: Whether a difference of logits is a target as well.
     """
     random = torch.Generator().manual_seed(seed)

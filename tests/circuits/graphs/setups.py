@@ -1,4 +1,4 @@
-"""Dictionaries of every kind, at every place where one may stand, for the tiny models."""
+"""Dictionaries of every kind, at every site that supports one, for the tiny models."""
 
 import torch
 
@@ -22,7 +22,7 @@ def _transcoders(model, output, **changes):
 
 
 def mixes(model) -> dict[str, list]:
-    """Name -> dictionaries of one model, to be used together."""
+    """Name -> dictionaries of one model that are used together."""
     between = "resid_pre" if has_parallel_residual(model) else "resid_mid"
 
     def one(source, target, **changes):
@@ -58,14 +58,14 @@ def mixes(model) -> dict[str, list]:
 
 
 def runs_of(model, dictionaries):
-    """Two prompts of different length in one forward."""
+    """Two prompts of different length in one forward pass."""
     prompts = tiny_tokens(2, LENGTHS[0])
     named = {f"dictionary {number}": dictionary for number, dictionary in enumerate(dictionaries)}
     return record(model, named, [prompts[row, :length] for row, length in enumerate(LENGTHS)])
 
 
 def some_functionals(run, of_features=4):
-    """Directions at every kind of place, some active features of each dictionary, and what the model had there."""
+    """Directions at every kind of place, some active features of each dictionary, and their values in the model."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number, (site, place) in enumerate(sorted(run.activations.items(), key=str)):

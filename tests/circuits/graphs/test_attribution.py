@@ -1,4 +1,4 @@
-"""Whole graphs: what is kept of a row, what can be a target, several prompts at once, what is refused."""
+"""Whole graphs: limits on edges and features, targets, several prompts, and refused arguments."""
 
 import pytest
 import torch
@@ -124,7 +124,7 @@ def test_by_default_the_likely_tokens(model):
 
 
 class Words:
-    """As much of a tokenizer as targets and labels need: `w5` is token 5."""
+    """A minimal tokenizer for targets and labels: `w5` is token 5."""
 
     def __call__(self, text):
         return type("Encoded", (), {"input_ids": [int(word[1:]) for word in text.split()]})
@@ -151,8 +151,8 @@ def test_texts(model):
         graph_of(model, targets=["w7"])
 
 
-def test_dictionaries_that_read_behind_an_mlp_end_the_graph(model):
-    """What an SAE of an MLP's output consists of is not linear, so its features have no rows."""
+def test_dictionaries_that_read_after_an_mlp_end_the_graph(model):
+    """The input of an SAE of an MLP's output is not linear in the stream, so its features have no rows."""
     graph = graph_of(model, mix="over several layers", max_features=1000)
     ends = graph.is_kind("feature") & ~graph.expanded
     names = {graph.dictionaries[number] for number in graph.dictionary[ends].tolist()}
@@ -234,7 +234,7 @@ def test_a_place_that_a_parallel_model_does_not_have_is_refused():
         graph_of(model, targets=target)
 
 
-def test_features_that_read_behind_an_mlp_are_no_targets(model):
+def test_features_that_read_after_an_mlp_are_not_targets(model):
     sae = random_dictionary(model, "layers.1.mlp.out", "layers.1.mlp.out")
     with pytest.raises(TranscoderError, match="after an MLP: they end a graph"):
         attribution_graph(model, {"sae": sae}, PROMPT, targets=Target.pre_activation("sae", 1), progress=False)

@@ -22,7 +22,7 @@ def graph():
 
 
 def dense(graph):
-    """Shares of magnitudes, `(targets, sources)`, and what is left for `rest`."""
+    """Shares of magnitudes, `(targets, sources)`, and the share of `rest`."""
     weights = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
     weights[graph.target, graph.source] = graph.weight.double().abs()
     rest = graph.rest_abs.double()

@@ -1,4 +1,4 @@
-"""The page of an attribution graph as text: that it is whole, safe and refuses what it cannot show."""
+"""The page of an attribution graph as text: it is complete and safe, and refuses graphs that are too large."""
 
 import base64
 import hashlib

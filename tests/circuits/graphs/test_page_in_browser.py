@@ -29,7 +29,7 @@ def graph():
 
 
 def validation_of(graph):
-    """The validation of one edge, which is wrong."""
+    """The validation of one edge, whose prediction is wrong."""
     one = torch.tensor([0])
     return EdgeValidation(
         one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)]
@@ -53,7 +53,7 @@ def address(graph, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, address):
-    """The page in a tab of a laptop's size; what its console says, and what it asks for, must be nothing."""
+    """The page in a tab of a laptop's size. It must log nothing to the console and make no requests."""
     tab = browser.new_page(viewport={"width": 1366, "height": 768})
     said, asked = [], []
     tab.on("console", lambda message: message.type == "error" and said.append(message.text))
@@ -66,7 +66,7 @@ def page(browser, address):
 
 
 def shot(page, name):
-    """Keeps a picture where `SCREENSHOTS` says, for people to look at."""
+    """Save a picture to the folder in `SCREENSHOTS`, if it is set."""
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder, name)))

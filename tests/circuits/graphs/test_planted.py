@@ -1,4 +1,4 @@
-"""A circuit put into a model by hand is what its attribution graph shows, and all that it shows."""
+"""The attribution graph of a model with a planted circuit shows this circuit and nothing else."""
 
 import pytest
 import torch

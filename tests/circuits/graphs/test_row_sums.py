@@ -1,4 +1,4 @@
-"""Graphs, paths and attributions whose rows do not sum say so; those that are only rounded do not."""
+"""Graphs, paths and attributions warn where their rows do not sum, and not where they are only rounded."""
 
 import json
 
@@ -24,7 +24,7 @@ SAID = "do not sum to the measured values"
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the library logs about rows."""
+    """The warnings that are logged about rows."""
     sentences = []
     monkeypatch.setattr("hf_transcoders.circuits.graphs.row_sums.logger.warning", sentences.append)
     return sentences
@@ -39,7 +39,7 @@ def graph_of(model):
 
 
 def steered(model, module, size=1.0):
-    """A hook that the library does not know, as steering libraries place them."""
+    """A hook unknown to the library, as steering libraries add them."""
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0)).to(model.dtype) * size
 
     def add(module, args, output):
@@ -76,7 +76,7 @@ def test_a_hook_that_is_not_known(place, dtype, said):
     model = tiny_model("llama").to(dtype)
     found = graph_of(steered(model, place(model), size=0.0))
     assert found.warning is None and not said
-    # What the embedding is, is measured behind its hook: it stays a source that explains itself.
+    # The embedding is measured after its hook, so that it remains a source like any other.
     if place(model) is model.model.embed_tokens:
         return
     found = graph_of(steered(model, place(model)))
@@ -84,7 +84,7 @@ def test_a_hook_that_is_not_known(place, dtype, said):
 
 
 def test_an_architecture_that_is_wrong(said):
-    """Gemma's names without its norm behind attention."""
+    """Gemma's names without its norm after attention."""
     known = architectures._ARCHITECTURES["gemma3_text"]
     try:
         from dataclasses import replace
@@ -152,7 +152,7 @@ def test_rounding_of_paths_and_scores(family, dtype, said):
 
 
 def test_our_own_edits_count_as_hooks(said):
-    """A graph within a block shows the changed model, and says that it does not know the change."""
+    """A graph within an intervention describes the changed model, with the change as an error."""
     from hf_transcoders.circuits import FeatureEdit
 
     model = tiny_model("llama")
@@ -160,5 +160,5 @@ def test_our_own_edits_count_as_hooks(said):
     edit = FeatureEdit(dictionary.config.output_site, 3, position="all", kind="steer", value=5.0)
     with intervene(model, dictionary, [edit]):
         graph_of(model)
-    # What is written at a site of a dictionary is seen, as its error.
+    # Writes at the site of a dictionary are part of its error.
     assert not said

@@ -1,4 +1,4 @@
-"""Rounding explains how far rows are from their totals, in every dtype; what is left out of the rows it does not."""
+"""The distance of rows from their totals is within the tolerance in every dtype, unless a part of a row is missing."""
 
 import copy
 from contextlib import ExitStack

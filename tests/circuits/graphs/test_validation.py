@@ -1,4 +1,4 @@
-"""What edges predict is what ablations do, as long as everything else is held fast."""
+"""Ablations have the effects that edges predict while everything else is held fixed."""
 
 import pytest
 import torch
@@ -36,14 +36,14 @@ def test_direct_effects_are_the_edges(family):
     found = validate_edges(model, transcoders, graph, pairs, batch_size=5)
     largest = found.predicted.abs().max()
     torch.testing.assert_close(found.measured["direct"], found.predicted, rtol=1e-3, atol=1e-5 * float(largest))
-    # In the other modes the model answers, so that prediction and measurement are not the same thing twice.
+    # In the other modes the model responds, so that measurements differ from predictions.
     assert (found.measured["frozen"] - found.predicted).abs().max() > 1e-3 * largest
     assert (found.measured["free"] - found.measured["frozen"]).abs().max() > 1e-3 * largest
     summary = found.summary()
     assert summary["direct"]["sign_agreement"] == 1 and summary["direct"]["pearson"] > 0.9999
     assert summary["direct"]["relative_error"] < 1e-3 < summary["free"]["relative_error"]
     assert sum(entry["edges"] for entry in summary["free"]["by_depth"].values()) == len(pairs)
-    # The graph is left as it was; a new one has the result, in its files and on its page.
+    # The graph is unchanged; a new graph has the result.
     assert "certificate" not in graph.metadata
     assert graph.with_validation(found).metadata["certificate"] == summary
     assert "all but the direct effect" in found.to_text() == str(found)

@@ -1,4 +1,4 @@
-"""The published viewers' JSON, checked against what is known of its schema."""
+"""The JSON of published viewers, checked against its known schema."""
 
 import json
 import math

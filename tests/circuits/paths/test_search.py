@@ -1,4 +1,4 @@
-"""Greedy search finds the strongest paths, a planted circuit among them, and refuses what makes no sense."""
+"""Greedy search finds the strongest paths, including a planted circuit, and refuses invalid arguments."""
 
 import json
 
@@ -29,7 +29,7 @@ TARGETS = {
 
 @pytest.fixture(scope="module")
 def everything():
-    """All paths of up to three steps of a tiny model, less some, so that there are only thousands."""
+    """Most paths of up to three steps of a tiny model: a few thousand."""
     return greedy_paths(
         tiny_model("llama"), transcoders(0, 2), PROMPT, 17, num_paths=EVERYTHING, num_steps=3,
         filter=PathFilter(kind=("feature", "head", "token", "error", "mlp", "bias"), index="!=0"),
@@ -56,7 +56,7 @@ def test_all_paths_of_a_length_are_conserved(target):
 
 @torch.no_grad()
 def test_the_contribution_is_the_product_along_the_path(everything):
-    """Against the weights of the model, multiplied out by hand."""
+    """Contributions equal products of the model's weights computed by hand."""
     dictionaries = transcoders(0, 2)
     run = recorded("llama", dictionaries, length=4)
     model = tiny_model("llama")
@@ -88,7 +88,7 @@ def test_the_contribution_is_the_product_along_the_path(everything):
 
 
 def test_wide_beams_find_what_enumeration_finds(everything):
-    """Greedy takes the strongest continuations of the strongest; with a wide beam these are the strongest of all."""
+    """With a wide beam, greedy search finds the strongest of all paths."""
     filters = [PathFilter(kind=("feature", "head", "token", "error", "mlp", "bias"), index="!=0")]
     narrow = greedy_paths(tiny_model("llama"), transcoders(0, 2), PROMPT, 17, num_paths=5, num_steps=3, filter=filters)
     assert [path.key for path in narrow.levels[0]] == [path.key for path in everything.levels[0][:5]]
@@ -223,7 +223,7 @@ def test_text_and_json_say_the_same():
         ({"target": [1, 2, 3]}, "is not a target"),
         ({"target": Target.pre_activation("t1", 0)}, "no dictionary 't1'"),
         ({"target": "word"}, "Give the tokenizer"),
-        ({"filter": "head"}, "is no filter"),
+        ({"filter": "head"}, "is not a filter"),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(change, sentence):

@@ -35,8 +35,8 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         "# Attribution graph",
-        f"Which features, tokens and errors the predictions of {escape(model or 'a language model')} after this prompt come from, "
-        f"with {len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are frozen; each edge is the direct "
+        f"Direct effects of features, tokens and errors on the predictions of {escape(model or 'a language model')} after this "
+        f"prompt, with {len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are frozen; each edge is the direct "
         "effect of one node on another.",
         code("".join(graph.tokens)),
         table(

@@ -102,7 +102,8 @@ def resolve_targets(
     Args:
         run ([`LinearRun`]): The run.
         targets (`Iterable`, *optional*): Targets, or tokens, pairs and vectors. The most likely next tokens by default.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Required for tokens given as text; otherwise used for labels only.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Required for tokens given as text; otherwise used for labels only.
         max_logits (`int`, *optional*, defaults to 10): Largest number of tokens, without `targets`.
         logit_mass (`float`, *optional*, defaults to 0.95): Probability at which they are enough, without `targets`.
 

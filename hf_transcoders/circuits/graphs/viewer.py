@@ -64,7 +64,7 @@ def viewer_graph(
         `dict`: `metadata`, `qParams`, `nodes` and `links`.
 
     Raises:
-        [`TranscoderError`]: `slug` or `scan` cannot name a file.
+        [`TranscoderError`]: `slug` or `scan` cannot name a file, or the graph lacks a dictionary of `features`.
     """
     scan = _scan(graph, scan)
     for what, name in (("slug", slug), ("scan", scan)):
@@ -74,6 +74,8 @@ def viewer_graph(
             )
     numbers = numbers or LayerNumbers(graph)
     ids = node_ids(graph, numbers)
+    for name in features or {}:
+        graph.dictionary_number(name)  # Refuses names that the graph does not have.
     labels = _labels(features)
     shares = _cumulative(graph.influence())
     best = max(

@@ -72,7 +72,7 @@ def random_graph(
 
     kind, layer, position, index, dictionary = torch.tensor(rows).T.contiguous()
     has_row = (kind == KINDS.index("feature")) | (kind == KINDS.index("target"))
-    # Below in depth and not later; biases (position -1) reach everything above them.
+    # From lower layers and from the same or earlier positions; biases (position -1) reach all nodes above them.
     can = (layer[None] < layer[:, None]) & (position[None] <= position[:, None]) & has_row[:, None]
     is_target = kind == KINDS.index("target")
     can[:, is_target] = False
@@ -80,7 +80,7 @@ def random_graph(
     can |= is_target[:, None] & last_bias[None]
     there = can & (torch.rand(can.shape, generator=random) < density)
     target, source = there.nonzero().T
-    # A few strong ones among many weak ones, as in real graphs.
+    # A few strong edges among many weak ones, as in real graphs.
     weight = torch.randn(len(source), generator=random).double() ** 3 + 0.05
     rest = torch.where(has_row, torch.randn(len(rows), generator=random).double() * 0.3, 0.0)
     total = rest.index_add(0, target, weight).masked_fill(~has_row, float("nan"))

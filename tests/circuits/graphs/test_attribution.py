@@ -41,7 +41,7 @@ def test_fewer_features_and_edges_still_sum(model):
     assert torch.bincount(thin.target).max() == 15 and residual(thin) < 1e-5
     assert thin.rest_abs[-1] > thin.rest_error[-1] > 0
     assert (thin.rest_abs >= thin.rest_error - 1e-5).all() and (thin.rest_abs >= thin.rest.abs() - 1e-5).all()
-    # Edges and features that are there are the same as in the whole graph; what is not there is in `rest`.
+    # The edges and features are those of the whole graph; all others are in `rest`.
     by_label = rows_of(whole, whole.num_nodes - 1)
     kept = rows_of(thin, thin.num_nodes - 1)
     assert kept == pytest.approx({label: by_label[label] for label in kept}, rel=1e-4, abs=1e-5)
@@ -49,7 +49,7 @@ def test_fewer_features_and_edges_still_sum(model):
     assert float(thin.rest[-1]) == pytest.approx(rest, abs=1e-3)
     magnitude = sum(map(abs, by_label.values())) - sum(map(abs, kept.values()))
     assert float(thin.rest_abs[-1]) == pytest.approx(magnitude, rel=1e-3)
-    # With all features wanted, those with most influence come first.
+    # Among all features, those with most influence come first.
     number = {whole.label(node): node for node in range(whole.num_nodes)}
     influence = whole.influence()
     chosen = sum(
@@ -294,7 +294,7 @@ def test_a_graph_says_where_it_comes_from(model):
         f"layers.{at}.mlp.in" for at in range(3)
     ]
     assert graph.metadata["largest_row_error"] == residual(graph) < 1e-5
-    # Where dictionaries are not at work there are no features.
+    # There are no features where dictionaries are not used.
     assert graph.position[graph.is_kind("feature")].min() >= 2
     assert Site.parse(graph.metadata["dictionaries"][0]["output_site"]).point == "mlp.branch"
 

@@ -49,7 +49,7 @@ def test_influence_equals_the_inverse(graph):
     eye = torch.eye(graph.num_nodes, dtype=torch.float64)
     expected = graph.target_weights @ (torch.linalg.inv(eye - share) - eye)
     torch.testing.assert_close(graph.influence(), expected, rtol=1e-9, atol=1e-12)
-    # What arrives at nodes without a row, and what flows into `rest`, is everything.
+    # All influence ends at nodes without a row or in `rest`.
     ends = graph.influence()[~graph.expanded].sum().item()
     assert ends + graph.scores()["rest"] == pytest.approx(1, abs=1e-6)
 
@@ -73,7 +73,7 @@ def test_pruning_keeps_what_matters_and_rows_that_sum(graph):
     assert residual(pruned) < 1e-5 and (pruned.source < pruned.target).all()
     for kind in ("token", "position", "target"):
         assert pruned.is_kind(kind).sum() == graph.is_kind(kind).sum()
-    # Features go on and come from somewhere; the others go on.
+    # Features have edges in and out; other nodes have edges out.
     nodes = torch.arange(pruned.num_nodes)
     has_out, has_in = torch.isin(nodes, pruned.source), torch.isin(nodes, pruned.target)
     inner = pruned.is_kind("feature", "error", "mlp", "bias")
@@ -165,7 +165,7 @@ def test_saved_and_loaded_bit_for_bit(graph, tmp_path):
             assert before == after, each.name
     assert loaded.targets == graph.targets and isinstance(loaded.targets[0], TargetInfo)
     assert loaded.scores() == graph.scores()
-    # Over an older one, and beside what is none of its business.
+    # Over an older graph, and beside unrelated files.
     (tmp_path / "graph" / "notes.txt").write_text("mine")
     pruned = graph.prune()
     pruned.save_pretrained(tmp_path / "graph")

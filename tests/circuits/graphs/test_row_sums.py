@@ -54,7 +54,7 @@ def steered(model, module, size=1.0):
 def test_rounding_is_no_reason_for_a_warning(family, dtype, said):
     graph = graph_of(tiny_model(family).to(dtype))
     assert graph.warning is None and graph.metadata["warning"] is None and not said
-    # Far from it, so that another machine's arithmetic does not change the verdict.
+    # Well below, so that the arithmetic of another machine does not change the result.
     flow = (graph.influence() + graph.target_weights)[graph.expanded]
     errors = graph.row_errors()[graph.expanded]
     assert (errors * flow).sum() / flow.sum() < 0.5 * relative_tolerance(str(dtype).removeprefix("torch."))
@@ -107,7 +107,7 @@ def test_it_is_said_wherever_the_graph_goes(tmp_path, said):
     graph.save_pretrained(tmp_path)
     assert SAID in json.loads((tmp_path / "graph.json").read_text())["metadata"]["warning"]
     loaded = AttributionGraph.from_pretrained(tmp_path)
-    # Judged anew from the numbers: not what the file says of itself.
+    # The warning comes from the numbers, not from the file.
     loaded.metadata["warning"] = None
     for one in (graph, loaded, loaded.prune(0.9, 0.9), union([graph, graph]), contrast(graph, graph)):
         assert SAID in one.warning

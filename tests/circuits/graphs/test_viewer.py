@@ -136,7 +136,7 @@ def test_every_kind_of_node(graph):
         ours = graph.node(number)
         if ours.kind == "feature":
             assert node["feature_type"] == "cross layer transcoder" and node["layer"] == str(ours.layer)
-            # Layer 1 has two dictionaries, whose features must not be taken for each other's.
+            # Layer 1 has two dictionaries, whose features must not be mixed up.
             feature = 2 * ours.index + (ours.dictionary == graph.dictionaries[sae]) if ours.layer == 1 else ours.index
             assert node["node_id"] == f"{ours.layer}_{feature}_{ours.position}"
             s = ours.layer + feature
@@ -179,7 +179,7 @@ def test_a_label_that_could_break_the_viewer():
 
 
 def test_files_of_several_graphs(graph, tmp_path):
-    # Pruned so far that one of layer 1's dictionaries has no node left: numbers must still fit the feature files.
+    # Pruned so far that one of layer 1's dictionaries has no node left: numbers must still match the feature files.
     alone = graph.select(~(graph.dictionary == graph.dictionaries.index("layers.1.attn.sae")))
     name = "layers.1.mlp.transcoder"
     features = {name: explained(graph, name)}
@@ -234,3 +234,8 @@ def test_other_mistakes_write_nothing(graph, tmp_path):
     with pytest.raises(TranscoderError, match="no dictionary 'nope'"):
         write_viewer_files(tmp_path / "viewer", {"a": graph}, {"nope": []})
     assert not list(tmp_path.iterdir())
+
+
+def test_features_of_an_unknown_dictionary_are_refused(graph):
+    with pytest.raises(TranscoderError, match="has no dictionary 'nope'"):
+        viewer_graph(graph, "slug", features={"nope": []})

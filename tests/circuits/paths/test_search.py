@@ -92,7 +92,7 @@ def test_wide_beams_find_what_enumeration_finds(everything):
     filters = [PathFilter(kind=("feature", "head", "token", "error", "mlp", "bias"), index="!=0")]
     narrow = greedy_paths(tiny_model("llama"), transcoders(0, 2), PROMPT, 17, num_paths=5, num_steps=3, filter=filters)
     assert [path.key for path in narrow.levels[0]] == [path.key for path in everything.levels[0][:5]]
-    # By hand, from the enumeration: the five that go on, then the five strongest of what they lead to.
+    # From the enumeration: the five paths that continue, then the five strongest of their continuations.
     beam = [()]
     for level, reported in zip(everything.levels, narrow.levels, strict=True):
         candidates = [path for path in level if path.key[:-1] in beam]
@@ -128,14 +128,14 @@ def test_paths_are_selected_by_what_they_lead_through(everything):
     assert len(through) + len(without) == len(paths) and not set(without) & set(through)
     ends = select_paths(paths, ends_with=[PathFilter(kind="head"), PathFilter(kind="token")])
     assert ends and all([s.kind for s in path.steps[-2:]] == ["head", "token"] for path in ends)
-    # Conditions mean the same for one step as for columns of many.
+    # Conditions give the same answer for one step and for columns of many.
     steps = [path.steps[-1] for path in paths[:200]]
     columns = [[KINDS.index(step.kind) for step in steps]]
     columns += [[getattr(step, name) for step in steps] for name in ("layer", "position", "index")]
     for one in (head, PathFilter(layer="<=1", position="!=3"), PathFilter(kind=("token", "error"), index=">5")):
         mask = one.mask(*map(torch.tensor, columns))
         assert mask.tolist() == [one.matches(step) for step in steps]
-    # A sequence is of steps that follow each other.
+    # A sequence matches consecutive steps.
     apart = select_paths(paths, contains=[PathFilter(kind="feature"), PathFilter(kind="error")])
     assert all("feature error" in " ".join(step.kind for step in path.steps) for path in apart) and apart
     assert select_paths(paths) == paths
@@ -152,7 +152,7 @@ def test_a_planted_circuit_is_found():
         ("feature", 1, 5, 3), ("head", 1, 1, 1), ("feature", 0, 3, 1), ("token", -1, START, 1),
     ]  # fmt: skip
     assert best.contribution > 0 and len(found.levels) == 4
-    # Nothing else leads from the answer's direction down.
+    # There is no other path to the direction of the answer.
     assert len(found.levels[3]) == 1
     assert str(best) == '9 - 5 <- L1 f5 @ "5" (3) <- L1 head 1 from "7" (1) <- L0 f3 @ "7" (1) <- token "7" (1)'
     attention = best.steps[1].activation
@@ -184,7 +184,7 @@ def test_the_graph_of_paths_counts_beginnings_once_and_sums(name, count):
         if incoming:
             total = sum(weight for _, weight in incoming) + node.errors + node.biases + node.rest
             assert total == pytest.approx(node.total, rel=1e-5, abs=1e-8)
-    # With all there is, nothing is left but what was never expanded; of the target that is nothing.
+    # With all paths, only contributions that were never expanded are left: none for the target.
     whole = greedy_paths(tiny_model("gemma2"), DICTIONARIES[name](), PROMPT, 17, num_paths=EVERYTHING, num_steps=1)
     node = whole.to_graph().nodes[0]
     assert max(map(abs, (node.errors, node.biases, node.rest))) < 1e-4 * max(

@@ -153,10 +153,7 @@ def _explained(args, base, dictionaries, tokenizer, graph):
     )
 
 
-def _summary(graph, pruned, validation, page, strongest=10):
-    influence = pruned.influence()
-    features = pruned.is_kind("feature")
-    order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
+def _summary(graph, pruned, validation, page):
     return {
         "targets": [
             {"label": target.label, "probability": target.probability, "weight": target.weight}
@@ -173,9 +170,9 @@ def _summary(graph, pruned, validation, page, strongest=10):
                 "label": pruned.label(number),
                 "dictionary": pruned.node(number).dictionary,
                 "activation": float(pruned.value[number]),
-                "influence": float(influence[number]),
+                "influence": influence,
             }
-            for number in order.tolist()
+            for number, influence in pruned.strongest_features()
         ],
         "validation": validation and validation.summary(),
         "page": str(page),

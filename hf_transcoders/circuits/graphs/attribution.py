@@ -93,11 +93,8 @@ def attribution_graph(
     >>> graph.prune().to_html("france.html")
     ```
     """
-    for name, value in (
-        ("max_features", max_features),
-        ("edges_per_node", edges_per_node),
-        ("max_logits", max_logits),
-    ):
+    least_one = {"max_features": max_features, "edges_per_node": edges_per_node, "max_logits": max_logits}
+    for name, value in least_one.items():
         if value is not None and value < 1:
             raise TranscoderError(f"`{name}` is {value}; give at least 1.")
     if method not in ("adjoint", "autograd"):
@@ -124,20 +121,15 @@ def _limits(model, targets, max_logits, logit_mass):
     if targets is not None:
         if max_logits is not None or logit_mass is not None:
             raise TranscoderError(
-                "`max_logits` and `logit_mass` choose the most likely tokens as targets: leave them out where `targets` are "
-                "given."
+                "`max_logits` and `logit_mass` choose targets: leave them out where `targets` are given."
             )
         return {}
+    if logit_mass is not None and not has_head(model):
+        raise TranscoderError(f"{type(model).__name__} has no language-model head: leave `logit_mass` out.")
+    if logit_mass is not None and not 0 <= logit_mass <= 1:
+        raise TranscoderError(f"`logit_mass` is {logit_mass}; give a probability between 0 and 1.")
     limits = {"max_logits": 10 if max_logits is None else max_logits}
-    if has_head(model):
-        limits["logit_mass"] = 0.95 if logit_mass is None else logit_mass
-        if not 0 <= limits["logit_mass"] <= 1:
-            raise TranscoderError(f"`logit_mass` is {logit_mass}; give a probability between 0 and 1.")
-    elif logit_mass is not None:
-        raise TranscoderError(
-            f"{type(model).__name__} has no language-model head and so no probabilities: leave `logit_mass` out."
-        )
-    return limits
+    return {**limits, "logit_mass": 0.95 if logit_mass is None else logit_mass} if has_head(model) else limits
 
 
 class _Rows:

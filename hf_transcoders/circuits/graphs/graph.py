@@ -230,6 +230,13 @@ class AttributionGraph:
         """
         return influence(*self._flow)
 
+    def strongest_features(self, count: int = 10) -> list[tuple[int, float]]:
+        """(node, influence) of the features with most influence, strongest first."""
+        features = self.is_kind("feature").nonzero()[:, 0]
+        influences = self.influence()[features]
+        order = influences.argsort(descending=True)[:count]
+        return list(zip(features[order].tolist(), influences[order].tolist(), strict=True))
+
     def edge_influence(self) -> torch.Tensor:
         """Influence on the targets that each edge carries, `(edges,)` in float64."""
         return edge_influence(*self._flow)

@@ -28,9 +28,6 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
         tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
     )
     scores = graph.whole_scores
-    influence = graph.influence()
-    features = graph.is_kind("feature")
-    order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
     where = f'"{repo_id}"' + (f', subfolder="{subfolder}"' if subfolder else "")
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
@@ -63,8 +60,8 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
         table(
             ["feature", "activation", "influence"],
             [
-                [graph.label(number), f"{float(graph.value[number]):.3g}", f"{float(influence[number]):.3f}"]
-                for number in order.tolist()
+                [graph.label(number), f"{float(graph.value[number]):.3g}", f"{influence:.3f}"]
+                for number, influence in graph.strongest_features(strongest)
             ],
         ),
     ]  # fmt: skip

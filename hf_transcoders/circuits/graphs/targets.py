@@ -23,6 +23,8 @@ from .recording import READS, LinearRun
 
 logger = logging.get_logger(__name__)
 
+_FORMS = (["tokens"], ["dictionary", "feature"], ["vector"], ["vector", "site"])
+
 
 @dataclass(frozen=True)
 class Target:
@@ -56,9 +58,8 @@ class Target:
     weight: float | None = None
 
     def __post_init__(self):
-        named = self.dictionary is not None, self.feature is not None
-        given = (len(self.tokens) > 0) + any(named) + (self.vector is not None)
-        if given != 1 or any(named) != all(named) or (self.site is not None and self.vector is None):
+        parts = [name for name in ("dictionary", "feature", "vector", "site") if getattr(self, name) is not None]
+        if (["tokens"] if self.tokens else []) + parts not in _FORMS:
             raise TranscoderError(
                 "A target is `tokens`, a `dictionary` with a `feature`, or a `vector` with or without a `site`: give one of "
                 "the three."

@@ -101,9 +101,8 @@ def _choose(graph, edges, seed):
     if not isinstance(edges, int):
         if seed is not None:
             raise TranscoderError("The edges are named, so none are drawn: leave `seed` out.")
-        numbers = {
-            pair: number for number, pair in enumerate(zip(graph.source.tolist(), graph.target.tolist(), strict=True))
-        }
+        pairs = zip(graph.source.tolist(), graph.target.tolist(), strict=True)
+        numbers = {pair: number for number, pair in enumerate(pairs)}
         unknown = [pair for pair in edges if tuple(pair) not in numbers or not possible[numbers[tuple(pair)]]]
         if unknown or not edges:
             raise TranscoderError(

@@ -31,6 +31,10 @@ _TYPES = {
     "bias": "bias",
     "target": "logit",
 }
+# Settings of the generation -> their names here.
+_GENERATION = {
+    "max_n_logits": "max_logits", "desired_logit_prob": "logit_mass", "max_feature_nodes": "max_features",
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -78,11 +82,8 @@ def viewer_graph(
         graph.dictionary_number(name)  # Refuses names that the graph does not have.
     labels = _labels(features)
     shares = _cumulative(graph.influence())
-    best = max(
-        (number for number in range(graph.num_nodes) if KINDS[graph.kind[number]] == "target"),
-        key=lambda number: _probability(graph.targets[int(graph.index[number])]),
-        default=None,
-    )
+    targets = graph.is_kind("target").nonzero()[:, 0].tolist()
+    best = max(targets, key=lambda number: _probability(graph.targets[graph.index[number]]), default=None)
     nodes = [
         {
             **_viewer_node(graph, number, ids[number], numbers, labels),
@@ -99,10 +100,15 @@ def viewer_graph(
             graph.source.tolist(), graph.target.tolist(), graph.weight.tolist(), strict=True
         )
     ]
-    targets = [ids[number] for number in graph.is_kind("target").nonzero()[:, 0].tolist()]
     return {
         "metadata": _metadata(graph, slug, scan, description),
-        "qParams": {"linkType": "both", "pinnedIds": targets, "clickedId": "", "supernodes": [], "sg_pos": ""},
+        "qParams": {
+            "linkType": "both",
+            "pinnedIds": [ids[number] for number in targets],
+            "clickedId": "",
+            "supernodes": [],
+            "sg_pos": "",
+        },
         "nodes": nodes,
         "links": links,
     }
@@ -266,15 +272,7 @@ def _metadata(graph, slug, scan, description):
     scores = graph.whole_scores
     settings = graph.metadata.get("settings", {})
     pruning = graph.metadata.get("pruning", {})
-    generation = {
-        name: settings[key]
-        for name, key in (
-            ("max_n_logits", "max_logits"),
-            ("desired_logit_prob", "logit_mass"),
-            ("max_feature_nodes", "max_features"),
-        )
-        if key in settings
-    }
+    generation = {name: settings[key] for name, key in _GENERATION.items() if key in settings}
     return {
         "slug": slug,
         "scan": scan,

@@ -223,6 +223,8 @@ def test_models_without_a_head_are_refused_in_one_sentence(family, rows):
         assert len(graph.targets) == 4 and sum(target.weight for target in graph.targets) == pytest.approx(1)
         with pytest.raises(TranscoderError, match="has no language-model head"):
             attribution_graph(model, [dictionary], [5, 6, 7], targets=[9], progress=False)
+        with pytest.raises(TranscoderError, match="has no language-model head: leave `logit_mass` out"):
+            attribution_graph(model, [dictionary], [5, 6, 7], logit_mass=0.5, progress=False)
     # Features need no head: only the tokens that they promote do.
     explained = explain_features(model, dictionary, rows, word_tokenizer(), progress=False)
     assert explained and not explained[0].top_tokens

@@ -1,5 +1,6 @@
 """Attribution graphs: record the run, attribute the targets, then the features that matter most, and build the graph."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -164,18 +165,10 @@ class _Rows:
                     self.layer[segment.start : segment.end] = site.layer
                     self.position[segment.start : segment.end] = segment.writer.position
                     self.segments_of_features.append((segment, site))
-        # Source of each row. The targets are numbered after all sources.
-        self.owner: list[torch.Tensor] = []
-        self.total: list[torch.Tensor] = []
-        self.magnitude: list[torch.Tensor] = []
+        # Columns of rows and of their edges, in batches. The owner of a row is its source; targets come after all sources.
+        self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         # Largest distance of a row from its total, as a multiple of its tolerance.
         self.excess = torch.zeros((), dtype=torch.float64, device=device)
-        self.rest: list[torch.Tensor] = []
-        self.rest_abs: list[torch.Tensor] = []
-        self.rest_error: list[torch.Tensor] = []
-        self.edge_owner: list[torch.Tensor] = []
-        self.edge_source: list[torch.Tensor] = []
-        self.edge_weight: list[torch.Tensor] = []
 
     def explain(self, max_features: int, progress: bool) -> None:
         """Add the rows of the targets and of the features with most influence on them."""
@@ -224,9 +217,6 @@ class _Rows:
         magnitudes = rows.abs()
         total = measured(self.run, functionals)
         magnitude = magnitudes.sum(1)
-        self.owner.append(owners)
-        self.total.append(total)
-        self.magnitude.append(magnitude)
         tolerance = row_tolerance(
             magnitude + _mass(self.run, functionals),
             functionals.layer,
@@ -239,26 +229,34 @@ class _Rows:
         strongest = magnitudes.topk(kept, dim=1, sorted=False)
         weights = rows.gather(1, strongest.indices)
         is_edge = strongest.values > 0
-        left = self.size - kept
-        self.rest.append(
-            (rows.double().sum(1) - weights.double().sum(1)).float() if left else rows.new_zeros(len(rows))
-        )
-        self.rest_abs.append((magnitudes.sum(1) - strongest.values.sum(1)).clamp(min=0) if left else self.rest[-1])
-        errors = (magnitudes * self.is_error).sum(1) - (strongest.values * self.is_error[strongest.indices]).sum(1)
-        self.rest_error.append(errors.clamp(min=0) if left else self.rest[-1])
-        self.edge_owner.append(owners[:, None].expand_as(weights)[is_edge])
-        self.edge_source.append(strongest.indices[is_edge])
-        self.edge_weight.append(weights[is_edge])
+        rest = rest_abs = rest_error = rows.new_zeros(len(rows))
+        if kept < self.size:
+            rest = (rows.double().sum(1) - weights.double().sum(1)).float()
+            rest_abs = (magnitude - strongest.values.sum(1)).clamp(min=0)
+            errors = strongest.values * self.is_error[strongest.indices]
+            rest_error = ((magnitudes * self.is_error).sum(1) - errors.sum(1)).clamp(min=0)
+        columns = {
+            "owner": owners, "total": total, "magnitude": magnitude,
+            "rest": rest, "rest_abs": rest_abs, "rest_error": rest_error,
+            "edge_owner": owners[:, None].expand_as(weights)[is_edge],
+            "edge_source": strongest.indices[is_edge], "edge_weight": weights[is_edge],
+        }  # fmt: skip
+        for name, column in columns.items():
+            self.parts[name].append(column)
+
+    def column(self, name: str) -> torch.Tensor:
+        """A column of all rows, or of all edges."""
+        return torch.cat(self.parts[name])
 
     def _influence(self):
         """Influence of each source through the rows so far, `(sources + targets,)`."""
-        magnitude = self.edge_weight[0].new_ones(self.size + len(self.targets))
-        magnitude[torch.cat(self.owner)] = torch.cat(self.magnitude).clamp(min=1e-10)
-        owner, source = torch.cat(self.edge_owner), torch.cat(self.edge_source)
-        share = torch.cat(self.edge_weight).abs() / magnitude[owner]
+        weight, owner = self.column("edge_weight"), self.column("edge_owner")
+        magnitude = weight.new_ones(self.size + len(self.targets))
+        magnitude[self.column("owner")] = self.column("magnitude").clamp(min=1e-10)
+        share = weight.abs() / magnitude[owner]
         weights = torch.zeros_like(magnitude)
         weights[self.size :] = 1 / len(self.targets)
-        return influence(source, owner, share, weights)
+        return influence(self.column("edge_source"), owner, share, weights)
 
 
 def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
@@ -321,19 +319,18 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     layer[size:] = rows.targets.layer.cpu()
     position[size:] = rows.targets.position.cpu()
 
-    def per_node(parts, missing):
-        full = torch.full((count,), missing)
-        full[torch.cat(rows.owner).cpu()] = torch.cat(parts).cpu()
-        return full
+    def per_node(name, missing=0.0):
+        return torch.full((count,), missing).index_copy(0, rows.column("owner").cpu(), rows.column(name).cpu())
 
-    order = torch.cat(rows.edge_owner).argsort(stable=True)
+    target = rows.column("edge_owner").cpu()
+    order = target.argsort(stable=True)
     graph = AttributionGraph(
         kind=kind, layer=layer, position=position, index=index, dictionary=dictionary, value=value,
-        total=per_node(rows.total, float("nan")),
-        rest=per_node(rows.rest, 0.0), rest_abs=per_node(rows.rest_abs, 0.0), rest_error=per_node(rows.rest_error, 0.0),
-        source=torch.cat(rows.edge_source)[order].cpu(),
-        target=torch.cat(rows.edge_owner)[order].cpu(),
-        weight=torch.cat(rows.edge_weight)[order].cpu(),
+        total=per_node("total", float("nan")),
+        rest=per_node("rest"), rest_abs=per_node("rest_abs"), rest_error=per_node("rest_error"),
+        source=rows.column("edge_source").cpu()[order],
+        target=target[order],
+        weight=rows.column("edge_weight").cpu()[order],
         input_ids=run.input_ids.tolist(),
         tokens=token_labels(run.input_ids.tolist(), tokenizer),
         targets=infos,

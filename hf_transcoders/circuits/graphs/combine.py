@@ -1,5 +1,6 @@
 """Combine attribution graphs: the mean of several, and the difference of two."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -71,22 +72,17 @@ def _combine(graphs, factors, align, how):
     edges, edge_of = edges.unique(return_inverse=True)
     weight = torch.zeros(len(edges), dtype=torch.float64).index_add_(0, edge_of, torch.cat(weights))
     summed["total"][~expanded] = float("nan")
-    layer, _, kind, dictionary, index, position = unique.T
+    layer, _, kind, dictionary, index, position = unique.T.contiguous()
     same_place = align == "position"
-    return AttributionGraph(
-        kind=kind.contiguous(), layer=layer.contiguous(), position=position.contiguous(), index=index.contiguous(),
-        dictionary=dictionary.contiguous(),
+    return dataclasses.replace(
+        first,
+        kind=kind, layer=layer, position=position, index=index, dictionary=dictionary,
         **{name: sums.float() for name, sums in summed.items()},
         source=edges % count,
         target=edges // count,
         weight=weight.float(),
         input_ids=first.input_ids if same_place else [],
         tokens=first.tokens if same_place else [],
-        targets=first.targets,
-        dictionaries=first.dictionaries,
-        num_layers=first.num_layers,
-        target_vector=first.target_vector,
-        target_bias=first.target_bias,
         metadata={
             **first.metadata,
             "warning": next((said for graph in graphs if (said := graph.warning)), None),

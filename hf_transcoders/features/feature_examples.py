@@ -17,8 +17,8 @@ from ..lm.capture import capture
 from ..lm.devices import input_device
 from ..lm.linear_maps import map_size
 from ..lm.modes import in_eval_mode
-from ..lm.order import direct_logits, writes_to_stream, written_directions
 from ..lm.sites import Site
+from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..lm.wrappers import measures_model
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel

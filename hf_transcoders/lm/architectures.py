@@ -3,12 +3,11 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import TranscoderError
+from .hooks import Location
 from .linear_maps import acting_module, embedding_width, is_embedding, is_linear, map_size
 from .sites import Site
 from .wrappers import takes_model
@@ -93,36 +92,6 @@ class Architecture:
     pre_norm: bool | str = True
     flat_mlp: bool = False
     adds_in_place: bool = False
-
-
-@dataclass(frozen=True)
-class Location:
-    """A [`Site`] found in a model.
-
-    Args:
-        module (`torch.nn.Module`):
-            The module whose input or output is the value.
-        side (`"in"` or `"out"`):
-            Which of the two: its first input, or its output (the first element where that is a tuple).
-        block (`torch.nn.Module`, *optional*):
-            Set where `module` sees batch and positions as one axis, or may do so: a module whose input still has both,
-            the block or the decoder.
-        scale (`float`, *optional*, defaults to 1.0):
-            The value is the module's times this.
-        copied (`bool`, *optional*, defaults to `False`):
-            Whether the model may change the module's tensor in place later, so that the value has to be a copy.
-    """
-
-    module: nn.Module
-    side: Literal["in", "out"]
-    block: nn.Module | None = None
-    scale: float = 1.0
-    copied: bool = False
-
-    @property
-    def place(self) -> tuple[nn.Module, str]:
-        """What two locations have in common of which one would undo what is written at the other."""
-        return self.module, self.side
 
 
 def _llama_like(prefix="", **changes):

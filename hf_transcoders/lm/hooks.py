@@ -8,7 +8,8 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,9 +18,34 @@ from ..errors import TranscoderError
 from .threads import Scope, attaching
 
 
-if TYPE_CHECKING:
-    # Sites are found in models of any wrapping, and what unwraps them has hooks.
-    from .architectures import Location
+@dataclass(frozen=True)
+class Location:
+    """A [`Site`] found in a model.
+
+    Args:
+        module (`torch.nn.Module`):
+            The module whose input or output is the value.
+        side (`"in"` or `"out"`):
+            Which of the two: its first input, or its output (the first element where that is a tuple).
+        block (`torch.nn.Module`, *optional*):
+            Set where `module` sees batch and positions as one axis, or may do so: a module whose input still has both,
+            the block or the decoder.
+        scale (`float`, *optional*, defaults to 1.0):
+            The value is the module's times this.
+        copied (`bool`, *optional*, defaults to `False`):
+            Whether the model may change the module's tensor in place later, so that the value has to be a copy.
+    """
+
+    module: nn.Module
+    side: Literal["in", "out"]
+    block: nn.Module | None = None
+    scale: float = 1.0
+    copied: bool = False
+
+    @property
+    def place(self) -> tuple[nn.Module, str]:
+        """What two locations have in common of which one would undo what is written at the other."""
+        return self.module, self.side
 
 
 def before_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, dict], Any]):
@@ -32,12 +58,12 @@ def after_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Modul
     _register_after(stack, module, _Hook(Scope.of(stack), function))
 
 
-def read_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], None]):
+def read_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], None]):
     """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward until `stack` closes."""
     _attach(stack, location, function, writes=False)
 
 
-def write_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], torch.Tensor]):
+def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], torch.Tensor]):
     """Replace the value at `location` by `function(value)` in every forward until `stack` closes.
 
     Whoever reads there sees the new value, no matter which of the two was attached first; of several writers the one
@@ -121,7 +147,7 @@ class _Hook:
 class _SiteHook(_Hook):
     """Shows the value at a location to a function, and puts the function's answer in its place if it `writes`."""
 
-    def __init__(self, scope: Scope, location: "Location", function: Callable, writes: bool):
+    def __init__(self, scope: Scope, location: Location, function: Callable, writes: bool):
         super().__init__(scope, function)
         self.location = location
         self.writes = writes

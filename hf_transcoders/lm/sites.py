@@ -5,19 +5,8 @@ import re
 from dataclasses import dataclass
 
 from ..errors import TranscoderError
+from .order import POINTS
 
-
-POINTS = (
-    "resid_pre",
-    "attn.in",
-    "attn.out",
-    "attn.branch",
-    "resid_mid",
-    "mlp.in",
-    "mlp.out",
-    "mlp.branch",
-    "resid_post",
-)
 
 HEAD_POINTS = ("query", "key", "value", "pattern", "z")
 

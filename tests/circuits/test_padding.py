@@ -20,7 +20,7 @@ from hf_transcoders.circuits.patching import attention_between, component_output
 from hf_transcoders.circuits.weights import FeatureWeights
 from hf_transcoders.lm import Site, capture
 from hf_transcoders.lm.norms import norm_scale
-from hf_transcoders.lm.order import norm_before, stream_before
+from hf_transcoders.lm.stream import norm_before, stream_before
 from hf_transcoders.studies import blind_study
 from hf_transcoders.studies.circuit_reuse.end_runs import predict_at_end
 from hf_transcoders.tasks import Task, end_logits, measure

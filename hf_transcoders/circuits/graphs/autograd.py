@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate
+from ...lm.architectures import architecture_of, has_parallel_residual, locate
 from ...lm.attention import attention_modules
 from ...lm.freeze import frozen, record_frozen
-from ...lm.hooks import read_at, wrap_forward, write_at
+from ...lm.hooks import Location, read_at, wrap_forward, write_at
 from ...lm.linear_maps import is_offloaded, is_quantized, loaded
-from ...lm.sites import POINTS, Site
+from ...lm.order import POINTS
+from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
 from .adjoint import FINAL, Functionals
 from .recording import READS, LinearRun

@@ -6,13 +6,10 @@ from typing import Literal
 import torch
 
 from ...errors import TranscoderError
+from ...lm.order import POINTS, STEPS
 from ...lm.sites import Site
 from .graph import AttributionGraph
 from .row_sums import rows_do_not_sum
-
-
-# Within a layer, what is written first.
-_ORDER = {"resid_pre": 1, "attn.out": 2, "attn.branch": 2, "mlp.out": 3, "mlp.branch": 3, "resid_post": 4}
 
 
 def union(graphs: Sequence[AttributionGraph], align: Literal["position", "feature"] = "position") -> AttributionGraph:
@@ -103,9 +100,9 @@ def _combine(graphs, factors, align, how):
 def _keys(graph, align):
     """What makes a node the same in two graphs, `(nodes, 6)`, such that sorting keeps edges leading upwards."""
     sites = [Site.parse(entry["output_site"]) for entry in graph.metadata["dictionaries"]]
-    order = torch.tensor([_ORDER[site.point] for site in sites] + [0])[graph.dictionary]
-    order = torch.where(graph.is_kind("mlp"), _ORDER["mlp.out"], order)
-    order = torch.where(graph.is_kind("target"), max(_ORDER.values()) + 1, order)
+    order = torch.tensor([1 + POINTS[site.point].writes for site in sites] + [0])[graph.dictionary]
+    order = torch.where(graph.is_kind("mlp"), 1 + POINTS["mlp.out"].writes, order)
+    order = torch.where(graph.is_kind("target"), 1 + STEPS, order)
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
     position, index = graph.position, graph.index
     if align == "feature":

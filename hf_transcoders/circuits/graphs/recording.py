@@ -9,17 +9,18 @@ from transformers import PreTrainedModel
 
 from ...data.batches import text_batches
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate, num_layers
+from ...lm.architectures import architecture_of, has_parallel_residual, locate, num_layers
 from ...lm.attention import attention_modules, edit_attention
 from ...lm.forwards import forward_logits, has_head
 from ...lm.heads import output_map, value_weight
-from ...lm.hooks import after_call, read_at
+from ...lm.hooks import Location, after_call, read_at
 from ...lm.inputs import check_tokens
 from ...lm.linear_maps import is_quantized
 from ...lm.modes import in_eval_mode
 from ...lm.norms import FrozenNorm, frozen_norm, norm_bias
-from ...lm.order import map_behind, multiplier_behind, norm_before, norm_behind
-from ...lm.sites import POINTS, Site
+from ...lm.order import POINTS
+from ...lm.sites import Site
+from ...lm.stream import map_behind, multiplier_behind, norm_before, norm_behind
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
 from ...text import logging
@@ -28,11 +29,10 @@ from ...text import logging
 logger = logging.get_logger(__name__)
 
 
-#: Places at which a dictionary may write. At the first three it takes the place of an MLP's or attention's output; at
-#: the others of the whole stream.
-WRITES = ("mlp.out", "mlp.branch", "attn.out", "attn.branch", "resid_pre", "resid_post")
-#: Places from which linear maps lead down to everything that was written before.
-READS = ("resid_pre", "attn.in", "attn.out", "attn.branch", "resid_mid", "mlp.in", "resid_post")
+#: Points at which a dictionary may write: in place of the output of attention or MLP, or of the whole stream.
+WRITES = tuple(name for name, point in POINTS.items() if point.writes is not None and point.writable)
+#: Points whose values are linear in everything that was written before.
+READS = tuple(name for name, point in POINTS.items() if point.linear)
 
 # Elements of the largest temporary, the dense features of some tokens.
 _MAX_ELEMENTS = 2**25
@@ -271,7 +271,7 @@ def _check(model, dictionaries):
 
 
 def _order(site):
-    return POINTS.index(site.point)
+    return list(POINTS).index(site.point)
 
 
 def _place(model, site):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ...lm.order import POINTS
 from ...lm.sites import Site
 from .recording import LinearRun, Writer
 
@@ -41,7 +42,7 @@ class Sources:
         for layer in range(run.num_layers):
             # Attention's biases are read by what the layer's MLP writes, so they come first.
             self._add("bias", 1, layer)
-            for point in ("resid_pre", "attn.out", "attn.branch", "mlp.out", "mlp.branch", "resid_post"):
+            for point in POINTS:
                 writer = run.writers.get(Site(point, layer))
                 if writer is None:
                     continue

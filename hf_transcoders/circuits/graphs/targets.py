@@ -11,8 +11,8 @@ from ...errors import TranscoderError
 from ...lm.architectures import architecture_of
 from ...lm.forwards import check_head
 from ...lm.linear_maps import linear_rows, map_size, mean_row
-from ...lm.order import UNEMBEDDING
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
 from ..prompt_tokens import token_labels

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, locate
+from ...lm.architectures import architecture_of, locate
 from ...lm.devices import input_device
-from ...lm.hooks import read_at
+from ...lm.hooks import Location, read_at
 from ...lm.inputs import forget_lengths_
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model

@@ -16,8 +16,8 @@ from ...lm.hooks import read_at
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import linear_rows, num_embeddings
 from ...lm.norms import frozen_norm, norm_bias
-from ...lm.order import UNEMBEDDING, map_behind
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING, map_behind
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 from .results import PatchResult

@@ -15,8 +15,8 @@ from ...lm.hooks import read_at, write_at
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import norm_bias
-from ...lm.order import norm_behind, read_directions, written_directions
 from ...lm.sites import Site
+from ...lm.stream import norm_behind, read_directions, written_directions
 from ...lm.wrappers import measures_model
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...lm.order import POINTS, STEPS, reading_step
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ..graphs.adjoint import FINAL
@@ -14,8 +15,6 @@ from .steps import BIASES, KINDS
 
 
 _STREAM, _BRANCH, _OUTPUT = range(3)
-# Heights within a layer from which the stream is read, where attention and MLP follow each other.
-_HEIGHTS = {"resid_pre": 0, "attn.in": 1, "resid_mid": 2, "mlp.in": 2, "resid_post": 3}
 # Elements of the largest temporary: features of some tokens times hidden size, or heads times tokens.
 _MAX_ELEMENTS = 2**24
 
@@ -38,10 +37,10 @@ class Expander:
             number: Site.parse(run.dictionaries[number].config.input_site).point in READS for number in self.writer_of
         }
         # What is written to the whole stream hides all that was written before.
-        floors = torch.full((4 * run.num_layers + 1,), -1)
+        floors = torch.full((STEPS * run.num_layers + 1,), -1)
         for site in run.writers:
-            if site.point in ("resid_pre", "resid_post"):
-                height = 4 * site.layer + (3 if site.point == "resid_post" else 0)
+            if POINTS[site.point].reads is not None:
+                height = STEPS * site.layer + POINTS[site.point].writes
                 floors[height + 1 :] = floors[height + 1 :].clamp(min=height)
         self.floors = floors.to(self.device)
         self.values = []
@@ -96,12 +95,10 @@ class Expander:
         """Reads of a place whose norm, if there is one, the vectors are already in front of."""
         space = {"attn.branch": _BRANCH, "attn.out": _OUTPUT}.get(point, _STREAM)
         if space == _STREAM:
-            # With a parallel residual the MLP reads what attention reads.
-            above = 1 if point == "mlp.in" and self.run.parallel else _HEIGHTS.get(point, 0)
-            height = 4 * layer + above
+            height = STEPS * layer + (0 if point == FINAL else reading_step(point, self.run.parallel))
             floor = int(self.floors[height])
         else:
-            height, floor = 4 * layer + 2, 4 * layer + 1
+            height, floor = STEPS * layer + 2, STEPS * layer + 1
         columns = (torch.full_like(position, value) for value in (space, floor, height))
         return Reads(vector, scale, bias, torch.full_like(position, layer), position, *columns)
 
@@ -138,7 +135,7 @@ class Expander:
         collector.add("bias", rows, reads.layer, 1.0, reads.constant, reads.position, BIASES.index("own"))
         for layer in range(min(int(reads.layer.max()), self.run.num_layers - 1), -1, -1):
             for height, step in enumerate((self._before, self._attention, self._mlp, self._after)):
-                height = 4 * layer + height
+                height = STEPS * layer + height
                 rows = ((reads.floor <= height) & (height < reads.height)).nonzero()[:, 0]
                 if len(rows):
                     step(collector, layer, rows)

@@ -16,7 +16,8 @@ from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.order import (
+from ...lm.sites import Site
+from ...lm.stream import (
     direct_logits,
     norm_behind,
     read_directions,
@@ -25,7 +26,6 @@ from ...lm.order import (
     writing_stage,
     written_directions,
 )
-from ...lm.sites import Site
 from ...lm.wrappers import language_model
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...models.modeling_transcoder import TranscoderModel

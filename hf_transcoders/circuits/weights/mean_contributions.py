@@ -12,8 +12,8 @@ from ...lm.capture import capture
 from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.order import norm_before, norm_behind, stream_before
 from ...lm.sites import Site
+from ...lm.stream import norm_before, norm_behind, stream_before
 from ...models.modeling_transcoder import TranscoderModel
 from .connections import MAX_ELEMENTS
 

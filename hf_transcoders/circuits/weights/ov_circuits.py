@@ -4,8 +4,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ...lm.heads import output_weight, value_weight
-from ...lm.order import read_directions, reading_stage, writing_stage, written_directions
 from ...lm.sites import Site
+from ...lm.stream import read_directions, reading_stage, writing_stage, written_directions
 from ...lm.wrappers import takes_model
 
 

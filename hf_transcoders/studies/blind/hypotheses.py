@@ -11,8 +11,8 @@ from ...circuits.weights.ov_circuits import OVCircuits
 from ...circuits.weights.token_effects import embeddings, vocabulary_parts
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
-from ...lm.order import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 from ...lm.sites import Site
+from ...lm.stream import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 
 
 @dataclass(frozen=True)

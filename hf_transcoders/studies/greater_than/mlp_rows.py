@@ -6,9 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import Location, locate
+from ...lm.architectures import locate
 from ...lm.devices import input_device
-from ...lm.hooks import read_at, write_at
+from ...lm.hooks import Location, read_at, write_at
 from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import linear_modules, map_size
 from ...lm.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at

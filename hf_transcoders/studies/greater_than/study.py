@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...dictionaries import check_fits
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, locate
+from ...lm.architectures import architecture_of, locate
 from ...lm.devices import input_device
+from ...lm.hooks import Location
 from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
-from ...lm.order import UNEMBEDDING, map_behind
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING, map_behind
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel

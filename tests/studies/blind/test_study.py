@@ -12,7 +12,7 @@ from hf_transcoders.cli.studies import blind as study_blind
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.lm import Site, capture, edit_attention, locate
 from hf_transcoders.lm.norms import norm_bias, norm_scale
-from hf_transcoders.lm.order import norm_before, norm_behind
+from hf_transcoders.lm.stream import norm_before, norm_behind
 from hf_transcoders.models.linear_parts import encoder_rows
 from hf_transcoders.studies import blind_study
 from hf_transcoders.studies.blind.hypotheses import TokenHypotheses, token_hypotheses

@@ -8,7 +8,7 @@ import torch
 from hf_transcoders import TranscoderError
 from hf_transcoders.lm import Site, architecture_of, capture
 from hf_transcoders.lm.norms import norm_bias, norm_gain, norm_scale
-from hf_transcoders.lm.order import (
+from hf_transcoders.lm.stream import (
     direct_logits,
     norm_before,
     norm_behind,

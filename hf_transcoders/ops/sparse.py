@@ -20,8 +20,11 @@ _GATHER_CHUNK = 1 << 24
 # Scores that are made at a time when rows can be ranked one by one. On a CPU few enough to stay in its cache.
 _CPU_SCORES, _SCORES = 1 << 21, 1 << 28
 
-# Only the pattern of a CSR tensor is used here, and the message would greet every user of a TopK dictionary.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+# PyTorch warns once per process that CSR tensors are in beta, and every user of a TopK dictionary would see it. Only the
+# pattern of one is used here, so the first is made where nobody is warned; later ones cost nothing.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1))
 
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 

@@ -17,10 +17,6 @@ from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import TranscoderSet
 
 
-# It is about changing outputs in place, which no one does here.
-warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
-
-
 def shard_(model: TranscoderModel | TranscoderSet, device_type: str, world_size: int, **options) -> None:
     """
     Shares the parameters of a dictionary, or of each dictionary of a set, out over all processes, in place. Parameters must
@@ -32,6 +28,8 @@ def shard_(model: TranscoderModel | TranscoderSet, device_type: str, world_size:
         world_size (`int`): Processes.
         options: For [`~torch.distributed.fsdp.fully_shard`], such as `reshard_after_forward`.
     """
+    # The warning is about changing outputs in place, which training does not do. It comes in every forward pass.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(device_type, (world_size,))
     if isinstance(model, TranscoderSet):
         for dictionary in model.values():

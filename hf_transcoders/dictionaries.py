@@ -60,11 +60,12 @@ def fitting_dictionaries(
         raise TranscoderError("There is no dictionary: give at least one.")
     check_fits(base_model, named)
     for name, dictionary in named.items():
-        if Site.parse(dictionary.config.output_site).point == "resid_mid":
-            raise TranscoderError(
-                f"'{name}' writes to '{dictionary.config.output_site}', which can be read but not written: the model has no "
-                "module that passes it on."
-            )
+        for site in dictionary.config.output_sites:
+            if Site.parse(site).point == "resid_mid":
+                raise TranscoderError(
+                    f"'{name}' writes to '{site}', which can be read but not written: the model has no module that passes "
+                    "it on."
+                )
     return named
 
 
@@ -94,7 +95,7 @@ def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: 
     """
     names = [wanted]
     if wanted not in named:
-        names = [name for name, dictionary in named.items() if dictionary.config.output_site == str(wanted)]
+        names = [name for name, dictionary in named.items() if str(wanted) in dictionary.config.output_sites]
     if len(names) != 1:
         reason = "no dictionary" if not names else f"more than one dictionary ({', '.join(names)})"
         raise TranscoderError(
@@ -156,14 +157,14 @@ def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfi
 
 
 def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:
-    if config.input_site is None or config.output_site is None:
+    if config.input_site is None or not config.output_sites:
         raise TranscoderError(
             f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`, or make its "
             "configuration with TranscoderConfig.for_model(base_model, input_site, output_site)."
         )
     for site, width, field in (
         (config.input_site, config.d_in, "d_in"),
-        (config.output_site, config.d_out, "d_out"),
+        *((site, config.d_out, "d_out") for site in config.output_sites),
     ):
         locate(base_model, site)  # Refuses a site that the model does not have.
         expected = site_width(base_model, site)

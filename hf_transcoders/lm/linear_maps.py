@@ -359,7 +359,7 @@ class _Pick:
 
 
 def _pulled(module, name, count, functional) -> LinearMap:
-    """Functionals of the outputs `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
+    """ReadVectors of the outputs `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
     _, inputs = map_size(module)
     with _alone(module, name) as run:
         with torch.enable_grad():

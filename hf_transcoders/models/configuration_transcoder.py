@@ -180,6 +180,11 @@ class TranscoderConfig(PreTrainedConfig):
         return self.tied or (self.input_site is not None and self.input_site == self.output_site)
 
     @property
+    def output_sites(self) -> tuple[str, ...]:
+        """All sites that the dictionary writes at: of this class, at most one."""
+        return () if self.output_site is None else (self.output_site,)
+
+    @property
     def is_sparse(self) -> bool:
         """Whether the number of active features is fixed, so that training can use the sparse kernels."""
         return self.activation in ("topk", "batchtopk")

@@ -13,10 +13,12 @@ from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ...version import versions
 from ..prompt_tokens import Prompt, encode_prompts, token_labels
-from .adjoint import FINAL, Adjoint, Functionals
+from .adjoint import Adjoint
 from .graph import KINDS, AttributionGraph, TargetInfo
 from .influence import influence_of
-from .recording import READS, LinearRun, record
+from .linear_run import READS, LinearRun
+from .read_vectors import FINAL, ReadVectors
+from .recording import record
 from .row_sums import rows_do_not_sum, warn
 from .targets import resolve_targets
 from .tolerance import row_tolerance
@@ -146,7 +148,7 @@ class _Rows:
     Sources are numbered as by [`Sources`]; rows are those of the targets and of features, in the order of expansion.
     """
 
-    def __init__(self, run: LinearRun, targets: Functionals, edges_per_node: int, method: str):
+    def __init__(self, run: LinearRun, targets: ReadVectors, edges_per_node: int, method: str):
         self.run = run
         self.targets = targets
         self.edges_per_node = edges_per_node
@@ -225,7 +227,7 @@ class _Rows:
             vector[mine], bias[mine] = rows.to(vector.device), biases.to(bias.device)
             for row in mine.tolist():
                 points[row] = site.point
-        return Functionals(self.layer[features], points, self.position[features], vector, bias)
+        return ReadVectors(self.layer[features], points, self.position[features], vector, bias)
 
     def _add(self, owners, functionals):
         rows = self.solver.rows(functionals)
@@ -269,7 +271,7 @@ class _Rows:
         return influence_of(source, owner, share, weights)
 
 
-def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
+def measured(run: LinearRun, functionals: ReadVectors) -> torch.Tensor:
     """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
     found = functionals.bias.float().clone()
     for rows, terms in _terms(run, functionals):

@@ -16,8 +16,8 @@ from ...lm.linear_maps import is_offloaded, is_quantized, loaded
 from ...lm.order import POINTS
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
-from .adjoint import FINAL, Functionals
-from .recording import READS, LinearRun
+from .linear_run import READS, LinearRun
+from .read_vectors import FINAL, ReadVectors
 from .sources import Sources
 
 
@@ -41,7 +41,7 @@ class AutogradRows:
         self.sources = Sources(run)
         self.frozen = record_frozen(run.model, run.input_ids[None])
 
-    def rows(self, targets: Functionals) -> torch.Tensor:
+    def rows(self, targets: ReadVectors) -> torch.Tensor:
         """What each source adds to each functional: see [`Adjoint.rows`]."""
         if any(is_quantized(module) for module in attention_modules(self.run.model)):
             raise TranscoderError(
@@ -94,7 +94,7 @@ class AutogradRows:
                 leaves[site] = {"mlp": writer.error}
                 continue
             dictionary = self.run.dictionaries[writer.dictionary]
-            rows = decoder_rows(dictionary, writer.feature.to(dictionary.device)).to(writer.error.device)
+            rows = decoder_rows(dictionary, writer.feature.to(dictionary.device), site).to(writer.error.device)
             leaves[site] = {"feature": rows * writer.activation[:, None], "error": writer.error, "bias": writer.bias}
         return {
             site: {kind: value.detach().clone().requires_grad_() for kind, value in parts.items()}
@@ -158,17 +158,18 @@ class AutogradRows:
         out = torch.zeros(len(targets), len(self.sources), device=self.run.token_embedding.device)
         remaining = iter(gradients)
         for site, parts in leaves.items():
-            layer, point = (-1, "") if site == "embeddings" else (site.layer, site.point)
             for kind, leaf in parts.items():
                 gradient = next(remaining)
                 if gradient is None:
                     continue
-                added = (gradient * leaf.detach()).sum(-1)
-                segment = self.sources.segment(kind, layer, "" if kind == "bias" else point)
-                if kind == "bias":
-                    out[:, segment.start] += added
+                if site == "embeddings":
+                    segment = self.sources.segment(kind)
                 else:
-                    out[:, segment.start : segment.end] = added
+                    of = {"feature": self.run.writers[site].dictionary, "bias": site.layer}.get(kind, site)
+                    segment = self.sources.segment(kind, of)
+                # A bias is one source, and its leaf one vector.
+                added = (gradient * leaf.detach()).sum(-1)
+                out[:, segment.start : segment.end] += added[:, None] if kind == "bias" else added
         for (layer, parameter), gradient in zip(biases, remaining, strict=True):
             if gradient is not None:
                 out[:, self.sources.segment("bias", layer).start] += (gradient * parameter.detach()).float().sum(-1)

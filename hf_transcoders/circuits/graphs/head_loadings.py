@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...dictionaries import Dictionaries, fitting_dictionaries
+from ...dictionaries import Dictionaries
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
-from .adjoint import FINAL, Adjoint, Functionals, Walk
+from .adjoint import Adjoint, Visitor, Walk
 from .graph import KINDS, AttributionGraph
 from .influence import normalized_weights
-from .read_vectors import node_functionals
-from .recording import LinearRun, record
+from .linear_run import LinearRun
+from .read_vectors import FINAL, ReadVectors, node_read_vectors
+from .rerun import rerun
 from .row_sums import warn
 
 
@@ -150,20 +151,19 @@ def head_loadings(
     if max_edges < 1:
         raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
     edges = _chosen(graph, edges, max_edges)
-    run = record_again(base_model, transcoders, graph)
-    adjoint = Adjoint(run)
+    run = rerun(base_model, transcoders, graph)
     source, target = graph.source[edges], graph.target[edges]
-    functionals, row = _read(run, graph, target)
-    written = _written(run, graph, source)
-    loadings = torch.zeros(len(edges), run.num_layers, len(run.layers[0].pattern))
+    targets, row = _read(run, graph, target)
+    heads = len(run.layers[0].pattern)
+    loadings = torch.zeros(len(edges), run.num_layers, heads)
     direct = torch.zeros(len(edges))
-    for part in _batches(run, functionals, row, adjoint.batch_size()):
+    for part in _batches(run, targets, row, Adjoint(run).batch_size()):
         own, local = row[part].unique(return_inverse=True)
-        batch, sources = functionals[own], written[part]
-        lift = _Lift(run, batch, local, sources)
-        walk = _Splitting(run, adjoint.sources, batch, local, sources.position, lift.values)
-        walk.down()
-        loadings[part.cpu()], direct[part.cpu()] = walk.loadings.cpu(), lift.direct.cpu()
+        sources = _written(run, graph, source[part.cpu()])
+        lift = _Lift(run, targets[own], local, sources)
+        splitting = _Splitting(local, sources.position, lift.values, heads)
+        Walk(run, targets[own], splitting).down()
+        loadings[part.cpu()], direct[part.cpu()] = splitting.loadings.cpu(), lift.direct.cpu()
     result = HeadLoadings(
         edges=edges,
         source=source,
@@ -177,22 +177,6 @@ def head_loadings(
     _check_sums(result)
     warn(result.warning)
     return result
-
-
-def record_again(base_model: PreTrainedModel, transcoders: Dictionaries, graph: AttributionGraph) -> LinearRun:
-    """The run that a graph was made of.
-
-    Raises:
-        [`TranscoderError`]: the dictionaries have other names than those of the graph, or do not fit the model.
-    """
-    named = fitting_dictionaries(base_model, transcoders)
-    if list(named) != graph.dictionaries:
-        raise TranscoderError(
-            f"The graph was made with the dictionaries {', '.join(graph.dictionaries) or 'none'}, and these are "
-            f"{', '.join(named) or 'none'}: give those of the graph, in their order."
-        )
-    ids = torch.tensor(graph.input_ids)
-    return record(base_model, named, [ids], graph.metadata.get("settings", {}).get("skip_first", 1))[0]
 
 
 def _chosen(graph, edges, most):
@@ -214,88 +198,102 @@ def _chosen(graph, edges, most):
 
 
 def _read(run, graph, target):
-    """What is read at the ends of edges, and which of these functionals belongs to each edge."""
+    """Read vectors of the targets of edges, and the row of each edge's target among them."""
     nodes, row = target.unique(return_inverse=True)
     device = run.token_embedding.device
-    return node_functionals(graph, run.dictionaries, nodes, device), row.to(device)
+    return node_read_vectors(graph, run.dictionaries, nodes, device), row.to(device)
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What sources write: place (`None` for embeddings), token `(edges,)` and vector `(edges, width)`."""
+    """The vectors that the sources of some edges write.
 
-    site: list[Site | None]
+    Args:
+        position (`torch.LongTensor` of shape `(edges,)`): Token of each source.
+        by_site (`dict`): By site, `None` for embeddings, the edges whose sources write there, `(k,)`, and what they
+            write, `(k, width)`.
+    """
+
     position: torch.Tensor
-    vector: torch.Tensor
+    by_site: dict[Site | None, tuple[torch.Tensor, torch.Tensor]]
 
-    def __getitem__(self, rows):
-        return _Written([self.site[row] for row in rows.tolist()], self.position[rows], self.vector[rows])
-
-    def at(self, site: Site | None) -> torch.Tensor:
-        """`(edges, 1)`: 1 for sources that write there."""
-        return torch.tensor([[float(own == site)] for own in self.site], device=self.vector.device)
+    def at(self, site: Site | None, like: torch.Tensor) -> torch.Tensor:
+        """What all sources write at a site, `(edges, width)`: zeros for those that write elsewhere."""
+        written = torch.zeros_like(like)
+        if site in self.by_site:
+            edges, vectors = self.by_site[site]
+            written[edges] = vectors
+        return written
 
 
 def _written(run, graph, source):
     device = run.token_embedding.device
-    position = graph.position[source]
-    vector = torch.zeros(len(source), run.token_embedding.shape[-1], device=device)
-    sites: list[Site | None] = [None] * len(source)
-    kind = graph.kind[source]
-    for name, written in (("token", run.token_embedding), ("position", run.position_embedding)):
-        mine = (kind == KINDS.index(name)).nonzero()[:, 0]
-        if len(mine):
-            vector[mine] = written[position[mine]]
+    position, kind = graph.position[source], graph.kind[source]
+    by_site = {}
+
+    def add(site, edges, vectors):
+        edges = edges.to(device)
+        if site in by_site:
+            edges, vectors = torch.cat([by_site[site][0], edges]), torch.cat([by_site[site][1], vectors])
+        by_site[site] = edges, vectors
+
+    for name, embedding in (("token", run.token_embedding), ("position", run.position_embedding)):
+        edges = (kind == KINDS.index(name)).nonzero()[:, 0]
+        if len(edges):
+            add(None, edges, embedding[position[edges]])
     for site, writer in run.writers.items():
-        if writer.dictionary < 0:
-            mine = (kind == KINDS.index("mlp")) & (graph.layer[source] == site.layer)
-        else:
-            mine = graph.dictionary[source] == writer.dictionary
-        for at in mine.nonzero()[:, 0].tolist():
-            sites[at] = site
-        missed = (mine & (kind != KINDS.index("feature"))).nonzero()[:, 0]
-        vector[missed] = writer.error[position[missed]]
-        features = (mine & (kind == KINDS.index("feature"))).nonzero()[:, 0]
+        is_dictionary = writer.dictionary >= 0
+        missed = (kind == KINDS.index("error" if is_dictionary else "mlp")) & (graph.layer[source] == site.layer)
+        missed = (missed & (graph.dictionary[source] == writer.dictionary)).nonzero()[:, 0]
+        if len(missed):
+            add(site, missed, writer.error[position[missed]])
+        features = (kind == KINDS.index("feature")) & (graph.dictionary[source] == writer.dictionary)
+        features = features.nonzero()[:, 0]
         if len(features):
             dictionary, nodes = run.dictionaries[writer.dictionary], source[features]
-            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device)).to(device)
-            vector[features] = rows * graph.value[nodes, None].to(device)
-    return _Written(sites, position.to(device), vector)
+            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device), site).to(device)
+            add(site, features, rows * graph.value[nodes, None].to(device))
+    return _Written(position.to(device), by_site)
 
 
-def _batches(run, functionals, row, targets):
-    """Edges in batches of not too many targets, those of neighbouring ones together."""
-    order = (functionals.layer * len(run.input_ids) + functionals.position).argsort(stable=True)
+def _batches(run, targets, row, size):
+    """Edges in batches of at most `size` targets, of neighboring layers and tokens together."""
+    order = (targets.layer * len(run.input_ids) + targets.position).argsort(stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
-    batch = rank[row] // targets
+    batch = rank[row] // size
     edges = max(1, _MAX_ELEMENTS // (run.num_layers * run.layers[0].output.shape[0]))
     for number in range(int(batch.max()) + 1 if len(batch) else 0):
         yield from (batch == number).nonzero()[:, 0].split(edges)
 
 
 class _Lift:
-    """What sources write, on its way up through everything but heads: at their own tokens alone.
+    """A forward pass of what sources write through everything but heads: at their own tokens alone.
 
     Attributes:
-        values (`list[torch.Tensor]`): By layer, the values that each source gives to heads, `(edges, kv_heads * head_dim)`.
+        values (`list[torch.Tensor]`): By layer, what each source adds to the values of heads, `(edges, kv_heads * head_dim)`.
         direct (`torch.Tensor` of shape `(edges,)`): What reaches the target of each edge this way.
     """
 
-    def __init__(self, run: LinearRun, functionals: Functionals, row: torch.Tensor, sources: _Written):
+    def __init__(self, run: LinearRun, targets: ReadVectors, row: torch.Tensor, sources: _Written):
         self.run = run
-        self.functionals = functionals
+        self.targets = targets
         self.row = row
         self.sources = sources
         self.values: list[torch.Tensor] = []
         self.direct = torch.zeros(len(row), device=row.device)
-        self.groups = functionals.places()
-        # What skip connections read, by layer and point.
-        self.read: dict[tuple[int, str], torch.Tensor] = {}
-        stream = sources.vector * sources.at(None)
+        self.groups = targets.places()
+        self.input_sites = {
+            writer.site: Site.parse(run.dictionaries[writer.dictionary].config.input_site)
+            for writer in run.writers.values()
+            if writer.skip is not None
+        }
+        # What skip connections read, by site.
+        self.read: dict[Site, torch.Tensor] = {}
+        stream = sources.at(None, run.token_embedding.new_zeros(len(row), run.token_embedding.shape[-1]))
         for layer, maps in enumerate(run.layers):
             stream = self._block(layer, maps, stream)
-        self._pass(run.num_layers, FINAL, self._normed(run.final_norm, stream))
+        self._reach(run.num_layers, FINAL, self._normed(run.final_norm, stream))
 
     def _block(self, layer, maps, stream):
         stream = self._pass(layer, "resid_pre", stream)
@@ -312,47 +310,49 @@ class _Lift:
     def _normed(self, norm, vectors):
         return vectors if norm is None else norm[self.sources.position, 0](vectors)
 
-    def _pass(self, layer, point, vectors):
-        """Past a place: what is there is read, then what is written there takes its place."""
-        self.read[layer, point] = vectors
+    def _reach(self, layer, point, vectors):
+        """Add what reaches the targets that read at a place."""
         rows = self.groups.get((layer, point))
         if rows is not None:
-            here = torch.isin(self.row, rows) & (self.functionals.position[self.row] == self.sources.position)
-            self.direct += here * (vectors * self.functionals.vector[self.row]).sum(-1)
-        site = None if point == FINAL else Site(point, layer)
+            here = torch.isin(self.row, rows) & (self.targets.position[self.row] == self.sources.position)
+            self.direct += here * (vectors * self.targets.vector[self.row]).sum(-1)
+
+    def _pass(self, layer, point, vectors):
+        """Forward step at a site: reach its targets, then replace the value by what sources write there."""
+        self._reach(layer, point, vectors)
+        site = Site(point, layer)
+        if site in self.input_sites.values():
+            self.read[site] = vectors
         writer = self.run.writers.get(site)
         if writer is None:
             return vectors
-        written = self.sources.vector * self.sources.at(site)
+        written = self.sources.at(site, vectors)
         if writer.skip is not None:
-            source = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
             works = writer.works[self.sources.position, None].float()
-            written = written + works * (self.read[source.layer, source.point] @ writer.skip.T)
+            written = written + works * (self.read[self.input_sites[site]] @ writer.skip.T)
         return written
 
 
-class _Splitting(Walk):
-    """A walk that reads off at each head what it carries from the source of each edge to its target.
+class _Splitting(Visitor):
+    """Splits edges over heads: the product of what a source adds to a head's values and the gradient of the target there.
 
     Args:
-        row, position (`torch.LongTensor` of shape `(edges,)`): Functional, and token of the source, of each edge.
-        values (`list[torch.Tensor]`): What [`_Lift`] found.
+        row, position (`torch.LongTensor` of shape `(edges,)`): Target, and token of the source, of each edge.
+        values (`list[torch.Tensor]`): By layer, what sources add to the values of heads; see [`_Lift`].
+        heads (`int`): Heads of a layer.
     """
 
-    def __init__(self, run, sources, functionals, row, position, values):
-        super().__init__(run, sources, functionals, torch.zeros(len(sources), len(functionals), device=row.device))
+    def __init__(self, row, position, values, heads):
         self.row = row
         self.position = position
         self.values = values
-        self.loadings = torch.zeros(len(row), run.num_layers, len(run.layers[0].pattern), device=row.device)
+        self.loadings = torch.zeros(len(row), len(values), heads, device=row.device)
 
-    def _at_values(self, layer, maps, gradient):
-        gradients = super()._at_values(layer, maps, gradient)
-        heads, _, _, width = gradients.shape
+    def on_heads(self, layer, gradient):
+        heads, _, _, width = gradient.shape
         values = self.values[layer].unflatten(-1, (-1, width))
         values = values.repeat_interleave(heads // values.shape[1], dim=1)
-        self.loadings[:, layer] = (gradients[:, self.position, self.row].transpose(0, 1) * values).sum(-1)
-        return gradients
+        self.loadings[:, layer] = (gradient[:, self.position, self.row].transpose(0, 1) * values).sum(-1)
 
 
 def _check_sums(result):

@@ -12,11 +12,12 @@ from ...lm.query_key import linear_query_key
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
 from ..prompt_tokens import Prompt, encode_prompt, token_labels
-from .adjoint import Adjoint, Functionals
+from .adjoint import Adjoint
 from .attribution import measured
 from .graph import AttributionGraph, node_label
-from .head_loadings import record_again
+from .read_vectors import ReadVectors
 from .recording import record
+from .rerun import rerun
 from .row_sums import sums_do_not_hold, warn
 from .targets import check_position
 
@@ -163,7 +164,7 @@ def qk_attribution(
     if isinstance(prompt, AttributionGraph):
         if skip_first is not None:
             raise TranscoderError("A graph was given, which has its own `skip_first`: leave it out.")
-        run, tokens = record_again(base_model, transcoders, prompt), prompt.tokens
+        run, tokens = rerun(base_model, transcoders, prompt), prompt.tokens
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
         run = record(
@@ -205,7 +206,7 @@ def qk_attribution(
 def _functionals(layer, position, weight, bias):
     places = (torch.full((len(weight),), value, device=weight.device) for value in (layer, position))
     at, token = places
-    return Functionals(at, ["attn.in"] * len(weight), token, weight, bias)
+    return ReadVectors(at, ["attn.in"] * len(weight), token, weight, bias)
 
 
 def _check_sums(run, layer, maps, queries, keys):

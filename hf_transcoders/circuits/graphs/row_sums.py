@@ -11,7 +11,7 @@ from .influence import influence, row_magnitudes
 
 if TYPE_CHECKING:
     from .graph import AttributionGraph
-    from .recording import LinearRun
+    from .linear_run import LinearRun
 
 
 logger = logging.get_logger(__name__)

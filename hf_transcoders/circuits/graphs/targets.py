@@ -16,9 +16,9 @@ from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
 from ..prompt_tokens import token_labels
-from .adjoint import FINAL, Functionals
 from .graph import TargetInfo
-from .recording import READS, LinearRun
+from .linear_run import READS, LinearRun
+from .read_vectors import FINAL, ReadVectors
 
 
 logger = logging.get_logger(__name__)
@@ -78,7 +78,7 @@ def resolve_targets(
     tokenizer: PreTrainedTokenizerBase | None,
     max_logits: int = 10,
     logit_mass: float = 0.95,
-) -> tuple[Functionals, list[TargetInfo]]:
+) -> tuple[ReadVectors, list[TargetInfo]]:
     """Targets as functionals of a run.
 
     Args:
@@ -109,7 +109,7 @@ def resolve_targets(
     width = max(len(vector) for vector in vectors)
     if any(len(vector) != width for vector in vectors):
         raise TranscoderError("The targets are read at places of different widths: make one graph for each width.")
-    functionals = Functionals(
+    functionals = ReadVectors(
         layer=torch.tensor(layers, device=device),
         point=list(points),
         position=torch.tensor(positions, device=device),
@@ -144,7 +144,7 @@ def _likely(logits, most, mass):
 
 def _strongest_features(run, most):
     """The features of the last token that write most, as targets of a model without logits."""
-    found = []
+    found: dict[tuple[str, int], float] = {}
     last = len(run.input_ids) - 1
     for writer in run.writers.values():
         active = writer.position == last
@@ -152,12 +152,11 @@ def _strongest_features(run, most):
         if dictionary is None or not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
             continue
         features = writer.feature[active]
-        sizes = writer.activation[active] * decoder_rows(dictionary, features.to(dictionary.device)).norm(dim=1).to(
-            writer.activation.device
-        )
-        found += [
-            (size, run.names[writer.dictionary], f) for size, f in zip(sizes.tolist(), features.tolist(), strict=True)
-        ]
+        rows = decoder_rows(dictionary, features.to(dictionary.device), writer.site)
+        sizes = writer.activation[active] * rows.norm(dim=1).to(writer.activation.device)
+        for size, feature in zip(sizes.tolist(), features.tolist(), strict=True):
+            key = run.names[writer.dictionary], feature
+            found[key] = found.get(key, 0.0) + size
     if not found:
         raise TranscoderError(
             f"{type(run.model).__name__} has no language-model head and none of its features is active at the last token, so "
@@ -167,12 +166,11 @@ def _strongest_features(run, most):
         f"{type(run.model).__name__} has no language-model head, so the graph explains the strongest features of the last "
         "token; load the model with AutoModelForCausalLM to explain logits."
     )
-    found = sorted(found, reverse=True)[:most]
-    total = sum(size for size, _, _ in found)
-    weights = [size / total if total > 0 else 1 / len(found) for size, _, _ in found]
+    strongest = sorted(((size, *key) for key, size in found.items()), reverse=True)[:most]
+    total = sum(size for size, _, _ in strongest)
     return [
-        replace(Target.feature(name, feature), weight=weight)
-        for weight, (_, name, feature) in zip(weights, found, strict=True)
+        replace(Target.feature(name, feature), weight=size / total if total > 0 else 1 / len(strongest))
+        for size, name, feature in strongest
     ]
 
 

@@ -18,10 +18,9 @@ from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ..interventions.feature_edits import FeatureEdit
 from ..interventions.intervene import intervene
-from .adjoint import FINAL
 from .graph import AttributionGraph
 from .influence import influence, normalized_weights
-from .read_vectors import node_functionals
+from .read_vectors import FINAL, node_read_vectors
 
 
 #: How much of the model may answer to a change, from nothing to everything.
@@ -213,7 +212,7 @@ class _Reader:
 
     def __init__(self, base_model, named, graph, nodes):
         dictionaries = [named[name] for name in graph.dictionaries]
-        self.functionals = node_functionals(graph, dictionaries, nodes, input_device(base_model))
+        self.functionals = node_read_vectors(graph, dictionaries, nodes, input_device(base_model))
         norm = base_model.base_model.get_submodule(architecture_of(base_model).final_norm)
         self.places = {
             (layer, point): (Location(norm, "out") if point == FINAL else locate(base_model, Site(point, layer)), rows)

@@ -7,8 +7,8 @@ import torch
 from ...lm.order import POINTS, STEPS, reading_step
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows, encoder_rows
-from ..graphs.adjoint import FINAL
-from ..graphs.recording import READS, LinearRun, Writer
+from ..graphs.linear_run import READS, LinearRun, Writer
+from ..graphs.read_vectors import FINAL
 from .contributions import Collector, Contributions, Reads
 from .filters import PathFilter
 from .steps import BIASES, KINDS
@@ -32,10 +32,7 @@ class Expander:
     def __init__(self, run: LinearRun):
         self.run = run
         self.device = run.token_embedding.device
-        self.writer_of = {writer.dictionary: writer for writer in run.writers.values() if writer.dictionary >= 0}
-        self.continues = {
-            number: Site.parse(run.dictionaries[number].config.input_site).point in READS for number in self.writer_of
-        }
+        self.continues = [Site.parse(dictionary.config.input_site).point in READS for dictionary in run.dictionaries]
         # What is written to the whole stream hides all that was written before.
         floors = torch.full((STEPS * run.num_layers + 1,), -1)
         for site in run.writers:
@@ -66,7 +63,7 @@ class Expander:
         bias: torch.Tensor,
         scale: torch.Tensor | None = None,
     ) -> Reads:
-        """Functionals of what is read at one place.
+        """ReadVectors of what is read at one place.
 
         Args:
             layer (`int`): Layer; the number of layers for `"final"`.
@@ -233,7 +230,7 @@ class Expander:
         first = (writer.offsets[position] - (counts.cumsum(0) - counts))[pair]
         active = first + torch.arange(len(pair), device=self.device)
         feature = writer.feature[active]
-        decoder = decoder_rows(dictionary, feature.to(dictionary.device)).to(self.device)
+        decoder = decoder_rows(dictionary, feature.to(dictionary.device), writer.site).to(self.device)
         collector.add(
             "feature", rows[pair], writer.site.layer, writer.activation[active], (decoder * vector[pair]).sum(-1),
             position[pair], feature, writer.dictionary, self.continues[writer.dictionary],
@@ -271,7 +268,7 @@ class Expander:
         parts, order = [], []
         for kind, group, follow in (
             ("feature", steps.dictionary, self._follow_features),
-            ("skip", steps.dictionary, self._follow_skip),
+            ("skip", steps.layer * len(self.run.dictionaries) + steps.dictionary, self._follow_skip),
             ("head", steps.layer, self._follow_heads),
         ):
             chosen = steps.kind == KINDS.index(kind)
@@ -288,8 +285,13 @@ class Expander:
         return self.read(site.layer, site.point, steps.position, vector.to(self.device), bias.to(self.device), scale)
 
     def _follow_skip(self, number, steps, parents, scale):
-        writer: Writer = self.writer_of[number]
-        site = Site.parse(self.run.dictionaries[number].config.input_site)
+        layer, dictionary = divmod(number, len(self.run.dictionaries))
+        writer: Writer = next(
+            writer
+            for site, writer in self.run.writers.items()
+            if (site.layer, writer.dictionary) == (layer, dictionary) and writer.skip is not None
+        )
+        site = Site.parse(self.run.dictionaries[dictionary].config.input_site)
         vector = self._at(writer.site, parents) @ writer.skip
         return self.read(site.layer, site.point, steps.position, vector, torch.zeros_like(scale), scale)
 

@@ -3,7 +3,7 @@
 import torch
 
 from hf_transcoders import Site
-from hf_transcoders.circuits.graphs.adjoint import FINAL, Functionals
+from hf_transcoders.circuits.graphs.read_vectors import FINAL, ReadVectors
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.models.linear_parts import encoder_rows
@@ -87,7 +87,7 @@ def some_functionals(run, of_features=4):
             value = writer.activation[at]
             found.append((read.layer, read.point, int(writer.position[at]), rows[at], float(biases[at]), value))
     layer, point, position, vector, bias, value = zip(*found, strict=True)
-    functionals = Functionals(
+    functionals = ReadVectors(
         torch.tensor(layer), list(point), torch.tensor(position), torch.stack(vector), torch.tensor(bias)
     )
     return functionals, torch.stack(value)

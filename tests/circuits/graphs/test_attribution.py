@@ -220,11 +220,11 @@ def test_dictionaries_that_do_not_fit_are_refused(model):
 
     refused(changed(one(), output_site=None), "does not say where it belongs: set")
     refused(changed(one(), input_site=None), "does not say where it belongs: set")
-    refused(one(target="layers.1.mlp.in"), "'one' writes to 'layers.1.mlp.in', which is no part of a linear model")
+    refused(one(target="layers.1.mlp.in"), "'one' writes to 'layers.1.mlp.in', which is not part of a linear model")
     refused(changed(one(), input_site="layers.2.mlp.in"), "before it reads 'layers.2.mlp.in': it cannot be spliced in")
     refused(changed(one(), input_site="module:model.layers.1.mlp:in"), "it cannot be spliced in")
     refused(changed(one(), d_in=16), "has width 16 at .layers.1.mlp.in., but this model has 32")
-    refused(one("layers.0.mlp.out", skip_connection=True), "reads 'layers.0.mlp.out', behind an MLP: it is not linear")
+    refused(one("layers.0.mlp.out", skip_connection=True), "reads 'layers.0.mlp.out', after an MLP: it is not linear")
     refused({"a": one(), "b": one(target="layers.1.mlp.branch")}, "'a' and 'b' write to one place: keep one")
     same = {
         "a": one("layers.0.resid_post", "layers.0.resid_post"),

@@ -6,7 +6,8 @@ import torch
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import Target, attribution_graph, head_loadings
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from hf_transcoders.circuits.graphs.head_loadings import _read, record_again
+from hf_transcoders.circuits.graphs.head_loadings import _read
+from hf_transcoders.circuits.graphs.rerun import rerun
 from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokens
 
@@ -70,7 +71,7 @@ def test_parts_are_what_switching_heads_says(family, mix):
     edges = without_biases(graph)
     edges = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(0))[:100]]
     result = head_loadings(model, dictionaries, graph, edges)
-    run = record_again(model, dictionaries, graph)
+    run = rerun(model, dictionaries, graph)
     functionals, row = _read(run, graph, result.target)
     # A graph without the features that were not expanded has fewer nodes than there are sources.
     column = source_numbers(run, graph)[result.source]

@@ -7,8 +7,8 @@ import torch
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import attribution_graph, qk_attribution
-from hf_transcoders.circuits.graphs.adjoint import Functionals
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
+from hf_transcoders.circuits.graphs.read_vectors import ReadVectors
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm import edit_attention
 from hf_transcoders.lm.query_key import linear_query_key
@@ -73,7 +73,7 @@ def test_pairs_equal_those_of_autograd():
 
     def rows(weight, bias, position):
         size = len(weight)
-        functionals = Functionals(
+        functionals = ReadVectors(
             torch.full((size,), 2), ["attn.in"] * size, torch.full((size,), position), weight, bias
         )
         return AutogradRows(run).rows(functionals)

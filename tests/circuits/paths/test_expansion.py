@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits.graphs.adjoint import Adjoint, Functionals
+from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.attribution import measured
+from hf_transcoders.circuits.graphs.read_vectors import ReadVectors
 from hf_transcoders.circuits.paths.contributions import Contributions
 from hf_transcoders.circuits.paths.expansion import Expander
 from hf_transcoders.circuits.paths.steps import KINDS
@@ -15,7 +16,7 @@ from .setups import DICTIONARIES, recorded, transcoders
 
 def functionals_of(run, *places):
     generator = torch.Generator().manual_seed(0)
-    return Functionals(
+    return ReadVectors(
         layer=torch.tensor([layer for layer, _ in places]),
         point=[point for _, point in places],
         position=torch.full((len(places),), len(run.input_ids) - 1),

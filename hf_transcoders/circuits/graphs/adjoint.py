@@ -232,7 +232,7 @@ class _Rows(Visitor):
         if written.dim() == 1:
             values = gradient.sum(0) @ written.float()
         else:
-            values = (gradient @ written[:, :, None])[..., 0].sum(0)
+            values = torch.linalg.vecdot(gradient, written[:, None].float()).sum(0)
         self.out[self.sources.segment("bias", layer).start] += values
 
     def on_constant(self, layer, values, rows):
@@ -241,7 +241,8 @@ class _Rows(Visitor):
     def _vectors(self, kind, of, vectors, gradient):
         """Contributions of one source for each token."""
         start, tokens = self.sources.segment(kind, of).start, len(gradient)
-        self.out[start : start + tokens] = (gradient @ vectors[:tokens, :, None])[..., 0]
+        # A batched product with one column takes six times as long on CPU.
+        self.out[start : start + tokens] = torch.linalg.vecdot(gradient, vectors[:tokens, None])
 
     def _features(self, writer, gradient):
         """Contributions of features through one of the sites that they write at."""

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import TranscoderSet, offline_model, splice
-from hf_transcoders.circuits import attribution_graph, certificate
-from hf_transcoders.circuits.graphs import head_loadings
+from hf_transcoders.circuits import attribution_graph, certificate, head_loadings
 
 
 @torch.no_grad()

@@ -209,8 +209,7 @@ def every_layer(base):
 
 
 def test_attribution_graphs_are_exact_on_every_layer(base, tokenizer, every_layer):
-    from hf_transcoders.circuits import attribution_graph, certificate
-    from hf_transcoders.circuits.graphs import head_loadings
+    from hf_transcoders.circuits import attribution_graph, certificate, head_loadings
 
     prompt = "When Mary and John went to the store, John gave a drink to"
     ids = tokenizer(prompt, return_tensors="pt").input_ids

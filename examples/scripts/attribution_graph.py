@@ -17,8 +17,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import TranscoderSet, offline_model
-from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, certificate, measure_effect
-from hf_transcoders.circuits.graphs import head_loadings
+from hf_transcoders.circuits import (
+    FeatureEdit,
+    FeatureWeights,
+    attribution_graph,
+    certificate,
+    head_loadings,
+    measure_effect,
+)
 
 
 def main():

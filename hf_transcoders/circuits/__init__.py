@@ -7,6 +7,8 @@ from .graphs import (
     attribution_graphs,
     certificate,
     contrast,
+    head_loadings,
+    qk_attribution,
     union,
 )
 from .interventions import FeatureEdit, InterventionEffect, intervene, intervention_losses, measure_effect
@@ -62,6 +64,7 @@ __all__ = [
     "duplicate_token_scores",
     "edited_attention",
     "greedy_paths",
+    "head_loadings",
     "intervene",
     "intervention_losses",
     "logit_attribution",
@@ -73,6 +76,7 @@ __all__ = [
     "path_patch",
     "pattern_scores",
     "previous_token_scores",
+    "qk_attribution",
     "select_paths",
     "union",
 ]

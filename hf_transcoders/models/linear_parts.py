@@ -82,7 +82,7 @@ def _writing_at(model, site):
         return model
     if str(site) not in sites:
         raise TranscoderError(
-            f"The dictionary does not write at '{site}': give one of its sites ({', '.join(sites) or 'none'}) as `site`."
+            f"site={site}: the dictionary writes at {', '.join(sites) or 'no site'}, so name one of these."
         )
     return model if len(sites) == 1 else model.at(str(site))
 

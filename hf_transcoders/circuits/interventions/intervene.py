@@ -1,7 +1,5 @@
 """Changing features inside an ordinary language model."""
 
-import functools
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
@@ -11,11 +9,10 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm.architectures import locate
 from ...lm.freeze import FrozenRun, frozen, record_frozen
-from ...lm.hooks import read_at, write_at
 from ...lm.modes import in_eval_mode
 from ...lm.sites import Site
+from ...lm.splicing import SplicedDictionary
 from ...lm.wrappers import opens_on_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
@@ -112,10 +109,10 @@ def intervene(
     tracker = PromptTracker()
     workers = []
     for name, dictionary in named.items():
-        skip = _live_skip(model, named, name) if mode == "direct" else None
-        if name in tables or skip is not None:
+        skips = _live_skips(model, named, name) if mode == "direct" else {}
+        if name in tables or skips:
             recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
-            workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skip))
+            workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skips))
     with ExitStack() as stack:
         stack.enter_context(in_eval_mode(model, *named.values()))
         stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
@@ -177,86 +174,79 @@ def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
     return frozen_at
 
 
-def _live_skip(model, named, name) -> torch.Tensor | None:
-    """The skip connection of a dictionary that stands for an MLP, `(d_out, d_in)`."""
-    site = Site.parse(named[name].config.output_site)
-    skip, _ = skip_and_bias(named[name])
-    if skip is None or site.point not in ("mlp.out", "mlp.branch"):
-        return None
-    for other, dictionary in named.items():
-        place = Site.parse(dictionary.config.output_site)
-        same = place.layer == site.layer and place.point in ("mlp.out", "mlp.branch")
-        if other != name and same and dictionary.W_skip is not None:
-            raise TranscoderError(
-                f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice in "
-                "mode 'direct': leave one of them out."
-            )
-    return skip
+def _live_skips(model, named, name) -> dict[Site, torch.Tensor]:
+    """Skip connections of a dictionary that stands for MLPs, `(d_out, d_in)`, by output site."""
+    skips = {}
+    for site in _mlp_sites(named[name]):
+        skip, _ = skip_and_bias(named[name], site)
+        if skip is None:
+            continue
+        skips[site] = skip
+        for other, dictionary in named.items():
+            same = any(place.layer == site.layer for place in _mlp_sites(dictionary))
+            if other != name and same and dictionary.config.skip_connection:
+                raise TranscoderError(
+                    f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice "
+                    "in mode 'direct': leave one of them out."
+                )
+    return skips
+
+
+def _mlp_sites(dictionary) -> list[Site]:
+    sites = map(Site.parse, dictionary.config.output_sites)
+    return [site for site in sites if site.point in ("mlp.out", "mlp.branch")]
 
 
 class _Editor:
-    """The edits of one dictionary at work: what it reads in a forward, and what it adds at its output.
+    """The edits of one dictionary at work: what they change in a forward pass, and what that adds at each output site.
 
     Args:
         dictionary ([`TranscoderModel`]): The dictionary.
         table ([`EditTable`], *optional*): Its edits, if it has any.
-        tracker ([`PromptTracker`]): Knows which tokens the forward at hand gets.
+        tracker ([`PromptTracker`]): The tokens of the forward pass at hand.
         recorded (`torch.Tensor` of shape `(batch or 1, seq, d_in)`, *optional*):
-            Its inputs in the recorded run, where old activations are those of that run.
-        skip (`torch.Tensor` of shape `(d_out, d_in)`, *optional*): The skip connection, where it carries changes.
+            Inputs of the dictionary in the recorded run, where old activations are those of that run.
+        skips (`dict[Site, torch.Tensor]`): By output site, skip connections `(d_out, d_in)` that carry changes.
     """
 
-    def __init__(self, dictionary, table, tracker: PromptTracker, recorded, skip):
+    def __init__(self, dictionary, table, tracker: PromptTracker, recorded, skips):
         self.dictionary = dictionary
         self.table = table
         self.tracker = tracker
         self.recorded = recorded
-        self.skip = skip
-        self.rows = None if table is None else decoder_rows(dictionary, table.features.to(dictionary.device))
-        # Of the forward pass at hand in each thread.
-        self.at_hand = threading.local()
+        self.skips = skips
+        self.sites = [Site.parse(site) for site in dictionary.config.output_sites]
+        self.rows = {}
+        if table is not None:
+            features = table.features.to(dictionary.device)
+            self.rows = {site: decoder_rows(dictionary, features, site) for site in self.sites}
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
-        config = self.dictionary.config
-        source, target = locate(model, config.input_site), locate(model, config.output_site)
-        if source.place == target.place:
-            ratio = source.scale / target.scale
-            write_at(stack, target, functools.partial(self._rewrite, ratio))
-        else:
-            read_at(stack, source, self._read)
-            write_at(stack, target, self._write)
+        source = Site.parse(self.dictionary.config.input_site)
+        SplicedDictionary(model, source, self.sites, self._compute, self._write).attach(stack)
 
-    def _rewrite(self, ratio, value):
-        return self._edited(value if ratio == 1 else value * ratio, value)
-
-    def _read(self, inputs):
-        self.at_hand.inputs = inputs
-
-    def _write(self, value):
-        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
-        return self._edited(inputs, value)
-
-    def _edited(self, inputs, value):
-        if inputs is None:
-            config = self.dictionary.config
-            raise TranscoderError(
-                f"A dictionary that writes to '{config.output_site}' cannot read '{config.input_site}': the model reaches "
-                "that later, or not at all."
-            )
-        tokens = self.tracker.tokens
-        if self.skip is not None and tokens.start == 0:
-            length = self.recorded.shape[1]
-            change = (inputs[:, :length] - self.recorded).float() @ self.skip.T.to(inputs.device)
-            value = torch.cat([value[:, :length] + change.to(value.dtype), value[:, length:]], dim=1)
+    def _compute(self, inputs):
+        """The inputs; and the edited tokens of the forward pass and the changes of their features, if there are any."""
         if self.table is None:
-            return value
-        entries = self.table.entries(tokens, self.tracker.length)
-        if len(entries.row) == 0:
-            return value
-        return self._add(entries, inputs, value)
+            return inputs, None
+        entries = self.table.entries(self.tracker.tokens, self.tracker.length)
+        return inputs, self._changes(entries, inputs) if len(entries.row) else None
 
-    def _add(self, entries: Entries, inputs, value):
-        device = self.rows.device
+    def _write(self, site, computed, value):
+        inputs, changes = computed
+        if site in self.skips and self.tracker.tokens.start == 0:
+            length = self.recorded.shape[1]
+            change = (inputs[:, :length] - self.recorded).float() @ self.skips[site].T.to(inputs.device)
+            value = torch.cat([value[:, :length] + change.to(value.dtype), value[:, length:]], dim=1)
+        if changes is None:
+            return value
+        flat, amounts = changes
+        delta = (amounts @ self.rows[site]).to(value.device, value.dtype)
+        return value.reshape(-1, value.shape[-1]).index_add(0, flat.to(value.device), delta).view(value.shape)
+
+    def _changes(self, entries: Entries, inputs):
+        """Edited tokens `(tokens,)`, counted over the batch, and changes of activations `(tokens, features)`."""
+        device = self.dictionary.device
         flat = entries.row * self.tracker.tokens.length + entries.position - self.tracker.tokens.start
         # Tokens with an edit, each once, however many of its features are edited.
         flat, token = flat.unique(return_inverse=True)
@@ -266,9 +256,8 @@ class _Editor:
         if (entries.factor != 1).any():
             old = encode_some(self.dictionary, self._inputs_at(flat.to(inputs.device), inputs), self.table.features)
             change = added + (factor - 1) * old[token, column].float()
-        amounts = torch.zeros(len(flat), len(self.rows), device=device).index_put((token, column), change)
-        delta = (amounts @ self.rows).to(value.device, value.dtype)
-        return value.reshape(-1, value.shape[-1]).index_add(0, flat.to(value.device), delta).view(value.shape)
+        amounts = torch.zeros(len(flat), len(self.table.features), device=device)
+        return flat, amounts.index_put((token, column), change)
 
     def _inputs_at(self, flat, inputs):
         """What the dictionary reads at some tokens, `(tokens, d_in)`: in the recorded run, where there is one."""

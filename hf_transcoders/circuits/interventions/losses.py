@@ -60,7 +60,7 @@ def intervention_losses(
         )
     (edits,) = lists
     edited = {name: named[name] for name in (find_dictionary(named, edit.dictionary, edit.feature) for edit in edits)}
-    sites = [site for d in edited.values() for site in (d.config.input_site, d.config.output_site)]
+    sites = [site for d in edited.values() for site in (d.config.input_site, *d.config.output_sites)]
     evaluator = TranscoderEvaluator(model, dataset, **{"max_tokens": 20_000, **kwargs})
     losses = evaluator.measure_changes(
         {"edited": lambda mask: intervene(model, named, edits)},

@@ -97,8 +97,9 @@ class FeatureWeights:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
         """
         dictionary = self.dictionary(name)
-        rows = decoder_rows(dictionary, self._numbers(name, features)).to(input_device(self.base_model))
-        return written_directions(self.base_model, _output(dictionary), rows).detach()
+        site = _output(dictionary)
+        rows = decoder_rows(dictionary, self._numbers(name, features), site).to(input_device(self.base_model))
+        return written_directions(self.base_model, site, rows).detach()
 
     def connections(
         self,
@@ -396,7 +397,13 @@ def _input(dictionary) -> Site:
 
 
 def _output(dictionary) -> Site:
-    return Site.parse(dictionary.config.output_site)
+    sites = dictionary.config.output_sites
+    if len(sites) > 1:
+        raise TranscoderError(
+            f"A dictionary that writes at several sites ({', '.join(sites)}) has no single direction in the residual stream "
+            "for a feature: use attribution graphs."
+        )
+    return Site.parse(sites[0])
 
 
 def _layer(through) -> int:

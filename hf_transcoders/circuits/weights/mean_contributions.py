@@ -107,7 +107,9 @@ def mean_scaled_activations(
     """
     into = Site.parse(target.config.input_site)
     stream, norm = stream_before(model, into), norm_before(model, into)
-    ends = {name: (Site.parse(d.config.input_site), Site.parse(d.config.output_site)) for name, d in sources.items()}
+    ends = {
+        name: (Site.parse(d.config.input_site), Site.parse(d.config.output_sites[0])) for name, d in sources.items()
+    }
     post_norms = {name: norm_behind(model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}

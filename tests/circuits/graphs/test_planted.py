@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits import attribution_graph, certificate
-from hf_transcoders.circuits.graphs import head_loadings
+from hf_transcoders.circuits import attribution_graph, certificate, head_loadings
 from tests.circuits.planted import ANSWER, OTHER, START, planted
 
 

@@ -75,7 +75,7 @@ class Replacement(Mapping):
 @opens_on_model
 @contextmanager
 def replace(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     replacements: Mapping[str | Site, nn.Module],
     *,
     error: Literal["drop", "keep"] = "drop",
@@ -91,7 +91,7 @@ def replace(
     and on threads that are started inside it, as that of [`capture`] does.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
         replacements (`Mapping[str | Site, torch.nn.Module]`):
             Dictionary by output site. A dictionary is called as `dictionary(inputs, output_features=...)` with `inputs`
@@ -120,15 +120,15 @@ def replace(
     sites_of: dict[nn.Module, list[Site]] = {}
     for site, dictionary in replacements.items():
         source = Site.parse(dictionary.config.input_site)
-        _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
-        _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
+        _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
+        _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
         sites_of.setdefault(dictionary, []).append(site)
-    _check_writable(model, replacements)
+    _check_writable(base_model, replacements)
     spliced = []
     for dictionary, sites in sites_of.items():
         work = _Reconstruction(replacement, dictionary, sites, error, features)
         source = Site.parse(dictionary.config.input_site)
-        spliced.append(SplicedDictionary(model, source, sites, work.compute, work.write))
+        spliced.append(SplicedDictionary(base_model, source, sites, work.compute, work.write))
     with ExitStack() as stack:
         for dictionary in spliced:
             dictionary.attach(stack)
@@ -182,7 +182,7 @@ def ablate(
 
 
 def splice(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     dictionaries: nn.Module | Iterable[nn.Module] | Mapping[str, nn.Module],
     *,
     error: Literal["drop", "keep"] = "keep",
@@ -192,7 +192,7 @@ def splice(
     """[`replace`] with each dictionary at the output site of its own config; by default only to read the features.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             As in [`replace`].
         dictionaries (`torch.nn.Module`, an iterable of them, or a mapping with them as values):
             What to splice in.
@@ -224,7 +224,7 @@ def splice(
             if site in replacements:
                 raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
             replacements[site] = dictionary
-    return replace(model, replacements, error=error, mask=mask, features=features)
+    return replace(base_model, replacements, error=error, mask=mask, features=features)
 
 
 class _Reconstruction:

@@ -21,24 +21,24 @@ from .rerun import rerun
 from .row_sums import warn
 
 
-# Elements of the sources' values at the heads of all layers, of the edges that are split at once.
+# Elements of the largest temporary: what the sources of one batch of edges add to the values of all heads.
 _MAX_ELEMENTS = 2**25
-# How far the parts of an edge may sum to something else than its weight before it is clear that the run is another one.
+# Relative difference between an edge and the sum of its parts above which the run is certainly another one.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class HeadLoadings:
-    """How edges of a graph are carried: `loadings.sum((1, 2)) + direct = weight`.
+    """Edges of a graph split over attention heads: `loadings.sum((1, 2)) + direct = weight`.
 
     Args:
         edges (`torch.LongTensor` of shape `(edges,)`): Numbers of the edges in the graph.
-        source, target (`torch.LongTensor` of shape `(edges,)`): Nodes that they lead from and to.
-        weight (`torch.Tensor` of shape `(edges,)`): Their weights in the graph.
-        loadings (`torch.Tensor` of shape `(edges, layers, heads)`): What each head carries away from the source.
-        direct (`torch.Tensor` of shape `(edges,)`): What reaches the target without any head.
-        labels (`dict[int, str]`): Labels of the nodes at their ends.
-        warning (`str`, *optional*): That of the graph, where its rows do not sum to what was measured.
+        source, target (`torch.LongTensor` of shape `(edges,)`): Source and target node of each edge.
+        weight (`torch.Tensor` of shape `(edges,)`): Weights of the edges in the graph.
+        loadings (`torch.Tensor` of shape `(edges, layers, heads)`): Part of each edge that a head reads at the source.
+        direct (`torch.Tensor` of shape `(edges,)`): Part of each edge that goes through no head.
+        labels (`dict[int, str]`): Labels of the source and target nodes.
+        warning (`str`, *optional*): Warning of the graph, if its rows do not sum to the measured values.
     """
 
     edges: torch.Tensor
@@ -51,7 +51,7 @@ class HeadLoadings:
     warning: str | None = None
 
     def top(self, count: int = 10) -> list[tuple[int, int, int, float]]:
-        """(place in `edges`, layer, head, loading) of the loadings that are largest in magnitude."""
+        """The loadings of largest magnitude, as (place in `edges`, layer, head, loading)."""
         layers, heads = self.loadings.shape[1:]
         flat = self.loadings.flatten()
         order = flat.abs().topk(min(count, len(flat))).indices
@@ -61,38 +61,43 @@ class HeadLoadings:
         ]
 
     def to_dict(self, heads: int = 5) -> list[dict[str, Any]]:
-        """Plain values for JSON, one entry for each edge, with its strongest heads and the sum of the others.
+        """Plain values for JSON: one entry for each edge, with its strongest heads and the sum of the others.
 
         Args:
-            heads (`int`, *optional*, defaults to 5): How many heads of each edge are listed.
+            heads (`int`, *optional*, defaults to 5): Number of heads to list for each edge.
         """
+        per_layer = self.loadings.shape[2]
         flat = self.loadings.flatten(1)
-        count = min(heads, flat.shape[1])
-        order = flat.abs().topk(count, dim=1).indices
-        strongest = flat.gather(1, order)
-        number = self.loadings.shape[2]
-        return [
-            {
-                "edge": int(edge),
-                "source": int(source),
-                "target": int(target),
-                "source_label": self.labels[int(source)],
-                "target_label": self.labels[int(target)],
-                "weight": float(weight),
-                "direct": float(direct),
-                "heads": [
-                    {"layer": at // number, "head": at % number, "loading": value}
-                    for at, value in zip(places.tolist(), values.tolist(), strict=True)
-                ],
-                "other_heads": float(total - values.sum()),
-            }
-            for edge, source, target, weight, direct, places, values, total in zip(
-                self.edges, self.source, self.target, self.weight, self.direct, order, strongest, flat.sum(1), strict=True
+        order = flat.abs().topk(min(heads, flat.shape[1]), dim=1).indices
+        found = []
+        for number, edge in enumerate(self.edges.tolist()):
+            source, target = int(self.source[number]), int(self.target[number])
+            strongest = flat[number, order[number]]
+            listed = [
+                {"layer": at // per_layer, "head": at % per_layer, "loading": value}
+                for at, value in zip(order[number].tolist(), strongest.tolist(), strict=True)
+            ]
+            found.append(
+                {
+                    "edge": edge,
+                    "source": source,
+                    "target": target,
+                    "source_label": self.labels[source],
+                    "target_label": self.labels[target],
+                    "weight": float(self.weight[number]),
+                    "direct": float(self.direct[number]),
+                    "heads": listed,
+                    "other_heads": float(flat[number].sum() - strongest.sum()),
+                }
             )
-        ]  # fmt: skip
+        return found
 
     def to_text(self, count: int = 10) -> str:
-        """The largest loadings as a table."""
+        """The largest loadings as a table for the terminal.
+
+        Args:
+            count (`int`, *optional*, defaults to 10): Number of loadings.
+        """
         lines = [f"WARNING: {self.warning}", ""] if self.warning else []
         lines.append(f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge")
         for edge, layer, head, value in self.top(count):
@@ -101,6 +106,8 @@ class HeadLoadings:
                 f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {printable(ends)}"
             )
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 @measures_model
@@ -115,28 +122,29 @@ def head_loadings(
 ) -> HeadLoadings:
     """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
 
-    A path from source to target may go through several heads. It is counted for the one nearest the source, which is
-    the head that reads it and takes it away from the source's token; paths through no head are the direct part. So every
-    path is counted once, and the parts sum to the weight of the edge. With grouped queries each query head has a part.
+    A path from source to target may go through several heads. It counts for the head nearest the source, which moves it
+    away from the source's token; paths through no head are the direct part. So every path counts once, and the parts sum
+    to the weight of the edge. With grouped queries, each query head has its own part.
 
-    The prompt is run again, as it is in the graph: nothing of the run has to be stored.
+    The prompt of the graph is run again, so the graph need not store the run.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
-            What the graph was made with.
+            The model and the dictionaries of the graph.
         graph ([`AttributionGraph`]):
             The graph, pruned or not.
         edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
-            Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
-            influence.
+            Numbers of edges in the graph, except edges from biases, which have no token. Defaults to the edges that carry
+            the most influence.
         max_edges (`int`, *optional*):
-            How many edges by default, where `edges` does not name them: 32.
+            Number of edges if `edges` is left out. Defaults to 32.
 
     Returns:
         [`HeadLoadings`]
 
     Raises:
-        [`TranscoderError`]: an edge does not exist or comes from a bias, or model and dictionaries are not those of the graph.
+        [`TranscoderError`]: an edge does not exist or comes from a bias, or the graph was made with another model or other
+            dictionaries.
 
     Example:
 
@@ -146,7 +154,7 @@ def head_loadings(
     ```
     """
     if edges is not None and max_edges is not None:
-        raise TranscoderError("`edges` says which edges, and `max_edges` how many to choose: give one of the two.")
+        raise TranscoderError("`edges` names the edges and `max_edges` limits their number: give one of the two.")
     max_edges = 32 if max_edges is None else max_edges
     if max_edges < 1:
         raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
@@ -187,12 +195,12 @@ def _chosen(graph, edges, most):
         return carried.topk(min(most, int((~from_bias).sum()))).indices
     edges = torch.as_tensor(edges, dtype=torch.long)
     if edges.dim() != 1 or (len(edges) and not (0 <= int(edges.min()) and int(edges.max()) < graph.num_edges)):
-        raise TranscoderError(f"`edges` are numbers of edges of the graph, 0 to {graph.num_edges - 1}.")
+        raise TranscoderError(f"`edges` must be numbers of edges of the graph, 0 to {graph.num_edges - 1}.")
     if from_bias[edges].any():
         number = int(edges[from_bias[edges]][0])
         raise TranscoderError(
-            f"Edge {number} comes from biases, which are at every token and not at one that a head could read: leave "
-            "edges from biases out."
+            f"Edge {number} comes from biases, which are added at every token and so have no token for a head to attend to: "
+            "leave out edges from biases."
         )
     return edges
 
@@ -361,5 +369,5 @@ def _check_sums(result):
     if not ((parts.sum(1) - result.weight).abs() <= _TOLERANCE * largest).all():
         raise TranscoderError(
             "The parts of the edges do not sum to their weights, so the graph was made with another model or other "
-            "dictionaries: give those."
+            "dictionaries: give the model and the dictionaries of the graph."
         )

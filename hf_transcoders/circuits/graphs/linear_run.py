@@ -1,4 +1,4 @@
-"""One forward pass as linear maps: what wrote to the residual stream, what was read from it, and the maps in between."""
+"""A forward pass as linear maps: writers to the residual stream, activations that were read, and the maps between them."""
 
 from dataclasses import dataclass
 
@@ -19,18 +19,20 @@ READS = tuple(name for name, point in POINTS.items() if point.linear)
 
 @dataclass(frozen=True)
 class Writer:
-    """A dictionary, or an MLP without one, and what it wrote in one prompt.
+    """One site that a dictionary, or an MLP without one, writes at, and its output there in one prompt.
+
+    A dictionary that writes at several sites has a writer for each, and they share their features.
 
     Args:
-        site ([`Site`]): Where it writes.
+        site ([`Site`]): Output site.
         dictionary (`int`): Number of the dictionary; -1 for an MLP as a whole.
-        position, feature (`torch.LongTensor` of shape `(active,)`): Active features, sorted by position.
-        activation (`torch.Tensor` of shape `(active,)`): Their activations.
-        offsets (`torch.LongTensor` of shape `(seq + 1,)`): Where the features of each position begin.
-        error (`torch.Tensor` of shape `(seq, width)`): What the dictionary missed; all of it for an MLP as a whole.
-        bias (`torch.Tensor` of shape `(width,)`, *optional*): What the dictionary writes at every token it works on.
-        skip (`torch.Tensor` of shape `(width, d_in)`, *optional*): Its skip connection.
-        works (`torch.BoolTensor` of shape `(seq,)`): Where the dictionary is at work; elsewhere all is error.
+        position, feature (`torch.LongTensor` of shape `(active,)`): Position and number of active features, by position.
+        activation (`torch.Tensor` of shape `(active,)`): Activations of these features.
+        offsets (`torch.LongTensor` of shape `(seq + 1,)`): Index of the first feature of each position.
+        error (`torch.Tensor` of shape `(seq, width)`): Error of the dictionary; the whole output for an MLP as a whole.
+        bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of the dictionary at every token that it is used on.
+        skip (`torch.Tensor` of shape `(width, d_in)`, *optional*): Skip connection of the dictionary.
+        works (`torch.BoolTensor` of shape `(seq,)`): Tokens that the dictionary is used on; elsewhere all is error.
     """
 
     site: Site
@@ -51,16 +53,17 @@ class LinearLayer:
 
     Args:
         attention_norm, mlp_norm ([`FrozenNorm`], *optional*):
-            Before attention and MLP, at `(seq, 1, hidden)`, where the family has such norms.
+            Norms before attention and MLP, at `(seq, 1, hidden)`, if the family has them.
         attention_post_norm, mlp_post_norm ([`FrozenNorm`], *optional*):
-            Behind them, where the family has such norms, or multiplies what it adds to the stream.
-        attention_norm_bias, mlp_norm_bias, attention_post_bias, mlp_post_bias (`torch.Tensor` or `float`): Their biases.
-        pattern (`torch.Tensor` of shape `(heads, seq, seq)`): Where each head looked.
+            Norms after attention and MLP, if the family has them or multiplies what it adds to the stream.
+        attention_norm_bias, mlp_norm_bias, attention_post_bias, mlp_post_bias (`torch.Tensor` or `float`):
+            Biases of these norms.
+        pattern (`torch.Tensor` of shape `(heads, seq, seq)`): Attention patterns.
         value (`torch.Tensor` of shape `(kv_heads * head_dim, hidden)`): Value projection.
         output (`torch.Tensor` of shape `(heads * head_dim, hidden)`): Output projection.
-        attention_constant (`torch.Tensor` of shape `(seq, hidden)`): What biases make attention write.
+        attention_constant (`torch.Tensor` of shape `(seq, hidden)`): Output of attention that is due to biases.
         rounding (`torch.Tensor` of shape `(seq, hidden)`, *optional*):
-            How far attention is from these maps where its projections are quantized and round what they read.
+            Difference of attention from these maps if its projections are quantized and round their inputs.
     """
 
     attention_norm: FrozenNorm | None
@@ -80,21 +83,21 @@ class LinearLayer:
 
 @dataclass(frozen=True)
 class LinearRun:
-    """One prompt, run once: the linear map from everything that wrote to everything that read.
+    """One forward pass of one prompt as a linear map from all writers to all readers.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The base model.
-        dictionaries (`list[TranscoderModel]`), names (`list[str]`): What replaces MLPs.
-        input_ids (`torch.LongTensor` of shape `(seq,)`): The prompt.
-        logits (`torch.Tensor` of shape `(seq, vocab)`, *optional*): What the model says, if it has a head.
-        layers (`list[LinearLayer]`): The maps of each block.
-        writers (`dict[Site, Writer]`): What wrote, by place.
-        activations (`dict[Site, torch.Tensor]`): What was read, `(seq, width)`, at every place of [`READS`].
-        final (`torch.Tensor` of shape `(seq, hidden)`): What the unembedding read.
-        final_norm ([`FrozenNorm`]): At `(seq, 1, hidden)`.
+        model ([`~transformers.PreTrainedModel`]): The language model.
+        dictionaries (`list[TranscoderModel]`), names (`list[str]`): The dictionaries and their names.
+        input_ids (`torch.LongTensor` of shape `(seq,)`): Token ids of the prompt.
+        logits (`torch.Tensor` of shape `(seq, vocab)`, *optional*): Logits, if the model has a language-model head.
+        layers (`list[LinearLayer]`): Maps of each block.
+        writers (`dict[Site, Writer]`): Writers by site.
+        activations (`dict[Site, torch.Tensor]`): Activations `(seq, width)` at all points of [`READS`] in all layers.
+        final (`torch.Tensor` of shape `(seq, hidden)`): Output of the final norm.
+        final_norm ([`FrozenNorm`]): The final norm, at `(seq, 1, hidden)`.
         final_bias (`torch.Tensor` or `float`): Bias of the final norm.
-        token_embedding (`torch.Tensor` of shape `(seq, hidden)`): What tokens write.
-        position_embedding (`torch.Tensor` of shape `(seq, hidden)`, *optional*): What learned positions write.
+        token_embedding (`torch.Tensor` of shape `(seq, hidden)`): Token embeddings, as they enter the stream.
+        position_embedding (`torch.Tensor` of shape `(seq, hidden)`, *optional*): Embeddings of learned positions.
         parallel (`bool`): Whether attention and MLP both read the block's input.
     """
 
@@ -118,7 +121,7 @@ class LinearRun:
         return len(self.layers)
 
     def norm_before(self, site: Site) -> tuple[FrozenNorm | None, torch.Tensor | float]:
-        """The norm between the stream and a place that reads it, if there is one, and its bias."""
+        """The norm between the stream and a site that reads it, if there is one, and its bias."""
         layer = self.layers[site.layer]
         if site.point == "mlp.in":
             return layer.mlp_norm, layer.mlp_norm_bias

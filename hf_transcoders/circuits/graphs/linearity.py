@@ -11,12 +11,11 @@ logger = logging.get_logger(__name__)
 
 
 def check_linear(run: LinearRun, values: dict[Site, torch.Tensor]) -> None:
-    """
-    Warn where the linear maps of a run do not give what the model had, and name the first such place.
+    """Warn if the linear maps of a run do not give the activations of the model, and name the first site that differs.
 
     Args:
         run ([`LinearRun`]): A recorded prompt.
-        values (`dict[Site, torch.Tensor]`): The activations of the model at every point of every layer, `(seq, width)`.
+        values (`dict[Site, torch.Tensor]`): Activations of the model `(seq, width)` at every point of every layer.
     """
     points, errors = [], []
     for layer, maps in enumerate(run.layers):
@@ -25,20 +24,20 @@ def check_linear(run: LinearRun, values: dict[Site, torch.Tensor]) -> None:
             points.append(Site(point, layer))
             errors.append((ours - at[point]).norm() / at[point].norm().clamp(min=torch.finfo(torch.float32).tiny))
     tolerance = 1e-3 if run.model.dtype in (torch.float32, torch.float64) else 5e-2
-    # Read off the device once.
+    # One transfer from the device for all errors.
     for site, error in zip(points, torch.stack(errors).tolist(), strict=True):
         if not error <= tolerance:
             logger.warning(
-                f"'{site}' of this {run.model.config.model_type} model is off by {error:.2g} of its norm from what its "
-                "parts give, so rows of graphs and paths do not sum and are not to be trusted: the block does more than "
-                "norms, heads and an MLP that add to the stream, a hook edits it, or the family was registered with other "
-                "modules than its own."
+                f"'{site}' of this {run.model.config.model_type} model differs by {error:.2g} of its norm from the sum of its "
+                "parts, so rows of graphs and paths do not sum and are not to be trusted: the block does more than norms, "
+                "heads and an MLP that add to the stream, a hook edits it, or the family was registered with the wrong "
+                "modules."
             )
             return
 
 
 def _given_by_parts(maps, at, parallel):
-    """The activations of a layer by point, as the linear maps give them from those before."""
+    """Activations of a layer by point, computed from the activations before them by the linear maps."""
 
     def through(norm, bias, value):
         return value if norm is None else norm(value[:, None])[:, 0] + bias

@@ -1,4 +1,4 @@
-"""One run of a model with everything held fast that attribution freezes, and all that wrote to its residual stream."""
+"""Record one forward pass: frozen attention patterns and norm scales, and every write to the residual stream."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -32,19 +32,19 @@ _MAX_ELEMENTS = 2**25
 
 @torch.no_grad()
 def record(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     dictionaries: Mapping[str, TranscoderModel],
     prompts: Sequence[torch.Tensor],
     skip_first: int = 1,
 ) -> list[LinearRun]:
-    """Run some prompts, in one forward pass where they can share it, and keep what attribution needs of each.
+    """Run prompts, several in one forward pass where possible, and record each for attribution.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries of any layers, at most one for each place.
+        base_model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries of any layers, at most one for each output site.
         prompts (`Sequence[torch.LongTensor]`): Token ids of each prompt.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start at which no dictionary is at work; what is written there is error.
+            Number of tokens at the start on which no dictionary is used; all output there is error.
 
     Returns:
         `list[LinearRun]`
@@ -52,16 +52,16 @@ def record(
     Raises:
         [`TranscoderError`]: a dictionary does not fit the model, or cannot be part of a linear model of it.
     """
-    sites = _check(model, dictionaries)
-    check_tokens(model, prompts, extrapolate=False)
-    heads = [_head_maps(model, layer) for layer in range(num_layers(model))]
+    sites = _check(base_model, dictionaries)
+    check_tokens(base_model, prompts, extrapolate=False)
+    heads = [_head_maps(base_model, layer) for layer in range(num_layers(base_model))]
     runs = {}
-    for batch in text_batches(model, [prompt.cpu() for prompt in prompts]):
-        kept, logits = _keep(model, sites, batch)
+    for batch in text_batches(base_model, [prompt.cpu() for prompt in prompts]):
+        kept, logits = _keep(base_model, sites, batch)
         for row, (number, length) in enumerate(zip(batch.numbers, batch.lengths, strict=True)):
             ids = batch.input_ids[row, :length]
             runs[number] = _run_of(
-                model,
+                base_model,
                 dictionaries,
                 sites,
                 kept,
@@ -76,7 +76,7 @@ def record(
 
 
 def _keep(model, sites, batch):
-    """Run a batch of prompts: what hooks have seen, and the logits `(batch, seq, vocab)` of a model that has a head."""
+    """Run a batch of prompts: its activations, and the logits `(batch, seq, vocab)` of a model with a language-model head."""
     kept = _Kept()
     architecture = architecture_of(model)
     layers = range(num_layers(model))
@@ -104,7 +104,7 @@ def _keep(model, sites, batch):
 
 
 class _Kept:
-    """What hooks have seen of a batch."""
+    """Activations of a batch, as hooks saw them."""
 
     def __init__(self):
         self.values = {}
@@ -156,7 +156,7 @@ def _order(site):
 
 
 def _place(model, site):
-    """One name for places that are the same in a model, or of which one would undo the other."""
+    """A key that is equal for sites of which one write would undo the other."""
     if site.point in ("mlp.out", "mlp.branch", "attn.out", "attn.branch"):
         return site.layer, site.point.split(".")[0]
     return site.layer + (site.point == "resid_post"), "resid"
@@ -213,7 +213,7 @@ def _linear_layer(model, kept, heads, layer, row, length):
         norm = norm_before(model, Site(point, layer))
         return (None, 0.0) if norm is None else (frozen_norm(norm, at[:, None]), norm_bias(norm))
 
-    def frozen_behind(point):
+    def frozen_after(point):
         site = Site(point, layer)
         norm = norm_behind(model, site)
         bias = 0.0 if norm is None else norm_bias(norm) * multiplier_behind(model, site)
@@ -221,8 +221,8 @@ def _linear_layer(model, kept, heads, layer, row, length):
 
     attention_norm, attention_norm_bias = frozen_before("attn.in", before)
     mlp_norm, mlp_norm_bias = frozen_before("mlp.in", between)
-    attention_post_norm, attention_post_bias = frozen_behind("attn.out")
-    mlp_post_norm, mlp_post_bias = frozen_behind("mlp.out")
+    attention_post_norm, attention_post_bias = frozen_after("attn.out")
+    mlp_post_norm, mlp_post_bias = frozen_after("mlp.out")
     value, output, constants, rounds = heads
     pattern = kept.patterns[layer][row, :, :length, :length].float()
     # Patterns sum to one, or to less in a model with attention sinks.
@@ -250,7 +250,7 @@ def _linear_layer(model, kept, heads, layer, row, length):
 
 
 def _head_maps(model, layer):
-    """Value and output projection of all heads, what the bias of each makes it write for what it reads, and whether they round."""
+    """Value and output projections of all heads, their outputs for the biases, and whether they round their inputs."""
     weight, bias = value_weight(model, layer)
     output, output_bias = output_map(model, layer)
     output = output.float()

@@ -49,7 +49,7 @@ class InterventionEffect:
 @measures_model
 @torch.no_grad()
 def measure_effect(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     input_ids: torch.Tensor | Mapping,
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
@@ -62,7 +62,7 @@ def measure_effect(
     """Run prompts without and with edits, and compare.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model, which runs in evaluation mode.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             The dictionaries that edits and `read` speak of.
@@ -98,8 +98,8 @@ def measure_effect(
     >>> effect.pre_activations_after - effect.pre_activations_before
     ```
     """
-    named = fitting_dictionaries(model, transcoders)
-    input_ids = prompts_of_one_length(model, input_ids)
+    named = fitting_dictionaries(base_model, transcoders)
+    input_ids = prompts_of_one_length(base_model, input_ids)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape
     if 1 not in (prompts, len(lists)) and prompts != len(lists):
@@ -115,11 +115,13 @@ def measure_effect(
             given = input_ids if prompts == 1 else input_ids[part]
             if prompts > 1 or start == 0:
                 frozen_at = None if mode == "free" else given
-                with intervene(model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
-                    befores.append(_forward(model, given, reader, logits_to_keep))
+                with intervene(base_model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
+                    befores.append(_forward(base_model, given, reader, logits_to_keep))
             some = lists if len(lists) == 1 else lists[part]
-            with intervene(model, named, some, mode=mode, frozen_at=recorded):
-                afters.append(_forward(model, given.expand(max(len(given), len(some)), -1), reader, logits_to_keep))
+            with intervene(base_model, named, some, mode=mode, frozen_at=recorded):
+                afters.append(
+                    _forward(base_model, given.expand(max(len(given), len(some)), -1), reader, logits_to_keep)
+                )
     before, after = ([torch.cat(parts) for parts in zip(*runs, strict=True)] for runs in (befores, afters))
     return InterventionEffect(
         logits_before=before[0],

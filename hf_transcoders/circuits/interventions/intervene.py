@@ -32,7 +32,7 @@ _MAX_ELEMENTS = 2**23
 @opens_on_model
 @contextmanager
 def intervene(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
@@ -62,7 +62,7 @@ def intervene(
     tokens that `generate` adds have their patterns, norms and MLPs computed freely.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped. It is in evaluation mode inside the block, and
             so are the dictionaries.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
@@ -92,7 +92,7 @@ def intervene(
     ...     output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"))
     ```
     """
-    named = fitting_dictionaries(model, transcoders)
+    named = fitting_dictionaries(base_model, transcoders)
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")
@@ -101,7 +101,7 @@ def intervene(
             "In mode='free' nothing is frozen: leave `frozen_at` out, or use mode 'direct' or 'frozen'."
         )
     tables = _tables(named, lists)
-    run = None if mode == "free" else _frozen_run(model, named, mode, frozen_at)
+    run = None if mode == "free" else _frozen_run(base_model, named, mode, frozen_at)
     if run is not None:
         # Known now, so positions need not wait for the first forward to be found wrong.
         for table in tables.values():
@@ -109,16 +109,16 @@ def intervene(
     tracker = PromptTracker()
     workers = []
     for name, dictionary in named.items():
-        skips = _live_skips(model, named, name) if mode == "direct" else {}
+        skips = _live_skips(base_model, named, name) if mode == "direct" else {}
         if name in tables or skips:
             recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
             workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skips))
     with ExitStack() as stack:
-        stack.enter_context(in_eval_mode(model, *named.values()))
-        stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
-        tracker.attach(stack, model)
+        stack.enter_context(in_eval_mode(base_model, *named.values()))
+        stack.enter_context(nullcontext() if run is None else frozen(base_model, run, mlps=mode == "direct"))
+        tracker.attach(stack, base_model)
         for worker in workers:
-            worker.attach(stack, model)
+            worker.attach(stack, base_model)
         yield run
 
 
@@ -158,13 +158,13 @@ def _tables(named, lists) -> dict[str, EditTable]:
     return {name: EditTable(some, len(lists)) for name, some in edits.items()}
 
 
-def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
+def _frozen_run(base_model, named, mode, frozen_at) -> FrozenRun:
     if frozen_at is None:
         raise TranscoderError(
             f"mode='{mode}' freezes the model as it is on one prompt: give its token ids, (batch, seq), as `frozen_at`."
         )
     if not isinstance(frozen_at, FrozenRun):
-        return record_frozen(model, prompts_of_one_length(model, frozen_at), input_sites(named))
+        return record_frozen(base_model, prompts_of_one_length(base_model, frozen_at), input_sites(named))
     missing = [str(site) for site in input_sites(named) if site not in frozen_at.activations]
     if missing:
         raise TranscoderError(
@@ -174,7 +174,7 @@ def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
     return frozen_at
 
 
-def _live_skips(model, named, name) -> dict[Site, torch.Tensor]:
+def _live_skips(base_model, named, name) -> dict[Site, torch.Tensor]:
     """Skip connections of a dictionary that stands for MLPs, `(d_out, d_in)`, by output site."""
     skips = {}
     for site in _mlp_sites(named[name]):

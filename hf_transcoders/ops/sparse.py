@@ -1,4 +1,4 @@
-"""Encode and decode with few active features per row: the arithmetic a TopK dictionary really needs.
+"""Sparse encode and decode for dictionaries with few active features per row.
 
 A batch of sparse features is stored as rows of (column, value) pairs one after the other: `offsets (rows + 1,)` says
 where each row begins, `indices (n_pairs,)` holds the feature numbers and `values (n_pairs,)` their activations.
@@ -40,12 +40,12 @@ def sparse_encode(
     of chosen features with a positive value receive a gradient: a feature that was chosen at zero is off.
 
     Args:
-        inputs (`torch.Tensor` of shape `(rows, d_in)`): What is encoded.
+        inputs (`torch.Tensor` of shape `(rows, d_in)`): Inputs of the encoder.
         weight (`torch.Tensor` of shape `(num_features, d_in)`): Encoder rows.
         bias (`torch.Tensor` of shape `(num_features,)`): Encoder bias.
         select (`Callable`): Maps pre-activations `(rows, num_features)` to `(offsets, indices)` of the chosen ones.
         rowwise (`bool`, *optional*, defaults to `False`):
-            Whether `select` looks at each row by itself. Pre-activations are then made a few rows at a time in one small
+            Whether `select` treats each row by itself. Pre-activations are then made a few rows at a time in one small
             buffer, and all of them together never exist.
 
     Returns:

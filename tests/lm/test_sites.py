@@ -38,7 +38,7 @@ def test_equal_sites_are_one_key():
         ("layers.8.attention.branch", "layers.8.attn.branch"),
     ],
 )
-def test_misspelt_site_names_the_points_and_the_nearest_site(text, nearest):
+def test_misspelled_site_names_the_points_and_the_nearest_site(text, nearest):
     with pytest.raises(TranscoderError) as error:
         Site.parse(text)
     assert f"'{text}' is not a site" in str(error.value)

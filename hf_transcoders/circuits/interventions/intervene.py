@@ -1,4 +1,4 @@
-"""Changing features inside an ordinary language model."""
+"""Edit features inside a language model that runs its own modules."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -39,13 +39,13 @@ def intervene(
     mode: Literal["direct", "frozen", "free"] = "free",
     frozen_at: torch.Tensor | Mapping | FrozenRun | None = None,
 ) -> Iterator[FrozenRun | None]:
-    """Edit features in every forward of `model` inside the `with` block, `generate` included.
+    """Edit features in every forward pass of `base_model` inside the `with` block, `generate` included.
 
     The model keeps running its own MLPs: each is its dictionary's reconstruction plus an error that the edit leaves
     alone. So an edit adds `(new - old) * W_dec[feature]` at the output site, in its units, and without edits nothing
-    changes. What happens to the change further up depends on the mode:
+    changes. How the change propagates depends on the mode:
 
-    | `mode`     | held as in the recorded run                      | what carries the change                             |
+    | `mode`     | frozen at the recorded run                       | path of the change                                  |
     |------------|--------------------------------------------------|-----------------------------------------------------|
     | `"direct"` | norm scales, attention patterns, outputs of MLPs | residual stream and values: effects are linear      |
     | `"frozen"` | norm scales, attention patterns                  | these, and the model's own MLPs, which recompute    |
@@ -54,10 +54,10 @@ def intervene(
     `"direct"` gives what the edges of an attribution graph predict: the change of a pre-activation further up is the
     sum over edits of `(new - old)` times a constant. The skip connections of those of `transcoders` that write to an MLP's
     output are linear paths and carry the change too. The old activation is that of the recorded run, also where
-    another edit reaches the feature; in the other two modes it is that of the run at hand, with the edits below it.
+    another edit reaches the feature; in the other two modes it is that of the current forward pass, with the edits below it.
     Effects on logits are linear before a soft-cap (Gemma 2), at `module:lm_head:out`.
 
-    With a cache, an edit acts in the forward that gets its position: those in the prompt when the prompt is read,
+    With a cache, an edit acts in the forward pass that gets its position: those in the prompt when the prompt is read,
     slices that are open to the right on every new token. The frozen modes freeze the positions of the recorded prompt;
     tokens that `generate` adds have their patterns, norms and MLPs computed freely.
 
@@ -69,9 +69,9 @@ def intervene(
             Transcoders (with or without skip connection) and SAEs of any activation. Not every layer needs one.
         edits (list of [`FeatureEdit`], or list of such lists):
             The edits of all rows of a batch, or one list for each row. When there are several times as many rows as lists,
-            list i belongs to the i-th group of neighbouring rows, as `generate` makes them for several sequences.
+            list i belongs to the i-th group of neighboring rows, as `generate` makes them for several sequences.
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
-            What is frozen, as above.
+            Frozen parts, as above.
         frozen_at (`torch.LongTensor` of shape `(batch, seq)`, `Mapping` or [`FrozenRun`], *optional*):
             The prompts whose run is frozen, as token ids or as the tokenizer returned them, or what another [`intervene`] yielded for them; for the frozen modes. One
             prompt serves any number of rows.
@@ -103,7 +103,7 @@ def intervene(
     tables = _tables(named, lists)
     run = None if mode == "free" else _frozen_run(base_model, named, mode, frozen_at)
     if run is not None:
-        # Known now, so positions need not wait for the first forward to be found wrong.
+        # Known now, so positions need not wait for the first forward pass to be found wrong.
         for table in tables.values():
             table.place(run.input_ids.shape[1])
     tracker = PromptTracker()
@@ -133,7 +133,7 @@ def edit_lists(edits) -> list[list[FeatureEdit]]:
 
 
 def input_sites(named: Mapping[str, TranscoderModel]) -> list[Site]:
-    """Where dictionaries read, each site once."""
+    """Input sites of dictionaries, without repeats."""
     return list(dict.fromkeys(Site.parse(dictionary.config.input_site) for dictionary in named.values()))
 
 
@@ -198,12 +198,12 @@ def _mlp_sites(dictionary) -> list[Site]:
 
 
 class _Editor:
-    """The edits of one dictionary at work: what they change in a forward pass, and what that adds at each output site.
+    """Applies the edits of one dictionary: changes of activations in a forward pass, and what they add at each output site.
 
     Args:
         dictionary ([`TranscoderModel`]): The dictionary.
         table ([`EditTable`], *optional*): Its edits, if it has any.
-        tracker ([`PromptTracker`]): The tokens of the forward pass at hand.
+        tracker ([`PromptTracker`]): Tracker of the tokens of the current forward pass.
         recorded (`torch.Tensor` of shape `(batch or 1, seq, d_in)`, *optional*):
             Inputs of the dictionary in the recorded run, where old activations are those of that run.
         skips (`dict[Site, torch.Tensor]`): By output site, skip connections `(d_out, d_in)` that carry changes.
@@ -226,7 +226,7 @@ class _Editor:
         SplicedDictionary(model, source, self.sites, self._compute, self._write).attach(stack)
 
     def _compute(self, inputs):
-        """The inputs; and the edited tokens of the forward pass and the changes of their features, if there are any."""
+        """The inputs, and edited tokens with the changes of their features, if there are any."""
         if self.table is None:
             return inputs, None
         entries = self.table.entries(self.tracker.tokens, self.tracker.length)
@@ -260,7 +260,7 @@ class _Editor:
         return flat, amounts.index_put((token, column), change)
 
     def _inputs_at(self, flat, inputs):
-        """What the dictionary reads at some tokens, `(tokens, d_in)`: in the recorded run, where there is one."""
+        """Inputs of the dictionary at some tokens, `(tokens, d_in)`, from the recorded run if there is one."""
         live = inputs.reshape(-1, inputs.shape[-1])[flat]
         if self.recorded is None or self.tracker.tokens.start > 0:
             return live

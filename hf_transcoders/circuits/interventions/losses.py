@@ -1,4 +1,4 @@
-"""What edits of features cost on a dataset."""
+"""Losses of a language model on a dataset while features are edited."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -31,7 +31,7 @@ def intervention_losses(
         dataset (`Iterable[Mapping]`):
             Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
-            The dictionaries that the edits speak of.
+            The dictionaries that the edits name.
         edits (list of [`FeatureEdit`]):
             The edits of every row. They act at their own positions, also where these do not count in the losses: give
             `slice(1, None)` to leave out the first token of each row.

@@ -1,4 +1,4 @@
-"""What earlier features contribute to a feature on average over text, beside what their weights alone say."""
+"""Mean contributions of earlier features to a feature over text, with their input-invariant strengths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class SourceContributions:
 
 @dataclass(frozen=True)
 class MeanContributions:
-    """What features of earlier dictionaries added to the pre-activations of some features, on average over tokens.
+    """Mean contributions over tokens of features of earlier dictionaries to the pre-activations of some features.
 
     The mean of `a_i(t) * (W_dec_i . W_enc_j)` with the norms frozen at the scale that they have at each token
     (arXiv 2406.11944, Eq. 7; the direct path at the same token, without attention).
@@ -100,7 +100,7 @@ def mean_scaled_activations(
         sources (`Mapping[str, TranscoderModel]`): Where they come from.
         blocks ([`TokenBlocks`]): The text; only tokens that count are read.
         only_active (`bool`): Whether only tokens count on which the target is active.
-        batch_size (`int`): Blocks of one forward.
+        batch_size (`int`): Blocks of one forward pass.
 
     Returns:
         `tuple`: by source `(num_features, targets)` in fp64, and the number of tokens of each target.

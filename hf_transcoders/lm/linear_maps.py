@@ -77,7 +77,7 @@ def linear_map(module: nn.Module, name: str) -> LinearMap:
 
 
 def linear_rows(module: nn.Module, outputs: torch.Tensor, name: str) -> LinearMap:
-    """Rows of [`linear_map`], for some outputs `(k,)` alone: of a large vocabulary the others are never computed."""
+    """Rows of [`linear_map`] for some outputs `(k,)`; the other rows, of a large vocabulary for example, are never computed."""
     module = acting_module(module)
     read = _read(module)
     if read is not None:
@@ -141,13 +141,13 @@ def outputs_at(module: nn.Module, outputs: torch.Tensor) -> Callable[[torch.Tens
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether reading the weight of a module costs nothing: it is the parameter itself, in memory."""
+    """Whether the weight of a module is a plain parameter in memory, which costs nothing to read."""
     module = acting_module(module)
     return _is_read(module) and not any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module has weights that are codes. It may round what it reads too, and is then its map up to that."""
+    """Whether a module has quantized weights. Such a module may also round its inputs, and equals its map only up to that."""
     parameters = acting_module(module).parameters()
     return any(type(each) not in (nn.Parameter, torch.Tensor) or each.dtype not in _FLOATS for each in parameters)
 
@@ -246,7 +246,7 @@ def acting_module(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def loaded(module: nn.Module) -> Iterator[None]:
-    """Have the weights of a module that accelerate offloaded in memory, inside the `with` block."""
+    """Keep the weights of a module that accelerate offloaded in memory inside the `with` block."""
     if not is_offloaded(module):
         yield
         return
@@ -313,7 +313,7 @@ def _refresh(module):
 
 @contextmanager
 def _alone(module, name) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Within the block, a function that runs a module on rows `(n, inputs)` and nothing else: `(n, outputs)`, fp32 at least."""
+    """Yields a function that runs a module alone on rows `(n, inputs)`, and returns `(n, outputs)` in fp32 at least."""
     device, dtype = module_device(module), _input_dtype(module)
     if device.type == "meta":
         raise _not_loaded(module)
@@ -359,7 +359,7 @@ class _Pick:
 
 
 def _pulled(module, name, count, functional) -> LinearMap:
-    """ReadVectors of the outputs `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
+    """Functions of the outputs, `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
     _, inputs = map_size(module)
     with _alone(module, name) as run:
         with torch.enable_grad():
@@ -374,7 +374,7 @@ def _pulled(module, name, count, functional) -> LinearMap:
 
 
 def _check(module, name, run, expected, functional, count=4):
-    """Refuses a module that is something else than its map on random rows, small and large."""
+    """Refuse a module that differs from its map on random rows, small and large."""
     _, inputs = map_size(module)
     for size in (1.0, 30.0):
         rows = size * torch.randn(count, inputs, generator=torch.Generator().manual_seed(0))
@@ -383,7 +383,7 @@ def _check(module, name, run, expected, functional, count=4):
 
 
 def _check_sums(module, name, run, inputs):
-    """Refuses a module of which a sum is not the sum of the parts."""
+    """Refuse a module whose output for a sum is not the sum of its outputs."""
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(4, inputs, generator=generator), 30 * torch.randn(4, inputs, generator=generator)
     outputs = run(one + other)

@@ -107,21 +107,6 @@ def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
     return FrozenNorm(norm_scale(norm, at), norm_gain(norm, at.shape[-1]))
 
 
-def fold_norm(norm: nn.Module, weight: torch.Tensor, after: bool = False) -> torch.Tensor:
-    """Weights with the gain of a norm, and the centering of a LayerNorm, folded in; its scale is left out.
-
-    Args:
-        norm (`torch.nn.Module`): A LayerNorm, or an RMSNorm of any family.
-        weight (`torch.Tensor` of shape `(..., hidden)`): Rows that read the output of the norm.
-        after (`bool`, *optional*, defaults to `False`): Whether the rows are written into the norm instead.
-
-    Returns:
-        `torch.Tensor`: of the shape of `weight`.
-    """
-    gain = norm_gain(norm, weight.shape[-1])
-    return gain.push(weight) if after else gain.pull(weight)
-
-
 def norm_width(norm: nn.Module) -> int:
     """Width of a norm, from its parameters."""
     return next(parameter.shape[-1] for parameter in norm.parameters())

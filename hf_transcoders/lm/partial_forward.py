@@ -54,7 +54,7 @@ def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
         try:
             found = _head_logits(model, _decoder_states(model, ids)[0]).float()
         except Exception:
-            # Whatever it is that this model does, it has to be run as a whole.
+            # The model does something unknown, so it has to run as a whole.
             _apart[model] = False
         else:
             _apart[model] = found.shape == whole.shape and bool((found - whole).norm() <= 1e-2 * whole.norm())
@@ -94,7 +94,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 @contextmanager
 def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Any]]:
-    """Keep what some blocks return in each forward pass, as they return it."""
+    """Keep the outputs of some blocks in each forward pass."""
     outputs = {}
     with ExitStack() as stack:
         for layer in layers:
@@ -108,7 +108,7 @@ def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[d
 
 @contextmanager
 def restart_at(model: PreTrainedModel, layer: int, output_below: Any) -> Iterator[None]:
-    """Begin forward passes at a block: those below are not run and answer what the last of them returned earlier.
+    """Begin forward passes at a block: the blocks below do not run and return the earlier output of the last of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A language model.
@@ -140,7 +140,7 @@ def _head_logits(model, hidden_states):
     rows = hidden_states.unsqueeze(0)
     with ExitStack() as stack:
         _answer(stack, model.get_decoder(), _DecoderOutput(last_hidden_state=rows))
-        # The ids only have to be as many.
+        # Only the number of ids matters.
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
         return forward_logits(model, input_ids=ids, use_cache=False)[0]
 

@@ -36,7 +36,7 @@ class Shared:
         self._context = ExitStack()
 
     def hold(self, stack: ExitStack):
-        """Be in the context until `stack` closes."""
+        """Hold the context until `stack` closes."""
         with attaching:
             if self._count == 0:
                 self._context.enter_context(self._make())
@@ -52,7 +52,7 @@ class Shared:
 
 @contextmanager
 def patched(owner: type, name: str, value: Any):
-    """Another value of an attribute of a class, inside the `with` block."""
+    """Replace an attribute of a class inside the `with` block."""
     earlier = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -102,7 +102,7 @@ class Scope:
         return self in scopes
 
     def warn_if_left_out(self):
-        """Say once that a change does not act on a thread that does nothing to models itself."""
+        """Warn once if a change is left out in a thread that itself changes no model."""
         if not _here.scopes and self in self._owner:
             logger.warning_once(
                 "A model was called in a thread while another thread changes it, and the change was left out: a `with` "
@@ -125,7 +125,7 @@ class Scope:
 
 
 class OfThread(Generic[T]):
-    """A value that each thread sets for itself; a thread that has set none gets the one that was set last."""
+    """A value per thread; a thread without its own gets the one that was set last."""
 
     def __init__(self, value: T):
         self._last = value
@@ -161,7 +161,7 @@ _here = _Here()
 
 @contextmanager
 def _handing_on():
-    """Threads that are started, and tasks that are given to a pool, take over what acts on the thread that does so."""
+    """Let new threads, and tasks that are submitted to a pool, inherit the scopes of the thread that starts them."""
     start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
     def start_here(thread):
@@ -188,7 +188,7 @@ def _run_in(scopes, function, *args, **kwargs):
 
 @contextmanager
 def _without_compiled_code():
-    """Compiled code runs as it was before it was compiled: what `torch.compile` made of a model skips newer hooks."""
+    """Run compiled models uncompiled: code from `torch.compile` skips hooks that are added later."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

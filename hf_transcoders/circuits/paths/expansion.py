@@ -63,7 +63,7 @@ class Expander:
         bias: torch.Tensor,
         scale: torch.Tensor | None = None,
     ) -> Reads:
-        """ReadVectors of what is read at one place.
+        """Reads of one place, for one read vector a row.
 
         Args:
             layer (`int`): Layer; the number of layers for `"final"`.

@@ -1,4 +1,4 @@
-"""The parts of an edge sum to its weight, and each is what switching heads off and on says it is."""
+"""The parts of an edge sum to its weight, and each equals the effect of switching heads off and on."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Interventions do what they say, in every mode and every family, and leave nothing behind."""
+"""Interventions in every mode and every family; afterwards the model is unchanged."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""Strengths against hooked forwards and loops in double precision, on every family."""
+"""Strengths against hooked forward passes and loops in double precision, on every family."""
 
 import pytest
 import torch

@@ -1,12 +1,14 @@
 """The parts of an edge sum to its weight, and each equals the effect of switching heads off and on."""
 
+import sys
+
 import pytest
 import torch
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.circuits.graphs import Target, attribution_graph, head_loadings
+from hf_transcoders.circuits.graphs import Target, adjoint, attribution_graph, head_loadings
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from hf_transcoders.circuits.graphs.head_loadings import _read
+from hf_transcoders.circuits.graphs.head_loadings import _Lift, _read
 from hf_transcoders.circuits.graphs.rerun import rerun
 from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokens
@@ -94,6 +96,25 @@ def test_parts_are_what_switching_heads_says(family, mix):
         for head in range(HEADS):
             expected = effect(layer, [head]) - none
             assert (result.loadings[:, layer, head] - expected).abs().max() < 2e-5 * scale
+
+
+@pytest.mark.parametrize("mix", ["relu", "skips"])
+def test_nothing_is_computed_or_kept_that_only_rows_or_skips_need(mix, monkeypatch):
+    """No products with all decoder rows, and of the forward pass only the inputs of skip connections."""
+    model = tiny_model("llama")
+    dictionaries = mixes(model)[mix]
+    graph = graph_of(model, dictionaries)
+    lifts = []
+
+    def lift(*args):
+        lifts.append(_Lift(*args))
+        return lifts[-1]
+
+    monkeypatch.setattr(adjoint, "decoder_rows", None)
+    monkeypatch.setattr(sys.modules[_Lift.__module__], "_Lift", lift)
+    assert head_loadings(model, dictionaries, graph).loadings.any()
+    read = {f"layers.{layer}.mlp.in" for layer in range(NUM_LAYERS)} if mix == "skips" else set()
+    assert lifts and all({str(site) for site in lift.read} == read for lift in lifts)
 
 
 def test_by_default_the_edges_that_carry_most_and_texts_of_them():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderError, TranscoderEvaluator
-from hf_transcoders.circuits.graphs import attribution_graph, recording
+from hf_transcoders.circuits.graphs import attribution_graph, linearity
 from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
 from hf_transcoders.circuits.patching import PatchEngine, PatchPlan
@@ -350,9 +350,9 @@ def test_a_graph_of_a_family_registered_wrongly_says_so(monkeypatch, wrong, poin
     table = {**architectures_module._ARCHITECTURES, "llama": with_changes(architecture_of(model), **wrong)}
     monkeypatch.setattr(architectures_module, "_ARCHITECTURES", table)
     said = []
-    monkeypatch.setattr(recording.logger, "warning", said.append)
+    monkeypatch.setattr(linearity.logger, "warning", said.append)
     attribution_graph(model, [], [5, 6, 7], progress=False)
-    assert re.match(rf"'layers\.0\.({point})' of this llama model is off by", said[0])
+    assert re.match(rf"'layers\.0\.({point})' of this llama model differs by", said[0])
 
 
 @pytest.mark.parametrize(("wrong", "parent"), [({"mlp": "ffn"}, "LlamaDecoderLayer"), ({"blocks": "h"}, "LlamaModel")])
@@ -368,9 +368,9 @@ def test_a_graph_of_clamped_values_says_so(monkeypatch):
     model = tiny_model("olmo")
     model.config.clip_qkv = 0.5
     said = []
-    monkeypatch.setattr(recording.logger, "warning", said.append)
+    monkeypatch.setattr(linearity.logger, "warning", said.append)
     attribution_graph(model, [], [5, 6, 7], progress=False)
-    assert said[0].startswith("'layers.0.attn.out' of this olmo model is off by")
+    assert said[0].startswith("'layers.0.attn.out' of this olmo model differs by")
 
 
 def test_attention_that_is_no_softmax_of_products_is_not_run_apart(monkeypatch):

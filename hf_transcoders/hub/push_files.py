@@ -24,7 +24,7 @@ from ..text.strict_json import read_json, to_json
 from ..tracking.local import ALERTS, FOLDER, HISTOGRAMS, IMAGES, RUN_FILE, SCALARS, TABLES, read_lines
 from ..tracking.run import Run
 from .public import hidden_names, public_values
-from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_code_files, write_remote_code
+from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -153,13 +153,9 @@ def _readable(file: Path) -> dict[str, Any] | None:
 def with_remote_code(folder: str | os.PathLike) -> Iterator[Path]:
     """A copy of what lies in a folder, with the model's code."""
     with tempfile.TemporaryDirectory() as copy:
-        files = dictionary_files(folder)
-        for name, path in files.items():
+        for name, path in dictionary_files(folder).items():
             link_or_copy(path, Path(copy, name))
-        for name in files:
-            if PurePosixPath(name).name == "config.json":
-                write_remote_code(Path(copy, name).parent)
-        write_code_files(copy)
+        write_remote_code(copy)
         yield Path(copy)
 
 

@@ -34,17 +34,20 @@ Written by `save_pretrained(..., remote_code=True)`. Apache-2.0, the hf_transcod
 
 
 def write_remote_code(folder: str | os.PathLike) -> None:
-    """Makes a saved dictionary load without this package: adds its code, and says so in `config.json`."""
-    write_code_files(folder)
-    config = Path(folder, "config.json")
-    values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-    write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    """
+    Adds the model's code to a saved dictionary or set, so that it loads without this package.
 
-
-def write_code_files(folder: str | os.PathLike) -> None:
-    """Writes the two files alone."""
-    for name, source in remote_code_files().items():
-        write_text(Path(folder, name), source)
+    Args:
+        folder (`str` or `os.PathLike`): Folder of the dictionary or set; the `config.json` of each dictionary names the code.
+    """
+    configs = list(Path(folder).rglob("config.json"))
+    for config in configs:
+        values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+        write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    # For a sub-folder of a repo, transformers looks for code at the top.
+    for place in {Path(folder), *(config.parent for config in configs)}:
+        for name, source in remote_code_files().items():
+            write_text(place / name, source)
 
 
 @functools.cache

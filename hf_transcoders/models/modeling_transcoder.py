@@ -1,7 +1,6 @@
 """The dictionary: encode, decode, and everything that is trained in one forward."""
 
 import math
-import os
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,16 +11,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
 from ..ops.sparse import sparse_decode
 from ..ops.topk import topk
 from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
+from .publishing import PublishMixin
 from .saved_files import (
     HUB_ARGUMENTS,
-    WEIGHT_FILES,
     Files,
     SavedDictionary,
     bounds,
@@ -96,7 +94,7 @@ def tensor_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
-class TranscoderModel(PreTrainedModel):
+class TranscoderModel(PublishMixin, PreTrainedModel):
     r"""
     One sparse dictionary: `features = activation(W_enc x + b_enc)`, `reconstruction = W_decᵀ features + b_dec`.
 
@@ -534,66 +532,17 @@ class TranscoderModel(PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *args,
-        push_to_hub: bool = False,
-        remote_code: bool = False,
-        **kwargs,
-    ):
-        """
-        Saves configuration and weights (safetensors), all of them or none: whenever the process dies, the folder holds
-        one whole save, and so does whoever loads from it meanwhile. Arguments as in
-        [`~transformers.PreTrainedModel.save_pretrained`], and:
-
-        Args:
-            remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to put the model's code beside it, for `AutoModel.from_pretrained(..., trust_remote_code=True)`
-                where this package is not installed.
-            push_to_hub (`bool`, *optional*, defaults to `False`):
-                Whether to push it too, with those of `kwargs` that [`~TranscoderModel.push_to_hub`] takes; `repo_id` is
-                by default the folder's name.
-        """
-        # The Transformers API has publishing as a method of the model: these imports point up, so they wait for a call.
-        from ..hub.remote_code import write_remote_code
-        from ..hub.upload import take_push_arguments
-
-        push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
-        if not kwargs.get("is_main_process", True):
-            return
-        # Under FSDP no process holds a whole tensor; offloaded ones are elsewhere.
+    def _save_files(self, folder, *args, **kwargs) -> None:
+        # Under FSDP no process holds a whole tensor; offloaded tensors are elsewhere.
         held = [(n, t) for n, t in self.state_dict().items() if not t.is_meta and not hasattr(t, "to_local")]
         if broken := [name for name, tensor in held if not all(map(math.isfinite, bounds(tensor)))]:
             logger.warning(
-                f"{', '.join(broken)} of the dictionary saved into {save_directory} has NaN or infinite numbers, with which it "
-                "cannot be loaded: save one from before."
+                f"{', '.join(broken)} of the saved dictionary has NaN or infinite numbers, so it cannot be loaded: save an "
+                "earlier one."
             )
-        # Where code for others lies is a fact of the folder that a dictionary came from, not of the next one.
+        # Where remote code lies is a fact of the folder that a dictionary was loaded from, not of the next one.
         self.config.__dict__.pop("auto_map", None)
-        # A single file left from an earlier save would be loaded instead of the shards of this one.
-        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
-            super().save_pretrained(partial, *args, **kwargs)
-            if remote_code:
-                write_remote_code(partial)
-        if push_to_hub:
-            self.push_to_hub(remote_code=remote_code, **push_arguments)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Publishes the dictionary with its card. See [`~hf_transcoders.hub.push`] for the arguments: `commit_message`,
-        `private`, `token`, `revision`, `create_pr`, `subfolder`, `remote_code` ...
-
-        Args:
-            repo_id (`str`): Such as `"me/my-transcoder"`; made if it does not exist.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]
-        """
-        # Points up, for the same reason as in `save_pretrained`.
-        from ..hub.upload import push
-
-        return push(self, repo_id, **kwargs)
+        PreTrainedModel.save_pretrained(self, folder, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

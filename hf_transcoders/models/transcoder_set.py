@@ -12,11 +12,12 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from ..errors import TranscoderError
-from ..files import atomic_directory, inner_path, is_inside, read_settled, write_text
+from ..files import inner_path, is_inside, read_settled, write_text
 from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
-from .saved_files import HUB_ARGUMENTS, WEIGHT_FILES, Files, damaged, open_files, parse_saved
+from .publishing import PublishMixin
+from .saved_files import HUB_ARGUMENTS, Files, damaged, open_files, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
@@ -39,7 +40,7 @@ class TranscoderSetOutput(ModelOutput):
     outputs: dict[str, TranscoderOutput] | None = None
 
 
-class TranscoderSet(nn.Module):
+class TranscoderSet(PublishMixin, nn.Module):
     """
     Dictionaries of one base model, by name. Saved as one folder or repo: an index file and a sub-folder for each
     dictionary, which also loads alone with `TranscoderModel.from_pretrained(repo, subfolder=name)`. A set need not cover
@@ -144,43 +145,10 @@ class TranscoderSet(nn.Module):
         losses = [output.loss for output in outputs.values() if output.loss is not None]
         return TranscoderSetOutput(loss=sum(losses) if losses else None, outputs=outputs)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, remote_code: bool = False, **kwargs
-    ) -> None:
-        """
-        Saves index and dictionaries; nothing half-written is ever found in `save_directory`. Arguments as in
-        [`TranscoderModel.save_pretrained`].
-        """
-        # The Transformers API has publishing as a method of the model: these imports point up, so they wait for a call.
-        from ..hub.remote_code import write_code_files
-        from ..hub.upload import take_push_arguments
-
-        push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
-        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
-            for name, model in self.items():
-                model.save_pretrained(partial / name, remote_code=remote_code, **kwargs)
-            write_index(partial, {name: name for name in self}, self.base_model_name_or_path)
-            if remote_code:
-                # Loading a sub-folder of a repo, transformers looks for code at the top.
-                write_code_files(partial)
-        if push_to_hub:
-            self.push_to_hub(remote_code=remote_code, **push_arguments)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Publishes the set with its card. Dictionaries that were in the repo's set and are no longer in this one go from it
-        in the same commit. See [`~hf_transcoders.hub.push`] for the arguments.
-
-        Args:
-            repo_id (`str`): Such as `"me/my-transcoders"`; made if it does not exist.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]
-        """
-        # Points up, for the same reason as in `save_pretrained`.
-        from ..hub.upload import push
-
-        return push(self, repo_id, **kwargs)
+    def _save_files(self, folder, **kwargs) -> None:
+        for name, model in self.items():
+            model.save_pretrained(folder / name, **kwargs)
+        write_index(folder, {name: name for name in self}, self.base_model_name_or_path)
 
     @classmethod
     def from_pretrained(

@@ -38,8 +38,8 @@ from .checkpoint_files import make_run_folder, only_run
 from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
-from .publishing import Publishing
 from .sharding import gathered, is_sharded, shard_, whole
+from .trainer_push import TrainerPushMixin
 from .trainer_states import read_trainer_state
 
 
@@ -51,7 +51,7 @@ _REFRESH_STEPS = 16
 _SAMPLE_TOKENS = 256
 
 
-class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
+class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 

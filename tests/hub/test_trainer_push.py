@@ -102,7 +102,7 @@ def test_end_pushes_when_the_model_is_saved(hub, base, tmp_path):
 
 
 def test_a_push_that_fails_is_a_warning_and_the_run_goes_on(hub, base, tmp_path, caplog, monkeypatch):
-    logger = logging.getLogger("hf_transcoders.training.publishing")
+    logger = logging.getLogger("hf_transcoders.training.trainer_push")
     logger.addHandler(caplog.handler)
     hub.faults.append(Fault("POST", "/commit/", status=500))
     trainer = make_trainer(base, tmp_path, **during("every_save"))

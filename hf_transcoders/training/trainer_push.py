@@ -9,17 +9,17 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from ..files import write_text
 from ..hub.cards.card import own_card
 from ..hub.cards.make import make_card
-from ..hub.hub_errors import hub_errors
+from ..hub.commit import Destination, make_repo
 from ..hub.public import hidden_names, public_values
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
-from ..hub.upload import make_repo, push_folder
+from ..hub.upload import push_folder
 from ..models.saved_files import CONFIG_NAME
 from ..models.transcoder_set import INDEX_NAME
 from ..text import logging
@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 _STAGED = ".push-"
 
 
-class Publishing:
+class TrainerPushMixin:
     """
     What [`TranscoderTrainer`] does on the Hub, in place of [`~transformers.Trainer`]'s own: our card, sets of
     dictionaries, one commit a push, nothing stale, and the run's records in `tracking/`.
@@ -56,8 +56,8 @@ class Publishing:
             name = args.hub_model_id or Path(args.output_dir).absolute().name
             token = token or args.hub_token
             private = args.hub_private_repo if private is None else private
-            with hub_errors(name, token):
-                self.hub_model_id = make_repo(HfApi(token=token), name, private, args.hub_revision)
+            made = make_repo(Destination(name, private=private, token=token, revision=args.hub_revision))
+            self.hub_model_id = made.repo_id
             for left in Path(args.output_dir).glob(f"{_STAGED}*"):
                 shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
         self.push_in_progress = None
@@ -99,8 +99,7 @@ class Publishing:
         private = args.hub_private_repo if private is None else private
         revision = revision or (None if create_pr else args.hub_revision)
         if not create_pr:
-            with hub_errors(repo_id, token):
-                repo_id = make_repo(HfApi(token=token), repo_id, private, revision)
+            repo_id = make_repo(Destination(repo_id, private=private, token=token, revision=revision)).repo_id
         self._finish_current_push()
         job = self._push_job(
             self._staged(args.output_dir),

@@ -103,7 +103,7 @@ def main():
     )
     report = evaluator.evaluate(trainer.dictionaries)
     mark("evaluate")
-    print(report.table())
+    print(report)
     summary = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "device": str(base.device),

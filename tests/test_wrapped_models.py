@@ -198,9 +198,6 @@ CALLS = {
     "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
         m, ROWS, max_tokens=64, **_QUIET
     ).evaluate(p.dictionaries),
-    "features.feature_examples.explain_dictionaries": lambda f, m, p: f(
-        m, p.dictionaries, ROWS, TOKENIZER, features={next(iter(p.dictionaries)): [1, 2]}, max_tokens=64, **_QUIET
-    ),
     "features.feature_examples.explain_features": lambda f, m, p: f(
         m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
     ),

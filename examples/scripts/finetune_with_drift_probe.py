@@ -120,7 +120,7 @@ def main():
     print("\nstep  " + "  ".join(metrics))
     for entry in probe.history:
         print(f"{entry['step']:4}  " + "  ".join(f"{entry[metric]:{len(metric)}.4f}" for metric in metrics))
-    print("\n" + probe.report.table())
+    print(f"\n{probe.report}")
     print(f"\nThe page is {Path(args.output_dir, 'tracking', 'pages', 'probe_drift.html')}.")
 
 

@@ -65,11 +65,11 @@ def main():
     )
     trainer.train()
     trainer.save_model()
-    print(trainer.evaluation_report().table())
+    print(trainer.evaluation_report())
     for explanation in explain_features(
         base, models["transcoder"], test, tokenizer, num_features=3, max_tokens=10_000
     ):
-        print(explanation.render(), end="\n\n")
+        print(explanation, end="\n\n")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def main():
     report.save_into(args.output_dir)
     report.save_json(Path(args.output_dir, "evaluation.json"))
     card_of_folder(args.output_dir, report=report).save(args.output_dir)
-    print(report.table())
+    print(report)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def run(args):
     _say(4, "Evaluating both on the held-out text")
     report = trainer.evaluation_report()
     report.save_json(output / "evaluation.json")
-    echo(*report.table().split("\n"))
+    echo(*report.to_text().split("\n"))
 
     _say(5, "Saving, and loading it back")
     trainer.save_model()
@@ -103,7 +103,7 @@ def run(args):
         base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=10_000
     )
     for explanation in explanations[:4]:
-        echo(*explanation.render().split("\n"), "")
+        echo(*explanation.to_text().split("\n"), "")
 
     _say(7, "Report")
     page = write_report(

@@ -68,4 +68,4 @@ def run(args):
     if args.json:
         print_json(report.to_dict())
     else:
-        echo(*report.table().split("\n"))
+        echo(*report.to_text().split("\n"))

@@ -57,5 +57,5 @@ def run(args):
     if args.json:
         print_json([explanation.to_dict() for explanation in explanations])
     else:
-        text = "\n\n".join(explanation.render() for explanation in explanations)
+        text = "\n\n".join(explanation.to_text() for explanation in explanations)
         echo(*text.split("\n"))

@@ -134,7 +134,7 @@ def _explained(args, base, dictionaries, tokenizer, graph):
     """Dictionary -> explanations of its features on the page."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
-    from ..features.feature_examples import explain_dictionaries
+    from ..features.feature_examples import explain_features
 
     wanted: dict[str, set[int]] = {}
     has = graph.is_kind("feature")
@@ -142,7 +142,7 @@ def _explained(args, base, dictionaries, tokenizer, graph):
         wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
     if not wanted:
         return None
-    return explain_dictionaries(
+    return explain_features(
         base,
         dictionaries,
         pack_tokens(load_texts(args.features_from), tokenizer, _SEQUENCE_LENGTH),

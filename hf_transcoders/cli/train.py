@@ -228,7 +228,7 @@ def run(args):
         if args.json:
             print_json({"output_dir": training.output_dir, **report.to_dict()})
         else:
-            echo(*report.table().split("\n"), "", f"Saved in {training.output_dir}")
+            echo(*report.to_text().split("\n"), "", f"Saved in {training.output_dir}")
     trainer.save_state()
     # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
     trainer.accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """Texts to measure on, and which of their tokens count."""
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class TokenBlocks:
     Attributes:
         texts (`Sequence[torch.LongTensor]`): The tokens of each block, `(tokens,)`. Block i is row i of the dataset.
         masks (`Sequence[torch.BoolTensor]`): Which of them count.
+        skip_first (`int`), special_token_ids (`list[int]`): As given.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class TokenBlocks:
             raise TranscoderError(f"max_tokens is {max_tokens}; give a number of at least 1.")
         if skip_first < 0:
             raise TranscoderError(f"skip_first is {skip_first}; give the number of positions to leave out, 0 or more.")
+        self.skip_first, self.special_token_ids = skip_first, list(special_token_ids or [])
         self.texts = _read(dataset, max_tokens, skip_first)
-        special = torch.tensor(list(special_token_ids or []), dtype=torch.long)
+        special = torch.tensor(self.special_token_ids, dtype=torch.long)
         self.masks = []
         for text in self.texts:
             mask = ~torch.isin(text, special) if len(special) else torch.ones(len(text), dtype=torch.bool)
@@ -116,7 +119,10 @@ class TokenBlocks:
         return [self._part(counted[start:end]) for start, end in itertools.pairwise(ends)]
 
     def _part(self, numbers: Iterable[int]) -> "TokenBlocks":
-        part = object.__new__(TokenBlocks)
+        part = copy.copy(self)
+        # Derived from the texts and masks of all blocks.
+        for name in ("input_ids", "mask"):
+            part.__dict__.pop(name, None)
         part.texts, part.masks = zip(*((self.texts[number], self.masks[number]) for number in numbers), strict=True)
         return part
 

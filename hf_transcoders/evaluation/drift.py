@@ -5,7 +5,6 @@ kind is uncertain; the uncertainty is found by leaving out one group of blocks a
 no assumption about how the tokens of one text hang together.
 """
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.token_blocks import TokenBlocks
 from ..dictionaries import named_dictionaries
 from ..errors import TranscoderError
-from ..features.feature_examples import FeaturePeaks, find_peaks
+from ..features.top_activations import TopActivations, find_top_activations
 from ..files import atomic_file
 from ..lm.architectures import locate
 from ..lm.modes import in_eval_mode
@@ -35,6 +34,14 @@ from ..text.strict_json import to_json
 from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
 from .evaluator import ORIGINAL, TranscoderEvaluator
+from .feature_changes import (
+    FALSE_DISCOVERY_RATE,
+    MIN_FIRINGS,
+    TOLERANCE,
+    FeatureChange,
+    FeatureChanges,
+    discoveries,
+)
 from .statistics import LossStatistics, NextTokenComparison
 
 
@@ -42,53 +49,9 @@ logger = logging.get_logger(__name__)
 
 # Groups of blocks that the jackknife leaves out in turn.
 _MAX_GROUPS = 32
-# Before and after together. Features that fire less often are not judged: of a handful of firings the jackknife takes the
-# spread for smaller than it is.
-_MIN_FIRINGS = 20
-# A change, in nats, up to which a feature counts as the same: 10%. The same tokens are compared, so that far smaller changes
-# stand out from chance, and after a few steps every feature has one.
-_TOLERANCE = 0.1
-# Of the features that are listed as changed, the share that may have been listed by chance.
-_FALSE_DISCOVERY_RATE = 0.05
 # Places in which a feature fires most that its label is made of.
 _LABEL_CONTEXTS = 3
 _RECONSTRUCTION_METRICS = ("fvu", "normalized_mse")
-
-
-@dataclass
-class FeatureChange:
-    r"""
-    A feature that fires otherwise than it did.
-
-    Args:
-        dictionary (`str`): Name of the dictionary.
-        feature (`int`): Number of the feature.
-        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did, or without tokenizer.
-        rate_before, rate_after (`float`): Share of tokens it fires on.
-        log_odds_change, log_odds_error (`float`):
-            Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
-        mean_before, mean_after (`float`): Mean activation over the tokens it fires on; 0 where it never does.
-        log_mean_change, log_mean_error (`float`):
-            Change in the logarithm of that mean, and its standard error; `nan` where it does not fire in at least two
-            groups of blocks, before and after.
-    """
-
-    dictionary: str
-    feature: int
-    label: str | None
-    rate_before: float
-    rate_after: float
-    log_odds_change: float
-    log_odds_error: float
-    mean_before: float
-    mean_after: float
-    log_mean_change: float
-    log_mean_error: float
-
-    @property
-    def description(self) -> str:
-        """The label, or why there is none."""
-        return self.label or ("" if self.rate_before else "never fired at the baseline")
 
 
 @dataclass
@@ -127,7 +90,7 @@ class DriftReport:
         """Everything as plain values."""
         return asdict(self)
 
-    def table(self) -> str:
+    def to_text(self) -> str:
         """The numbers and the features that changed most, as plain text."""
         lines = [f"model: {_facts(self.model)}"]
         lines += [f"{name}: {_facts(values)}" for name, values in self.dictionaries.items()]
@@ -143,6 +106,8 @@ class DriftReport:
                 f"{change.dictionary} {change.feature}: {change.description}"
             )
         return "\n".join(map(printable, lines))
+
+    __str__ = to_text
 
 
 class DriftProbe:
@@ -181,7 +146,7 @@ class DriftProbe:
     >>> probe = DriftProbe(transcoders, pack_tokens(probe_texts, tokenizer), tokenizer=tokenizer)
     >>> probe.take_baseline(model)
     >>> finetune(model)
-    >>> print(probe.measure(model).table())
+    >>> print(probe.measure(model))
     ```
     """
 
@@ -207,8 +172,6 @@ class DriftProbe:
         self.max_loss_tokens = max_loss_tokens
         self.max_kl_tokens = max_kl_tokens
         self.batch_size = batch_size
-        self.skip_first = skip_first
-        self.special_token_ids = list(special_token_ids or [])
         self.blocks = TokenBlocks(
             dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
         )
@@ -272,12 +235,9 @@ class DriftProbe:
     def _evaluator(self, model):
         return TranscoderEvaluator(
             model,
-            [{"input_ids": text} for text in self.blocks.texts],
+            self.blocks,
             batch_size=self.batch_size,
-            max_tokens=sum(self.blocks.lengths),
             max_loss_tokens=self.max_loss_tokens,
-            skip_first=self.skip_first,
-            special_token_ids=self.special_token_ids,
             progress=False,
         )
 
@@ -292,7 +252,11 @@ class DriftProbe:
             by_group = [evaluator.measure_fidelity(named, blocks) for blocks in self.groups]
             losses = evaluator.measure_losses(named, together=together)
             logits = self._kl_logits(model)
-            peaks = self._find_peaks(model) if first and self.tokenizer is not None else {}
+            top = {}
+            if first and self.tokenizer is not None:
+                top = find_top_activations(
+                    model, named, self.blocks, num_contexts=_LABEL_CONTEXTS, batch_size=self.batch_size
+                )
         fired, activation, metrics = {}, {}, {}
         for name in named:
             fired[name] = torch.stack([features[name].sums["fired"] for _, features in by_group]).cpu()
@@ -316,7 +280,7 @@ class DriftProbe:
             fired=fired,
             activation=activation,
             kl_logits=logits,
-            peaks=peaks,
+            top_activations=top,
             protocol=protocol,
         )
 
@@ -338,21 +302,18 @@ class DriftProbe:
         chunks = [logits[start : start + self.batch_size] for start in range(0, len(logits), self.batch_size)]
         return [torch.cat([part for part in chunk if len(part)]) for chunk in chunks if any(map(len, chunk))]
 
-    def _find_peaks(self, model):
-        return find_peaks(
-            model, self.dictionaries, self.blocks, num_contexts=_LABEL_CONTEXTS, batch_size=self.batch_size
-        )
-
     # ---------------------------------------------------------------------------------------------------- comparing
 
     def _report(self, now: "_Measurement") -> DriftReport:
         before = self.baseline
         tokens = torch.tensor([group.tokens for group in self.groups], dtype=torch.float64)
         changes = {
-            name: _Changes(tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name])
+            name: FeatureChanges(
+                tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name]
+            )
             for name in self.dictionaries
         }
-        significant = _discoveries({name: change.p_values() for name, change in changes.items()})
+        significant = discoveries({name: change.p_values() for name, change in changes.items()})
         dictionaries = {
             name: {**now.metrics[name], "features_changed": significant[name].double().mean().item()}
             for name in self.dictionaries
@@ -366,9 +327,9 @@ class DriftProbe:
                 **now.protocol,
                 "kl_tokens": sum(map(len, before.kl_logits)),
                 "groups": len(self.groups),
-                "false_discovery_rate": _FALSE_DISCOVERY_RATE,
-                "min_firings": _MIN_FIRINGS,
-                "tolerance": _TOLERANCE,
+                "false_discovery_rate": FALSE_DISCOVERY_RATE,
+                "min_firings": MIN_FIRINGS,
+                "tolerance": TOLERANCE,
             },
         )
 
@@ -406,9 +367,9 @@ class DriftProbe:
         ]
 
     def _label(self, name, feature):
-        if self.tokenizer is None or name not in self.baseline.peaks:
+        if self.tokenizer is None or name not in self.baseline.top_activations:
             return None
-        return self.baseline.peaks[name].label(feature, self.blocks.texts, self.tokenizer)
+        return self.baseline.top_activations[name].label(feature, self.blocks.texts, self.tokenizer)
 
     # ---------------------------------------------------------------------------------------------------- files
 
@@ -480,7 +441,7 @@ def measure_drift(
     Example:
 
     ```python
-    >>> print(measure_drift(base, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer).table())
+    >>> print(measure_drift(base, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer))
     ```
     """
     probe = DriftProbe(transcoders, dataset, **kwargs)
@@ -498,15 +459,15 @@ class _Measurement:
     fired: dict[str, Tensor]
     activation: dict[str, Tensor]
     kl_logits: list[Tensor]
-    peaks: dict[str, FeaturePeaks]
+    top_activations: dict[str, TopActivations]
     protocol: dict[str, Any]
 
     def to_tensors(self, input_ids: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {"input_ids": input_ids.contiguous()}
         for name in self.fired:
             tensors |= {f"{name}/fired": self.fired[name], f"{name}/activation": self.activation[name]}
-        for name, peaks in self.peaks.items():
-            tensors |= {f"{name}/peaks/{part}": getattr(peaks, part) for part in ("values", "rows", "positions")}
+        for name, top in self.top_activations.items():
+            tensors |= {f"{name}/peaks/{part}": getattr(top, part) for part in ("values", "rows", "positions")}
         tensors |= {f"kl_logits/{i:05d}": logits for i, logits in enumerate(self.kl_logits)}
         facts = {key: getattr(self, key) for key in ("metrics", "ce", "together", "protocol")}
         return tensors, {"facts": to_json(facts, indent=None)}
@@ -519,94 +480,12 @@ class _Measurement:
             fired={name: tensors[f"{name}/fired"] for name in names},
             activation={name: tensors[f"{name}/activation"] for name in names},
             kl_logits=[tensors[key] for key in sorted(tensors) if key.startswith("kl_logits/")],
-            peaks={
-                name: FeaturePeaks(*(tensors[f"{name}/peaks/{part}"] for part in ("values", "rows", "positions")))
+            top_activations={
+                name: TopActivations(*(tensors[f"{name}/peaks/{part}"] for part in ("values", "rows", "positions")))
                 for name in names
                 if f"{name}/peaks/values" in tensors
             },
         )
-
-
-class _Changes:
-    """What changed in the features of one dictionary, with standard errors; all `(num_features,)`, in float64."""
-
-    def __init__(self, tokens, fired_before, activation_before, fired_after, activation_after):
-        self.tokens = tokens.sum()
-        self.before, self.after = (fired_before, activation_before), (fired_after, activation_after)
-        self.groups = len(tokens)
-
-        def change(function):
-            def difference(select):
-                old = function(select(tokens), *(select(sums) for sums in self.before))
-                return function(select(tokens), *(select(sums) for sums in self.after)) - old
-
-            whole = difference(lambda sums: sums.sum(0))
-            left_out = torch.stack([difference(lambda sums, g=g: sums.sum(0) - sums[g]) for g in range(self.groups)])
-            deviation = (left_out - left_out.mean(0)).square().sum(0)
-            return whole, (deviation * (self.groups - 1) / self.groups).sqrt()
-
-        self.log_odds, self.log_odds_error = change(_log_odds)
-        self.log_mean, self.log_mean_error = change(_log_mean)
-
-    def p_values(self) -> Tensor:
-        """`(2, num_features)`: of the firing rates, and of the mean activations; 1 for features that fire too rarely."""
-        p_values = torch.stack(
-            [
-                _p_value(self.log_odds, self.log_odds_error, self.groups),
-                _p_value(self.log_mean, self.log_mean_error, self.groups),
-            ]
-        )
-        firings = self.before[0].sum(0) + self.after[0].sum(0)
-        return p_values.where(firings >= _MIN_FIRINGS, 1.0)
-
-    def sizes(self) -> Tensor:
-        """The change that there is at least, with 95% confidence: the larger of the two, in nats."""
-        least = [
-            change.abs() - 1.96 * error
-            for change, error in ((self.log_odds, self.log_odds_error), (self.log_mean, self.log_mean_error))
-        ]
-        return torch.stack(least).nan_to_num(-math.inf).amax(0)
-
-    def facts(self, feature: int) -> dict[str, float]:
-        facts = {}
-        for when, (fired, activation) in (("before", self.before), ("after", self.after)):
-            fired, activation = fired[:, feature].sum(), activation[:, feature].sum()
-            facts[f"rate_{when}"] = (fired / self.tokens).item()
-            facts[f"mean_{when}"] = (activation / fired.clamp(min=1)).item()
-        for key in ("log_odds", "log_mean"):
-            facts[f"{key}_change"] = getattr(self, key)[feature].item()
-            facts[f"{key}_error"] = getattr(self, f"{key}_error")[feature].item()
-        return facts
-
-
-def _log_odds(tokens, fired, activation):
-    return ((fired + 0.5) / (tokens - fired + 0.5)).log()
-
-
-def _log_mean(tokens, fired, activation):
-    return (activation / fired).log()
-
-
-def _p_value(change: Tensor, error: Tensor, groups: int) -> Tensor:
-    """
-    How likely such a change is by chance where the true one is within the tolerance: two-sided, by Student's t with
-    `groups - 1` degrees of freedom; 1 where the change itself is within it, or none was measured.
-    """
-    freedom = groups - 1
-    excess = (change.abs() - _TOLERANCE).clamp(min=0)
-    square = (excess / error).square().where(excess != 0, 0)
-    # Wallace (1959): the normal deviate that is as unlikely as a t.
-    normal = (freedom * (square / freedom).log1p()).sqrt() * (8 * freedom + 1) / (8 * freedom + 3)
-    return torch.special.erfc(normal / math.sqrt(2)).nan_to_num(1.0)
-
-
-def _discoveries(p_values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features one of whose p-values is small enough among all of them (Benjamini and Hochberg 1995)."""
-    ordered = torch.cat([values.flatten() for values in p_values.values()]).sort().values
-    ranks = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype)
-    accepted = ordered[ordered <= ranks * _FALSE_DISCOVERY_RATE / len(ordered)]
-    threshold = accepted[-1] if len(accepted) else -1.0
-    return {name: (values <= threshold).any(0) for name, values in p_values.items()}
 
 
 def _spliced(losses, name) -> dict[str, float]:

@@ -204,7 +204,7 @@ class EvaluationReport:
             columns[TOGETHER] = self.together
         return columns
 
-    def table(self) -> str:
+    def to_text(self) -> str:
         """Numbers and protocol as aligned plain text."""
         head, *rows = self._cells()
         parts = [aligned(head, rows)]
@@ -212,6 +212,8 @@ class EvaluationReport:
         parts.append(paired(self.protocol_lines()))
         # Last, where a terminal stands.
         return "\n\n".join([*parts, *(f"WARNING: {printable(text)}" for text in self.warnings)])
+
+    __str__ = to_text
 
     def markdown(self) -> str:
         """The same for a model card."""

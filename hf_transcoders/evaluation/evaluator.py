@@ -50,6 +50,9 @@ logger = logging.get_logger(__name__)
 # Elements of the largest temporaries: features of some tokens, logits of some positions.
 _MAX_ELEMENTS = 2**23
 
+# Tokens for fidelity, sparsity and dead features by default.
+_MAX_TOKENS = 100_000
+
 # How many changed models keep their final hidden states before their losses are computed together.
 _MAX_PENDING = 16
 
@@ -92,19 +95,19 @@ class TranscoderEvaluator:
     ```python
     >>> evaluator = TranscoderEvaluator(base, held_out_blocks)
     >>> report = evaluator.evaluate(transcoders)
-    >>> print(report.table())
+    >>> print(report)
     ```
     """
 
     def __init__(
         self,
         base_model: PreTrainedModel,
-        dataset: Iterable[Mapping],
+        dataset: Iterable[Mapping] | TokenBlocks,
         *,
         batch_size: int = 8,
-        max_tokens: int = 100_000,
+        max_tokens: int | None = None,
         max_loss_tokens: int = 20_000,
-        skip_first: int = 1,
+        skip_first: int | None = None,
         special_token_ids: Sequence[int] | None = None,
         dataset_name: str | None = None,
         dataset_split: str | None = None,
@@ -117,12 +120,20 @@ class TranscoderEvaluator:
                 raise TranscoderError(f"`{name}` is {value}; give at least 1.")
         self.base_model = base_model
         self.batch_size = batch_size
-        self.skip_first = skip_first
-        self.special_token_ids = list(special_token_ids or [])
         self.progress = progress
-        self.blocks = TokenBlocks(
-            dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
-        )
+        if not isinstance(dataset, TokenBlocks):
+            self.blocks = TokenBlocks(
+                dataset,
+                max_tokens=_MAX_TOKENS if max_tokens is None else max_tokens,
+                skip_first=1 if skip_first is None else skip_first,
+                special_token_ids=special_token_ids,
+            )
+        elif max_tokens is skip_first is special_token_ids is None:
+            self.blocks = dataset
+        else:
+            raise TranscoderError(
+                "`max_tokens`, `skip_first` and `special_token_ids` are those of the given `TokenBlocks`: leave them out."
+            )
         self.loss_blocks = self.blocks.first(max_loss_tokens)
         known_name, known_split = _describe(dataset)
         self.dataset_name = dataset_name or known_name
@@ -376,8 +387,8 @@ class TranscoderEvaluator:
             "sequence_length": max(lengths),
             **({"shortest_sequence": min(lengths)} if min(lengths) != max(lengths) else {}),
             "begins_with_bos": bos is not None and all(int(text[0]) == bos for text in texts),
-            "skip_first": self.skip_first,
-            "special_token_ids": self.special_token_ids,
+            "skip_first": self.blocks.skip_first,
+            "special_token_ids": self.blocks.special_token_ids,
             "ablation": "output set to zero, and to its mean over the fidelity tokens",
             "dtype": str(self.base_model.dtype).removeprefix("torch."),
             "device": input_device(self.base_model).type,

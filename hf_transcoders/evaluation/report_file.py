@@ -1,5 +1,6 @@
 """Evaluation reports as they stand in files, checked so that what loads can be printed and drawn."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import TranscoderError
@@ -10,7 +11,10 @@ from ..text.printable import printable
 # What pages and tables show of every dictionary; a report of an earlier version may lack others.
 _REQUIRED = ("l0", "fvu", "explained_variance", "ce_recovered_zero", "dead_fraction")
 _REQUIRED_TOGETHER = ("ce_original", "ce_spliced", "ce_recovered_zero", "kl", "top1_agreement")
-_NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio", "dead_fraction", "top1_agreement")
+_NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio")
+_SHARES = ("dead_fraction", "top1_agreement", "top1_agreement_zero_ablated", "top1_agreement_mean_ablated")
+# Names and texts that are shown are shorter than this, and so many versions at most.
+_LONGEST_TEXT, _MOST_VERSIONS = 1000, 100
 
 
 def check_report(content: dict[str, Any], source: str, together_name: str) -> None:
@@ -42,25 +46,47 @@ def check_report(content: dict[str, Any], source: str, together_name: str) -> No
 
 def _check_dictionary(measured, source):
     only(measured, ("metrics", "density_histogram", "config"), source)
-    _check_metrics(entry(measured, "metrics", dict, source), _REQUIRED, source)
+    config = entry(measured, "config", dict, source)
+    for name in ("input_site", "output_site"):
+        entry(config, name, str, source, null=True)
+    num_features = entry(config, "num_features", int, source, low=1)
+    for name, kind in (("activation", str), ("k", int)):
+        checked(config.get(name), kind, f"'{name}' in {source}", null=True)
+    _check_numbers(measured, num_features, source, _REQUIRED)
+
+
+def check_evaluation(evaluation: Mapping[str, Any], num_features: int, source: str) -> None:
+    """Refuse the evaluation in the configuration of a dictionary if it cannot be shown.
+
+    Args:
+        evaluation (`Mapping[str, Any]`): Evaluation, as [`EvaluationReport.of`] returns it.
+        num_features (`int`): Number of features of the dictionary.
+        source (`str`): Name of the evaluation, for messages.
+
+    Raises:
+        [`TranscoderError`]: an entry is missing, of the wrong kind or out of its range.
+    """
+    _check_numbers(evaluation, num_features, source)
+    check_protocol(entry(evaluation, "protocol", dict, source), f"the protocol of {source}")
+
+
+def _check_numbers(measured, num_features, source, required=()):
+    _check_metrics(entry(measured, "metrics", dict, source), required, source, num_features)
     histogram = entry(measured, "density_histogram", dict, source)
     # Logarithms of shares: wider ones would be axes without end.
     edges = entries(histogram, "log10_edges", float, source, low=-100, high=100)
     counts = entries(histogram, "counts", int, source, low=0)
-    entry(histogram, "never_fired", int, source, low=0)
-    if len(edges) < 2 or len(counts) != len(edges) - 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
-        raise TranscoderError(f"{printable(source)} has a density histogram that is none: evaluate again.")
-    config = entry(measured, "config", dict, source)
-    for name in ("input_site", "output_site"):
-        entry(config, name, str, source, null=True)
-    entry(config, "num_features", int, source, low=1)
-    for name, kind in (("activation", str), ("k", int)):
-        checked(config.get(name), kind, f"'{name}' in {source}", null=True)
+    never_fired = entry(histogram, "never_fired", int, source, low=0)
+    in_order = all(low < high for low, high in zip(edges, edges[1:], strict=False))
+    if not in_order or not len(edges) == len(counts) + 1 > 1 or sum(counts) + never_fired > num_features:
+        raise TranscoderError(f"{printable(source)} has a density histogram that is not one: evaluate again.")
 
 
-def _check_metrics(metrics, required, source):
+def _check_metrics(metrics, required, source, num_features=None):
+    highest = {"l0": num_features, **dict.fromkeys(_SHARES, 1)}
     for name in (*required, *metrics):
-        entry(metrics, name, float, source, null=True, low=0 if name in _NOT_NEGATIVE else None)
+        low = 0 if name in _NOT_NEGATIVE or name in _SHARES else None
+        entry(metrics, name, float, source, null=True, low=low, high=highest.get(name))
 
 
 def check_protocol(protocol: dict[str, Any], source: str, ablation: bool = True) -> None:
@@ -82,7 +108,24 @@ def check_protocol(protocol: dict[str, Any], source: str, ablation: bool = True)
         entry(protocol, name, str, source)
     entry(protocol, "begins_with_bos", bool, source)
     entries(protocol, "special_token_ids", int, source, low=0)
-    versions = entry(protocol, "versions", dict, source)
-    for name in versions:
-        entry(versions, name, str, source)
+    check_versions(entry(protocol, "versions", dict, source), source)
     checked(protocol.get("dataset_id"), str, f"'dataset_id' in {source}", null=True)
+    checked(protocol.get("shortest_sequence"), int, f"'shortest_sequence' in {source}", null=True, low=1)
+    for name, value in protocol.items():
+        if isinstance(value, str):
+            check_length(value, f"'{name}' in {source}")
+
+
+def check_versions(versions: Mapping[str, Any], source: str) -> None:
+    """Refuse versions of packages that are not short texts."""
+    if len(versions) > _MOST_VERSIONS:
+        raise TranscoderError(f"{printable(source)} has more than {_MOST_VERSIONS} versions: evaluate again.")
+    for name in versions:
+        check_length(name, f"A name of the versions in {source}")
+        check_length(entry(versions, name, str, source), f"'{name}' in {source}")
+
+
+def check_length(text: str, where: str) -> None:
+    """Refuse a text that is too long to be shown."""
+    if len(text) > _LONGEST_TEXT:
+        raise TranscoderError(f"{printable(where)[:200]} is longer than {_LONGEST_TEXT} characters: evaluate again.")

@@ -119,7 +119,9 @@ class PendingCommit:
 
     def read(self, path: str) -> str:
         """The text of a file that the repo holds."""
-        return Path(self.to.api.hf_hub_download(self.to.repo_id, path, revision=self.parent)).read_text(encoding="utf-8")
+        return Path(self.to.api.hf_hub_download(self.to.repo_id, path, revision=self.parent)).read_text(
+            encoding="utf-8"
+        )
 
     def add_card(self, make: Callable[[str], TranscoderCard]) -> None:
         """

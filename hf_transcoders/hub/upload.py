@@ -120,9 +120,7 @@ def push_folder(
         commit.new |= {prefix + path: content for path, content in published(files, records).items()}
         # transformers looks for code at the top of a repo only.
         commit.new |= {
-            path.removeprefix(prefix): local
-            for path, local in commit.new.items()
-            if path[len(prefix) :] in CODE_FILES
+            path.removeprefix(prefix): local for path, local in commit.new.items() if path[len(prefix) :] in CODE_FILES
         }
         commit.stale |= left_by_earlier_push(commit.files, prefix, commit.read)
         if records:

@@ -179,6 +179,11 @@ def expect(saved: SavedDictionary, shapes: dict[str, tuple[int, ...]], any_size:
             )
 
 
+def saved_dtype(saved: SavedDictionary, name: str) -> torch.dtype:
+    """The type of a saved tensor, from the header of its file."""
+    return _DTYPES[saved.tensors[name].get_slice(name).get_dtype()]
+
+
 def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
     """The tensors, which stay in the file until they are used, each checked by [`check_numbers`]."""
     tensors = {name: opened.get_tensor(name) for name, opened in saved.tensors.items()}

@@ -17,7 +17,7 @@ from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
 from .publishing import PublishMixin
-from .saved_files import HUB_ARGUMENTS, Files, damaged, open_files, parse_saved
+from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, damaged, open_files, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
@@ -175,18 +175,7 @@ class TranscoderSet(PublishMixin, nn.Module):
         variant = kwargs.pop("variant", None)
         files = Files(pretrained_model_name_or_path, subfolder, **hub)
 
-        def open_wanted(opening=lambda path: path):
-            folders = _folders(files, opening)
-            wanted = list(folders) if names is None else list(names)
-            if missing := [name for name in wanted if name not in folders]:
-                raise TranscoderError(
-                    f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(folders)}."
-                )
-            return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
-
-        names = names if names is None else list(names)
-        # All of them are opened before one is loaded, so that they are of one save.
-        opened = read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
+        opened = open_set(files, names, variant)
         return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
 
 
@@ -237,6 +226,29 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
             f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set anew."
         )
     return folders
+
+
+def open_set(
+    files: Files, names: Iterable[str] | None = None, variant: str | None = None
+) -> dict[str, SavedDictionary]:
+    """
+    Opens dictionaries of a saved set, all of one save.
+
+    Args:
+        files ([`Files`]): Files of the set.
+        names (`Iterable[str]`, *optional*): Names of the dictionaries to open. All by default.
+        variant (`str`, *optional*): Variant in the names of the weights, as in `save_pretrained`.
+    """
+    names = None if names is None else list(names)
+
+    def open_wanted(opening=lambda path: path):
+        folders = _folders(files, opening)
+        wanted = list(folders) if names is None else names
+        if missing := [name for name in wanted if name not in folders]:
+            raise TranscoderError(f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(folders)}.")
+        return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
+
+    return read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
 
 
 def set_folders(folder: str | os.PathLike) -> dict[str, Path]:

@@ -285,7 +285,7 @@ def feature_row(feature) -> dict[str, Any]:
         `dict[str, Any]`: numbers, and contexts as text with the peak in `[[ ]]`.
     """
     row = {
-        "feature": feature.index,
+        "feature": feature.feature,
         "density": _rounded(feature.density),
         "max_activation": _rounded(feature.max_activation),
         "mean_activation": _rounded(feature.mean_activation),

@@ -34,7 +34,7 @@ from hf_transcoders import (
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.interventions import FeatureEdit, intervention_losses
 from hf_transcoders.circuits.patching import PatchEngine
-from hf_transcoders.features import feature_examples as features_module
+from hf_transcoders.features import promoted_tokens as features_module
 from hf_transcoders.lm.partial_forward import block_of, runs_head_apart
 from hf_transcoders.tasks import end_logits
 from hf_transcoders.training.memory_plan import plan_run
@@ -182,7 +182,7 @@ def test_promoted_tokens_are_left_out_with_the_reason(rows, monkeypatch):
     monkeypatch.setattr(features_module.logger, "warning_once", said.append, raising=False)
     explained = explain_features(model, TranscoderModel(config), rows, word_tokenizer(), progress=False)
     assert said == [
-        "The tokens that features promote are left out: the residual stream of model type 'mamba' is not known to this library."
+        "The promoted tokens of features are left out: the residual stream of model type 'mamba' is not known to this library."
     ]
     assert all(feature.top_tokens == feature.bottom_tokens == [] for feature in explained)
 

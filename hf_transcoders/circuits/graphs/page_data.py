@@ -108,10 +108,10 @@ def _details(graph, features):
     has = graph.is_kind("feature")
     shown = set(zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True))
     return {
-        f"{graph.dictionaries.index(name)}/{explanation.index}": explanation.to_dict()
+        f"{graph.dictionaries.index(name)}/{explanation.feature}": explanation.to_dict()
         for name, explanations in features.items()
         for explanation in explanations
-        if (graph.dictionaries.index(name), explanation.index) in shown
+        if (graph.dictionaries.index(name), explanation.feature) in shown
     }
 
 

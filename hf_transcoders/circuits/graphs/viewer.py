@@ -187,7 +187,7 @@ def write_viewer_files(
             layer = numbers.layer(dictionary)
             # A dictionary without a node in any graph has nothing that could lead to its features.
             for explanation in explanations if layer is not None else ():
-                number = cantor(layer, numbers.feature(dictionary, explanation.index))
+                number = cantor(layer, numbers.feature(dictionary, explanation.feature))
                 path = partial / "features" / scan / f"{number}.json"
                 # Thousands of files: `write_text` would look for leftovers among them each time.
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def _dictionary(graph, name):
 def _labels(features):
     """(dictionary, feature) -> the token it fires on most."""
     return {
-        (name, explanation.index): _shown(context.tokens[context.peak])
+        (name, explanation.feature): _shown(context.tokens[context.peak])
         for name, explanations in (features or {}).items()
         for explanation in explanations
         for context in explanation.contexts[:1]

@@ -1,9 +1,9 @@
 """What the dictionaries of a card read, write and compute."""
 
-import torch
+import math
 
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
+from ...models.modeling_transcoder import parameter_shapes
 from ...text.markdown import Markdown, code, escape, table
 from .facts import CardFacts, grouped
 from .wording import dtype_name, kind, listed, place_and_name
@@ -38,7 +38,9 @@ def sites_table(facts: CardFacts) -> Markdown:
 
 def dtypes(facts: CardFacts) -> Markdown:
     """In what the weights are stored."""
-    return listed(code(dtype) for dtype in dict.fromkeys(map(dtype_name, facts.dictionaries.values())))
+    return listed(
+        code(dtype) for dtype in dict.fromkeys(dtype_name(each.dtype) for each in facts.dictionaries.values())
+    )
 
 
 def base_dtype(facts: CardFacts) -> Markdown:
@@ -136,6 +138,4 @@ def _properties(config: TranscoderConfig) -> dict[str, str]:
 
 
 def _parameters(config: TranscoderConfig) -> int:
-    """Of the whole dictionary; one in training may hold a shard of them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TranscoderModel(config).parameters())
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values() if shape is not None)

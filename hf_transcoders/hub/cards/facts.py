@@ -1,27 +1,60 @@
 """The facts of a card, gathered from configurations, evaluation and run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from transformers.utils import logging
+import torch
 
 from ...dictionaries import is_hub_id
+from ...errors import TranscoderError
 from ...evaluation.evaluation_report import EvaluationReport
+from ...evaluation.report_file import check_evaluation
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
+from ...models.modeling_transcoder import TranscoderModel, tensor_shapes
+from ...models.saved_files import SavedDictionary, expect, saved_dtype
 from ...models.transcoder_set import TranscoderSet, dictionary_name
+from ...text import logging
 from ...tracking.run import Run
 from ..public import hidden_names, public_name, public_values
-from .recorded import is_number, known_evaluation, known_training
+from .recorded import is_number, known_training
 
 
 logger = logging.get_logger(__name__)
 
-
 # Dictionaries that are listed each by itself wherever something is said of them.
 _FEW = 6
+
+
+@dataclass
+class DictionaryFacts:
+    """
+    One dictionary as a card describes it, without its weights.
+
+    Args:
+        config ([`TranscoderConfig`]): Configuration.
+        dtype (`torch.dtype`): Type of the stored weights.
+        tags (`Sequence[str]`, *optional*): Tags that users and trackers have added.
+    """
+
+    config: TranscoderConfig
+    dtype: torch.dtype
+    tags: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, dictionary: "TranscoderModel | DictionaryFacts") -> "DictionaryFacts":
+        """The facts of a dictionary in memory."""
+        if isinstance(dictionary, DictionaryFacts):
+            return dictionary
+        return cls(dictionary.config, dictionary.dtype, dictionary.model_tags)
+
+    @classmethod
+    def of_saved(cls, saved: SavedDictionary) -> "DictionaryFacts":
+        """The facts of a saved dictionary, from its configuration and the headers of its weights."""
+        config = TranscoderConfig.from_dict(saved.fields)
+        expect(saved, tensor_shapes(config))
+        return cls(config, saved_dtype(saved, "W_enc"))
 
 
 @dataclass
@@ -30,7 +63,7 @@ class CardFacts:
     What is known of the dictionaries that a card is about.
 
     Args:
-        dictionaries (`dict[str, TranscoderModel]`): By name.
+        dictionaries (`dict[str, DictionaryFacts]`): Dictionaries by name.
         is_set (`bool`): Whether they are saved as a set; else there is one, saved alone.
         repo_id (`str`, *optional*): Where they will be on the Hub.
         reports (`list[EvaluationReport]`): One for each protocol.
@@ -38,7 +71,7 @@ class CardFacts:
         run ([`Run`], *optional*): The run that trained them.
     """
 
-    dictionaries: dict[str, TranscoderModel]
+    dictionaries: dict[str, DictionaryFacts]
     is_set: bool
     repo_id: str | None
     reports: list[EvaluationReport]
@@ -106,14 +139,15 @@ class CardFacts:
 
 
 def gather_facts(
-    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    dictionaries: Mapping[str, TranscoderModel | DictionaryFacts] | TranscoderSet | TranscoderModel | DictionaryFacts,
     repo_id: str | None = None,
     report: EvaluationReport | None = None,
     run: Run | None = None,
 ) -> CardFacts:
     """What the arguments of [`make_card`] say."""
-    is_set = not isinstance(dictionaries, TranscoderModel)
-    named = dict(dictionaries.items()) if is_set else {dictionary_name(dictionaries.config): dictionaries}
+    is_set = not isinstance(dictionaries, TranscoderModel | DictionaryFacts)
+    given = dictionaries.items() if is_set else [(dictionary_name(dictionaries.config), dictionaries)]
+    named = {name: DictionaryFacts.of(dictionary) for name, dictionary in given}
     together = report.to_dict()["together"] if report is not None and set(report.dictionaries) == set(named) else None
     reports = _reports({name: dictionary.config for name, dictionary in named.items()}, report)
     if repo_id is not None:
@@ -142,13 +176,14 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
     """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
     evaluations = {}
     for name, config in configs.items():
-        if (known := known_evaluation(config.evaluation, config.num_features)) is not None:
-            evaluations[name] = known
-        elif config.evaluation:
-            logger.warning(
-                f"The evaluation in the configuration of {name} is not of the form in which hf_transcoders writes it, and the "
-                "card does without: measure the dictionary again."
-            )
+        if not config.evaluation:
+            continue
+        try:
+            check_evaluation(config.evaluation, config.num_features, f"The evaluation in the configuration of {name}")
+        except TranscoderError as error:
+            logger.warning(f"{error} The card leaves the evaluation out.")
+        else:
+            evaluations[name] = config.evaluation
     if report is not None:
         names = list(report.dictionaries)
         # A single dictionary has no name of its own: the report may know it under another.

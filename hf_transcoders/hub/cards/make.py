@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
 from ...models.modeling_transcoder import TranscoderModel
-from ...models.transcoder_set import INDEX_NAME, TranscoderSet
+from ...models.saved_files import Files, open_dictionary
+from ...models.transcoder_set import INDEX_NAME, TranscoderSet, open_set
 from ...reports.page import MEANINGS
 from ...text.markdown import Markdown, code, escape
 from ...text.strict_json import read_json
@@ -14,13 +15,13 @@ from ...tracking.run import Run, recorded_run
 from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
 from .card_pictures import result_pictures, training_pictures
-from .facts import CardFacts, gather_facts
+from .facts import CardFacts, DictionaryFacts, gather_facts
 from .metadata import metadata
 from .wording import listed
 
 
 def make_card(
-    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    dictionaries: Mapping[str, TranscoderModel | DictionaryFacts] | TranscoderSet | TranscoderModel | DictionaryFacts,
     *,
     repo_id: str | None = None,
     report: EvaluationReport | None = None,
@@ -98,7 +99,11 @@ def card_of_folder(
         [`TranscoderCard`]
     """
     folder = Path(folder)
-    kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
+    files = Files(folder)
+    if (folder / INDEX_NAME).exists():
+        described = {name: DictionaryFacts.of_saved(saved) for name, saved in open_set(files).items()}
+    else:
+        described = DictionaryFacts.of_saved(open_dictionary(files))
     run = recorded_run(folder)
     if run is None and (folder / "trainer_state.json").exists():
         history = read_json(folder / "trainer_state.json", allow_nan=True).get("log_history")
@@ -106,7 +111,7 @@ def card_of_folder(
         run = Run.from_log_history(
             entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)
         )
-    return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
+    return make_card(described, repo_id=repo_id, report=report, run=run, license=license)
 
 
 def _rendered(

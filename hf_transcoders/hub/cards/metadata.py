@@ -40,7 +40,7 @@ def _tags(facts: CardFacts, further: Sequence[str]) -> list[str]:
         tags.append("sparse-autoencoder")
     tags.append("mechanistic-interpretability")
     # What users and trackers have added: the Hub's tab "Training metrics" lives on such a tag.
-    further = [*further, *(tag for d in facts.dictionaries.values() for tag in d.model_tags)]
+    further = [*further, *(tag for d in facts.dictionaries.values() for tag in d.tags)]
     tags += [tag for tag in further if tag not in TranscoderModel.model_tags]
     return list(dict.fromkeys(map(one_line, tags)))
 

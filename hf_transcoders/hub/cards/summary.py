@@ -52,7 +52,7 @@ def described(facts: CardFacts, name: str) -> dict[str, Any]:
         "reads_site": site_and_width(config.input_site, config.d_in),
         "writes_site": site_and_width(config.output_site, config.d_out),
         "normalization": _NORMALIZATIONS[config.normalization],
-        "dtype": code(dtype_name(facts.dictionaries[name])),
+        "dtype": code(dtype_name(facts.dictionaries[name].dtype)),
     }
 
 

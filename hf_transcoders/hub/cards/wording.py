@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Iterable
 
+import torch
+
 from ...lm.sites import Site
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import Markdown, code, escape
 
 
@@ -48,8 +49,8 @@ def site_and_width(site: str | None, width: int) -> Markdown:
     return Markdown(f"{code(site) + ', ' if site else ''}{width} wide")
 
 
-def dtype_name(dictionary: TranscoderModel) -> str:
-    return str(dictionary.dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def listed(words: Iterable[str]) -> Markdown:

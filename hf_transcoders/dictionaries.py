@@ -147,12 +147,11 @@ def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfi
             "from it, say so with `model.config.name_or_path`."
         )
     revision = getattr(known, "_commit_hash", None)
-    if is_hub_id(theirs) and is_hub_id(ours) and None not in (config.base_model_revision, revision):
-        if config.base_model_revision != revision:
-            raise TranscoderError(
-                f"'{name}' is for revision {config.base_model_revision} of {theirs}, and this is {revision}: load the "
-                f'model with `revision="{config.base_model_revision}"`.'
-            )
+    if None not in (config.base_model_revision, revision) and config.base_model_revision != revision:
+        raise TranscoderError(
+            f"'{name}' is for revision {config.base_model_revision} of {theirs or 'its model'}, and this is {revision}: load "
+            f'the model with `revision="{config.base_model_revision}"`.'
+        )
 
 
 def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:

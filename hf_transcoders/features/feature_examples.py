@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..data.token_blocks import TokenBlocks
 from ..data.token_texts import token_texts
+from ..dictionaries import check_fits
 from ..errors import TranscoderError
 from ..lm.architectures import architecture_of
 from ..lm.capture import capture
@@ -154,10 +155,10 @@ def explain_features(
         [`TranscoderError`]: a feature does not exist, or none fires on the dataset.
     """
     return explain_dictionaries(
-        base_model, {"": dictionary}, dataset, tokenizer, features={"": features}, num_features=num_features,
+        base_model, {"The dictionary": dictionary}, dataset, tokenizer, features={"The dictionary": features}, num_features=num_features,
         num_contexts=num_contexts, window=window, num_tokens=num_tokens, max_tokens=max_tokens, batch_size=batch_size,
         skip_first=skip_first, special_token_ids=special_token_ids, progress=progress,
-    )[""]  # fmt: skip
+    )["The dictionary"]  # fmt: skip
 
 
 @measures_model
@@ -205,6 +206,7 @@ def explain_dictionaries(
         if value < least:
             raise TranscoderError(f"`{name}` is {value}; give at least {least}.")
     dictionaries = {name: dictionaries[name] for name in features}
+    check_fits(base_model, dictionaries)
     listed = {}
     for name, dictionary in dictionaries.items():
         wanted, size = features[name], dictionary.config.num_features

@@ -38,26 +38,21 @@ def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]
     return dict(dictionaries.items())
 
 
-def fitting_dictionaries(
-    base_model: torch.nn.Module, dictionaries: Dictionaries, required: bool = False
-) -> dict[str, TranscoderModel]:
+def fitting_dictionaries(base_model: torch.nn.Module, dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
     """
     Dictionaries by name that can be used inside a model: after [`check_fits`], and with outputs that can be written.
 
     Args:
         base_model (`torch.nn.Module`): The model they are to be used on.
         dictionaries: As for [`named_dictionaries`].
-        required (`bool`, *optional*, defaults to `False`): Whether to refuse an empty collection.
 
     Returns:
         `dict[str, TranscoderModel]`
 
     Raises:
-        [`TranscoderError`]: a dictionary does not belong to the model, or there is none and one is required.
+        [`TranscoderError`]: a dictionary does not belong to the model, or its output site cannot be written.
     """
     named = named_dictionaries(dictionaries)
-    if required and not named:
-        raise TranscoderError("There is no dictionary: give at least one.")
     check_fits(base_model, named)
     for name, dictionary in named.items():
         if Site.parse(dictionary.config.output_site).point == "resid_mid":
@@ -147,12 +142,11 @@ def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfi
             "from it, say so with `model.config.name_or_path`."
         )
     revision = getattr(known, "_commit_hash", None)
-    if is_hub_id(theirs) and is_hub_id(ours) and None not in (config.base_model_revision, revision):
-        if config.base_model_revision != revision:
-            raise TranscoderError(
-                f"'{name}' is for revision {config.base_model_revision} of {theirs}, and this is {revision}: load the "
-                f'model with `revision="{config.base_model_revision}"`.'
-            )
+    if None not in (config.base_model_revision, revision) and config.base_model_revision != revision:
+        raise TranscoderError(
+            f"'{name}' is for revision {config.base_model_revision} of {theirs or 'its model'}, and this is {revision}: load "
+            f'the model with `revision="{config.base_model_revision}"`.'
+        )
 
 
 def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.token_blocks import TokenBlocks
 from ..data.token_texts import token_texts
-from ..dictionaries import Dictionaries, named_dictionaries
+from ..dictionaries import Dictionaries, check_fits, named_dictionaries
 from ..errors import TranscoderError
 from ..lm.modes import in_eval_mode
 from ..lm.wrappers import measures_model
@@ -19,6 +19,9 @@ from ..text.printable import printable
 from .promoted_tokens import promoted_tokens
 from .top_activations import RunningTop, dictionary_inputs, feature_activations, update_all
 
+
+# Name of a single dictionary in messages.
+_SINGLE = "The dictionary"
 
 Features = Sequence[int] | Literal["active"] | None
 
@@ -167,10 +170,11 @@ def explain_features(
         if value < least:
             raise TranscoderError(f"`{name}` is {value}; give at least {least}.")
     single = isinstance(dictionaries, TranscoderModel)
-    named = {"": dictionaries} if single else named_dictionaries(dictionaries)
-    wanted = _wanted({"": features} if single else features, named)
-    blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
+    named = {_SINGLE: dictionaries} if single else named_dictionaries(dictionaries)
+    wanted = _wanted({_SINGLE: features} if single else features, named)
     named = {name: named[name] for name in wanted}
+    check_fits(base_model, named)
+    blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
     with in_eval_mode(base_model, *named.values()):
         running = {}
         for name, dictionary in named.items():
@@ -194,7 +198,7 @@ def explain_features(
             numbers = [top.features[i] for i in chosen[name]]
             promoted = promoted_tokens(base_model, named[name], numbers, tokenizer, num_tokens)
             found[name] = _explanations(top, chosen[name], contexts[name], promoted, blocks.tokens)
-    return found[""] if single else found
+    return found[_SINGLE] if single else found
 
 
 def _wanted(features, named) -> dict[str, Features]:

@@ -278,11 +278,11 @@ def test_a_baseline_is_read_back(base, dictionaries, rows, tokenizer, tmp_path):
 def test_wrong_pairings_are_refused(base, dictionaries, rows):
     config = dictionaries["l0"].config
     config.base_model_type = "gpt2"
-    with pytest.raises(TranscoderError, match="trained on a gpt2 model and this is a llama"):
+    with pytest.raises(TranscoderError, match="for a model of type 'gpt2', and this is one of type 'llama'"):
         probe_of(base, dictionaries, rows)
     config.base_model_type = "llama"
     config.base_model_name_or_path, base.config.name_or_path = "some/model", "other/model"
-    with pytest.raises(TranscoderError, match="trained on some/model and this model is other/model"):
+    with pytest.raises(TranscoderError, match="is for some/model, and this is other/model"):
         probe_of(base, dictionaries, rows)
     base.config.name_or_path = "some/model"
     with pytest.raises(TranscoderError, match="width 16 at 'layers.0.mlp.in'"):
@@ -292,14 +292,10 @@ def test_wrong_pairings_are_refused(base, dictionaries, rows):
         probe_of(base, dictionaries, rows)
 
 
-def test_another_revision_gives_a_warning(base, dictionaries, rows, monkeypatch):
-    from hf_transcoders.evaluation import drift
-
-    said = []
-    monkeypatch.setattr(drift.logger, "warning", said.append)
+def test_another_revision_is_refused(base, dictionaries, rows):
     dictionaries["l0"].config.base_model_revision, base.config._commit_hash = "aaa", "bbb"
-    DriftProbe(dictionaries, rows).check(base)
-    assert len(said) == 1 and "'l0' was trained at revision aaa" in said[0]
+    with pytest.raises(TranscoderError, match="'l0' is for revision aaa of .*, and this is bbb"):
+        DriftProbe(dictionaries, rows).check(base)
 
 
 def test_what_cannot_be_measured_is_refused(base, dictionaries, rows):

@@ -86,6 +86,6 @@ def test_the_package_imports_without_evaluate_and_datasets():
         "import sys; sys.modules['evaluate'] = sys.modules['datasets'] = None\n"
         "import hf_transcoders.evaluation as evaluation\n"
         "evaluation.ReconstructionStatistics(3)\n"
-        "evaluation.TranscoderEvaluator, evaluation.explain_features"
+        "evaluation.TranscoderEvaluator, evaluation.DriftProbe"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

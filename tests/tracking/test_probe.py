@@ -300,7 +300,7 @@ def test_data_parallel_wrappers_and_other_processes(tmp_path, rows):
 def test_a_wrong_pairing_ends_training_before_it_begins(tmp_path, rows):
     model, transcoders = model_and_transcoders(base_model_type="gpt2")
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(TranscoderError, match="trained on a gpt2 model and this is a llama"):
+    with pytest.raises(TranscoderError, match="for a model of type 'gpt2', and this is one of type 'llama'"):
         make_trainer(tmp_path, model, TranscoderProbeCallback(transcoders, rows)).train()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not (tmp_path / "tracking").exists()

@@ -310,7 +310,7 @@ class TestMistakes:
 
     def test_width_of_another_model(self, base, tmp_path):
         model = TranscoderModel(TranscoderConfig(d_in=16, num_features=64, k=4, input_site=READ, output_site=WRITE))
-        with pytest.raises(TranscoderError, match=r"d_in=16.*32"):
+        with pytest.raises(TranscoderError, match=r"has width 16.*`d_in=32`"):
             make_trainer(base, tmp_path, model)
 
     def test_no_sites(self, base, tmp_path):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.circuits.graphs import attribution_graph, union
-from hf_transcoders.circuits.graphs import validation as certificate
+from hf_transcoders.circuits.graphs import attribution_graph, certificate, union
 from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 

@@ -289,7 +289,7 @@ def test_a_set_for_another_model_is_refused():
     model = tiny_model("llama")
     narrow = dictionary(model, 0, 1)
     narrow.config.d_in = 24
-    with pytest.raises(TranscoderError, match="has width 24 at 'layers.0.mlp.in', but the base model has 32"):
+    with pytest.raises(TranscoderError, match="has width 24 at 'layers.0.mlp.in', but this model has 32"):
         FeatureWeights(model, [narrow])
     deep = dictionary(model, 2, 1)
     deep.config.input_site = "layers.7.mlp.in"

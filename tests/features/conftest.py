@@ -1,0 +1,4 @@
+from tests.evaluation.conftest import base, blocks
+
+
+__all__ = ["base", "blocks"]

@@ -3,7 +3,7 @@
 from itertools import chain
 
 from ..errors import TranscoderError
-from .rows import read_row, refuse_splits
+from .rows import read_row, refuse_splits, token_rows
 
 
 # Documents packed together. A batch's tail is dropped, so a larger batch loses less and a smaller one starts sooner.
@@ -107,6 +107,31 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
             f"{sequence_length}: give more text or a smaller sequence_length."
         )
     return packed
+
+
+def packed_rows(dataset, tokenizer, sequence_length, tokenizer_argument="processing_class"):
+    """
+    Return a dataset with `input_ids` as it is, and pack one of texts.
+
+    Args:
+        dataset (`datasets.Dataset`, `datasets.IterableDataset`, `Iterable[Mapping]` or `None`): Rows, or texts.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer of the base model.
+        sequence_length (`int`): Tokens per packed row.
+        tokenizer_argument (`str`, *optional*, defaults to `"processing_class"`): Name of the argument that is the tokenizer,
+            for the message.
+
+    Raises:
+        [`TranscoderError`]: the dataset holds texts and there is no tokenizer, or it is a dictionary of splits.
+    """
+    if dataset is None:
+        return None
+    dataset = token_rows(dataset)
+    columns = getattr(dataset, "column_names", None)
+    if columns is None or "input_ids" in columns or "text" not in columns:
+        return dataset
+    if tokenizer is None:
+        raise TranscoderError(f"The dataset holds text: give the tokenizer of the model as `{tokenizer_argument}`.")
+    return pack_tokens(dataset, tokenizer, sequence_length)
 
 
 def _tokenize(batch, tokenizer):

@@ -6,6 +6,7 @@ entry in `ACTIVATIONS` and its name in the configuration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ from ..ops.topk import batch_topk, topk
 
 if TYPE_CHECKING:
     from .modeling_transcoder import TranscoderModel
+
+
+TokenFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -61,12 +65,17 @@ class Activation:
         raise NotImplementedError
 
     def penalty(
-        self, model: TranscoderModel, inputs, targets, encoded: Encoded, mask, across_processes: bool = False
+        self, model: TranscoderModel, inputs: torch.Tensor, encoded: Encoded, error: TokenFunction, mean: TokenFunction
     ) -> dict[str, torch.Tensor]:
         """
-        Loss terms besides the reconstruction, per token, each already weighted with its coefficient. `mask (rows,)` is
-        `None` or names the tokens that count and `across_processes` says whether other processes have more of the batch,
-        for terms that depend on an average over it.
+        Loss terms besides the reconstruction, per token, each already weighted with its coefficient.
+
+        Args:
+            model ([`TranscoderModel`]): The dictionary.
+            inputs (`torch.Tensor` of shape `(rows, d_in)`): Normalized inputs.
+            encoded ([`Encoded`]): Their features.
+            error (`Callable`): Scaled squared error `(rows,)` of a reconstruction `(rows, d_out)`.
+            mean (`Callable`): Mean over the tokens of the batch of values `(rows, ...)`.
         """
         return {}
 
@@ -87,7 +96,7 @@ class ReLU(Activation):
     def encode(self, model, inputs):
         return Encoded(dense=model.pre_activations(inputs).relu())
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         return _l1(model, encoded.dense)
 
 
@@ -129,14 +138,14 @@ class JumpReLU(Activation):
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         config = model.config
         if not config.l0_coefficient:
             return {}
         active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
         if config.target_l0 is not None:
             # The distance from the target is one of averages; every token carries the same share of it.
-            active = (token_mean(active, mask, across_processes) / config.target_l0 - 1).square().expand_as(active)
+            active = (mean(active) / config.target_l0 - 1).square().expand_as(active)
         return {"l0_loss": config.l0_coefficient * active}
 
 
@@ -152,14 +161,14 @@ class Gated(Activation):
         magnitude = products * model.r_mag.exp() + _nan_where(model.b_enc, model.b_mag)
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         gate = encoded.pre_activations.relu()
         # The gate learns through a reconstruction of its own, by a decoder that must not learn from it (Eq. 8).
         frozen_bias = 0.0 if model.b_dec is None else model.b_dec.detach()
         reconstruction = F.linear(gate, model.decoder_weight.detach().T) + frozen_bias
         if model.W_skip is not None:
             reconstruction = reconstruction + F.linear(inputs, model.W_skip.detach())
-        return {"gate_loss": model.reconstruction_error(reconstruction, targets, mask), **_l1(model, gate)}
+        return {"gate_loss": error(reconstruction), **_l1(model, gate)}
 
     def magnitude(self, model):
         return model.r_mag.exp(), model.b_mag

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -304,8 +305,9 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
                 raise TranscoderError("There are no tokens to take a loss of: give at least one, or no `targets`.")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
+            batch_mean = partial(token_mean, mask=flat_mask, across_processes=across_processes)
             losses = self._losses(
-                rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale, across_processes
+                rows, flat_targets, encoded, normalized, flat_mask, batch_mean, dead_features, sparsity_scale
             )
             loss = sum(losses.values())
 
@@ -356,28 +358,28 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
             variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
         return squared.sum(-1) / variance
 
-    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
+    def _losses(self, rows, targets, encoded, reconstruction, mask, batch_mean, dead_features, sparsity_scale):
         config = self.config
-        if config.matryoshka_sizes:
-            per_token = self._matryoshka_error(rows, targets, encoded, mask)
-        else:
-            per_token = self.reconstruction_error(reconstruction, targets, mask)
+        error = partial(self.reconstruction_error, targets=targets, mask=mask)
+        per_token = (
+            self._matryoshka_error(rows, targets, encoded, error) if config.matryoshka_sizes else error(reconstruction)
+        )
         losses = {"reconstruction_loss": token_mean(per_token, mask)}
-        penalties = self.activation.penalty(self, rows, targets, encoded, mask, across_processes)
+        penalties = self.activation.penalty(self, rows, encoded, error, batch_mean)
         for name, penalty in penalties.items():
             scale = 1.0 if name == "gate_loss" else sparsity_scale
             losses[name] = scale * token_mean(penalty, mask)
         if config.auxk_coefficient and dead_features is not None and dead_features.numel():
             residual = targets - reconstruction.float()
-            auxk = self._auxk(rows, residual, dead_features, mask, across_processes)
+            auxk = self._auxk(rows, residual, dead_features, batch_mean)
             losses["auxk_loss"] = token_mean(auxk, mask)
         return losses
 
-    def _matryoshka_error(self, rows, targets, encoded, mask):
+    def _matryoshka_error(self, rows, targets, encoded, error):
         """Mean over the nested dictionaries; each is the one before plus the features of one more group."""
         sizes = self.config.matryoshka_sizes
         reconstruction = self._add_linear_part(torch.zeros_like(targets), rows)
-        error = 0.0
+        total = 0.0
         decoder = self.decoder_weight
         for start, end in zip([0, *sizes], sizes, strict=False):
             if encoded.dense is not None:
@@ -387,10 +389,10 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
                 offsets = F.pad(inside.cumsum(0), (1, 0))[encoded.offsets]
                 group = sparse_decode(offsets, encoded.indices[inside], encoded.values[inside], decoder)
                 reconstruction = reconstruction + group
-            error = error + self.reconstruction_error(reconstruction, targets, mask)
-        return error / len(sizes)
+            total = total + error(reconstruction)
+        return total / len(sizes)
 
-    def _auxk(self, rows, residual, dead_features, mask, across_processes):
+    def _auxk(self, rows, residual, dead_features, batch_mean):
         """
         Squared error of what the top dead features make of the residual, over the residual's own square
         (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
@@ -405,7 +407,7 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
         error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
-        energy = token_mean(residual.square().sum(-1), mask, across_processes).clamp(min=1e-12)
+        energy = batch_mean(residual.square().sum(-1)).clamp(min=1e-12)
         # A handful of dead features cannot explain much: they should not weigh as much as a full set.
         share = min(1.0, dead_features.numel() / config.auxk)
         return config.auxk_coefficient * share * error / energy

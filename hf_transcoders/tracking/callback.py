@@ -24,6 +24,7 @@ from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker
 from .names import ALIASED, aliases
 from .run import Run
+from .run_view import RunView
 from .tracker import Tracker
 from .trackers import trackers_for
 
@@ -76,19 +77,19 @@ class TranscoderTrackingCallback(TrainerCallback):
         self.thresholds = alerts or AlertThresholds()
         self.trackers: list[Tracker] = []
         self.facts: dict[str, Any] = {}
-        self._trainer = None
+        self._run: RunView | None = None
         self._logs = 0
         self._features_at: int | None = None
 
-    def attach(self, trainer) -> None:
-        """Lets the callback see what a [`TranscoderTrainer`] has beyond its logs: dictionaries, monitors, base model."""
-        self._trainer = trainer
+    def attach(self, run: RunView) -> None:
+        """Gives the callback a view of a [`TranscoderTrainer`]'s run beyond its logs: dictionaries, monitors, base model."""
+        self._run = run
 
     # ------------------------------------------------------------------------------------------------ events
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         resumed = state.global_step > 0
-        self.trackers = trackers_for(args, state, trackio_optimizer_steps=self._trainer is not None)
+        self.trackers = trackers_for(args, state, trackio_optimizer_steps=self._run is not None)
         self._logs, self._features_at = 0, None
         self._watch = AlertWatch(self.thresholds, self._quiet_steps(args, state))
         if not self.trackers:
@@ -106,26 +107,26 @@ class TranscoderTrackingCallback(TrainerCallback):
             return
         values = {name: value for name, value in rewrite_logs(logs).items() if isinstance(value, int | float)}
         self.local.scalars(state.global_step, values)
-        if self._trainer is None:
+        if self._run is None:
             dictionaries = sorted({n.split("/")[1] for n in values if n.count("/") == 2})
         else:
-            dictionaries = list(self._trainer.dictionaries)
+            dictionaries = list(self._run.dictionaries)
         if self.aliases and (others := aliases(values, self.aliases, dictionaries)):
             self._record("scalars", state.global_step, others)
         for alert in self._watch.check(state.global_step, values):
             self._record("alert", state.global_step, alert)
         if "learning_rate" in logs:
-            if self._trainer is not None and self._logs % self.histogram_logs == 0:
+            if self._run is not None and self._logs % self.histogram_logs == 0:
                 self._record_histograms(state.global_step)
             self._logs += 1
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self.trackers and self._trainer is not None:
-            self.local.update(evaluation_protocol=self._trainer.last_evaluation.protocol)
+        if self.trackers and self._run is not None:
+            self.local.update(evaluation_protocol=self._run.last_evaluation.protocol)
             self._record_features(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.trackers and self._trainer is not None and self._features_at != state.global_step:
+        if self.trackers and self._run is not None and self._features_at != state.global_step:
             self._record_features(args, state)
         self.finish("finished")
 
@@ -147,15 +148,15 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     @torch.no_grad()
     def _record_histograms(self, step: int) -> None:
-        trainer = self._trainer
-        for name, dictionary in trainer.dictionaries.items():
-            if (density := trainer.monitors[name].density) is not None:
+        run = self._run
+        for name, dictionary in run.dictionaries.items():
+            if (density := run.monitors[name].density) is not None:
                 histogram = density_histogram(density)
                 edges, counts = histogram["log10_edges"], histogram["counts"]
                 self._record("histogram", step, f"train/{name}/log10_feature_density", edges, counts)
             # Under FSDP no process holds all of the encoder.
-            if trainer.activation_sample is not None and not trainer.args.fsdp:
-                inputs = trainer.activation_sample[dictionary.config.input_site]
+            if run.activation_sample is not None and not run.is_sharded:
+                inputs = run.activation_sample[dictionary.config.input_site]
                 values = dictionary.pre_activations(dictionary.normalize_input(inputs)).float()
                 values = values[values.isfinite()]
                 if values.numel():
@@ -166,14 +167,14 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     def _record_features(self, args, state) -> None:
         """Features with their contexts, the sparsity/fidelity plot and the page."""
-        trainer, step = self._trainer, state.global_step
+        run, step = self._run, state.global_step
         self._features_at = step
         explanations = {}
-        for name, dictionary in trainer.dictionaries.items():
+        for name, dictionary in run.dictionaries.items():
             if found := self._explain(dictionary, args):
                 explanations[name] = found
                 self._record("table", step, f"features/{name}", [feature_row(feature) for feature in found])
-        report = trainer.last_evaluation
+        report = run.last_evaluation
         if report is not None:
             self._record_picture(step, report)
         page = render_report(
@@ -186,24 +187,24 @@ class TranscoderTrackingCallback(TrainerCallback):
         self._record("page", step, "report", page)
 
     def _explain(self, dictionary, args):
-        trainer = self._trainer
-        held_out = one_dataset(trainer.eval_dataset)
-        if not self.feature_tokens or held_out is None or trainer.tokenizer is None:
+        run = self._run
+        held_out = one_dataset(run.eval_dataset)
+        if not self.feature_tokens or held_out is None or run.tokenizer is None:
             return []
-        if trainer.args.fsdp:
+        if run.is_sharded:
             return []
         try:
             found = explain_features(
-                trainer.base_model,
+                run.base_model,
                 dictionary,
                 held_out,
-                trainer.tokenizer,
+                run.tokenizer,
                 num_features=self.num_features,
                 num_contexts=3,
                 max_tokens=self.feature_tokens,
                 batch_size=args.harvest_batch_size,
                 skip_first=args.skip_first,
-                special_token_ids=trainer._special_token_ids(),
+                special_token_ids=run.special_token_ids,
                 progress=False,
             )
         except TranscoderError as error:  # No feature fires: a finding, not a reason to stop.
@@ -226,7 +227,7 @@ class TranscoderTrackingCallback(TrainerCallback):
     # ------------------------------------------------------------------------------------------------ what the run is
 
     def _quiet_steps(self, args, state) -> int:
-        return round(args.sparsity_warmup * state.max_steps) if self._trainer is not None else 0
+        return round(args.sparsity_warmup * state.max_steps) if self._run is not None else 0
 
     def _name_run(self, args, resumed: bool) -> None:
         """
@@ -239,15 +240,15 @@ class TranscoderTrackingCallback(TrainerCallback):
                 name = Run.load(args.output_dir).name
             except TranscoderError:
                 pass  # A checkpoint of a run that was not recorded here.
-        elif self._trainer is not None and "trackio" in args.report_to and not args.trackio_space_id:
+        elif self._run is not None and "trackio" in args.report_to and not args.trackio_space_id:
             from .trackio import free_run_name
 
             name = free_run_name(args.project, name)
         args.run_name = name
 
     def _describe(self, args, model) -> dict[str, Any]:
-        base = self._trainer.base_model if self._trainer is not None else model
-        dictionaries = self._trainer.dictionaries if self._trainer is not None else {}
+        base = self._run.base_model if self._run is not None else model
+        dictionaries = self._run.dictionaries if self._run is not None else {}
         return {
             "name": args.run_name,
             "project": args.project,

@@ -14,7 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.rows import refuse_splits
+from ..data.packing import packed_rows
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
 from ..lm.devices import input_device, module_device
@@ -123,7 +123,7 @@ class TranscoderProbeCallback(TrainerCallback):
             base = language_model(model)
             if self.probe is None:
                 tokenizer = self.tokenizer or processing_class
-                rows = _token_rows(self.probe_dataset, tokenizer, self.sequence_length)
+                rows = packed_rows(_as_dataset(self.probe_dataset), tokenizer, self.sequence_length, "tokenizer")
                 self.probe = DriftProbe(self.transcoders, rows, tokenizer=tokenizer, **self.kwargs)
             for dictionary in self.probe.dictionaries.values():
                 dictionary.to(input_device(base))
@@ -232,21 +232,13 @@ def _recorded(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     return [line for line in lines if len(line) > 1]
 
 
-def _token_rows(dataset, tokenizer, sequence_length):
-    """Rows with `input_ids`: the dataset itself, or its texts packed."""
-    if isinstance(dataset, list) and all(isinstance(text, str) for text in dataset):
+def _as_dataset(texts):
+    """The probe's rows; a list of texts becomes a dataset of them."""
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
         from datasets import Dataset
 
-        dataset = Dataset.from_dict({"text": dataset})
-    refuse_splits(dataset)
-    columns = getattr(dataset, "column_names", None)
-    if columns is None or "input_ids" in columns:
-        return dataset
-    if tokenizer is None:
-        raise TranscoderError("The probe is text: give the model's tokenizer as `tokenizer`.")
-    from ..data.packing import pack_tokens
-
-    return pack_tokens(dataset, tokenizer, sequence_length)
+        return Dataset.from_dict({"text": texts})
+    return texts
 
 
 def _is_sharded(model) -> bool:

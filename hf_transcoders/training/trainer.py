@@ -17,8 +17,9 @@ from transformers.training_args import OptimizerNames
 
 from ..data.activation_stream import ShardedStream
 from ..data.harvest import ActivationHarvester
+from ..data.packing import packed_rows
 from ..data.row_facts import is_sized, scan_rows
-from ..data.rows import is_several, one_dataset, refuse_splits, token_rows
+from ..data.rows import is_several, one_dataset, refuse_splits
 from ..data.text import hub_dataset_id
 from ..dictionaries import check_fits
 from ..errors import TranscoderError
@@ -128,12 +129,12 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._stream_state: dict | None = None
-        train_dataset = _token_rows(_training_split(train_dataset), processing_class, args.sequence_length)
+        train_dataset = packed_rows(_training_split(train_dataset), processing_class, args.sequence_length)
         eval_dataset = _each(
-            eval_dataset, lambda dataset: _token_rows(dataset, processing_class, args.sequence_length)
+            eval_dataset, lambda dataset: packed_rows(dataset, processing_class, args.sequence_length)
         )
         if args.max_steps <= 0:
-            args.max_steps = _count_steps(args, train_dataset, self._special_token_ids())
+            args.max_steps = _count_steps(args, train_dataset, self.special_token_ids)
         if args.fsdp:
             _check_fsdp(args)
             # The trainer shards the dictionaries itself, in the same way on every device.
@@ -182,7 +183,7 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             self.harvested_sites(),
             rows_per_chunk=args.harvest_batch_size,
             skip_first=args.skip_first,
-            special_token_ids=self._special_token_ids(),
+            special_token_ids=self.special_token_ids,
             outlier_factor=args.outlier_factor or None,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             autocast=self.accelerator.autocast,
@@ -193,7 +194,9 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             harvester.remember(int(args.activation_cache_gb * 2**30))
         return harvester
 
-    def _special_token_ids(self) -> list[int]:
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Tokens that are left out of training and evaluation."""
         if not self.args.skip_special_tokens or self.tokenizer is None:
             return []
         return list(self.tokenizer.all_special_ids)
@@ -213,6 +216,11 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 progress=not args.disable_tqdm and args.process_index == 0,
             )
         return self.stream
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights of the dictionaries are split over processes."""
+        return bool(self.args.fsdp)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -428,12 +436,12 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         args = self.args
         evaluator = TranscoderEvaluator(
             self.base_model,
-            _token_rows(dataset, self.tokenizer, args.sequence_length),
+            packed_rows(dataset, self.tokenizer, args.sequence_length),
             batch_size=args.harvest_batch_size,
             max_tokens=args.eval_tokens,
             max_loss_tokens=args.eval_loss_tokens,
             skip_first=args.skip_first,
-            special_token_ids=self._special_token_ids(),
+            special_token_ids=self.special_token_ids,
             progress=not args.disable_tqdm,
         )
         report = evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
@@ -620,21 +628,6 @@ def _training_split(dataset):
     if not is_several(dataset):
         return dataset
     return dataset["train"] if "train" in dataset else refuse_splits(dataset)
-
-
-def _token_rows(dataset, tokenizer, sequence_length):
-    """Rows with `input_ids`: the dataset itself, or its texts packed."""
-    if dataset is None:
-        return None
-    dataset = token_rows(dataset)
-    columns = getattr(dataset, "column_names", None)
-    if columns is None or "input_ids" in columns or "text" not in columns:
-        return dataset
-    if tokenizer is None:
-        raise TranscoderError("The dataset holds text: give the base model's tokenizer as `processing_class`.")
-    from ..data.packing import pack_tokens
-
-    return pack_tokens(dataset, tokenizer, sequence_length)
 
 
 def _count_steps(args: TranscoderTrainingArguments, dataset, special_token_ids: list[int]) -> int:

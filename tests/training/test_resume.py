@@ -32,20 +32,6 @@ from tests.training.test_trainer import WRITE, make_model, make_trainer, same_we
 SAVING = {"save_strategy": "steps", "save_steps": 5, "max_steps": 20}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
-    """The folder of a run of 20 steps that nothing has disturbed, and its weights."""
-    folder = tmp_path_factory.mktemp("straight")
-    trainer = make_trainer(base, folder, **SAVING)
-    trainer.train()
-    return folder, weights(trainer.model)
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "checkpoint")))
 

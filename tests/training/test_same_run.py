@@ -28,20 +28,6 @@ from tests.training.test_trainer import WRITE, make_model, make_trainer, same_we
 SAVING = {"save_strategy": "steps", "save_steps": 6, "max_steps": 12}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
-    """The folder of a run, and its weights."""
-    folder = tmp_path_factory.mktemp("straight")
-    trainer = make_trainer(base, folder, **SAVING)
-    trainer.train()
-    return folder, weights(trainer.model)
-
-
 @pytest.fixture
 def run(straight, tmp_path):
     """A folder that holds the checkpoint in the middle of that run."""

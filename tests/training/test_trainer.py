@@ -18,11 +18,6 @@ from tests.tiny_models import tiny_model
 READ, WRITE = "layers.1.mlp.in", "layers.1.mlp.branch"
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model("llama")
-
-
 def make_model(base, seed=0, read=READ, **changes):
     torch.manual_seed(seed)
     changes = {"num_features": 64, "k": 4, **changes}

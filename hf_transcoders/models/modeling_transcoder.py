@@ -33,9 +33,6 @@ from .saved_files import (
 
 logger = logging.get_logger(__name__)
 
-# Where torch puts tensors of its own in memory: at multiples of so many bytes.
-_ALIGNMENT = 64
-
 
 @dataclass
 class TranscoderOutput(ModelOutput):
@@ -582,7 +579,6 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
         for name, tensor in model.state_dict().items():
             if tensor.dtype != tensors[name].dtype and not tensor.is_meta:
                 check_numbers(saved.place, name, tensor, converted=True)
-        _align_(model)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -630,15 +626,3 @@ def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[t
     variance = token_mean((values - token_mean(values, mask)).square().sum(-1), mask)
     energy = token_mean(values.square().sum(-1), mask)
     return variance, variance <= energy * (8 * torch.finfo(values.dtype).eps) ** 2
-
-
-@torch.no_grad()
-def _align_(model: nn.Module) -> None:
-    """
-    Moves tensors that were mapped from a file to where torch would have put them. In a file they begin anywhere, and
-    matrix products of few rows round differently then (MKL picks another kernel): a loaded dictionary would not
-    compute the same bits as the one that was saved.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()

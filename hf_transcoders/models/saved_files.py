@@ -28,6 +28,11 @@ ADAPTER_NAME = "adapter_config.json"
 #: What tells where files lie, of the arguments of `from_pretrained`.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
+# Torch puts tensors at multiples of this many bytes.
+_ALIGNMENT = 64
+# Elements that are copied and checked while they are in the cache: 4 MB of float32.
+_CACHED_ELEMENTS = 2**20
+
 # As the headers of safetensors name them.
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -185,11 +190,30 @@ def saved_dtype(saved: SavedDictionary, name: str) -> torch.dtype:
 
 
 def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
-    """The tensors, which stay in the file until they are used, each checked by [`check_numbers`]."""
-    tensors = {name: opened.get_tensor(name) for name, opened in saved.tensors.items()}
-    for name, tensor in tensors.items():
-        check_numbers(saved.place, name, tensor)
+    """
+    Reads the tensors of a dictionary, and checks each by [`check_numbers`].
+
+    They are mapped from their files, except those that begin there at another place than torch would put them: matrix
+    products of few rows round differently then (MKL picks another kernel), and a loaded dictionary would not compute the
+    same bits as the one that was saved. Those are copied.
+    """
+    tensors = {}
+    for name, opened in saved.tensors.items():
+        mapped = opened.get_tensor(name)
+        if mapped.data_ptr() % _ALIGNMENT:
+            tensors[name], found = _copy_within_bounds(mapped)
+        else:
+            tensors[name], found = mapped, bounds(mapped)
+        check_numbers(saved.place, name, tensors[name], found)
     return tensors
+
+
+def _copy_within_bounds(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
+    """A copy of a tensor and its [`bounds`], in one pass: each part is checked while it is in the cache."""
+    copied = torch.empty_like(tensor)
+    parts = zip(copied.view(-1).split(_CACHED_ELEMENTS), tensor.view(-1).split(_CACHED_ELEMENTS), strict=True)
+    extremes = [torch.stack(torch.aminmax(part.copy_(mapped))) for part, mapped in parts]
+    return copied, bounds(torch.stack(extremes))
 
 
 def bounds(tensor: torch.Tensor) -> tuple[float, float]:
@@ -198,7 +222,9 @@ def bounds(tensor: torch.Tensor) -> tuple[float, float]:
     return tuple(torch.stack(torch.aminmax(tensor.detach())).tolist())
 
 
-def check_numbers(place: str, name: str, tensor: torch.Tensor, converted: bool = False) -> None:
+def check_numbers(
+    place: str, name: str, tensor: torch.Tensor, found: tuple[float, float] | None = None, converted: bool = False
+) -> None:
     """
     Refuses weights that are no numbers, and scales that cannot be divided by.
 
@@ -206,9 +232,10 @@ def check_numbers(place: str, name: str, tensor: torch.Tensor, converted: bool =
         place (`str`): Where the dictionary lies.
         name (`str`): The tensor's name.
         tensor (`torch.Tensor`): The tensor.
+        found (`tuple[float, float]`, *optional*): Its [`bounds`], where they are known.
         converted (`bool`, *optional*, defaults to `False`): Whether it is in another precision than in its file.
     """
-    low, high = bounds(tensor)
+    low, high = found or bounds(tensor)
     what = f"{name} in {printable(place)}"
     if converted:
         what, advice = f"{what} as {str(tensor.dtype).removeprefix('torch.')}", "load it in the precision of its file"

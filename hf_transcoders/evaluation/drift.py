@@ -1,8 +1,8 @@
-"""How far a language model has moved from what it was, in terms of the features of its old transcoders.
+"""Measure how far a fine-tuned language model has drifted, by the features of transcoders of the original model.
 
-The same tokens are run before and after, so every comparison is paired. What a difference says about other text of the
-kind is uncertain; the uncertainty is found by leaving out one group of blocks after another (the jackknife), which needs
-no assumption about how the tokens of one text hang together.
+The same tokens are run before and after, so every comparison is paired. The uncertainty of a difference is estimated by
+leaving out one group of blocks after another (the jackknife), which makes no assumption about correlations between tokens
+of one text.
 """
 
 import os
@@ -47,9 +47,9 @@ from .statistics import LossStatistics, NextTokenComparison
 
 logger = logging.get_logger(__name__)
 
-# Groups of blocks that the jackknife leaves out in turn.
+# Largest number of groups of blocks for the jackknife.
 _MAX_GROUPS = 32
-# Places in which a feature fires most that its label is made of.
+# Top activations of a feature in its label.
 _LABEL_CONTEXTS = 3
 _RECONSTRUCTION_METRICS = ("fvu", "normalized_mse")
 
@@ -57,21 +57,21 @@ _RECONSTRUCTION_METRICS = ("fvu", "normalized_mse")
 @dataclass
 class DriftReport:
     """
-    What a probe has found.
+    Result of a [`DriftProbe`].
 
     Args:
         dictionaries (`dict[str, dict[str, float]]`):
-            For each dictionary, of the old transcoder on the activations of now: `fvu`, `normalized_mse`, `l0`;
-            `ce_spliced`, the cross-entropy of the model of now with the reconstruction in place of the true output;
-            `kl_spliced`, the divergence of its predictions by that; and `features_changed`, the share of its features
-            whose firing rate or mean activation has changed by more than 10%, beyond what chance explains (features that
-            fire less than 20 times, before and after together, are not judged: more probe text judges more of them).
+            Metrics of each original dictionary on the current model: `fvu`, `normalized_mse`, `l0`; `ce_spliced`, the
+            cross-entropy with the reconstruction in place of the true output; `kl_spliced`, the divergence of the
+            predictions under this replacement; and `features_changed`, the share of features whose firing rate or mean
+            activation has changed by more than 10%, beyond chance (features that fire less than 20 times, before and
+            after together, are not judged: more probe text judges more of them).
         model (`dict[str, float]`):
-            `ce`, the cross-entropy of the model itself; `kl`, the mean KL divergence of its predictions from those at
-            the baseline, in nats; `top1_agreement` with them.
-        together (`dict[str, float]`, *optional*): `ce_spliced` and `kl_spliced` with every dictionary in place at once.
-        changed (`list[FeatureChange]`): The features that changed most, surest and largest first.
-        protocol (`dict`): Model, tokens, precision, as in [`EvaluationReport`], and how changes were judged.
+            Metrics of the current model: `ce`, its cross-entropy; `kl`, the mean KL divergence of its predictions from
+            those at the baseline, in nats; and `top1_agreement` with them.
+        together (`dict[str, float]`, *optional*): `ce_spliced` and `kl_spliced` with all dictionaries spliced in at once.
+        changed (`list[FeatureChange]`): Features that changed most, by the lower confidence bound of the change.
+        protocol (`dict`): Model, tokens and precision, as in [`EvaluationReport`], and thresholds of changed features.
     """
 
     dictionaries: dict[str, dict[str, float]]
@@ -81,17 +81,17 @@ class DriftReport:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def scalars(self, prefix: str = "probe/") -> dict[str, float]:
-        """Every number under one name: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
+        """All metrics in one `dict`: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
         groups = {f"{name}/": values for name, values in self.dictionaries.items()}
         groups |= {"": self.model, "together/": self.together or {}}
         return {f"{prefix}{group}{name}": value for group, values in groups.items() for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """The report as plain values."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """The numbers and the features that changed most, as plain text."""
+        """The metrics and the features that changed most, as text for a terminal."""
         lines = [f"model: {_facts(self.model)}"]
         lines += [f"{name}: {_facts(values)}" for name, values in self.dictionaries.items()]
         if self.together is not None:
@@ -112,33 +112,33 @@ class DriftReport:
 
 class DriftProbe:
     """
-    Measures a model once, and later says how far it has moved.
+    Measures the drift of a language model from a baseline.
 
-    Everything is computed in the precision of the model's weights, in eval mode and without gradients; the model is left
-    as it was found. The same model gives the same numbers, and no change.
+    Everything is computed in the precision of the model's weights, in eval mode and without gradients, and the model is
+    left unchanged. The same model gives the same metrics and no changed features.
 
     Args:
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries trained on the model before it changes.
         dataset (`Iterable[Mapping]`):
-            The probe: rows with `input_ids` and, where they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
+            Probe text: rows with `input_ids` and, if they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Turns tokens back to text, for the labels of features. Without it they have none.
+            Tokenizer that decodes tokens for the labels of features. Without it features have no labels.
         num_features (`int`, *optional*, defaults to 20):
-            How many of the features that changed most a report names.
+            Number of changed features in a report.
         max_tokens (`int`, *optional*, defaults to 16,384):
-            Tokens for fidelity and features.
+            Number of tokens for fidelity and features.
         max_loss_tokens (`int`, *optional*, defaults to 4,096):
-            Tokens for cross-entropies, which cost part of a forward for each dictionary.
+            Number of tokens for cross-entropies, which cost part of a forward pass for each dictionary.
         max_kl_tokens (`int`, *optional*, defaults to 256):
-            Tokens whose predictions at the baseline are kept, `vocab_size` numbers each, to compare later ones with. 0
-            leaves out `kl` and `top1_agreement`.
+            Number of tokens whose logits at the baseline are kept, `vocab_size` numbers each. 0 leaves out `kl` and
+            `top1_agreement`.
         batch_size (`int`, *optional*, defaults to 8):
-            Blocks per forward.
+            Number of blocks per forward pass.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
+            Number of tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
         special_token_ids (`Sequence[int]`, *optional*):
-            Tokens that are left out wherever they stand.
+            Tokens that are left out everywhere.
 
     Example:
 
@@ -177,28 +177,28 @@ class DriftProbe:
         )
         if sum(bool(mask.any()) for mask in self.blocks.masks) < 2:
             raise TranscoderError(
-                "The probe text is a single block, which cannot tell a change from chance: give at least two, better some "
-                "dozens."
+                "The probe text is a single block, which cannot tell a change from chance: give at least two, or better a few "
+                "dozen."
             )
         self.groups = self.blocks.split(_MAX_GROUPS)
         self.baseline: _Measurement | None = None
 
     def check(self, model: torch.nn.Module) -> None:
         """
-        Raises [`TranscoderError`] where the dictionaries are not those of `model`.
+        Raises a [`TranscoderError`] if the dictionaries do not fit the model.
         """
         model = language_model(model)
         self._evaluator(model).check(self.dictionaries)
 
     def take_baseline(self, model: torch.nn.Module) -> None:
         """
-        Measures the model that later ones are compared with.
+        Measures the baseline that later models are compared with.
 
         Args:
-            model (`torch.nn.Module`): The model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
+            model (`torch.nn.Module`): Language model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
 
         Raises:
-            [`TranscoderError`]: the dictionaries are not those of this model.
+            [`TranscoderError`]: the dictionaries do not fit this model.
         """
         self.check(model)
         self.baseline = self._measure(language_model(model), first=True)
@@ -214,7 +214,7 @@ class DriftProbe:
         Compares a model with the baseline.
 
         Args:
-            model (`torch.nn.Module`): As for [`~DriftProbe.take_baseline`].
+            model (`torch.nn.Module`): Same as in [`~DriftProbe.take_baseline`].
 
         Returns:
             [`DriftReport`]
@@ -227,7 +227,7 @@ class DriftProbe:
         return self._report(self._measure(language_model(model)))
 
     def baseline_report(self) -> DriftReport:
-        """The baseline, compared with itself."""
+        """The report of the baseline compared with itself."""
         return self._report(self.baseline)
 
     # ---------------------------------------------------------------------------------------------------- measuring
@@ -288,7 +288,7 @@ class DriftProbe:
         return self.blocks.first(self.max_kl_tokens) if self.max_kl_tokens else None
 
     def _kl_logits(self, model) -> list[Tensor]:
-        """Logits of a few blocks each, in the order of the blocks, `(tokens, vocab_size)`."""
+        """Logits `(tokens, vocab_size)` of a few blocks each, in the order of the blocks."""
         if self.max_kl_tokens == 0:
             return []
         blocks = self._kl_blocks()
@@ -298,7 +298,7 @@ class DriftProbe:
             parts = logits_of(model, rows).float().cpu().split(batch.predicting.sum(1).tolist())
             for number, part in zip(batch.numbers, parts, strict=True):
                 logits[number] = part
-        # Together, as they were before blocks could differ in length: files of earlier runs stay readable.
+        # In batches of blocks, as in files of earlier versions, which remain readable.
         chunks = [logits[start : start + self.batch_size] for start in range(0, len(logits), self.batch_size)]
         return [torch.cat([part for part in chunk if len(part)]) for chunk in chunks if any(map(len, chunk))]
 
@@ -345,7 +345,7 @@ class DriftProbe:
             if old.shape != new.shape:
                 raise TranscoderError(
                     f"The baseline has predictions over {old.shape[-1]} tokens and this model over {new.shape[-1]}: compare "
-                    "models of one vocabulary."
+                    "models with the same vocabulary."
                 )
             statistics.update(*NextTokenComparison(old, its_labels)(new))
         computed = statistics.compute()
@@ -374,21 +374,21 @@ class DriftProbe:
     # ---------------------------------------------------------------------------------------------------- files
 
     def save_baseline(self, path: str | os.PathLike) -> None:
-        """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
+        """Writes the baseline to a safetensors file, to continue a run later with the same baseline."""
         tensors, metadata = self.baseline.to_tensors(self._input_ids())
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata)
 
     def _input_ids(self) -> Tensor:
-        """The probe text, `(blocks, longest)`, with -1 where there is none: 0 is a token."""
+        """Token ids of the probe text, `(blocks, longest)`, padded with -1."""
         return pad_sequence(self.blocks.texts, batch_first=True, padding_value=-1)
 
     def load_baseline(self, path: str | os.PathLike) -> None:
         """
-        Reads what [`~DriftProbe.save_baseline`] wrote.
+        Reads a baseline written by [`~DriftProbe.save_baseline`].
 
         Raises:
-            [`TranscoderError`]: it was taken with other dictionaries or on other probe text, or is damaged.
+            [`TranscoderError`]: the file is damaged, or of other dictionaries or other probe text.
         """
         sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
         try:
@@ -402,18 +402,18 @@ class DriftProbe:
                 check_tensors(tensors, sizes, tokens, self._kl_rows(), self._input_ids())
         except Exception as error:
             raise TranscoderError(
-                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): remove it, and drift is measured from the model "
-                "as it is."
+                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): delete it to measure drift from the current "
+                "model."
             ) from error
         if found != sizes or not same_text:
             raise TranscoderError(
                 f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "
-                "ones, or begin in a new folder."
+                "ones, or start in a new folder."
             )
         self.baseline = _Measurement.from_tensors(facts, tensors)
 
     def _kl_rows(self) -> list[int]:
-        """How many predictions of each batch are compared."""
+        """Number of compared predictions in each batch."""
         if self.max_kl_tokens == 0:
             return []
         counts = [int(mask[:-1].sum()) for mask in self._kl_blocks().masks]
@@ -429,11 +429,11 @@ def measure_drift(
     **kwargs,
 ) -> DriftReport:
     """
-    How far one model is from another, in terms of the features of the first one's transcoders.
+    Measures the drift between two models, by the features of transcoders of the first.
 
     Args:
-        before, after (`torch.nn.Module`): A model as it was, and fine-tuned.
-        transcoders, dataset, kwargs: As for [`DriftProbe`].
+        before, after (`torch.nn.Module`): Original and fine-tuned model.
+        transcoders, dataset, kwargs: Same as in [`DriftProbe`].
 
     Returns:
         [`DriftReport`]
@@ -451,7 +451,7 @@ def measure_drift(
 
 @dataclass
 class _Measurement:
-    """One model on the probe text: metrics, and for each dictionary its features' sums `(groups, num_features)`."""
+    """Measurement of one model: metrics, and sums `(groups, num_features)` over the features of each dictionary."""
 
     metrics: dict[str, dict[str, float]]
     ce: float

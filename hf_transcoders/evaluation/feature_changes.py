@@ -1,4 +1,4 @@
-"""Which features of a dictionary fire differently on the same text, and how certain that is."""
+"""Statistics of features that fire differently before and after a model changed."""
 
 import math
 from collections.abc import Mapping
@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 
 
-# Firings before and after together below which a feature is not judged: of a handful of firings the jackknife takes the
-# spread for smaller than it is.
+# Features with fewer firings, before and after together, are not judged: the jackknife underestimates the spread of a few
+# firings.
 MIN_FIRINGS = 20
-# A change, in nats, up to which a feature counts as the same: 10%. The same tokens are compared, so that far smaller changes
-# stand out from chance, and after a few steps every feature has one.
+# Largest change, in nats, of a feature that counts as unchanged: 10%. The same tokens are compared, so far smaller changes
+# are significant, and every feature has one after a few steps.
 TOLERANCE = 0.1
-# Of the features that are listed as changed, the share that may have been listed by chance.
+# Expected share of features that are listed as changed by chance.
 FALSE_DISCOVERY_RATE = 0.05
 
 
 @dataclass
 class FeatureChange:
     r"""
-    A feature that fires otherwise than it did.
+    A feature whose firing rate or mean activation has changed.
 
     Args:
         dictionary (`str`): Name of the dictionary.
         feature (`int`): Number of the feature.
-        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did, or without tokenizer.
-        rate_before, rate_after (`float`): Share of tokens it fires on.
+        label (`str`, *optional*): Top activations at the baseline; `None` if it never fired, or without tokenizer.
+        rate_before, rate_after (`float`): Share of tokens the feature fires on.
         log_odds_change, log_odds_error (`float`):
             Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
-        mean_before, mean_after (`float`): Mean activation over the tokens it fires on; 0 where it never does.
+        mean_before, mean_after (`float`): Mean activation over the tokens the feature fires on; 0 if it never fires.
         log_mean_change, log_mean_error (`float`):
-            Change in the logarithm of that mean, and its standard error; `nan` where it does not fire in at least two
+            Change in the logarithm of that mean, and its standard error; `nan` if the feature does not fire in at least two
             groups of blocks, before and after.
     """
 
@@ -50,12 +50,12 @@ class FeatureChange:
 
     @property
     def description(self) -> str:
-        """The label, or why there is none."""
+        """The label, or the reason why there is none."""
         return self.label or ("" if self.rate_before else "never fired at the baseline")
 
 
 class FeatureChanges:
-    """What changed in the features of one dictionary, with standard errors; all `(num_features,)`, in float64."""
+    """Changes of all features of one dictionary with standard errors, each `(num_features,)` in float64."""
 
     def __init__(self, tokens, fired_before, activation_before, fired_after, activation_after):
         self.tokens = tokens.sum()
@@ -76,7 +76,7 @@ class FeatureChanges:
         self.log_mean, self.log_mean_error = change(_log_mean)
 
     def p_values(self) -> Tensor:
-        """`(2, num_features)`: of the firing rates, and of the mean activations; 1 for features that fire too rarely."""
+        """P-values `(2, num_features)` of firing rates and of mean activations; 1 for features that fire too rarely."""
         p_values = torch.stack(
             [
                 _p_value(self.log_odds, self.log_odds_error, self.groups),
@@ -87,7 +87,7 @@ class FeatureChanges:
         return p_values.where(firings >= MIN_FIRINGS, 1.0)
 
     def sizes(self) -> Tensor:
-        """The change that there is at least, with 95% confidence: the larger of the two, in nats."""
+        """Lower 95% confidence bound of the larger of the two changes `(num_features,)`, in nats."""
         least = [
             change.abs() - 1.96 * error
             for change, error in ((self.log_odds, self.log_odds_error), (self.log_mean, self.log_mean_error))
@@ -116,19 +116,19 @@ def _log_mean(tokens, fired, activation):
 
 def _p_value(change: Tensor, error: Tensor, groups: int) -> Tensor:
     """
-    How likely such a change is by chance where the true one is within the tolerance: two-sided, by Student's t with
-    `groups - 1` degrees of freedom; 1 where the change itself is within it, or none was measured.
+    P-value of a change under the hypothesis that the true change is within the tolerance: two-sided, by Student's t with
+    `groups - 1` degrees of freedom; 1 if the change itself is within the tolerance, or was not measured.
     """
     freedom = groups - 1
     excess = (change.abs() - TOLERANCE).clamp(min=0)
     square = (excess / error).square().where(excess != 0, 0)
-    # Wallace (1959): the normal deviate that is as unlikely as a t.
+    # Wallace (1959): the normal deviate with the same tail probability as t.
     normal = (freedom * (square / freedom).log1p()).sqrt() * (8 * freedom + 1) / (8 * freedom + 3)
     return torch.special.erfc(normal / math.sqrt(2)).nan_to_num(1.0)
 
 
 def discoveries(p_values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features one of whose p-values is small enough among all of them (Benjamini and Hochberg 1995)."""
+    """Features with a significant p-value at the false discovery rate (Benjamini and Hochberg 1995)."""
     ordered = torch.cat([values.flatten() for values in p_values.values()]).sort().values
     ranks = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype)
     accepted = ordered[ordered <= ranks * FALSE_DISCOVERY_RATE / len(ordered)]

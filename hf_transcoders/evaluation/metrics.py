@@ -1,7 +1,7 @@
-"""The metrics as modules of the `evaluate` library.
+"""Metrics as modules of the `evaluate` library.
 
-They take sufficient statistics of batches, not activations (which `evaluate` would spend seconds encoding), and leave
-the formulas to `statistics`:
+Their inputs are sufficient statistics of batches, not activations (which `evaluate` would take seconds to encode), and the
+formulas are those of `statistics`:
 
 ```python
 >>> import evaluate
@@ -38,16 +38,16 @@ _VECTOR = datasets.Sequence(datasets.Value("float64"))
 
 _INPUTS = """
 Args:
-    {columns}: sums over the tokens of each batch, one row per batch, as `as_batch` makes them.
+    {columns}: sums over the tokens of each batch, one row per batch, as returned by `as_batch`.
 """
 
 
 def as_batch(*statistics: SumStatistics) -> dict[str, list]:
-    """The sums of accumulators that saw the same tokens, as one row for `add_batch`.
+    """Convert accumulators over the same tokens to one row for `add_batch`.
 
     Args:
         statistics ([`ReconstructionStatistics`], [`FeatureStatistics`] or [`LossStatistics`]):
-            What to hand on.
+            Accumulators of a batch.
 
     Returns:
         `dict[str, list]`: one column per sum, each with one row.
@@ -56,7 +56,7 @@ def as_batch(*statistics: SumStatistics) -> dict[str, list]:
 
 
 class _Metric(evaluate.Metric):
-    """A metric over columns of sums: `columns` are added up over batches and given to `result` as tensors."""
+    """A metric over columns of sums: `columns` are summed over batches and passed to `result` as tensors."""
 
     columns: dict[str, datasets.Value | datasets.Sequence]
 
@@ -91,7 +91,7 @@ class L0(_Metric):
 
 
 class DeadFeatures(_Metric):
-    """Share of features that fired on none of the tokens, and how many tokens that were."""
+    """Share of features that never fired, and the number of tokens."""
 
     columns = {"tokens": _NUMBER, "fired": _VECTOR}
 
@@ -128,7 +128,7 @@ class ExplainedVariance(FVU):
 
 
 class LossRecovered(_Metric):
-    """Share of the loss increase under ablation that splicing in the dictionary avoids.
+    """Share of the loss increase under ablation that is avoided by splicing in the dictionary.
 
     The columns are sums over tokens of the cross-entropy of the unchanged model, of the model with the dictionary
     spliced in, and of the ablated model.

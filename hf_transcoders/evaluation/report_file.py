@@ -1,4 +1,4 @@
-"""Evaluation reports as they stand in files, checked so that what loads can be printed and drawn."""
+"""Check evaluations that are read from files, so that they can be printed and plotted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from ..text.checked import checked, entries, entry, only
 from ..text.printable import printable
 
 
-# What pages and tables show of every dictionary; a report of an earlier version may lack others.
+# Metrics of every dictionary in pages and tables; reports of earlier versions may lack others.
 _REQUIRED = ("l0", "fvu", "explained_variance", "ce_recovered_zero", "dead_fraction")
 _REQUIRED_TOGETHER = ("ce_original", "ce_spliced", "ce_recovered_zero", "kl", "top1_agreement")
 _NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio")
 _SHARES = ("dead_fraction", "top1_agreement", "top1_agreement_zero_ablated", "top1_agreement_mean_ablated")
-# Names and texts that are shown are shorter than this, and so many versions at most.
+# Limits on the length of texts and the number of versions that are shown.
 _LONGEST_TEXT, _MOST_VERSIONS = 1000, 100
 
 
@@ -21,17 +21,17 @@ def check_report(content: dict[str, Any], source: str, together_name: str) -> No
     """Refuse a report that cannot be shown.
 
     Args:
-        content (`dict`): What the file holds.
-        source (`str`): The file.
-        together_name (`str`): The name under which a set as a whole is listed, which no dictionary can have then.
+        content (`dict`): Content of the file.
+        source (`str`): Path of the file, for messages.
+        together_name (`str`): Name for the whole set, which no dictionary can have.
 
     Raises:
-        [`TranscoderError`]: an entry is missing, of the wrong kind, out of its range, or does not fit the others.
+        [`TranscoderError`]: an entry is missing, of the wrong kind, out of range, or inconsistent with the others.
     """
     only(content, ("dictionaries", "protocol", "together"), source)
     dictionaries = entry(content, "dictionaries", dict, source)
     if not dictionaries:
-        raise TranscoderError(f"{printable(source)} is of no dictionary: evaluate at least one.")
+        raise TranscoderError(f"{printable(source)} has no dictionary: evaluate at least one.")
     for name in dictionaries:
         _check_dictionary(entry(dictionaries, name, dict, source), f"the entry '{name}' of {source}")
     if len({str(each["density_histogram"]["log10_edges"]) for each in dictionaries.values()}) > 1:
@@ -41,7 +41,7 @@ def check_report(content: dict[str, Any], source: str, together_name: str) -> No
     if together is not None:
         _check_metrics(together, _REQUIRED_TOGETHER, f"'together' in {source}")
         if together_name in dictionaries:
-            raise TranscoderError(f"{printable(source)} has a dictionary of the name '{together_name}': rename it.")
+            raise TranscoderError(f"{printable(source)} has a dictionary with the name '{together_name}': rename it.")
 
 
 def _check_dictionary(measured, source):
@@ -73,7 +73,7 @@ def check_evaluation(evaluation: Mapping[str, Any], num_features: int, source: s
 def _check_numbers(measured, num_features, source, required=()):
     _check_metrics(entry(measured, "metrics", dict, source), required, source, num_features)
     histogram = entry(measured, "density_histogram", dict, source)
-    # Logarithms of shares: wider ones would be axes without end.
+    # Logarithms of shares; larger values cannot be plotted.
     edges = entries(histogram, "log10_edges", float, source, low=-100, high=100)
     counts = entries(histogram, "counts", int, source, low=0)
     never_fired = entry(histogram, "never_fired", int, source, low=0)
@@ -90,12 +90,12 @@ def _check_metrics(metrics, required, source, num_features=None):
 
 
 def check_protocol(protocol: dict[str, Any], source: str, ablation: bool = True) -> None:
-    """Refuse a protocol that says too little, or other things than texts and numbers.
+    """Refuse an incomplete protocol, or entries of the wrong kind.
 
     Args:
-        protocol (`dict`): How numbers were measured, as [`EvaluationReport`] has it.
-        source (`str`): The file that holds it.
-        ablation (`bool`, *optional*, defaults to `True`): Whether it says what ablations were.
+        protocol (`dict`): Protocol of an [`EvaluationReport`].
+        source (`str`): Path of the file, for messages.
+        ablation (`bool`, *optional*, defaults to `True`): Whether the protocol must describe ablations.
 
     Raises:
         [`TranscoderError`]: an entry is missing or of the wrong kind.

@@ -1,4 +1,4 @@
-"""Several dictionaries of one base model, in one repo."""
+"""Sets of dictionaries of one base model, saved together."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, damaged, open_fi
 
 INDEX_NAME = "transcoder_set.json"
 
-# A folder, a key of the state dict and, with "/" for ".", a module name: all three must tell names apart.
+# A name is a folder, part of a key of the state dict and, with "/" for ".", a module name, and must be unique as each.
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 @dataclass
 class TranscoderSetOutput(ModelOutput):
     """
-    What a [`TranscoderSet`] returns.
+    Output of a [`TranscoderSet`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum over the dictionaries.
-        outputs (`dict[str, TranscoderOutput]`): The output of each dictionary, by its name.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the losses of the dictionaries.
+        outputs (`dict[str, TranscoderOutput]`): Outputs by name of the dictionary.
     """
 
     loss: torch.FloatTensor | None = None
@@ -46,11 +46,11 @@ class TranscoderSet(PublishMixin, nn.Module):
     dictionary, which also loads alone with `TranscoderModel.from_pretrained(repo, subfolder=name)`. A set need not cover
     every layer.
 
-    It reads like a dictionary: `transcoders["layers.8.mlp.transcoder"]`, `len`, `in`, `items()`.
+    It behaves like a `dict`: `transcoders["layers.8.mlp.transcoder"]`, `len`, `in`, `items()`.
 
     Args:
         dictionaries (`Mapping[str, TranscoderModel]` or `Iterable[TranscoderModel]`):
-            The dictionaries. Without names, each is named after its sites.
+            Dictionaries by name. Dictionaries without names are named after their sites.
     """
 
     accepts_loss_kwargs = False
@@ -116,10 +116,10 @@ class TranscoderSet(PublishMixin, nn.Module):
         """
         Args:
             activations (`Mapping[str, torch.Tensor]`):
-                Site -> activations of shape `(..., width)`. A dictionary whose output site is among them gets a loss.
+                Site -> activations of shape `(..., width)`. Dictionaries whose output site is among them have a loss.
             dead_features (`Mapping[str, torch.LongTensor]`, *optional*):
-                Dictionary name -> features for its AuxK loss.
-            sparsity_scale (`float`, *optional*, defaults to 1.0): Factor on L1 and L0 penalties.
+                Name of a dictionary -> dead features for its AuxK loss.
+            sparsity_scale (`float`, *optional*, defaults to 1.0): Factor of the L1 and L0 penalties.
             output_features (`bool`, *optional*, defaults to `True`): Whether to return all features densely.
             across_processes (`bool`, *optional*, defaults to `False`): See [`TranscoderModel.forward`].
 
@@ -164,9 +164,9 @@ class TranscoderSet(PublishMixin, nn.Module):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of the set.
-            names (`Iterable[str]`, *optional*): Which dictionaries to load. All by default.
-            subfolder (`str`, *optional*, defaults to `""`): Where the set lies inside the repo.
-            kwargs: As for [`~TranscoderModel.from_pretrained`]: `revision`, `dtype`, `device_map`, `token` ...
+            names (`Iterable[str]`, *optional*): Names of the dictionaries to load. All by default.
+            subfolder (`str`, *optional*, defaults to `""`): Folder of the set inside the repo.
+            kwargs: Same as in [`~TranscoderModel.from_pretrained`]: `revision`, `dtype`, `device_map`, `token` ...
 
         Returns:
             [`TranscoderSet`]
@@ -179,18 +179,18 @@ class TranscoderSet(PublishMixin, nn.Module):
         return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
 
 
-# It has the methods of one; a second base class would only get in the way of nn.Module's own.
+# It has the methods of a mapping; inheriting from Mapping would conflict with nn.Module.
 Mapping.register(TranscoderSet)
 
 
 def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
     """
-    Makes a folder that holds dictionaries a set.
+    Writes the index of a set into a folder of dictionaries.
 
     Args:
-        folder (`str` or `os.PathLike`): The set's folder.
-        subfolders (`Mapping[str, str]`): Dictionary name -> its folder inside `folder`.
-        base_model (`str`, *optional*): What all of them belong to.
+        folder (`str` or `os.PathLike`): Folder of the set.
+        subfolders (`Mapping[str, str]`): Name of a dictionary -> its folder inside `folder`.
+        base_model (`str`, *optional*): Base model of the dictionaries.
     """
     index = {
         "format_version": FORMAT_VERSION,
@@ -205,14 +205,14 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
     Reads the index of a set.
 
     Args:
-        text (`str` or `bytes`): What the file holds.
-        source (`str`): The file, for messages.
+        text (`str` or `bytes`): Content of the file.
+        source (`str`): Path of the file, for messages.
 
     Returns:
-        `dict[str, str]`: dictionary name -> its folder inside the one of the set.
+        `dict[str, str]`: name of a dictionary -> its folder inside that of the set.
 
     Raises:
-        [`TranscoderError`]: it is damaged, of a newer format, or names a place outside of the set's folder.
+        [`TranscoderError`]: the index is damaged, has a newer format, or has a path outside of the set's folder.
     """
     index = parse_saved(text, source)
     entries = index.get("dictionaries")
@@ -223,7 +223,7 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
     folders = {name: inner_path(entry.get("subfolder"), source) for name, entry in entries.items()}
     if len(set(folders.values())) < len(folders):
         raise TranscoderError(
-            f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set anew."
+            f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set again."
         )
     return folders
 
@@ -253,25 +253,25 @@ def open_set(
 
 def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
     """
-    The folders of the dictionaries of a set on this machine, none of which leads out of the set's own.
+    The folders of the dictionaries of a local set, all of them inside the folder of the set.
 
     Args:
-        folder (`str` or `os.PathLike`): Where the set was saved.
+        folder (`str` or `os.PathLike`): Folder of the set.
 
     Returns:
-        `dict[str, Path]`: dictionary name -> its folder.
+        `dict[str, Path]`: name of a dictionary -> its folder.
     """
     folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
     return {name: Path(folder, place) for name, place in folders.items()}
 
 
 def _folders(files: Files, opening) -> dict[str, str]:
-    """Dictionary name -> its folder inside that of the set whose files these are."""
+    """Name of a dictionary -> its folder inside that of the set."""
     try:
         path = files.find(INDEX_NAME)
     except OSError as error:
         raise TranscoderError(
-            f"{printable(files.place)} is no set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
+            f"{printable(files.place)} is not a set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
             "or load a single dictionary with TranscoderModel.from_pretrained."
         ) from error
     folders = parse_index(opening(path).read_bytes(), str(path))
@@ -285,7 +285,7 @@ def _folders(files: Files, opening) -> dict[str, str]:
 
 
 def dictionary_name(config: TranscoderConfig) -> str:
-    """What a dictionary is called after its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
+    """The name of a dictionary by its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
     if config.output_site is None:
         return "sae" if config.is_autoencoder else "transcoder"
     place = config.output_site.replace(":", ".")

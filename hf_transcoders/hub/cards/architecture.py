@@ -1,4 +1,4 @@
-"""What the dictionaries of a card read, write and compute."""
+"""The sites, formulas and architecture of the dictionaries of a card."""
 
 import math
 
@@ -37,20 +37,20 @@ def sites_table(facts: CardFacts) -> Markdown:
 
 
 def dtypes(facts: CardFacts) -> Markdown:
-    """In what the weights are stored."""
+    """The types of the stored weights."""
     return listed(
         code(dtype) for dtype in dict.fromkeys(dtype_name(each.dtype) for each in facts.dictionaries.values())
     )
 
 
 def base_dtype(facts: CardFacts) -> Markdown:
-    """In what the base model ran, as the end of a sentence."""
+    """The type that the base model ran in, as the end of a sentence."""
     names = dict.fromkeys(s["base_model_dtype"] for s in facts.summaries.values() if s.get("base_model_dtype"))
     return Markdown(f"; the base model ran in {listed(map(code, names))} in training" if names else "")
 
 
 def formulas(facts: CardFacts) -> list[tuple[Markdown, Markdown]]:
-    """Each formula, with the dictionaries that compute it."""
+    """The distinct formulas, each with the dictionaries that compute it."""
     texts = {name: _formula(config) for name, config in facts.configs.items()}
     groups = grouped(texts)
     every = Markdown("All of them") if len(groups) == 1 else None
@@ -73,7 +73,7 @@ def architecture(facts: CardFacts) -> Markdown:
 
 
 def _formula(config: TranscoderConfig) -> str:
-    """What the dictionary computes, one step a line."""
+    """The function of a dictionary, one step per line."""
     lines = []
     scaled = config.normalization != "none"
     x = "input"

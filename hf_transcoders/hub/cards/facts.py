@@ -1,4 +1,4 @@
-"""The facts of a card, gathered from configurations, evaluation and run."""
+"""Gather the facts for a card from configurations, evaluations and a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .recorded import is_number, known_training
 
 logger = logging.get_logger(__name__)
 
-# Dictionaries that are listed each by itself wherever something is said of them.
+# The largest number of dictionaries that a card lists one by one.
 _FEW = 6
 
 
@@ -60,15 +60,15 @@ class DictionaryFacts:
 @dataclass
 class CardFacts:
     """
-    What is known of the dictionaries that a card is about.
+    Facts about the dictionaries of a card.
 
     Args:
         dictionaries (`dict[str, DictionaryFacts]`): Dictionaries by name.
-        is_set (`bool`): Whether they are saved as a set; else there is one, saved alone.
-        repo_id (`str`, *optional*): Where they will be on the Hub.
-        reports (`list[EvaluationReport]`): One for each protocol.
-        together (`dict[str, float]`, *optional*): What was measured with all of them in place.
-        run ([`Run`], *optional*): The run that trained them.
+        is_set (`bool`): Whether the dictionaries are saved as a set. Otherwise there is one, saved alone.
+        repo_id (`str`, *optional*): Repo of the dictionaries on the Hub.
+        reports (`list[EvaluationReport]`): Evaluations, one for each protocol.
+        together (`dict[str, float]`, *optional*): Metrics with all dictionaries spliced in at once.
+        run ([`Run`], *optional*): Training run of the dictionaries.
     """
 
     dictionaries: dict[str, DictionaryFacts]
@@ -84,17 +84,17 @@ class CardFacts:
 
     @property
     def only(self) -> str | None:
-        """The name of the dictionary where there is a single one."""
+        """The name of the dictionary if there is a single one."""
         return next(iter(self.dictionaries)) if len(self.dictionaries) == 1 else None
 
     @property
     def many(self) -> bool:
-        """Whether there are so many that one line or table has to name each, and the rest of the card the whole."""
+        """Whether there are too many dictionaries to name each of them in more than one table."""
         return len(self.dictionaries) > _FEW
 
     @property
     def base(self) -> str | None:
-        """Name of the base model; for a card that others see, without the path of a folder on this machine."""
+        """Name of the base model; for a published card, without local paths."""
         return self._base if self.repo_id is None else public_name(self._base)
 
     @property
@@ -114,13 +114,13 @@ class CardFacts:
 
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """How each dictionary was trained, where it says so."""
+        """Training summaries by dictionary, where the configurations have them."""
         known = {name: known_training(config.training_summary) for name, config in self.configs.items()}
         return {name: summary for name, summary in known.items() if summary}
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The numbers of each dictionary that was measured."""
+        """Metrics by dictionary, for those that were evaluated."""
         return {
             name: {key: value for key, value in entry["metrics"].items() if value is not None}
             for report in self.reports
@@ -144,7 +144,7 @@ def gather_facts(
     report: EvaluationReport | None = None,
     run: Run | None = None,
 ) -> CardFacts:
-    """What the arguments of [`make_card`] say."""
+    """The facts in the arguments of [`make_card`]."""
     is_set = not isinstance(dictionaries, TranscoderModel | DictionaryFacts)
     given = dictionaries.items() if is_set else [(dictionary_name(dictionaries.config), dictionaries)]
     named = {name: DictionaryFacts.of(dictionary) for name, dictionary in given}
@@ -160,7 +160,7 @@ def gather_facts(
 
 
 def grouped(values: Mapping[str, Any]) -> list[list[str]]:
-    """Names whose values are equal, together and in their order."""
+    """Names grouped by equal values, in their order."""
     groups: list[list[str]] = []
     for name, value in values.items():
         for group in groups:
@@ -173,7 +173,7 @@ def grouped(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport | None) -> list[EvaluationReport]:
-    """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
+    """One report for each protocol: the given one, and those in the configurations of the other dictionaries."""
     evaluations = {}
     for name, config in configs.items():
         if not config.evaluation:
@@ -192,7 +192,7 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
             if own.get(name, name) in report.dictionaries:
                 evaluations[name] = report.of(own.get(name, name))
     reports = []
-    # Histograms over other bins cannot stand in one picture.
+    # Histograms with different bins cannot share a picture.
     for names in grouped(
         {name: (e["protocol"], e["density_histogram"]["log10_edges"]) for name, e in evaluations.items()}
     ):
@@ -210,5 +210,5 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
 
 
 def _sorted(value):
-    """With the order that a file gives to names, so that a saved dictionary has the same card."""
+    """A copy with keys in the order of a saved file, so that a saved dictionary has the same card."""
     return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Where the dictionaries of a card are not to be trusted, and what nobody has measured."""
+"""The limitations of the dictionaries of a card, and what was not measured."""
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
 from ...text.markdown import Markdown, code
@@ -7,7 +7,7 @@ from .wording import listed
 
 
 def limits(facts: CardFacts) -> list[Markdown]:
-    """One entry a limit."""
+    """The limitations, one per entry."""
     lines = [_of_base(facts), *_of_left_out_tokens(facts), *_of_dead_features(facts), _of_text(facts)]
     return [Markdown(line) for line in (*lines, _not_measured(facts))]
 
@@ -94,6 +94,6 @@ def _not_measured(facts: CardFacts) -> str:
 
 
 def _common(facts: CardFacts, key: str):
-    """A fact of the training that all dictionaries share; `None` otherwise."""
+    """A value of the training summaries if all dictionaries share it; `None` otherwise."""
     values = {summary.get(key) for summary in facts.summaries.values()}
     return values.pop() if len(values) == 1 else None

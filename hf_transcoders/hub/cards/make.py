@@ -1,4 +1,4 @@
-"""Makes a card: gathers the facts, puts each into words, fills the template."""
+"""Make model cards: gather the facts, write the sections and fill the template."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -32,27 +32,27 @@ def make_card(
     notes: str | None = None,
 ) -> TranscoderCard:
     """
-    The model card of a dictionary or a set, from what is known about it. What was not measured or recorded is left out,
-    and the card says so. The same arguments give the same card.
+    Makes the model card of a dictionary or a set. Facts that were not measured or recorded are left out, and the card says
+    so. The same arguments give the same card.
 
     Args:
         dictionaries ([`TranscoderModel`], [`TranscoderSet`] or `Mapping[str, TranscoderModel]`):
-            What the card is about. Their configurations hold base model, sites, training and evaluation.
+            Dictionaries of the card. Their configurations hold base model, sites, training and evaluation.
         repo_id (`str`, *optional*):
-            Where they will be on the Hub; the usage example loads them from there, and without it from the folder that it
-            is run in.
+            Repo on the Hub that the usage example loads the dictionaries from. By default it loads them from the current
+            folder.
         report ([`EvaluationReport`], *optional*):
-            How good they are. Defaults to what the configurations hold in `evaluation`.
+            Evaluation of the dictionaries. Defaults to the `evaluation` of their configurations.
         run ([`Run`], *optional*):
-            The run that trained them, for the training log and its curves.
+            Training run of the dictionaries, for the training log and its curves.
         license (`str`, *optional*):
-            The licence of the weights, by its identifier on the Hub. It is left out unless given.
+            License of the weights, by its identifier on the Hub. Left out by default.
         tags (`Sequence[str]`, *optional*):
-            Further tags of the repo.
+            Additional tags of the repo.
         model_name (`str`, *optional*):
-            The name under which the metadata lists the numbers. Defaults to that of the repo.
+            Name of the model in the metadata. Defaults to the name of the repo.
         notes (`str`, *optional*):
-            What readers should know besides, in Markdown of your own; it stands below the summary.
+            Additional text below the summary, in Markdown.
 
     Returns:
         [`TranscoderCard`]
@@ -70,13 +70,13 @@ def render_card(
     license: str | None = None,
 ) -> str:
     """
-    The model card as text alone, without pictures. [`make_card`] also has these.
+    Renders the model card as text, without the pictures of [`make_card`].
 
     Args:
-        dictionaries, repo_id, report, run, license: As for [`make_card`].
+        dictionaries, repo_id, report, run, license: Same as in [`make_card`].
 
     Returns:
-        `str`: README.md as a whole, with its metadata.
+        `str`: text of README.md with its metadata.
     """
     return _rendered(gather_facts(dictionaries, repo_id, report, run), license, pictures=False).text
 
@@ -89,11 +89,12 @@ def card_of_folder(
     license: str | None = None,
 ) -> TranscoderCard:
     """
-    The model card of a saved dictionary or set, with the log of the run whose records lie in the same folder.
+    Makes the model card of a saved dictionary or set without loading its weights, with the log of the run recorded in the
+    same folder.
 
     Args:
-        folder (`str` or `os.PathLike`): What `save_pretrained` or a trainer has written.
-        repo_id, report, license: As for [`make_card`].
+        folder (`str` or `os.PathLike`): Folder written by `save_pretrained` or a trainer.
+        repo_id, report, license: Same as in [`make_card`].
 
     Returns:
         [`TranscoderCard`]
@@ -162,7 +163,7 @@ def _rendered(
 def _template():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Markdown has no autoescape of its own: every value that is not marked as Markdown goes through `escape`.
+    # jinja2 has no autoescape for Markdown: every value that is not marked as Markdown is passed to `escape`.
     environment = Environment(
         loader=PackageLoader("hf_transcoders.hub"),
         undefined=StrictUndefined,

@@ -1,4 +1,4 @@
-"""The top of a card: what the dictionaries are, and in a few sentences how good they are."""
+"""The title and summary of a card: the kind of dictionaries, and their headline metrics."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def base_link(facts: CardFacts) -> Markdown:
 
 
 def described(facts: CardFacts, name: str) -> dict[str, Any]:
-    """One dictionary in words, for a card that is about it alone."""
+    """A description of one dictionary, for a card about it alone."""
     config = facts.configs[name]
     return {
         "config": config,
@@ -57,7 +57,7 @@ def described(facts: CardFacts, name: str) -> dict[str, Any]:
 
 
 def summary(facts: CardFacts) -> Markdown | None:
-    """How good they are; `None` where nothing was measured."""
+    """The headline metrics in a few sentences; `None` if nothing was measured."""
     if not facts.metrics:
         return None
     protocol = facts.reports[0].protocol
@@ -95,7 +95,7 @@ def summary(facts: CardFacts) -> Markdown | None:
 
 
 def _together(facts: CardFacts) -> list[str]:
-    """What is left of the language model with all of them in place at once."""
+    """The metrics of the language model with all dictionaries spliced in at once."""
     zero, mean, kl, agreement = (
         facts.together.get(metric) for metric in ("ce_recovered_zero", "ce_recovered_mean", "kl", "top1_agreement")
     )
@@ -109,7 +109,7 @@ def _together(facts: CardFacts) -> list[str]:
 
 
 def _range(facts: CardFacts, metric: str, form: str) -> str:
-    """A metric of all dictionaries: `0.25`, or `0.25 to 0.5`; nothing where one of them lacks it."""
+    """The range of a metric over all dictionaries, `0.25` or `0.25 to 0.5`; empty if one of them lacks it."""
     values = [metrics.get(metric) for metrics in facts.metrics.values()]
     if not values or None in values:
         return ""

@@ -1,4 +1,4 @@
-"""How a card says to use the dictionaries: an example that runs as it stands."""
+"""The usage example of a card, which runs as it is."""
 
 from ...lm.sites import Site
 from ...models.configuration_transcoder import TranscoderConfig
@@ -8,7 +8,7 @@ from .wording import literal
 
 
 def usage(facts: CardFacts) -> Markdown:
-    """The example: features and replacement in the model, or on plain tensors where there is no place to write to."""
+    """The example: features and replacement inside the model, or plain tensors if no dictionary can be spliced in."""
     source = literal(facts.repo_id or ".")
     where = "" if facts.repo_id else "  # this folder, or a repo's id"
     if facts.is_set:
@@ -23,7 +23,7 @@ def usage(facts: CardFacts) -> Markdown:
 
 
 def usage_note(facts: CardFacts) -> Markdown | None:
-    """(Only for sets) How to load one of them."""
+    """A note on loading one dictionary of a set; `None` for a single dictionary."""
     if not facts.is_set:
         return None
     name = next(iter(facts.configs))
@@ -37,7 +37,7 @@ def usage_note(facts: CardFacts) -> Markdown | None:
 
 
 def _spliced(facts: CardFacts) -> dict[str, TranscoderConfig]:
-    """The dictionaries that the example puts into the model: one for each place that can be written to."""
+    """The dictionaries that the example splices into the model: one for each writable site."""
     spliced, taken = {}, set()
     for name, config in facts.configs.items():
         writable = config.input_site and config.output_site and Site.parse(config.output_site).point != "resid_mid"
@@ -66,7 +66,7 @@ def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loadin
     base = literal(facts.base)
     revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_is_on_hub else ""
     name, config = next(iter(spliced.items()))
-    # Of a set whose members write to one place, one at a time can be put in.
+    # If members of a set write to the same site, they can be spliced in only one at a time.
     one_of_set = facts.is_set and len(spliced) < len(facts.configs)
     used = "transcoders" if facts.is_set and not one_of_set else "transcoder"
     return [

@@ -1,4 +1,4 @@
-"""What a card calls things: from plain values to words."""
+"""Names of kinds, sites, types and lists on a card."""
 
 import json
 import re
@@ -25,14 +25,14 @@ _PLACES = {
 
 
 def kind(config: TranscoderConfig) -> str:
-    """What kind of dictionary this is."""
+    """The kind of a dictionary: SAE, transcoder or skip transcoder."""
     if config.is_autoencoder:
         return "SAE"
     return "skip transcoder" if config.skip_connection else "transcoder"
 
 
 def place(site: str | None) -> Markdown:
-    """A site in words."""
+    """A site as a phrase."""
     if site is None:
         return Markdown("activations of a place that was not recorded")
     site = Site.parse(site)
@@ -60,7 +60,7 @@ def listed(words: Iterable[str]) -> Markdown:
 
 
 def literal(text: str) -> str:
-    """A text as Python (and JSON) writes it, on one line."""
+    """A text as a Python (and JSON) literal, on one line."""
     return json.dumps(text, ensure_ascii=False)
 
 

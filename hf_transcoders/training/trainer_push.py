@@ -1,4 +1,4 @@
-"""The part of the trainer that pushes: at the end, and with every checkpoint where `hub_strategy` says so."""
+"""Push from the trainer: at the end of a run and, depending on `hub_strategy`, with every checkpoint."""
 
 import functools
 import hashlib
@@ -35,22 +35,22 @@ _STAGED = ".push-"
 
 class TrainerPushMixin:
     """
-    What [`TranscoderTrainer`] does on the Hub, in place of [`~transformers.Trainer`]'s own: our card, sets of
-    dictionaries, one commit a push, nothing stale, and the run's records in `tracking/`.
+    The methods of [`TranscoderTrainer`] that push to the Hub, instead of those of [`~transformers.Trainer`]: with model
+    cards, sets of dictionaries, one commit per push, deletion of stale files, and the records of the run in `tracking/`.
 
-    With `TrainingArguments(push_to_hub=True)`, `hub_strategy` means what it means there: `"end"` pushes on
-    [`~TranscoderTrainer.save_model`], `"every_save"` also the dictionaries of each checkpoint as it is saved,
-    `"checkpoint"` also the checkpoint itself, optimizer and all, to `last-checkpoint`, and `"all_checkpoints"` each one
-    to `checkpoint-<step>`. These pushes run in the background; one that fails is a warning, and the run goes on.
+    With `TrainingArguments(push_to_hub=True)`, `hub_strategy` has its usual meaning: `"end"` pushes on
+    [`~TranscoderTrainer.save_model`], `"every_save"` also pushes the dictionaries of each checkpoint when it is saved,
+    `"checkpoint"` also the checkpoint itself, with its optimizer, to `last-checkpoint`, and `"all_checkpoints"` each one
+    to `checkpoint-<step>`. These pushes run in the background; if one fails, there is a warning and the run continues.
     """
 
     @functools.cached_property
     def _push_queue(self) -> ThreadPoolExecutor:
-        """One push after the other, in their order."""
+        """A queue that runs pushes one after the other."""
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repo `args.hub_model_id` (by default of the output folder's name), and `args.hub_revision` in it."""
+        """Creates the repo `args.hub_model_id` (by default the name of the output folder) and its branch `args.hub_revision`."""
         if self.is_world_process_zero():
             args = self.args
             name = args.hub_model_id or Path(args.output_dir).absolute().name
@@ -59,7 +59,7 @@ class TrainerPushMixin:
             made = make_repo(Destination(name, private=private, token=token, revision=args.hub_revision))
             self.hub_model_id = made.repo_id
             for left in Path(args.output_dir).glob(f"{_STAGED}*"):
-                shutil.rmtree(left, ignore_errors=True)  # By a process that was killed.
+                shutil.rmtree(left, ignore_errors=True)  # Left by a process that was killed.
         self.push_in_progress = None
 
     def push_to_hub(
@@ -75,17 +75,16 @@ class TrainerPushMixin:
         license: str | None = None,
     ) -> CommitInfo | None:
         """
-        Saves into `args.output_dir` and publishes what was trained, with a card that carries the numbers: those of the
-        last evaluation, if nothing was trained since, and otherwise of one that is made now, if there is an
-        `eval_dataset`.
+                Saves the dictionaries into `args.output_dir` and publishes them with a model card. If they were trained since the
+                last evaluation, they are evaluated first, if there is an `eval_dataset`.
 
         Args:
-            repo_id (`str`, *optional*): Defaults to `args.hub_model_id`, else to the name of the output folder.
-            blocking (`bool`, *optional*, defaults to `True`): Whether to wait; else the push runs in the background.
-            commit_message, token, revision, private, create_pr, remote_code, license: As for [`~hf_transcoders.hub.push`].
+                repo_id (`str`, *optional*): Repo on the Hub. Defaults to `args.hub_model_id`, or the name of the output folder.
+                    blocking (`bool`, *optional*, defaults to `True`): Whether to wait for the push instead of pushing in the background.
+                    commit_message, token, revision, private, create_pr, remote_code, license: Same as in [`~hf_transcoders.hub.push`].
 
-        Returns:
-            [`~huggingface_hub.CommitInfo`], or a `Future` of it if not `blocking`; `None` on all processes but the first.
+                Returns:
+                    [`~huggingface_hub.CommitInfo`], or a `Future` of it if not `blocking`; `None` on all processes but the first.
         """
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
@@ -115,8 +114,8 @@ class TrainerPushMixin:
         return job() if blocking else self._push_queue.submit(job)
 
     def _push_job(self, folder: Path, license: str | None = None, mirrored=None, **arguments):
-        """A function that pushes a staged folder and then removes it."""
-        # Made now: a job in the background runs while the numbers change. The records are staged for the same reason.
+        """A function that pushes a staged folder and then deletes it."""
+        # Made now, because the run changes while the job is in the background. The records are staged for the same reason.
         run = self._run_in(folder)
         card = own_card(self.args.output_dir) or make_card(
             self.model, repo_id=arguments["repo_id"], run=run, license=license
@@ -133,11 +132,11 @@ class TrainerPushMixin:
         return job
 
     def _run_in(self, folder: str | os.PathLike) -> Run:
-        """The run as its records in a folder have it, alerts and all; without records, what the Trainer has logged."""
+        """The run recorded in a folder or, without records, the Trainer's log."""
         return recorded_run(folder) or Run.from_log_history(self.state.log_history, name=self.args.run_name or "")
 
     def _staged(self, folder: str | os.PathLike) -> Path:
-        """A folder of its own with what shall be pushed from `folder`: a run goes on writing and removing files."""
+        """A separate folder with the files to push from `folder`, because the run continues to write and delete files."""
         staged = Path(tempfile.mkdtemp(prefix=_STAGED, dir=self.args.output_dir))
         for name, path in dictionary_files(folder).items():
             link_or_copy(path, staged / name)
@@ -148,7 +147,7 @@ class TrainerPushMixin:
         return staged
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes from a whole checkpoint in the background, as `args.hub_strategy` wants it."""
+        """Pushes a whole checkpoint in the background, depending on `args.hub_strategy`."""
         args, checkpoint = self.args, Path(checkpoint_folder)
         if not args.push_to_hub or args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
             return
@@ -172,7 +171,7 @@ class TrainerPushMixin:
             try:
                 job()
             except Exception as error:
-                logger.warning(f"The push of step {step} failed, and the run goes on: {error}")
+                logger.warning(f"The push of step {step} failed, and the run continues: {error}")
 
         future = self._push_queue.submit(quietly)
         if busy:
@@ -182,7 +181,7 @@ class TrainerPushMixin:
 
 
 def _hide_paths(checkpoint: Path) -> None:
-    """Cuts the paths of this machine in a copy of a checkpoint, which can still be resumed from."""
+    """Removes local paths from a copy of a checkpoint, which can still be resumed from."""
     described = (CONFIG_NAME, INDEX_NAME, "trainer_state.json", "training_args.json")
     found = {path: read_json(path, allow_nan=True) for path in checkpoint.rglob("*.json") if path.name in described}
     names = hidden_names(values.get("base_model_name_or_path") for values in found.values())
@@ -190,7 +189,7 @@ def _hide_paths(checkpoint: Path) -> None:
     for path, values in found.items():
         before, after = (json.dumps(each, indent=2) + "\n" for each in (values, public_values(values, names)))
         if before != after:
-            # The file under its other name stays: this one takes its place in the copy.
+            # The original is a hard link and must not change: a new file replaces it in the copy.
             write_text(path, after)
             name = path.relative_to(checkpoint).as_posix()
             manifest["files"][name] = len(after.encode())

@@ -178,7 +178,7 @@ def test_bad_yaml(tmp_path, capsys, text, message):
         (["--k", "65"], r"k is 65"),
         (["--model", "/no/such/model"], r"could not be loaded"),
         (["--data", "/no/such/file.txt"], r"no/such/file"),
-        (["--resume", "runs/nowhere"], r"runs/nowhere is no checkpoint"),
+        (["--resume", "runs/nowhere"], r"runs/nowhere is not a checkpoint"),
         (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),
         (["--max_tokens", "10"], r"less than one step"),
         (["--sequence_length", "0"], r"sequence_length"),

@@ -321,7 +321,7 @@ class TestMistakes:
             make_trainer(base, tmp_path, rows=0, max_steps=-1)
 
     def test_resume_from_a_folder_that_is_none(self, base, tmp_path):
-        with pytest.raises(TranscoderError, match="is no checkpoint"):
+        with pytest.raises(TranscoderError, match="is not a checkpoint"):
             make_trainer(base, tmp_path).train(resume_from_checkpoint=str(tmp_path))
 
     def test_resume_with_other_sizes(self, base, tmp_path):

@@ -1,4 +1,4 @@
-"""The callback that records a run."""
+"""The Trainer callback that records a run."""
 
 import math
 import tempfile
@@ -37,27 +37,27 @@ _BINS = 64
 
 class TranscoderTrackingCallback(TrainerCallback):
     """
-    Records a run in its own folder ([`LocalTracker`]), and what is more than a number also where `report_to` says.
+    Records a run in its own folder ([`LocalTracker`]), and records other than scalars also in the trackers of `report_to`.
 
-    [`TranscoderTrainer`] has one by itself. Then there are, besides the scalars of each log and evaluation: histograms of
-    feature density and pre-activations, a table of features with their contexts and a report page (at each evaluation and
-    at the end, where there is held-out text and a tokenizer), the sparsity/fidelity plot, alerts, and `run.json`, which says
-    what the run is and how it ended. Every other Trainer takes it with `report_to="hf_transcoders"`, and has scalars, alerts
-    and `run.json`. Names are listed in [`~tracking.names`].
+    [`TranscoderTrainer`] adds the callback by itself. Besides the scalars of each log and evaluation it then records
+    histograms of feature density and pre-activations, a table of features with their contexts and a report page (at each
+    evaluation and at the end, with held-out text and a tokenizer), the sparsity/fidelity plot, alerts, and `run.json` with
+    the facts and the status of the run. With any other Trainer, `report_to="hf_transcoders"` records scalars, alerts and
+    `run.json`. Names are listed in [`~tracking.names`].
 
-    A run that is resumed from a checkpoint continues its records there. Only the first process writes.
+    A resumed run continues its records at the checkpoint. Only the first process writes.
 
     Args:
         aliases (`"saelens"`, `"sparsify"` or `"dictionary_learning"`, *optional*):
-            Log the numbers that this library defines in the same way also under its names.
+            Library under whose names metrics with the same definition are logged as well.
         histogram_logs (`int`, *optional*, defaults to 10):
-            Training logs from one set of histograms to the next; the first log has one.
+            Number of training logs between two sets of histograms. The first log has one.
         num_features (`int`, *optional*, defaults to 12):
-            Features of each dictionary in tables and on the page.
+            Number of features of each dictionary in tables and on the page.
         feature_tokens (`int`, *optional*, defaults to 4096):
-            Held-out tokens that these features are looked up in. 0 leaves tables and features out.
+            Number of held-out tokens to search for the contexts of these features. 0 leaves out tables and features.
         alerts ([`AlertThresholds`], *optional*):
-            When to alert.
+            Thresholds of alerts.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         self._features_at: int | None = None
 
     def attach(self, run: RunView) -> None:
-        """Gives the callback a view of a [`TranscoderTrainer`]'s run beyond its logs: dictionaries, monitors, base model."""
+        """Connects the callback to the run of a [`TranscoderTrainer`], for records beyond its logs."""
         self._run = run
 
     # ------------------------------------------------------------------------------------------------ events
@@ -131,7 +131,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         self.finish("finished")
 
     def finish(self, status: str) -> None:
-        """Writes how the run ended: `"finished"`, `"failed"` or `"interrupted"`. After an error the Trainer calls it."""
+        """Records the final status of the run: `"finished"`, `"failed"` or `"interrupted"`. Called by the Trainer after an error."""
         for tracker in self.trackers:
             tracker.finish(status)
 
@@ -154,7 +154,7 @@ class TranscoderTrackingCallback(TrainerCallback):
                 histogram = density_histogram(density)
                 edges, counts = histogram["log10_edges"], histogram["counts"]
                 self._record("histogram", step, f"train/{name}/log10_feature_density", edges, counts)
-            # Under FSDP no process holds all of the encoder.
+            # Under FSDP no process has the whole encoder.
             if run.activation_sample is not None and not run.is_sharded:
                 inputs = run.activation_sample[dictionary.config.input_site]
                 values = dictionary.pre_activations(dictionary.normalize_input(inputs)).float()
@@ -166,7 +166,7 @@ class TranscoderTrackingCallback(TrainerCallback):
                     self._record("histogram", step, f"train/{name}/pre_activations", edges, counts)
 
     def _record_features(self, args, state) -> None:
-        """Features with their contexts, the sparsity/fidelity plot and the page."""
+        """Records features with their contexts, the sparsity/fidelity plot and the page."""
         run, step = self._run, state.global_step
         self._features_at = step
         explanations = {}
@@ -207,10 +207,10 @@ class TranscoderTrackingCallback(TrainerCallback):
                 special_token_ids=run.special_token_ids,
                 progress=False,
             )
-        except TranscoderError as error:  # No feature fires: a finding, not a reason to stop.
+        except TranscoderError as error:  # No feature fires, which is a result and not a reason to stop.
             logger.warning(f"No table of features at this step: {error}")
             return []
-        # Weights that are no numbers any more fire nowhere.
+        # With NaN weights, features have no finite activations.
         return [feature for feature in found if math.isfinite(feature.max_activation)]
 
     def _record_picture(self, step: int, report) -> None:
@@ -231,8 +231,8 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     def _name_run(self, args, resumed: bool) -> None:
         """
-        Gives the run its name, under which every tracker knows it: the one it has when it is resumed; else `run_name`, or
-        the name of its folder; with a number where Trackio has such a run already, which it would otherwise continue.
+        Sets the name of the run in all trackers: that of its records when it is resumed; otherwise `run_name`, or the name of
+        its folder, with a number if Trackio already has a run with this name, which it would continue.
         """
         name = args.run_name or Path(args.output_dir).resolve().name
         if resumed:
@@ -270,20 +270,20 @@ class TranscoderTrackingCallback(TrainerCallback):
 
 
 def model_name(model) -> str:
-    """Where a model came from, or what it is."""
-    config = getattr(model, "config", None)  # Any module can be trained.
+    """The name or path of a model, or its type."""
+    config = getattr(model, "config", None)  # A Trainer accepts any module.
     return config.name_or_path or config.model_type if isinstance(config, PreTrainedConfig) else type(model).__name__
 
 
 def feature_row(feature) -> dict[str, Any]:
     """
-    A feature as a row of a table.
+    Converts an explanation to a row of a table.
 
     Args:
-        feature ([`FeatureExplanation`]): The feature.
+        feature ([`FeatureExplanation`]): Explanation of a feature.
 
     Returns:
-        `dict[str, Any]`: numbers, and contexts as text with the peak in `[[ ]]`.
+        `dict[str, Any]`: numbers, and contexts as text with the strongest token in `[[ ]]`.
     """
     row = {
         "feature": feature.feature,
@@ -299,7 +299,7 @@ def feature_row(feature) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: a table is for reading."""
+    """A number with four digits, for reading."""
     return float(f"{value:.4g}")
 
 
@@ -309,7 +309,7 @@ def _context(context) -> str:
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that differ from their defaults, as JSON values; tokens are left out."""
+    """The arguments that differ from their defaults, as JSON values without access tokens."""
     values = args.to_dict()
     changed = {}
     for field in fields(args):

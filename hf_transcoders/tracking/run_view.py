@@ -1,4 +1,4 @@
-"""What the tracking callback reads of a running [`TranscoderTrainer`], beyond its logs."""
+"""The interface of a running [`TranscoderTrainer`] for the tracking callback."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol

@@ -213,7 +213,7 @@ def test_a_dictionary_in_memory_that_is_no_number_is_announced_when_it_is_saved(
     said = []
     monkeypatch.setattr("hf_transcoders.models.modeling_transcoder.logger.warning", said.append)
     model.save_pretrained(tmp_path)
-    assert len(said) == 1 and said[0].startswith("b_enc of the dictionary")
+    assert len(said) == 1 and said[0].startswith("b_enc of the saved dictionary")
 
 
 def test_an_adapter_in_the_folder_is_refused_before_peft_starts(folder, monkeypatch):

@@ -441,7 +441,7 @@ def measure_drift(
     Example:
 
     ```python
-    >>> print(measure_drift(base, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer))
+    >>> print(measure_drift(model, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer))
     ```
     """
     probe = DriftProbe(transcoders, dataset, **kwargs)

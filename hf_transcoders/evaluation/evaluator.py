@@ -94,7 +94,7 @@ class TranscoderEvaluator:
     Example:
 
     ```python
-    >>> evaluator = TranscoderEvaluator(base, held_out_blocks)
+    >>> evaluator = TranscoderEvaluator(model, held_out_blocks)
     >>> report = evaluator.evaluate(transcoders)
     >>> print(report)
     ```

@@ -153,11 +153,11 @@ class ReconstructionStatistics(SumStatistics):
 
         # float32 sums of squares lose the variance under a large mean. So the squares are computed relative to a vector
         # near the mean (any vector gives the same result in exact arithmetic) and shifted back in float64.
-        centre = target[::16].mean(0) if keep is None else target.sum(0) / tokens.clamp(min=1).float()
-        deviation = target - centre
+        center = target[::16].mean(0) if keep is None else target.sum(0) / tokens.clamp(min=1).float()
+        deviation = target - center
         if keep is not None:
             deviation = deviation.where(keep, 0)
-        shift, centre = deviation.sum(0).to(tokens.dtype), centre.to(tokens.dtype)
+        shift, center = deviation.sum(0).to(tokens.dtype), center.to(tokens.dtype)
         deviation_square = self._norms(deviation).square().sum()
 
         target_norm, reconstruction_norm = self._norms(target), self._norms(reconstruction)
@@ -167,8 +167,8 @@ class ReconstructionStatistics(SumStatistics):
         tiny = torch.finfo(torch.float32).tiny
         self._add(
             tokens=tokens,
-            target=shift + tokens * centre,
-            target_square=deviation_square + (centre * (2 * shift + tokens * centre)).sum(),
+            target=shift + tokens * center,
+            target_square=deviation_square + (center * (2 * shift + tokens * center)).sum(),
             error_square=error_square.sum(),
             reconstruction_square=reconstruction_norm.square().sum(),
             product=product.sum(),

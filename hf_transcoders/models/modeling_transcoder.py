@@ -233,9 +233,9 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
                 f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}: "
                 "give the output of its own `encode`."
             )
-        centred = None if self.W_skip is None else self.normalize_input(inputs)
+        centered = None if self.W_skip is None else self.normalize_input(inputs)
         reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
-        return self.denormalize_output(self._add_linear_part(reconstruction, centred))
+        return self.denormalize_output(self._add_linear_part(reconstruction, centered))
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
         """Normalized reconstruction of normalized inputs `(rows, d_in)`."""
@@ -469,8 +469,8 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
         if config.center_encoder:
-            centred = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
-            self.activation.shift_(self, centred - self.b_enc)
+            centered = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
+            self.activation.shift_(self, centered - self.b_enc)
         if self.b_dec is not None and config.decoder_bias_init == "mean":
             self.b_dec.copy_(mean_target)
         return self

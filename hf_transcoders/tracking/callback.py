@@ -247,12 +247,12 @@ class TranscoderTrackingCallback(TrainerCallback):
         args.run_name = name
 
     def _describe(self, args, model) -> dict[str, Any]:
-        base = self._run.base_model if self._run is not None else model
+        base_model = self._run.base_model if self._run is not None else model
         dictionaries = self._run.dictionaries if self._run is not None else {}
         return {
             "name": args.run_name,
             "project": args.project,
-            "base_model": model_name(base),
+            "base_model": model_name(base_model),
             "dictionaries": {
                 name: {
                     field: getattr(dictionary.config, field)

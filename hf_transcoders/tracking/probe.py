@@ -120,18 +120,18 @@ class TranscoderProbeCallback(TrainerCallback):
                 "parallelism, or measure checkpoints afterwards with `measure_drift`."
             )
         with _left_alone(model):
-            base = language_model(model)
+            base_model = language_model(model)
             if self.probe is None:
                 tokenizer = self.tokenizer or processing_class
                 rows = packed_rows(_as_dataset(self.probe_dataset), tokenizer, self.sequence_length, "tokenizer")
                 self.probe = DriftProbe(self.transcoders, rows, tokenizer=tokenizer, **self.kwargs)
             for dictionary in self.probe.dictionaries.values():
-                dictionary.to(input_device(base))
+                dictionary.to(input_device(base_model))
             # In every process, so that an error ends all of them.
             self.probe.check(model)
             self._trackers = trackers_for(args, state)
             if self._trackers:
-                self._begin(args, state, model, base)
+                self._begin(args, state, model, base_model)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         self._record(state.global_step, model)
@@ -147,12 +147,12 @@ class TranscoderProbeCallback(TrainerCallback):
             tracker.finish("finished")
         self._trackers = []
 
-    def _begin(self, args, state, model, base) -> None:
+    def _begin(self, args, state, model, base_model) -> None:
         resumed = state.global_step > 0
         # If every log is recorded too, that callback starts and ends the records.
         self._joins = "hf_transcoders" in args.report_to
         if not self._joins:
-            facts = self._describe(args, base)
+            facts = self._describe(args, base_model)
             self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)
         path = Path(args.output_dir, FOLDER, _BASELINE_FILE)
         if resumed:
@@ -173,11 +173,11 @@ class TranscoderProbeCallback(TrainerCallback):
             self.report = self.probe.baseline_report()
             self._write(state.global_step, self._baseline_task)
 
-    def _describe(self, args, base) -> dict[str, Any]:
+    def _describe(self, args, base_model) -> dict[str, Any]:
         return {
             "name": args.run_name or Path(args.output_dir).resolve().name,
             "project": args.project,
-            "base_model": model_name(base),
+            "base_model": model_name(base_model),
             "dictionaries": {
                 name: {"input_site": d.config.input_site, "output_site": d.config.output_site}
                 for name, d in self.probe.dictionaries.items()

@@ -86,10 +86,10 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     Example:
 
     ```python
-    >>> config = TranscoderConfig.for_model(base, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=4608, k=64)
+    >>> config = TranscoderConfig.for_model(model, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=4608, k=64)
     >>> trainer = TranscoderTrainer(
     ...     model=TranscoderModel(config),
-    ...     base_model=base,
+    ...     base_model=model,
     ...     args=TranscoderTrainingArguments("runs/l8", max_tokens=1_000_000),
     ...     train_dataset=blocks,
     ... )

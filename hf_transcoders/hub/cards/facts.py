@@ -93,18 +93,18 @@ class CardFacts:
         return len(self.dictionaries) > _FEW
 
     @property
-    def base(self) -> str | None:
+    def base_model(self) -> str | None:
         """Name of the base model; for a published card, without local paths."""
-        return self._base if self.repo_id is None else public_name(self._base)
+        return self._base_model if self.repo_id is None else public_name(self._base_model)
 
     @property
-    def base_is_on_hub(self) -> bool:
+    def base_model_is_on_hub(self) -> bool:
         """Whether that name is the id of a repo."""
-        name = public_name(self._base)
-        return is_hub_id(name) and (name == self._base or "/" in name)
+        name = public_name(self._base_model)
+        return is_hub_id(name) and (name == self._base_model or "/" in name)
 
     @property
-    def _base(self) -> str | None:
+    def _base_model(self) -> str | None:
         return next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
 
     @property

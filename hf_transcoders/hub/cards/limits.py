@@ -13,7 +13,7 @@ def limits(facts: CardFacts) -> list[Markdown]:
 
 
 def _of_base(facts: CardFacts) -> str:
-    if facts.base is None:
+    if facts.base_model is None:
         return "The base model was not recorded: these weights mean nothing for any other."
     revision = (
         f"revision {code(facts.revision)}"
@@ -21,7 +21,7 @@ def _of_base(facts: CardFacts) -> str:
         else "the revision that was current at the time; which one was not recorded"
     )
     return (
-        f"Made for {code(facts.base)}, {revision}. On another revision, a fine-tuned version or another precision "
+        f"Made for {code(facts.base_model)}, {revision}. On another revision, a fine-tuned version or another precision "
         "nothing here was measured."
     )
 

@@ -134,7 +134,7 @@ def _rendered(
         dictionaries=facts.configs,
         kinds=summary.kinds_counted(facts),
         base=summary.base_link(facts),
-        base_name=code(facts.base) if facts.base else "its base model",
+        base_name=code(facts.base_model) if facts.base_model else "its base model",
         summary=summary.summary(facts),
         notes=Markdown(notes) if notes else None,
         usage=usage.usage(facts),

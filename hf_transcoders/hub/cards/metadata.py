@@ -18,7 +18,9 @@ def metadata(
 ) -> ModelCardData:
     """The front matter of a card. `license`, `tags` and `model_name` are the same as in [`make_card`]."""
     datasets = dict.fromkeys(s.get("dataset_id") for s in facts.summaries.values() if s.get("dataset_id"))
-    base = {"base_model": facts.base, "base_model_relation": "adapter"} if facts.base_is_on_hub else {}
+    base_model = (
+        {"base_model": facts.base_model, "base_model_relation": "adapter"} if facts.base_model_is_on_hub else {}
+    )
     results = _eval_results(facts)
     name = one_line(model_name or (facts.repo_id.split("/")[-1] if facts.repo_id else title(facts)))
     return ModelCardData(
@@ -28,7 +30,7 @@ def metadata(
         tags=_tags(facts, tags or ()),
         model_name=name if results else None,
         eval_results=results or None,
-        **base,
+        **base_model,
     )
 
 

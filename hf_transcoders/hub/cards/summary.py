@@ -16,14 +16,14 @@ _NORMALIZATIONS = {
 
 
 def title(facts: CardFacts) -> str:
-    base = one_line(public_name(facts.base).split("/")[-1]) if facts.base else "an unnamed model"
+    base_model = one_line(public_name(facts.base_model).split("/")[-1]) if facts.base_model else "an unnamed model"
     if facts.only is None:
         kinds = {kind(config) for config in facts.configs.values()}
         what = {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
-        return f"{what} of {base}"
+        return f"{what} of {base_model}"
     config = facts.configs[facts.only]
     what = {"SAE": "Sparse autoencoder"}.get(kind(config), kind(config).capitalize())
-    return f"{what} of {base}" + (f", {config.output_site}" if config.output_site else "")
+    return f"{what} of {base_model}" + (f", {config.output_site}" if config.output_site else "")
 
 
 def kinds_counted(facts: CardFacts) -> Markdown:
@@ -33,11 +33,11 @@ def kinds_counted(facts: CardFacts) -> Markdown:
 
 
 def base_link(facts: CardFacts) -> Markdown:
-    if facts.base is None:
+    if facts.base_model is None:
         return Markdown("a language model that was not recorded")
-    if facts.base_is_on_hub:
-        return Markdown(f"[{escape(facts.base)}](https://huggingface.co/{facts.base})")
-    return code(facts.base)
+    if facts.base_model_is_on_hub:
+        return Markdown(f"[{escape(facts.base_model)}](https://huggingface.co/{facts.base_model})")
+    return code(facts.base_model)
 
 
 def described(facts: CardFacts, name: str) -> dict[str, Any]:

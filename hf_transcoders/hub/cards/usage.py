@@ -17,7 +17,9 @@ def usage(facts: CardFacts) -> Markdown:
         loading = [f"transcoder = TranscoderModel.from_pretrained({source}){where}"]
     spliced = _spliced(facts)
     lines = (
-        _in_the_model(facts, spliced, loading) if spliced and facts.base is not None else _on_tensors(facts, loading)
+        _in_the_model(facts, spliced, loading)
+        if spliced and facts.base_model is not None
+        else _on_tensors(facts, loading)
     )
     return Markdown("\n".join(lines))
 
@@ -63,8 +65,8 @@ def _on_tensors(facts: CardFacts, loading: list[str]) -> list[str]:
 
 
 def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loading: list[str]) -> list[str]:
-    base = literal(facts.base)
-    revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_is_on_hub else ""
+    name_or_path = literal(facts.base_model)
+    revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_model_is_on_hub else ""
     name, config = next(iter(spliced.items()))
     # If members of a set write to the same site, they can be spliced in only one at a time.
     one_of_set = facts.is_set and len(spliced) < len(facts.configs)
@@ -74,20 +76,20 @@ def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loadin
         "",
         f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}, splice",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
-        f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
+        f"model = AutoModelForCausalLM.from_pretrained({name_or_path}{revision})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name_or_path}{revision})",
         *loading,
         *([f"transcoder = transcoders[{literal(name)}]"] if one_of_set else []),
         "",
         'inputs = tokenizer("The capital of France is", return_tensors="pt")',
         "",
         "# Read features along the way: the model answers as before.",
-        f'with splice(base, {used}, error="keep") as features:',
-        "    base(**inputs)",
+        f'with splice(model, {used}, error="keep") as features:',
+        "    model(**inputs)",
         f"strongest = features[{literal(config.output_site)}][0, -1].topk(5)  # of the last token",
         "print(strongest.indices.tolist(), strongest.values.tolist())",
         "",
         "# Put the reconstruction in place of the true activations.",
-        f'with splice(base, {used}, error="drop"):',
-        "    logits = base(**inputs).logits",
+        f'with splice(model, {used}, error="drop"):',
+        "    logits = model(**inputs).logits",
     ]

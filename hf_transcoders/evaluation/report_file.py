@@ -13,8 +13,8 @@ _REQUIRED = ("l0", "fvu", "explained_variance", "ce_recovered_zero", "dead_fract
 _REQUIRED_TOGETHER = ("ce_original", "ce_spliced", "ce_recovered_zero", "kl", "top1_agreement")
 _NOT_NEGATIVE = ("l0", "l1", "mse", "normalized_mse", "fvu", "l2_ratio")
 _SHARES = ("dead_fraction", "top1_agreement", "top1_agreement_zero_ablated", "top1_agreement_mean_ablated")
-# Limits on the length of texts and the number of versions that are shown.
-_LONGEST_TEXT, _MOST_VERSIONS = 1000, 100
+# Limits on texts that are shown.
+_LONGEST_TEXT, _MOST_TEXTS = 1000, 200
 
 
 def check_report(content: dict[str, Any], source: str, together_name: str) -> None:
@@ -111,21 +111,17 @@ def check_protocol(protocol: dict[str, Any], source: str, ablation: bool = True)
     check_versions(entry(protocol, "versions", dict, source), source)
     checked(protocol.get("dataset_id"), str, f"'dataset_id' in {source}", null=True)
     checked(protocol.get("shortest_sequence"), int, f"'shortest_sequence' in {source}", null=True, low=1)
-    for name, value in protocol.items():
-        if isinstance(value, str):
-            check_length(value, f"'{name}' in {source}")
+    check_lengths(list(protocol.values()), source)
 
 
 def check_versions(versions: Mapping[str, Any], source: str) -> None:
-    """Refuse versions of packages that are not short texts."""
-    if len(versions) > _MOST_VERSIONS:
-        raise TranscoderError(f"{printable(source)} has more than {_MOST_VERSIONS} versions: evaluate again.")
+    """Refuse versions of packages that are not texts."""
     for name in versions:
-        check_length(name, f"A name of the versions in {source}")
-        check_length(entry(versions, name, str, source), f"'{name}' in {source}")
+        entry(versions, name, str, source)
+    check_lengths([*versions, *versions.values()], source)
 
 
-def check_length(text: str, where: str) -> None:
-    """Refuse a text that is too long to be shown."""
-    if len(text) > _LONGEST_TEXT:
-        raise TranscoderError(f"{printable(where)[:200]} is longer than {_LONGEST_TEXT} characters: evaluate again.")
+def check_lengths(texts: list[Any], source: str) -> None:
+    """Refuse texts that are too long, or too many, to be shown."""
+    if len(texts) > _MOST_TEXTS or any(isinstance(text, str) and len(text) > _LONGEST_TEXT for text in texts):
+        raise TranscoderError(f"{printable(source)[:200]} has too long a text or too many of them: evaluate again.")

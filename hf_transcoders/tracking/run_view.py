@@ -9,24 +9,13 @@ from ..evaluation.evaluation_report import EvaluationReport
 from ..models.modeling_transcoder import TranscoderModel
 
 
-class MonitorView(Protocol):
-    """
-    Running statistics of one dictionary.
-
-    Attributes:
-        density (`torch.Tensor` of shape `(num_features,)`, *optional*): Share of tokens each feature fired on.
-    """
-
-    density: torch.Tensor | None
-
-
 class RunView(Protocol):
     """
     A training run of dictionaries.
 
     Attributes:
         dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries in training by name.
-        monitors (`Mapping[str, MonitorView]`): Running statistics of each dictionary.
+        monitors (`Mapping[str, Any]`): Running statistics of each dictionary, with the `density` of its features.
         base_model (`torch.nn.Module`): Language model whose activations are learned.
         tokenizer (*optional*): Tokenizer of the language model.
         special_token_ids (`list[int]`): Tokens that are left out.
@@ -37,7 +26,7 @@ class RunView(Protocol):
     """
 
     dictionaries: Mapping[str, TranscoderModel]
-    monitors: Mapping[str, MonitorView]
+    monitors: Mapping[str, Any]
     base_model: torch.nn.Module
     tokenizer: Any
     eval_dataset: Iterable[Mapping] | Mapping[str, Iterable[Mapping]] | None

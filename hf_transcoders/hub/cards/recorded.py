@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import TranscoderError
-from ...evaluation.report_file import check_length, check_versions
+from ...evaluation.report_file import check_lengths, check_versions
 from ...text.checked import checked
 
 
@@ -42,7 +42,7 @@ def _check_number(value):
 
 
 def _check_text(value):
-    check_length(checked(value, str, "A text"), "A text")
+    check_lengths([checked(value, str, "A text")], "A text")
 
 
 def _check_versions(value):

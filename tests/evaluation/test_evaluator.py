@@ -15,6 +15,7 @@ from transformers import (
     OPTConfig,
 )
 
+from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
 from hf_transcoders.evaluation.evaluation_report import METRICS, REPLACEMENT_METRICS, format_number
@@ -379,3 +380,13 @@ def test_refusals(base, blocks):
     base.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(TranscoderError, match="not all finite"):
         evaluator(base, blocks).evaluate(dictionary)
+
+
+def test_token_blocks_are_evaluated_as_their_rows(base, blocks):
+    dictionary = random_dictionary(base, 1)
+    given = TokenBlocks(blocks, max_tokens=50, skip_first=2, special_token_ids=[2])
+    of_rows = evaluator(base, blocks, max_tokens=50, skip_first=2, special_token_ids=[2]).evaluate(dictionary)
+    assert evaluator(base, given).evaluate(dictionary).to_dict() == of_rows.to_dict()
+    for argument in ({"max_tokens": 50}, {"skip_first": 2}, {"special_token_ids": [2]}):
+        with pytest.raises(TranscoderError, match="leave them out"):
+            evaluator(base, given, **argument)

@@ -172,3 +172,19 @@ def test_refusals(base, blocks, tokenizer):
     dictionary.W_enc.data.zero_()
     with pytest.raises(TranscoderError, match="No feature fires"):
         explain_features(base, dictionary, blocks, tokenizer, progress=False)
+
+
+def test_several_dictionaries_are_explained_as_each_alone(base, blocks, tokenizer):
+    dictionaries = {"a": random_dictionary(base, 0, "relu"), "b": random_dictionary(base, 1, "topk", k=4)}
+    together = explain_features(base, dictionaries, blocks, tokenizer, num_features=3, progress=False)
+    for name, dictionary in dictionaries.items():
+        assert together[name] == explain_features(base, dictionary, blocks, tokenizer, num_features=3, progress=False)
+    chosen = explain_features(base, dictionaries, blocks, tokenizer, features={"b": [2, 1]}, progress=False)
+    assert {name: [e.feature for e in found] for name, found in chosen.items()} == {"b": [2, 1]}
+    for given, features, message in (
+        (dictionaries, [1], "as a mapping"),
+        (dictionaries, {"c": [1]}, "no dictionary 'c'"),
+        (dictionaries["a"], {"a": [1]}, "without its name"),
+    ):
+        with pytest.raises(TranscoderError, match=message):
+            explain_features(base, given, blocks, tokenizer, features=features, progress=False)

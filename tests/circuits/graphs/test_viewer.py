@@ -191,7 +191,7 @@ def test_files_of_several_graphs(graph, tmp_path):
         assert data["metadata"] in overview["graphs"]
         numbers = {node["feature"] for node in data["nodes"] if node["clerp"] == " pea⏎k"}
         files = {int(path.stem) for path in (tmp_path / "viewer/features/tiny").iterdir()}
-        assert numbers == files == {cantor(1, 2 * explanation.index) for explanation in features[name]}
+        assert numbers == files == {cantor(1, 2 * explanation.feature) for explanation in features[name]}
         for number in files:
             content = json.loads((tmp_path / f"viewer/features/tiny/{number}.json").read_text())
             check(content, "feature")

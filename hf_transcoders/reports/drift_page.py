@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..evaluation.drift import DriftReport
 from ..evaluation.evaluation_report import block_lengths
 from . import plots
-from .page import page_templates, present
+from .html import page_templates, present
 
 
 def drift_page(

@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import TranscoderError
-from ..files import atomic_file
-from .pictures import new_figure
+from .pictures import legend_name, new_figure, save_figure
 from .plots import COLOURS, Chart
 
 
@@ -70,16 +69,11 @@ def write_lines_png(path: str | os.PathLike, chart: LineChart) -> Path:
     figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(chart.lines().items()):
-        # Names are data: a `$` in one must not start a formula, nor a `_` keep it from the legend.
-        label = name.replace("$", r"\$").lstrip("_")
         style = {"linewidth": 1.1, "linestyle": "--"} if name in chart.levels else {"linewidth": 1.6}
-        axes.plot(*zip(*line, strict=True), color=COLOURS[number % len(COLOURS)], label=label, **style)
+        axes.plot(*zip(*line, strict=True), color=COLOURS[number % len(COLOURS)], label=legend_name(name), **style)
     axes.set_xlabel(chart.x_label, parse_math=False)
     axes.set_ylabel(chart.y_label, parse_math=False)
     axes.set_title(chart.title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    path = Path(path)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+    return save_figure(figure, path)

@@ -9,6 +9,7 @@ from ..evaluation.evaluation_report import METRICS, TOGETHER, EvaluationReport, 
 from ..features.feature_examples import FeatureExplanation
 from ..files import write_text
 from . import plots
+from .html import page_templates, present
 
 
 #: What each metric says, for readers of the page.
@@ -119,23 +120,6 @@ def render_report(
     )
 
 
-def page_templates():
-    """The `jinja2.Environment` of all pages."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
-    environment = Environment(
-        loader=PackageLoader("hf_transcoders.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["token"] = _visible
-    environment.filters["number"] = format_number
-    return environment
-
-
 def _cards(report):
     cards = []
     for name, entry in report.dictionaries.items():
@@ -184,17 +168,5 @@ def _fidelity_plots(report):
     )
 
 
-def present(svgs):
-    """The charts that there are, as text that a template does not escape again."""
-    from markupsafe import Markup
-
-    return [Markup(svg) for svg in svgs if svg is not None]
-
-
 def _percent(value):
     return f"{value:.1%}" if value == value else "-"
-
-
-def _visible(token):
-    """A token's text with its line breaks and tabs to be seen."""
-    return token.replace("\n", "⏎").replace("\t", "⇥") or "∅"

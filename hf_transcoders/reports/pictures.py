@@ -9,8 +9,10 @@ from ..files import atomic_file
 from .plots import COLOURS, L0_LABEL
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float, layout: str | None = "constrained"):
     """An empty `matplotlib.figure.Figure`, in inches, that needs no display.
+
+    Not by `pyplot`, which would keep the figure and choose a window system.
 
     Raises:
         [`TranscoderError`]: matplotlib is not installed.
@@ -22,9 +24,22 @@ def new_figure(width: float, height: float):
         raise TranscoderError(
             "A PNG needs matplotlib, which is not installed: pip install 'hf_transcoders[plots]'."
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    figure = Figure(figsize=(width, height), layout=layout, dpi=130)
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure, path: str | os.PathLike, **options) -> Path:
+    """Write a figure as a PNG file; further arguments as for `Figure.savefig`."""
+    path = Path(path)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png", **options)
+    return path
+
+
+def legend_name(name: str) -> str:
+    """A name for a legend of matplotlib, in which a `$` starts no formula and a `_` hides no entry."""
+    return name.replace("$", r"\$").lstrip("_")
 
 
 def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> Path:
@@ -38,9 +53,7 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
     Returns:
         `Path`: the file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     axes = figure.subplots(1, 2)
     for axis, metric, label in (
         (axes[0], "fvu", "FVU (lower is better)"),
@@ -48,13 +61,12 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
     ):
         for number, (name, entry) in enumerate(report.dictionaries.items()):
             metrics = entry["metrics"]
-            # Names are data: a `$` in one must not start a formula, nor a `_` keep it from the legend.
             axis.scatter(
                 [metrics["l0"]],
                 [metrics[metric]],
                 s=60,
                 color=COLOURS[number % len(COLOURS)],
-                label=name.replace("$", r"\$").lstrip("_"),
+                label=legend_name(name),
             )
         axis.set_xlabel(L0_LABEL)
         axis.set_ylabel(label)
@@ -65,7 +77,4 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
         axis.grid(alpha=0.3)
     if len(report.dictionaries) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
-    path = Path(path)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    return path
+    return save_figure(figure, path, dpi=110)

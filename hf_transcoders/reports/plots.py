@@ -41,7 +41,7 @@ def loss_curves(
     for entry in history:
         for key, value in entry.items():
             name, slash, its_metric = key.rpartition("/")
-            if slash and its_metric == metric and x_key in entry and _is_finite(value):
+            if slash and its_metric == metric and x_key in entry and is_finite(value):
                 curves.setdefault(name, []).append((entry[x_key], value))
     values = {y for points in curves.values() for _, y in points}
     if max((len(points) for points in curves.values()), default=0) < 2 or len(values) == 1:
@@ -73,7 +73,7 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
     points = {
         name: (entry["metrics"]["l0"], entry["metrics"][metric])
         for name, entry in report.dictionaries.items()
-        if _is_finite(entry["metrics"].get("l0")) and _is_finite(entry["metrics"].get(metric))
+        if is_finite(entry["metrics"].get("l0")) and is_finite(entry["metrics"].get(metric))
     }
     if not points:
         return None
@@ -255,5 +255,6 @@ def _power(exponent):
     return "1" if exponent == 0 else f"10{superscript}"
 
 
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, neither NaN nor infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -7,6 +7,8 @@ Source: [Transcoders Find Interpretable LLM Feature Circuits](https://arxiv.org/
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..reports.sections import Table
+
 
 _MODELS = ("gpt2", "openai-community/gpt2")
 _TRANSCODERS = "pchlenski/gpt2-transcoders"
@@ -89,3 +91,17 @@ def published_study(study: PublishedStudy, base_model: str | None, transcoders: 
     name = (transcoders or "").replace("\\", "/").rstrip("/")
     ours = name == _TRANSCODERS or name.endswith("/" + _TRANSCODERS)
     return study if ours and base_model in _MODELS else None
+
+
+def published_figure(paper: PublishedStudy | None, key: str) -> str:
+    """A published number as text, empty if there is none."""
+    value = None if paper is None else paper.figures.get(key)
+    return "" if value is None else f"{value:g}"
+
+
+def with_published(title: str, headers: list[str], rows: list[list], note: str, paper: PublishedStudy | None) -> Table:
+    """A table whose last column holds the published numbers; without a paper, that column is left out."""
+    if paper is None:
+        return Table(title, headers, [row[:-1] for row in rows], note)
+    notes = " ".join(f"({number}) {each}" for number, each in enumerate(paper.footnotes, 1))
+    return Table(title, [*headers, "paper"], rows, f"{note}\nPaper: {paper.source}. {notes}")

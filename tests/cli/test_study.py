@@ -6,8 +6,8 @@ import pytest
 
 from hf_transcoders import TranscoderSet
 from hf_transcoders.cli import main
+from tests.studies.greater_than.setups import transcoder_of
 from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
-from tests.studies.test_studies import transcoder_of
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,10 @@ import re
 import pytest
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.reports.heatmap import (
-    AttentionView,
-    Heatmap,
-    Section,
-    Table,
-    attention_svg,
-    heatmap_svg,
-    write_page,
-    write_png,
-)
+from hf_transcoders.reports.heatmap_png import write_png
+from hf_transcoders.reports.heatmap_svg import attention_svg, heatmap_svg
+from hf_transcoders.reports.results import write_page
+from hf_transcoders.reports.sections import AttentionView, Heatmap, Section, Table
 
 
 VALUES = [[0.5, -0.25, None], [float("nan"), 0.0, 0.125]]

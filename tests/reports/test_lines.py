@@ -5,8 +5,8 @@ import re
 import pytest
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.reports.heatmap import Table, tables_text
 from hf_transcoders.reports.lines import LineChart, write_lines_png
+from hf_transcoders.reports.sections import Table, tables_text
 
 
 def chart(**changes):

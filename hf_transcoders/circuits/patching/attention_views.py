@@ -8,7 +8,7 @@ from ...lm.attention import edit_attention
 from ...lm.devices import input_device
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.wrappers import measures_model
-from ...reports.heatmap import AttentionView
+from ...reports.sections import AttentionView
 from ...tasks.task import Task
 from .results import Head
 

@@ -73,4 +73,4 @@ def run(args):
     if args.json:
         print_json(study.to_dict())
     else:
-        echo(*study.table().split("\n"))
+        echo(*study.to_text().split("\n"))

@@ -41,8 +41,8 @@ def add_arguments(parser):
 
 def run(args):
     from ...lm.devices import input_device
+    from ...studies.greater_than.greater_than_report import save_greater_than
     from ...studies.greater_than.study import greater_than_study
-    from ...studies.report import greater_than_text, save_greater_than
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)
@@ -70,4 +70,4 @@ def run(args):
     if args.json:
         print_json({**study.to_dict(), "report": str(page)})
     else:
-        echo(*greater_than_text(study).split("\n"), "", page)
+        echo(*study.to_text().split("\n"), "", page)

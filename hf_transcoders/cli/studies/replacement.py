@@ -34,8 +34,8 @@ def add_arguments(parser):
 
 def run(args):
     from ...lm.devices import input_device
+    from ...studies.replacement.replacement_report import save_replacement
     from ...studies.replacement.study import replacement_study
-    from ...studies.report import replacement_text, save_replacement
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args.path)
@@ -46,4 +46,4 @@ def run(args):
     if args.json:
         print_json({**study.to_dict(), "report": str(page)})
     else:
-        echo(*replacement_text(study).split("\n"), "", page)
+        echo(*study.to_text().split("\n"), "", page)

@@ -2,15 +2,14 @@
 
 import base64
 import hashlib
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...files import write_text
-from ..page import page_templates
+from ...text.strict_json import to_json
+from ..html import page_templates
 
 
 # In this order they make up the page's one script.
@@ -70,14 +69,5 @@ def render_graph(data: Mapping[str, Any]) -> str:
 
 def embedded_json(data: Mapping[str, Any]) -> str:
     """JSON that cannot end the `<script>` element that it stands in, nor open a comment there."""
-    text = json.dumps(_without_nan(data), ensure_ascii=False, allow_nan=False, default=str, separators=(",", ":"))
+    text = to_json(data, indent=None, ensure_ascii=False, default=str, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _without_nan(value):
-    """Numbers that JSON has no word for become `null`."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...evaluation.evaluation_report import METRICS, EvaluationReport
+from ..plots import is_finite
 
 
 #: What L0 is drawn against -> whether more of it is better. CE recovered is that of one ablation.
@@ -69,7 +70,7 @@ class MeasuredDictionary:
 
     def has(self, metric: str) -> bool:
         """Whether it can be drawn: both L0 and `metric` are finite numbers."""
-        return all(_is_finite(self.metrics.get(name)) for name in ("l0", metric))
+        return all(is_finite(self.metrics.get(name)) for name in ("l0", metric))
 
 
 def measured_in(report: EvaluationReport, run: str) -> list[MeasuredDictionary]:
@@ -209,7 +210,7 @@ def _fronts_of(dictionaries: list[MeasuredDictionary], metrics: Sequence[str]) -
 def _order(dictionary: MeasuredDictionary):
     l0 = dictionary.metrics.get("l0")
     sites = [_natural(site or "") for site in (dictionary.writes, dictionary.reads)]
-    return (*sites, l0 if _is_finite(l0) else math.inf, dictionary.run, dictionary.name)
+    return (*sites, l0 if is_finite(l0) else math.inf, dictionary.run, dictionary.name)
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
@@ -222,7 +223,3 @@ def _protocol_key(dictionary: MeasuredDictionary) -> str:
         # Nothing says that two runs were measured alike.
         return json.dumps([dictionary.run, dictionary.source])
     return json.dumps({key: dictionary.protocol.get(key) for key in PROTOCOL_FACTS}, sort_keys=True, default=str)
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...evaluation.evaluation_report import METRICS
 from ...files import write_text
-from ..page import page_templates, present
+from ..html import page_templates, present
 from ..plots import L0_LABEL, Chart
 from .caveats import heading, origin, protocol_lines, warning
 from .chart import FrontChart, require_points, step_line

@@ -120,9 +120,11 @@ class BlindStudy:
             f"{protocol['null_features']} null features; seed {protocol['seed']}",
         ]
 
-    def table(self) -> str:
+    def to_text(self) -> str:
         """All features and the summary as aligned plain text."""
         return "\n".join([aligned(*self.rows(), left=0), "", *map(printable, self.summary_lines())])
+
+    __str__ = to_text
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""

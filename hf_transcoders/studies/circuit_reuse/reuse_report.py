@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ...circuits.patching.results import PatchResult
 from ...files import write_csv, write_text
-from ...reports.heatmap import AttentionView, Heatmap, Section, Table, write_page, write_png
+from ...reports.heatmap_png import write_png
+from ...reports.results import write_page
+from ...reports.sections import AttentionView, Heatmap, Section, Table
 from ...text.columns import aligned
 from ...text.printable import printable
 from ...text.strict_json import to_json

@@ -13,7 +13,7 @@ from ...errors import TranscoderError
 from ...lm.architectures import num_layers
 from ...lm.attention import attention_modules, num_heads
 from ...lm.wrappers import measures_model
-from ...reports.heatmap import AttentionView
+from ...reports.sections import AttentionView
 from ...tasks.answer_metrics import Estimate
 from ...tasks.colored_objects import colored_objects
 from ...tasks.ioi import indirect_object_identification

@@ -1,8 +1,6 @@
 """The case study of greater-than: which features of one MLP's transcoder carry it, against which neurons."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -23,7 +21,8 @@ from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
 from ...tasks.answer_metrics import Estimate, accuracy, estimate
 from ...version import versions
-from ..published import GREATER_THAN, PublishedStudy, published_study
+from ..published import GREATER_THAN, published_study
+from .greater_than_results import GreaterThanStudy, YearFeature
 from .mlp_rows import MlpRows, neurons_location
 from .year_prompts import YearPrompts
 
@@ -33,101 +32,6 @@ DIRECTIONS = {"two_token": ("40", "20"), "single_digit": ("4", "2")}
 
 # Elements of the largest temporary, the features of some prompts.
 _MAX_ELEMENTS = 2**23
-
-
-@dataclass
-class YearFeature:
-    """
-    What one feature does for greater-than.
-
-    Args:
-        index (`int`): Number of the feature.
-        variance (`float`): Of its activation at the last position, over all prompts.
-        activations (`list[float]`): Its activation at the last position, by year.
-        score (`float`): The score with all features but this one.
-        effect (`float`):
-            What it adds to the logit of the higher minus that of the lower ending of `protocol["direction"]`, mean over
-            years: activation x decoder x unembedding, with the scale of the final norm of each prompt.
-        by_ending (`list[float]`):
-            What a unit of it adds to the logit of each ending, beyond what it adds to all of them; in the same way.
-        tokens (`list[str]`, *optional*):
-            Its de-embedding: the tokens whose embeddings it reads most, through the gain of the MLP's norm. `None` where
-            the transcoder does not read the MLP's input.
-    """
-
-    index: int
-    variance: float
-    activations: list[float]
-    score: float
-    effect: float
-    by_ending: list[float]
-    tokens: list[str] | None = None
-
-
-@dataclass
-class GreaterThanStudy:
-    """
-    What the case study found. Scores are probability differences between -1 and 1: later years minus earlier ones, the
-    endings sharing all probability, mean over years.
-
-    Args:
-        years (`list[str]`): Years that count.
-        endings (`list[str]`): Endings that compete.
-        original, transcoder (`list[float]`): Score by year: of the model, and with the transcoder for the MLP.
-        accuracy (`Estimate`): Share of years after which the model ranks a later ending first among the endings.
-        full_accuracy (`Estimate`): The same among all tokens.
-        feature_curve, neuron_curve (`list[float]`):
-            Score with k features of the transcoder, or k neurons of the MLP, for k = 0, 1, ...: those of the highest
-            variance. All others are zero, and biases stay.
-        features (`list[YearFeature]`): The first of them, by variance.
-        protocol (`dict`): How it was measured.
-        published ([`PublishedStudy`], *optional*): Figures of the paper, if they are of this model and transcoder.
-    """
-
-    years: list[str]
-    endings: list[str]
-    original: list[float]
-    transcoder: list[float]
-    accuracy: Estimate
-    full_accuracy: Estimate
-    feature_curve: list[float]
-    neuron_curve: list[float]
-    features: list[YearFeature]
-    protocol: dict[str, Any] = field(default_factory=dict)
-    published: PublishedStudy | None = None
-
-    @property
-    def original_score(self) -> Estimate:
-        """Score of the unchanged model, with an interval over years."""
-        return estimate(torch.tensor(self.original))
-
-    @property
-    def transcoder_score(self) -> Estimate:
-        """Score with the transcoder for the MLP, with an interval over years."""
-        return estimate(torch.tensor(self.transcoder))
-
-    @property
-    def crossing(self) -> int | None:
-        """The smallest k from 1 on at which features are no better than as many neurons; `None` if there is none."""
-        pairs = list(zip(self.feature_curve, self.neuron_curve, strict=True))
-        return next((k for k, (ours, theirs) in enumerate(pairs) if k and ours <= theirs), None)
-
-    @property
-    def culprits(self) -> list[YearFeature]:
-        """Features without which the score is higher, the worst first."""
-        whole = self.transcoder_score.mean
-        worse = [feature for feature in self.features if feature.score > whole]
-        return sorted(worse, key=lambda feature: -feature.score)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        return {
-            **asdict(self),
-            "original_score": self.original_score.to_dict(),
-            "transcoder_score": self.transcoder_score.to_dict(),
-            "crossing": self.crossing,
-            "culprits": [feature.index for feature in self.culprits],
-        }
 
 
 @measures_model

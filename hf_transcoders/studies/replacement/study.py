@@ -1,5 +1,6 @@
 """What a model loses when transcoders take the place of its MLPs: each alone, and many layers at once."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from ...lm.modes import in_eval_mode
 from ...lm.sites import Site
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.transcoder_set import TranscoderSet
-from ..published import REPLACEMENT, PublishedStudy, published_study
+from ...reports.sections import Table, tables_text
+from ...text.columns import paired
+from ..published import REPLACEMENT, PublishedStudy, published_figure, published_study, with_published
 
 
 #: Groups of layers that are replaced at once, in the order of the table.
@@ -86,6 +89,12 @@ class ReplacementStudy:
     def protocol_lines(self) -> dict[str, str]:
         """The protocol as readable facts."""
         return EvaluationReport({}, self.protocol).protocol_lines()
+
+    def to_text(self) -> str:
+        """The tables and the protocol as text for a terminal."""
+        return "\n".join([tables_text(replacement_tables(self)), "", paired(self.protocol_lines())])
+
+    __str__ = to_text
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -174,4 +183,41 @@ def replacement_study(
         num_layers=last + 1,
         protocol=evaluator.protocol(losses[ORIGINAL].tokens),
         published=published_study(REPLACEMENT, model.config.name_or_path, transcoders_name),
+    )
+
+
+def replacement_tables(study: ReplacementStudy) -> list[Table]:
+    headers = ["", "CE", "CE zero", "CE mean", "recovered (zero)", "recovered (mean)", "KL", "KL zero", "KL mean"]
+    headers += ["top-1", "top-1 zero", "top-1 mean"]
+    paper = study.published
+    figures = {ALL: ("all ce", "all kl", ""), ALL_BUT_LAST: ("all ce", "all kl", "")}
+    figures[INNER] = ("inner ce", "", "inner ce zero")
+    rows = [["unchanged", _loss(study.ce_original), *[""] * 10, _paper_of(paper, "ce_original", "", "")]]
+    for row in study.groups:
+        count = f" ({len(row.layers)} of {study.num_layers})"
+        rows.append([row.name + count, *_losses(row), _paper_of(paper, *figures[row.name])])
+    note = "CE and KL in nats per token; recovered: the share of an ablation's damage that the dictionaries avoid."
+    groups = with_published("Many layers at once", headers, rows, note, paper)
+    alone = [[row.name, *_losses(row), f"{row.l0:.4g}", f"{row.fvu:.4g}"] for row in study.dictionaries]
+    return [groups, Table("Each layer alone", [*headers, "L0", "FVU"], alone)]
+
+
+def _losses(row) -> list[str]:
+    changes = (row.replaced, row.zero, row.mean)
+    return [
+        *(_loss(change.ce) for change in changes),
+        *(f"{share:.1%}" if math.isfinite(share) else "–" for share in (row.recovered_zero, row.recovered_mean)),
+        *(_loss(change.kl) for change in changes),
+        *(f"{change.top1_agreement:.1%}" for change in changes),
+    ]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _paper_of(paper, ce, kl, zero) -> str:
+    named = (("CE", ce), ("KL", kl), ("CE zero", zero))
+    return ", ".join(
+        f"{name} {published_figure(paper, key)}" for name, key in named if key and published_figure(paper, key)
     )

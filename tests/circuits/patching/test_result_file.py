@@ -6,7 +6,7 @@ import pytest
 
 from hf_transcoders.circuits.patching import PatchResult
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.reports.heatmap import heatmap_svg
+from hf_transcoders.reports.heatmap_svg import heatmap_svg
 from hf_transcoders.studies.circuit_reuse.reuse_report import result_heatmap
 from tests.circuits.patching.test_results import result
 from tests.mutations import mutate_json

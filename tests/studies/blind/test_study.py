@@ -171,7 +171,7 @@ def test_a_planted_feature_is_guessed(planted):
     assert found.firings == sum(row["input_ids"][1:].count(TRIGGER) for row in _rows())
     assert dead.firings == 0 and dead.auroc is None and study.measured == [found]
     assert study.summary()["mean_auroc"] == 1 and study.mean_interval == (1, 1)
-    assert "1.000" in study.table() and json.loads(json.dumps(study.to_dict()))["features"][0]["auroc"] == 1
+    assert "1.000" in study.to_text() and json.loads(json.dumps(study.to_dict()))["features"][0]["auroc"] == 1
 
 
 def test_a_sample_is_of_features_that_fire(planted):

@@ -1,4 +1,4 @@
-"""Case studies: curves against one plain forward for each k, and what is printed beside them."""
+"""Greater-than: curves against one plain forward pass for each k, and what is printed beside them."""
 
 import dataclasses
 import json
@@ -6,28 +6,22 @@ import json
 import pytest
 import torch
 
-from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderEvaluator, TranscoderModel, TranscoderSet
+from hf_transcoders import TranscoderError
 from hf_transcoders.studies import (
     GreaterThanStudy,
     YearFeature,
     greater_than_study,
-    greater_than_text,
     published_study,
-    replacement_study,
-    replacement_text,
     save_greater_than,
-    save_replacement,
 )
 from hf_transcoders.studies.greater_than import study as greater_than_module
 from hf_transcoders.studies.greater_than.year_prompts import YearPrompts
-from hf_transcoders.studies.published import GREATER_THAN, REPLACEMENT
-from hf_transcoders.studies.replacement import study as replacement_module
+from hf_transcoders.studies.published import GREATER_THAN
 from hf_transcoders.tasks.answer_metrics import Estimate
-from tests.evaluation.conftest import random_dictionary
-from tests.evaluation.test_evaluator import LOSS_METRICS, loss_reference
+from tests.studies.greater_than.setups import transcoder_of
 from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 from tests.tasks.conftest import unigram_with_bos, word_level
-from tests.tiny_models import tiny_model, tiny_tokens
+from tests.tiny_models import tiny_model
 
 
 DIGITS = unigram_with_bos()
@@ -44,30 +38,6 @@ def blocks_and_downs(model):
         return [(block.mlp, block.mlp.dense_4h_to_h, block.mlp) for block in model.gpt_neox.layers]
     post = "post_feedforward_layernorm" if family.startswith("gemma") else "mlp"
     return [(block.mlp, block.mlp.down_proj, getattr(block, post)) for block in model.model.layers]
-
-
-def transcoder_of(model, layer, seed=0, num_features=24, output="mlp.branch", **changes):
-    config = TranscoderConfig.for_model(
-        model,
-        f"layers.{layer}.mlp.in",
-        f"layers.{layer}.{output}",
-        num_features=num_features,
-        decoder_init="random",
-        decoder_norm="free",
-        **{"activation": "relu", **changes},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transcoder = TranscoderModel(config)
-        with torch.no_grad():
-            for parameter in transcoder.parameters():
-                parameter.normal_(std=0.4)
-            if config.normalization != "none":
-                transcoder.input_scale.uniform_(0.5, 2)
-                transcoder.output_scale.uniform_(0.5, 2)
-                transcoder.input_mean.normal_()
-                transcoder.output_mean.normal_()
-    return transcoder.eval()
 
 
 @torch.no_grad()
@@ -268,7 +238,7 @@ def test_crossing_and_culprits_of_planted_numbers():
     assert [feature.index for feature in study.culprits] == [5315, 8]
     assert (study.original_score.mean, study.transcoder_score.mean) == pytest.approx((0.7, 0.5))
     ahead = planted_study(curves=((0.0, 0.5), (0.1, 0.3)))
-    assert ahead.crossing is None and "in no k of the curve" in greater_than_text(ahead)
+    assert ahead.crossing is None and "in no k of the curve" in ahead.to_text()
 
 
 def test_published_figures_are_of_one_model_only(monkeypatch):
@@ -278,7 +248,7 @@ def test_published_figures_are_of_one_model_only(monkeypatch):
     for model, transcoders in (("gpt2-medium", repo), ("gpt2", "me/gpt2-transcoders"), ("gpt2", None), (None, repo)):
         assert published_study(GREATER_THAN, model, transcoders) is None
 
-    plain, beside = (greater_than_text(planted_study(each)) for each in (None, GREATER_THAN))
+    plain, beside = (planted_study(each).to_text() for each in (None, GREATER_THAN))
     assert "paper" not in plain and "0.8829" not in plain
     for figure in ("0.8829", "0.7978", "0.8453", "24th by variance", "Dunefsky"):
         assert figure in beside
@@ -303,7 +273,7 @@ def test_published_figures_are_of_one_model_only(monkeypatch):
 def test_saved_pages_escape_what_they_show(tmp_path):
     page = save_greater_than(planted_study(GREATER_THAN), tmp_path).read_text()
     assert "&lt;b&gt;" in page and "<b>" not in page and "<i>The war" not in page and "<script" not in page
-    assert "\x1b" not in greater_than_text(planted_study())
+    assert "\x1b" not in planted_study().to_text()
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["crossing"] == 3 and saved["culprits"] == [5315, 8]
     assert saved["published"]["figures"]["original"] == 0.8829
@@ -334,93 +304,6 @@ def test_senseless_settings_are_refused():
         greater_than_study(model, transcoder, TOKENIZER, max_k=0)
     with pytest.raises(TranscoderError, match="skip fewer"):
         greater_than_study(model, transcoder, TOKENIZER, skip_first=50)
-
-
-@pytest.fixture(scope="module")
-def four_layers():
-    torch.manual_seed(0)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-        initializer_range=0.5, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    base = LlamaForCausalLM(config).eval()
-    blocks = [{"input_ids": row.tolist()} for row in tiny_tokens(7, 12) % 50]
-    return base, blocks, {layer: random_dictionary(base, layer, seed=layer, k=8) for layer in range(4)}
-
-
-def evaluator_of(base, blocks):
-    return TranscoderEvaluator(base, blocks, batch_size=3, progress=False, dataset_name="random <tokens>")
-
-
-@torch.no_grad()
-def test_replacement_equals_plain_forwards_of_each_group(four_layers):
-    base, blocks, dictionaries = four_layers
-    # Given in another order than that of the layers.
-    study = replacement_study(evaluator_of(base, blocks), TranscoderSet(reversed(list(dictionaries.values()))))
-    assert [row.layers for row in study.dictionaries] == [[0], [1], [2], [3]]
-    groups = {
-        "all layers": [0, 1, 2, 3],
-        "all but the last layer": [0, 1, 2],
-        "all but the first and last layer": [1, 2],
-    }
-    assert {row.name: row.layers for row in study.groups} == groups
-    report = evaluator_of(base, blocks).evaluate(TranscoderSet(dictionaries.values()), together=True)
-    for row in [*study.dictionaries, *study.groups]:
-        expected = loss_reference(base, blocks, {layer: dictionaries[layer] for layer in row.layers}, skip_first=1)
-        changes = {"": row.replaced, "_zero_ablated": row.zero, "_mean_ablated": row.mean}
-        ours = {"ce_original": study.ce_original}
-        for ending, change in changes.items():
-            ours |= {f"ce{ending or '_spliced'}": change.ce, f"kl{ending}": change.kl}
-            ours[f"top1_agreement{ending}"] = change.top1_agreement
-        assert ours == pytest.approx({name: expected[name] for name in LOSS_METRICS}, abs=1e-4)
-        share = (row.zero.ce - row.replaced.ce) / (row.zero.ce - study.ce_original)
-        assert row.recovered_zero == pytest.approx(share)
-        if len(row.layers) == 1:
-            assert row.fvu == pytest.approx(report.metrics[row.name]["fvu"]) and row.l0 == 8
-    assert study.groups[0].replaced.kl == pytest.approx(report.together["kl"], abs=1e-6)
-
-
-def test_a_part_of_a_set_has_only_the_groups_that_differ(four_layers, tmp_path):
-    base, blocks, dictionaries = four_layers
-    inner = replacement_study(evaluator_of(base, blocks), [dictionaries[1], dictionaries[2]])
-    assert [(row.name, row.layers) for row in inner.groups] == [("all layers", [1, 2])]
-    alone = replacement_study(evaluator_of(base, blocks), dictionaries[3])
-    assert alone.groups == [] and len(alone.dictionaries) == 1
-    text = replacement_text(inner)
-    assert "all layers (2 of 4)" in text and "random <tokens>" in text and "paper" not in text
-    page = save_replacement(inner, tmp_path).read_text()
-    assert "random &lt;tokens&gt;" in page and "<tokens>" not in page
-    assert json.loads((tmp_path / "results.json").read_text())["groups"][0]["layers"] == [1, 2]
-    assert (tmp_path / "recovered.png").stat().st_size > 5000
-    # One layer has no curve.
-    save_replacement(alone, tmp_path / "alone")
-    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"report.html", "results.json"}
-    with pytest.raises(TranscoderError, match="both write to"):
-        replacement_study(evaluator_of(base, blocks), [dictionaries[1], random_dictionary(base, 1, seed=9, k=8)])
-
-
-def test_published_losses_stand_beside_those_of_gpt2_only(four_layers, monkeypatch):
-    base, blocks, dictionaries = four_layers
-    names = []
-    monkeypatch.setattr(
-        replacement_module,
-        "published_study",
-        lambda study, *given: names.append(given) or published_study(study, "gpt2", given[1]),
-    )
-    study = replacement_study(
-        evaluator_of(base, blocks), TranscoderSet(dictionaries.values()), transcoders_name="pchlenski/gpt2-transcoders"
-    )
-    assert study.published is REPLACEMENT and names == [(base.config.name_or_path, "pchlenski/gpt2-transcoders")]
-    lines = replacement_text(study).splitlines()
-    for start, figures in (
-        ("unchanged", "3.5928"),
-        ("all layers", "CE 4.2337, KL 0.6684"),
-        ("all but the last", "CE 4.2337, KL 0.6684"),
-        ("all but the first", "CE 4.0624, CE zero 10.9406"),
-    ):
-        assert next(line for line in lines if line.startswith(start)).endswith(figures)
 
 
 def test_a_model_without_a_plain_mlp_is_refused():

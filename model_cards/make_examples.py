@@ -29,8 +29,8 @@ from hf_transcoders import (
     TranscoderSet,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.hub import TranscoderCard, make_card
@@ -70,12 +70,7 @@ EVERY_LAYER_NOTES = (
 
 def record(name: str) -> None:
     """Trains the dictionaries of an example and keeps everything but the weights."""
-    path = offline_model("smollm2-135m-instruct")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    base.config.name_or_path = BASE
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(dtype=torch.float32)
     texts = load_texts("docstrings", limit=6000).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 

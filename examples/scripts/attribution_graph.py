@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_transcoders import TranscoderSet, offline_model
+from hf_transcoders import TranscoderSet, load_language_model
 from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, certificate, measure_effect
 from hf_transcoders.circuits.graphs import head_loadings
 
@@ -24,7 +23,7 @@ from hf_transcoders.circuits.graphs import head_loadings
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("transcoders", help="Hub id or folder of a set")
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--prompt", default="The keys to the cabinet")
     parser.add_argument("--targets", nargs=2, default=[" are", " is"], help="the difference of these logits")
     parser.add_argument("--max-features", type=int, default=2048)
@@ -32,10 +31,9 @@ def main():
     parser.add_argument("--output-dir", default="runs/graph")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model, dtype=torch.float32)
+    base = base.to(device).eval()
     transcoders = TranscoderSet.from_pretrained(args.transcoders).to(device)
 
     graph = attribution_graph(

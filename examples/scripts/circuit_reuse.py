@@ -11,24 +11,22 @@ Do indirect objects (IOI) and Colored Objects use the same heads? Then make thos
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_transcoders import offline_model
+from hf_transcoders import load_language_model
 from hf_transcoders.studies.circuit_reuse import reuse_circuit, save_reuse, summary
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--repair-prompts", type=int, default=200)
     parser.add_argument("--output-dir", default="runs/reuse")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = AutoModelForCausalLM.from_pretrained(path).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
+    base = base.to(device).eval()
 
     result = reuse_circuit(base, tokenizer, prompts=args.prompts, repair_prompts=args.repair_prompts, progress=True)
     print(summary(result))

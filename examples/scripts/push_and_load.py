@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, get_token
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -26,8 +25,8 @@ from hf_transcoders import (
     TranscoderSet,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
 )
 from hf_transcoders.testing import local_hub
 
@@ -87,9 +86,7 @@ def the_hub():
 
 
 def train(output_dir, max_tokens):
-    path = offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    base, tokenizer = load_language_model()
     texts = load_texts("docstrings", limit=400).train_test_split(test_size=0.2, seed=0)
     torch.manual_seed(0)
     config = TranscoderConfig.for_model(base, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=1152, k=32)
@@ -108,7 +105,7 @@ def train(output_dir, max_tokens):
         ),  # fmt: skip
         train_dataset=texts["train"],
         eval_dataset=texts["test"],
-        processing_class=AutoTokenizer.from_pretrained(path),
+        processing_class=tokenizer,
     )
     trainer.train()
     return trainer

@@ -13,15 +13,13 @@ The same from the command line: `hf-transcoders sweep examples/cli_configs/sweep
 
 import argparse
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from hf_transcoders import TranscoderTrainingArguments, load_texts, offline_model, pack_tokens
+from hf_transcoders import TranscoderTrainingArguments, load_language_model, load_texts, pack_tokens
 from hf_transcoders.training import expand_grid, mlp_sites, run_sweep
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--layers", type=int, nargs="+", default=[8])
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
@@ -32,12 +30,7 @@ def main():
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 

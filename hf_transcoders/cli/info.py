@@ -1,28 +1,32 @@
-"""`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
+"""`hf-transcoders info`: facts about a dictionary, a set or this machine."""
 
+from ..errors import TranscoderError
 from ..text.columns import paired
+from .arguments import add_shared, output_arguments
 from .common import load_dictionaries
-from .terminal import HelpFormatter, Parser, echo, print_json
+from .terminal import Parser, echo, print_json
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Says what a trained dictionary or set is. Without a path: versions and devices of this machine.",
-        formatter_class=HelpFormatter,
+        description="Describes a trained dictionary or set. Without --transcoders, prints the versions and devices of this "
+        "machine.",
     )
-    parser.add_argument("path", nargs="?", help="folder or Hub id of a dictionary or set")
-    parser.add_argument("--revision", help="commit, tag or branch on the Hub")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_shared(parser, "transcoders")
+    add_shared(parser, "transcoders_revision")
+    output_arguments(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
-    facts = describe_environment() if args.path is None else describe_dictionaries(args.path, args.revision)
+    if args.transcoders is None and args.transcoders_revision is not None:
+        raise TranscoderError("--transcoders-revision needs --transcoders: give that too.")
+    facts = describe_environment() if args.transcoders is None else describe_dictionaries(load_dictionaries(args))
     if args.json:
         print_json(facts)
         return
-    if args.path is None:
+    if args.transcoders is None:
         echo(*_pairs(facts))
         return
     for name, values in facts.items():
@@ -30,7 +34,7 @@ def run(args):
 
 
 def describe_environment() -> dict:
-    """Versions of what matters, and the devices."""
+    """Versions of Python and of packages, and devices."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -48,10 +52,10 @@ def describe_environment() -> dict:
     return facts
 
 
-def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, dict]:
-    """What each dictionary is, reads, writes and was trained on."""
+def describe_dictionaries(dictionaries) -> dict[str, dict]:
+    """Name of each dictionary -> its kind, sites, sizes and training."""
     described = {}
-    for name, model in load_dictionaries(path, revision).items():
+    for name, model in dictionaries.items():
         config = model.config
         sparsity = {
             "topk": f"top {config.k} of each token",

@@ -1,13 +1,13 @@
 """`hf-transcoders runs`: lists recorded runs, puts them side by side, draws their Pareto fronts."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .terminal import HelpFormatter, Parser, echo, print_json, print_table
-from .values import output_file, unicode_text
+from .arguments import output_arguments
+from .terminal import Parser, echo, print_json, print_table
+from .values import output_folder, unicode_text
 
 
 # Arguments that differ between any two runs and say nothing.
@@ -17,53 +17,57 @@ _OWN_TO_EACH = ("output_dir", "run_name", "logging_dir")
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Reads what runs have recorded, in their folders or in Trackio's local database.",
+        description="Reads the records of runs, from their folders or from Trackio's local database.",
         epilog="examples:\n"
         "  hf-transcoders runs list runs\n"
         "  hf-transcoders runs compare runs/a runs/b\n"
-        "  hf-transcoders runs pareto runs --output fronts --csv\n"
+        "  hf-transcoders runs pareto runs --output runs/fronts --csv\n"
         "  hf-transcoders runs list --trackio my_project",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list | compare | pareto")
-    listing = _add(actions, "list", "one line for each run", "Lists runs: how they stand and what they measured.")
-    listing.add_argument("runs", nargs="*", metavar="FOLDER", help="folder with runs below it (the current one)")
-    compare = _add(actions, "compare", "runs side by side", "Puts runs side by side: numbers, and what differs.")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; with --trackio, its name")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,compare,pareto}")
+    listing = _add(actions, "list", "*", "list runs, one per line", "Lists runs with their status and metrics.")
+    compare = _add(actions, "compare", "+", "compare runs side by side", "Compares metrics and arguments of runs.")
     pareto = _add(
         actions,
         "pareto",
-        "fronts of sparsity against fidelity, as page and picture",
-        "Draws the Pareto fronts of L0 against FVU and against CE recovered, over the dictionaries of all runs. "
-        "Dictionaries measured in different ways (other data, tokens, positions left out) have fronts of their own.",
+        "*",
+        "draw Pareto fronts of sparsity and fidelity",
+        "Draws the Pareto fronts of L0 against FVU and against CE recovered, over the dictionaries of all runs. Dictionaries "
+        "measured in different ways (on other data, tokens or positions) have separate fronts.",
     )
-    pareto.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUN",
-        help="folder of a run, or with runs below it (the current one); see --trackio",
-    )
-    pareto.add_argument("--output", default="pareto", help="files to write, without .html and .png")
+    output_arguments(listing)
+    output_arguments(compare)
     pareto.add_argument("--csv", action="store_true", help="also write the numbers as CSV")
     pareto.add_argument(
-        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of page and picture"
+        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of the page and the picture"
     )
-    pareto.add_argument("--ablation", choices=["zero", "mean"], default="zero", help="which CE recovered to draw")
+    pareto.add_argument(
+        "--ce-recovered",
+        choices=["zero", "mean"],
+        default="zero",
+        help="ablation that the CE recovered is measured against",
+    )
     pareto.add_argument(
         "--allow-mixed",
         action="store_true",
-        help="put numbers measured in different ways on one front; the page says so",
+        help="put numbers measured in different ways on one front; the page mentions it",
     )
+    output_arguments(pareto, "pareto.html, pareto.png and pareto.csv", default="runs/pareto")
     return parser.parse_args(argv)
 
 
-def _add(actions, name: str, text: str, description: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+def _add(actions, name: str, nargs: str, text: str, description: str):
+    parser = actions.add_parser(name, help=text, description=description)
+    parser.add_argument(
+        "runs",
+        nargs=nargs,
+        metavar="RUN",
+        help="folder of a run, or a folder above several; with --trackio, the name of a run"
+        + ("; by default, all of them" if nargs == "*" else ""),
     )
-    parser.add_argument("--trackio", metavar="PROJECT", help="read a project of Trackio's local database instead")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--trackio", metavar="PROJECT", help="read a project of Trackio's local database instead of folders"
+    )
     return parser
 
 
@@ -241,8 +245,7 @@ def draw_fronts(args):
     from ..reports.pareto.fronts import pareto_fronts
     from ..reports.pareto.write import write_pareto
 
-    for suffix in (".html", ".png", *([".csv"] if args.csv else [])):
-        output_file(args.output + suffix)
+    output = output_folder(args.output)
     runs = load_runs(args.runs, args.trackio)
     measured = {id(run): run.measured() for run in runs}
     notes = [
@@ -252,10 +255,10 @@ def draw_fronts(args):
     ]
     fronts = pareto_fronts(
         [dictionary for run in runs for dictionary in measured[id(run)]],
-        ablation=args.ablation,
+        ablation=args.ce_recovered,
         allow_mixed=args.allow_mixed,
     )
-    files = write_pareto(args.output, fronts, title=args.title, notes=notes, csv=args.csv)
+    files = write_pareto(output / "pareto", fronts, title=args.title, notes=notes, csv=args.csv)
     report_fronts(fronts, files, as_json=args.json, notes=[*filter(None, [warning(fronts)]), *notes])
 
 

@@ -45,11 +45,34 @@ def print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, keeps the examples' line breaks."""
+    """Shows defaults other than empty ones, and keeps the line breaks of examples."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the words of the command line."""
+    """Takes options with hyphens or underscores, and says in one sentence what is wrong with a command line."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        # What follows a bare `--` is no option.
+        options = words[: words.index("--")] if "--" in words else words
+        return super().parse_known_args([*map(self._spelled, options), *words[len(options) :]], namespace)
+
+    def _spelled(self, word):
+        """An option in the spelling that was declared; every other word as it is."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        hyphens, underscores = name.replace("_", "-"), f"--{name[2:].replace('-', '_')}"
+        declared = next((each for each in (hyphens, underscores) if each in self._option_string_actions), name)
+        return declared + equals + value
 
     def _print_message(self, message, file=None):
         super()._print_message(printable(message, keep="\n"), file)

@@ -93,14 +93,6 @@ def output_folder(path: str, option: str = "--output") -> Path:
     return Path(path)
 
 
-def output_file(path: str, option: str = "--output") -> Path:
-    """The file that results go into, refused before any work if it is a folder or cannot be written."""
-    if Path(path).is_dir():
-        raise TranscoderError(f"{path} is a folder, but results go into a file: give another {option}.")
-    _check_writable(Path(path).parent, option)
-    return Path(path)
-
-
 def _check_writable(folder, option):
     """Refuse a folder that cannot be made or written."""
     folder = Path(folder).absolute()

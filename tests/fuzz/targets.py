@@ -25,7 +25,7 @@ from hf_transcoders.tracking import find_runs
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
 from hf_transcoders.training.checkpoint_files import commit, find_checkpoint
 from hf_transcoders.training.sweep import EVALUATION_FILE, PLAN_FILE, run_sweep
-from tests.cli.test_cli import WORDS, fill_workplace
+from tests.cli.setups import WORDS, fill_workplace
 from tests.cli.test_sweep import arguments as sweep_arguments
 from tests.data.test_harvest import token_rows
 from tests.models.reference_dictionary import VARIANTS, make_model
@@ -221,7 +221,7 @@ class Info(Target):
         base_set().save_pretrained(folder / "set")
 
     def load(self, sample):
-        return [command("info", str(sample)), command("info", str(sample), "--json")]
+        return [command("info", "--transcoders", str(sample)), command("info", "--transcoders", str(sample), "--json")]
 
 
 class SavedReport(Target):
@@ -690,10 +690,10 @@ class Commands(Target):
 
     def load(self, sample):
         model, text = str(self.workplace / "model"), str(self.workplace / "test.txt")
-        shared = [str(sample), "--model", model, "--data", text, "--max-tokens", "100", "--device", "cpu"]
+        shared = ["--transcoders", str(sample), "--model", model, "--data", text, "--max-tokens", "100", "--device", "cpu"]
         found = [command("evaluate", *shared, "--save", "--json")]
         if sample.name == "one":
-            found.append(command("features", *shared, "--num-features", "3"))
+            found.append(command("features", *shared, "--max-features", "3"))
         return found
 
 

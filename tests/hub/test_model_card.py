@@ -412,7 +412,7 @@ def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_
         path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": None}))
     weights = {p: p.read_bytes() for p in (tmp_path / "set").rglob("*.safetensors")}
     (tmp_path / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
-    argv = ["evaluate", str(tmp_path / "set"), "--data", str(tmp_path / "text.txt"), "--device", "cpu", "--dtype"]
+    argv = ["evaluate", "--transcoders", str(tmp_path / "set"), "--data", str(tmp_path / "text.txt"), "--device", "cpu", "--dtype"]
     argv += ["float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json", "--save"]
     assert main(argv) == 0
     report = json.loads(capsys.readouterr().out)
@@ -424,7 +424,7 @@ def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_
     fvu = [entry["metrics"]["fvu"] for entry in report["dictionaries"].values()]
     results = ModelCard.load(tmp_path / "set" / "README.md").data.eval_results
     assert [r.metric_value for r in results if r.metric_type == "fvu"] == fvu
-    assert main(["evaluate", "nobody/nothing", "--save"]) != 0
+    assert main(["evaluate", "--transcoders", "nobody/nothing", "--save"]) != 0
     assert "download" in capsys.readouterr().err
 
 

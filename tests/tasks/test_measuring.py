@@ -107,7 +107,7 @@ def test_list_names_every_task(capsys):
 
 
 def test_show(folder, capsys, tmp_path, tokenizers):
-    command = ["tasks", "show", "ioi", "--model", folder, "--size", "2", "--corruption", "s2_io_flip", "--seed", "3"]
+    command = ["tasks", "show", "ioi", "--model", folder, "--prompts", "2", "--corruption", "s2_io_flip", "--seed", "3"]
     assert main(command) == 0
     printed = capsys.readouterr().out
     task = indirect_object_identification(tokenizers("byte_level_bpe"), 2, "s2_io_flip", seed=3)
@@ -125,7 +125,7 @@ def test_show(folder, capsys, tmp_path, tokenizers):
 
 def test_measure_command(folder, model, task, capsys):
     command = [
-        "tasks", "measure", "ioi", "--model", folder, "--size", "40", "--corruption", "s2_io_flip",
+        "tasks", "measure", "ioi", "--model", folder, "--prompts", "40", "--corruption", "s2_io_flip",
         "--dtype", "float32", "--device", "cpu",
     ]  # fmt: skip
     assert main([*command, "--json"]) == 0

@@ -311,7 +311,7 @@ def print_fronts(fronts) -> None:
             ]
             for i, d in enumerate(group.dictionaries)
         ]
-        head = ["dictionary", *(["run"] if several else []), "stands", *(METRICS[metric] for metric in metrics)]
+        head = ["dictionary", *(["run"] if several else []), "standing", *(METRICS[metric] for metric in metrics)]
         print_table(head, rows, left=3 if several else 2)
 
 

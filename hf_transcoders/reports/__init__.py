@@ -1,4 +1,4 @@
-"""Pages and pictures of a run."""
+"""HTML pages and PNG pictures of runs, studies and Pareto fronts."""
 
 from .page import render_report, write_report
 from .pareto import (

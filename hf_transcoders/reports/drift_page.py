@@ -1,4 +1,4 @@
-"""The page on how a model drifts while it is fine-tuned."""
+"""HTML page of the drift of a model during fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,17 +12,20 @@ def drift_page(
     title: str, history: Sequence[Mapping[str, float]], report: DriftReport, baseline: Mapping[str, float]
 ) -> str:
     """
-    The drift so far, as one self-contained HTML page: no script, no request to anywhere.
+    Render the drift so far as one self-contained HTML page, without scripts and without requests to the network.
 
     Args:
-        title (`str`): Heading of the page.
+        title (`str`):
+            Heading of the page.
         history (`Sequence[Mapping[str, float]]`):
-            One entry a measurement, oldest first: `step`, and the numbers under their names without the prefix `probe/`.
-        report ([`DriftReport`]): The newest measurement.
-        baseline (`Mapping[str, float]`): The numbers at the baseline, under the same names.
+            One entry per measurement, oldest first: `step`, and the metrics by their names without the prefix `probe/`.
+        report ([`DriftReport`]):
+            Latest measurement.
+        baseline (`Mapping[str, float]`):
+            Metrics of the baseline, by the same names.
 
     Returns:
-        `str`: the page.
+        `str`: HTML.
     """
     names = list(report.dictionaries)
     return (
@@ -45,19 +48,19 @@ def drift_page(
 
 
 def _curves(history, names):
-    yield plots.loss_curves(history, "fvu", "Error of the old transcoders", "FVU", names)
-    cross_entropies = {"ce": "the model itself"}
+    yield plots.loss_curves(history, "fvu", "Error of the original transcoders", "FVU", names)
+    cross_entropies = {"ce": "unchanged model"}
     cross_entropies |= {f"{name}/ce_spliced": f"{name} spliced in" for name in names}
     cross_entropies |= {"together/ce_spliced": "all spliced in"}
     yield _lines(history, cross_entropies, "Cross-entropy on the probe text", "nats per token")
-    yield _lines(history, {"kl": "KL"}, "Predictions moved from the baseline", "KL, nats per token")
+    yield _lines(history, {"kl": "KL"}, "Distance of the predictions from the baseline", "KL, nats per token")
     yield plots.loss_curves(history, "features_changed", "Features that changed", "share of features", names)
     for metric in sorted({key for entry in history for key in entry if key.startswith("task/")}):
         yield _lines(history, {metric: metric}, metric.removeprefix("task/"), "")
 
 
 def _lines(history, metrics, title, y_label):
-    """A chart of several metrics, each a curve of its own name."""
+    """A chart with one curve per metric."""
     renamed = [
         {"step": entry["step"]}
         | {f"{label}/value": entry[metric] for metric, label in metrics.items() if metric in entry}
@@ -72,6 +75,6 @@ def _protocol(protocol):
         "model": protocol["base_model"] or "unnamed",
         "tokens": f"{protocol['fidelity_tokens']:,} for features and FVU, {protocol['loss_tokens']:,} for cross-entropies, "
         f"{protocol['kl_tokens']:,} for KL",
-        "blocks": f"{block_lengths(protocol)} tokens, the first {protocol['skip_first']} left out",
+        "blocks": f"{block_lengths(protocol)} tokens, without the first {protocol['skip_first']}",
         "precision": f"{protocol['dtype']} on {protocol['device']}",
     }

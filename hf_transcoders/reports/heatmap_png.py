@@ -12,10 +12,10 @@ from .sections import Heatmap, fact_text
 
 
 def write_png(path: str | os.PathLike, heatmap: Heatmap) -> Path:
-    """Write a heatmap as a PNG file, its protocol in a line beneath.
+    """Write a heatmap as a PNG file with its protocol below.
 
     Raises:
-        [`TranscoderError`]: matplotlib is not installed.
+        [`TranscoderError`]: Matplotlib is not installed.
     """
     rows, columns = len(heatmap.rows), len(heatmap.columns)
     figure = new_figure(min(13, 2.6 + 0.32 * columns), min(12, 1.9 + 0.22 * rows))

@@ -7,16 +7,16 @@ from .plots import is_finite
 from .sections import AttentionView, Heatmap, cell_text
 
 
-# Readable on light and dark pages: what changes is their opacity.
+# Readable on light and dark pages; the opacity encodes the magnitude.
 POSITIVE, NEGATIVE = "#e8590c", "#1c7ed6"
 _MOST_TICKS = 32
 
 
 def heatmap_svg(heatmap: Heatmap) -> str:
-    """A heatmap as an `<svg>` element whose cells tell their number, interval and note on hover."""
+    """Draw a heatmap as an `<svg>` element whose cells show their number, interval and note on hover."""
     rows, columns = len(heatmap.rows), len(heatmap.columns)
     width, height = _cell_size(columns, 500), min(_cell_size(rows, 560), 20.0)
-    # The legend is 190 wide, whatever the map.
+    # The legend is 190 wide for every map.
     pad = max(0.0, (190 - columns * width) / 2 - 30)
     left = 28 + 7 * max(len(name) for name in heatmap.rows) + pad
     tilted = max(len(name) for name in heatmap.columns) * 7 > width
@@ -54,7 +54,7 @@ def heatmap_svg(heatmap: Heatmap) -> str:
 
 
 def attention_svg(view: AttentionView) -> str:
-    """A pattern as an `<svg>` element: rows look, columns are looked at, and hovering tells the share."""
+    """Draw an attention pattern as an `<svg>` element: rows are queries, columns are keys, and hovering shows the weight."""
     count = len(view.tokens)
     size = _cell_size(count, 440)
     names = [visible(token) for token in view.tokens]
@@ -99,21 +99,21 @@ def _svg_cell(heatmap, row, column, x, y, width, height):
     if mark:
         text += f" · {mark}"
     if is_finite(value):
-        colour, opacity = (POSITIVE if value > 0 else NEGATIVE), abs(value) / heatmap.limit
+        color, opacity = (POSITIVE if value > 0 else NEGATIVE), abs(value) / heatmap.limit
     else:
-        colour, opacity = "currentColor", 0.12
+        color, opacity = "currentColor", 0.12
     frame = ' stroke="currentColor" stroke-width="1.6"' if mark else ' stroke="currentColor" stroke-opacity=".1"'
     return (
         f'<rect x="{x + 0.8:.1f}" y="{y + 0.8:.1f}" width="{width - 1.6:.1f}" height="{height - 1.6:.1f}" rx="1.5" '
-        f'fill="{colour}" fill-opacity="{opacity:.3f}"{frame}><title>{escape(text)}</title></rect>'
+        f'fill="{color}" fill-opacity="{opacity:.3f}"{frame}><title>{escape(text)}</title></rect>'
     )
 
 
 def _svg_legend(limit, middle, y):
     for step in range(-5, 6):
-        colour = POSITIVE if step > 0 else NEGATIVE
+        color = POSITIVE if step > 0 else NEGATIVE
         yield (
-            f'<rect x="{middle + 11 * step - 5.5:.1f}" y="{y}" width="11" height="8" fill="{colour}" '
+            f'<rect x="{middle + 11 * step - 5.5:.1f}" y="{y}" width="11" height="8" fill="{color}" '
             f'fill-opacity="{abs(step) / 5:.1f}" stroke="currentColor" stroke-opacity=".12"/>'
         )
     yield f'<text x="{middle - 66:.1f}" y="{y + 8}" text-anchor="end" font-size="10">{-limit:.3g}</text>'

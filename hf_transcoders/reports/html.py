@@ -1,4 +1,4 @@
-"""The jinja environment of all pages."""
+"""Jinja environment of all pages."""
 
 import functools
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from .sections import cell_text, fact_text
 
 @functools.cache
 def page_templates():
-    """The `jinja2.Environment` of all pages."""
+    """Return the `jinja2.Environment` of all pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    # Autoescape is for everything that comes from a model, a data set or a file name; SVG functions escape their own texts.
+    # Autoescape covers texts from models, data sets and file names; SVG functions escape their own texts.
     environment = Environment(
         loader=PackageLoader("hf_transcoders.reports"),
         autoescape=True,
@@ -33,7 +33,7 @@ def page_templates():
 
 
 def present(svgs: Iterable[str | None]) -> list:
-    """The charts that are not `None`, as text that a template does not escape again."""
+    """Return the charts that are not `None` as markup, which templates do not escape again."""
     from markupsafe import Markup
 
     return [Markup(svg) for svg in svgs if svg is not None]

@@ -1,4 +1,4 @@
-"""Pictures as PNG, for trackers that show images."""
+"""Figures of matplotlib, and the scatter plot of an evaluation for trackers."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from ..errors import TranscoderError
 from ..evaluation.evaluation_report import EvaluationReport
 from ..files import atomic_file
-from .plots import COLOURS, L0_LABEL
+from .plots import COLORS, L0_LABEL
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained"):
-    """An empty `matplotlib.figure.Figure`, in inches, that needs no display.
+    """Make an empty `matplotlib.figure.Figure` that needs no display, with its size in inches.
 
-    Not by `pyplot`, which would keep the figure and choose a window system.
+    `pyplot` is not used, since it keeps figures and chooses a window system.
 
     Raises:
-        [`TranscoderError`]: matplotlib is not installed.
+        [`TranscoderError`]: Matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,20 +38,20 @@ def save_figure(figure, path: str | os.PathLike, **options) -> Path:
 
 
 def legend_name(name: str) -> str:
-    """A name for a legend of matplotlib, in which a `$` starts no formula and a `_` hides no entry."""
+    """Escape a name for legends of matplotlib, where `$` starts a formula and a leading `_` hides the entry."""
     return name.replace("$", r"\$").lstrip("_")
 
 
 def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> Path:
     """
-    Where dictionaries stand between few active features and good reconstruction: FVU, and recovered loss, over L0.
+    Plot FVU and recovered loss of dictionaries over L0, as a PNG file.
 
     Args:
-        report ([`EvaluationReport`]): The numbers.
-        path (`str` or `os.PathLike`): The file to write.
+        report ([`EvaluationReport`]): Evaluation to plot.
+        path (`str` or `os.PathLike`): File to write.
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
     figure = new_figure(9, 3.8)
     axes = figure.subplots(1, 2)
@@ -65,12 +65,12 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
                 [metrics["l0"]],
                 [metrics[metric]],
                 s=60,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 label=legend_name(name),
             )
         axis.set_xlabel(L0_LABEL)
         axis.set_ylabel(label)
-        # From 0 to 1, and further where a dictionary is worse than nothing.
+        # At least from 0 to 1; dictionaries worse than ablation exceed it.
         low, high = axis.get_ylim()
         axis.set_ylim(min(-0.05, low), max(1.05, high))
         axis.set_xlim(left=0)

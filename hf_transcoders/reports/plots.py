@@ -1,4 +1,4 @@
-"""Small charts as SVG text: no dependency, no script, readable on a light and on a dark page."""
+"""Small charts as SVG text, without dependencies and scripts, readable on light and dark pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from html import escape
 from ..evaluation.evaluation_report import EvaluationReport
 
 
-# Mid-tones: at least 3:1 against white and against near-black. Then the same again, dashed.
-COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
+# Contrast of at least 3:1 against white and near-black. Further curves repeat the colors with dashes.
+COLORS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
 DASHES = ("", "6 3", "2 3")
 
 L0_LABEL = "L0: active features per token"
@@ -21,20 +21,20 @@ _LEGEND_ROW = 19
 def loss_curves(
     history: Sequence[Mapping[str, float]], metric: str, title: str, y_label: str, names: Sequence[str] | None = None
 ) -> str | None:
-    """How a metric of each dictionary moved in training.
+    """Draw a metric of each dictionary over training.
 
     Args:
         history (`Sequence[Mapping[str, float]]`):
             `trainer.state.log_history`: entries with keys such as `tokens` and `<dictionary>/fvu`.
         metric (`str`):
-            What comes after the dictionary's name in a key.
+            Name of the metric, which follows the name of the dictionary in a key.
         title, y_label (`str`):
-            Texts of the chart.
+            Title and label of the chart.
         names (`Sequence[str]`, *optional*):
-            Order, and with it colours, of the dictionaries.
+            Order of the dictionaries, which determines their colors.
 
     Returns:
-        `str`: an `<svg>` element, or `None` where nothing moved: fewer than two points, or the same value all along.
+        `str`: An `<svg>` element, or `None` if there are fewer than two points or all values are equal.
     """
     x_key = "tokens" if any("tokens" in entry for entry in history) else "step"
     curves = {name: [] for name in names or ()}
@@ -57,18 +57,18 @@ def loss_curves(
 
 
 def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label: str) -> str | None:
-    """Where dictionaries stand between few active features and good reconstruction.
+    """Draw a fidelity metric of dictionaries over L0.
 
     Args:
         report ([`EvaluationReport`]):
-            The numbers.
+            Evaluation to draw.
         metric (`str`):
-            What to show over L0: `"fvu"` or `"ce_recovered_zero"`.
+            Metric to draw: `"fvu"` or `"ce_recovered_zero"`.
         title, y_label (`str`):
-            Texts of the chart.
+            Title and label of the chart.
 
     Returns:
-        `str`: an `<svg>` element, or `None` where no dictionary has both numbers.
+        `str`: An `<svg>` element, or `None` if no dictionary has both metrics.
     """
     points = {
         name: (entry["metrics"]["l0"], entry["metrics"][metric])
@@ -81,7 +81,7 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
     chart.scale([x for x, _ in points.values()], [0.0, 1.0, *(y for _, y in points.values())])
     for name, (x, y) in points.items():
         chart.add(
-            f'<circle cx="{chart.x(x):.1f}" cy="{chart.y(y):.1f}" r="6" fill="{chart.colour(name)}" '
+            f'<circle cx="{chart.x(x):.1f}" cy="{chart.y(y):.1f}" r="6" fill="{chart.color(name)}" '
             f'fill-opacity="0.85" stroke="currentColor" stroke-opacity="0.5">'
             f"<title>{escape(name)}: {x:.4g}, {y:.4g}</title></circle>"
         )
@@ -89,10 +89,10 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
 
 
 def density_histogram(report: EvaluationReport) -> str | None:
-    """How many features fire how often, for each dictionary, over log10 of the share of tokens.
+    """Draw a histogram of firing rates for each dictionary, with log10 of the share of tokens as the x axis.
 
     Returns:
-        `str`: an `<svg>` element, or `None` without dictionaries.
+        `str`: An `<svg>` element, or `None` without dictionaries.
     """
     histograms = {name: entry["density_histogram"] for name, entry in report.dictionaries.items()}
     if not histograms:
@@ -106,7 +106,7 @@ def density_histogram(report: EvaluationReport) -> str | None:
             steps += [(start, count), (end, count)]
         path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in [*steps, (edges[-1], 0)])
         chart.add(
-            f'<polygon points="{path}" fill="{chart.colour(name)}" fill-opacity="0.16" stroke-width="1.6" '
+            f'<polygon points="{path}" fill="{chart.color(name)}" fill-opacity="0.16" stroke-width="1.6" '
             f"{chart.stroke(name)}><title>{escape(name)}: {histogram['never_fired']} features never fired</title>"
             "</polygon>"
         )
@@ -114,7 +114,7 @@ def density_histogram(report: EvaluationReport) -> str | None:
 
 
 def short_number(value: float) -> str:
-    """`12`, `3.5k`, `1.2M`: for axes."""
+    """Format a number for an axis, such as `12`, `3.5k` or `1.2M`."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -122,7 +122,7 @@ def short_number(value: float) -> str:
 
 
 class Chart:
-    """Axes, grid and legend; shapes are added in between."""
+    """Axes, grid and legend of a chart, to which shapes are added."""
 
     def __init__(
         self, title: str, x_label: str, y_label: str, names: list[str], width: int = _WIDTH, height: int = _HEIGHT
@@ -143,7 +143,7 @@ class Chart:
         self.y_range = (self.y_ticks[0], self.y_ticks[-1])
 
     def window(self, x_range, y_range, powers_of_two=False):
-        """Show just these ranges; with `powers_of_two` x is a logarithm."""
+        """Set the shown ranges; with `powers_of_two`, x values are logarithms to base 2."""
         self.x_range, self.y_range = x_range, y_range
         if powers_of_two:
             self.x_text = lambda exponent: short_number(2.0**exponent)
@@ -154,11 +154,11 @@ class Chart:
         self.y_ticks = [tick for tick in _ticks(y_range) if y_range[0] <= tick <= y_range[1]]
 
     def inside(self):
-        """Left, top, right and bottom of the area with the data."""
+        """Left, top, right and bottom of the data area."""
         return _LEFT, _TOP - 8, self.width - _RIGHT, self.height - _BOTTOM
 
     def end_at(self, x):
-        """Close the x axis where the data ends."""
+        """End the x axis at the last point."""
         self.x_ticks = [tick for tick in self.x_ticks if tick <= x]
         self.x_range = (self.x_range[0], x)
 
@@ -170,12 +170,12 @@ class Chart:
         low, high = self.y_range
         return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
-    def colour(self, name):
-        return COLOURS[self.names.index(name) % len(COLOURS)]
+    def color(self, name):
+        return COLORS[self.names.index(name) % len(COLORS)]
 
     def stroke(self, name):
-        dash = DASHES[self.names.index(name) // len(COLOURS) % len(DASHES)]
-        return f'stroke="{self.colour(name)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        dash = DASHES[self.names.index(name) // len(COLORS) % len(DASHES)]
+        return f'stroke="{self.color(name)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
     def add(self, shape):
         self.shapes.append(shape)
@@ -234,7 +234,7 @@ class Chart:
 
 
 def _ticks(values, count=5):
-    """Round numbers that enclose the values."""
+    """Return round numbers that enclose the values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = (low * 0.5, high * 1.5) if low > 0 else (low - 1, high + 1)
@@ -246,7 +246,7 @@ def _ticks(values, count=5):
 
 
 def even_steps(first: int, last: int, most: int = 8) -> list[int]:
-    """Whole numbers from `first` to `last`, at most so many."""
+    """Return at most `most` whole numbers from `first` to `last`."""
     return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
 
 

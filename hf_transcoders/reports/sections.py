@@ -1,4 +1,4 @@
-"""The parts of a results page: heatmaps, tables, curves and attention patterns, and tables as text."""
+"""Sections of a results page: tables, curves, heatmaps and attention patterns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ from .plots import is_finite
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A table of numbers to be seen at once.
+    """A matrix of numbers shown by color.
 
     Args:
         title (`str`):
-            What it shows.
+            Title of the heatmap.
         values (`Sequence[Sequence[float | None]]`):
-            Numbers of each row; `None` or NaN where there is none.
+            Numbers of each row; missing ones are `None` or NaN.
         rows, columns (`Sequence[str]`):
-            Names of the rows and columns.
+            Names of the rows and of the columns.
         row_label, column_label (`str`, *optional*, defaults to `"layer"` and `"head"`):
-            What they are.
+            Labels of the axes.
         low, high (`Sequence[Sequence[float | None]]`, *optional*):
-            Ends of the interval of each number.
+            Ends of the confidence interval of each number.
         marks (`Mapping[tuple[int, int], str]`, *optional*):
-            Row and column -> a note on the cell, which gets a frame.
+            Row and column -> note on the cell, which gets a frame.
         note (`str`, *optional*):
-            A sentence beneath.
+            Sentence below the heatmap.
         protocol (`Mapping[str, Any]`, *optional*):
-            How the numbers were measured, for beneath the map.
+            Measurement protocol, shown below the heatmap.
     """
 
     title: str
@@ -55,24 +55,24 @@ class Heatmap:
             if len(table) != len(self.rows) or any(len(row) != len(self.columns) for row in table):
                 raise TranscoderError(
                     f"The {name} of the heatmap '{self.title}' are not {len(self.rows)} rows of {len(self.columns)} "
-                    "numbers: give one for each cell."
+                    "numbers: give one number for each cell."
                 )
 
     @property
     def limit(self) -> float:
-        """The largest magnitude, at least a tiny number: where colours are strongest."""
+        """The largest magnitude, at which colors are strongest; positive even if all numbers are 0."""
         return max((abs(value) for row in self.values for value in row if is_finite(value)), default=0.0) or 1e-12
 
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Where one head looks in one prompt.
+    """Attention pattern of one head in one prompt.
 
     Args:
-        title (`str`): Which head and prompt.
-        tokens (`Sequence[str]`): The tokens as text.
-        pattern (`Sequence[Sequence[float]]`): For each token that looks, what it gives to each token; rows sum to 1.
-        query (`int`, *optional*, defaults to -1): The token whose row is also shown on the text itself.
+        title (`str`): Title with the head and the prompt.
+        tokens (`Sequence[str]`): Tokens as text.
+        pattern (`Sequence[Sequence[float]]`): Attention weights, one row per query token; rows sum to 1.
+        query (`int`, *optional*, defaults to -1): Query token whose weights are also shown on the text.
     """
 
     title: str
@@ -83,13 +83,13 @@ class AttentionView:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers.
+    """A table of text and numbers.
 
     Args:
-        title (`str`): What it shows.
+        title (`str`): Title of the table.
         headers (`Sequence[str]`): Names of the columns.
         rows (`Sequence[Sequence[Any]]`): Cells; floats are shown with four digits.
-        note (`str`, *optional*): Sentences beneath.
+        note (`str`, *optional*): Sentences below the table.
     """
 
     title: str
@@ -100,15 +100,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: text, then tables, curves, maps and attention.
+    """A section of the page: text, tables, curves, heatmaps and attention patterns, in this order.
 
     Args:
         title (`str`): Heading.
-        text (`str`, *optional*): A paragraph.
+        text (`str`, *optional*): Paragraph below the heading.
         tables (`Sequence[Table]`, *optional*): Tables.
-        heatmaps (`Sequence[Heatmap]`, *optional*): Maps, two side by side where there is room.
-        attention (`Sequence[AttentionView]`, *optional*): Patterns.
-        charts (`Sequence[LineChart]`, *optional*): Curves, before the maps, two side by side where there is room.
+        heatmaps (`Sequence[Heatmap]`, *optional*): Heatmaps, two side by side on wide pages.
+        attention (`Sequence[AttentionView]`, *optional*): Attention patterns, two side by side on wide pages.
+        charts (`Sequence[LineChart]`, *optional*): Curves, two side by side on wide pages.
     """
 
     title: str
@@ -120,7 +120,7 @@ class Section:
 
 
 def tables_text(tables: Sequence[Table]) -> str:
-    """Tables as aligned plain text for a terminal; what a terminal might act on in them is escaped."""
+    """Format tables as aligned plain text for a terminal, with control characters escaped."""
     lines = []
     for table in tables:
         rows = [[cell_text(cell) for cell in row] for row in table.rows]
@@ -130,13 +130,15 @@ def tables_text(tables: Sequence[Table]) -> str:
     return "\n".join(lines).lstrip()
 
 
-def cell_text(value):
+def cell_text(value: Any) -> Any:
+    """Format a cell: floats with four digits, and a dash for missing numbers."""
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "–"
     return "–" if value is None else value
 
 
-def fact_text(value):
+def fact_text(value: Any) -> Any:
+    """Format a value of a protocol, including mappings and lists."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {fact_text(each)}" for key, each in value.items() if each is not None)
     if isinstance(value, (list, tuple)):

@@ -96,15 +96,15 @@ def test_pareto_says_when_protocols_differ(runs, tmp_path, capsys):
     out = ("--output", str(tmp_path / "fronts"))
     assert main(["runs", "pareto", str(runs / "k32"), str(runs / "k64"), *out]) == 0
     printed = capsys.readouterr()
-    said = "Measured in 2 different ways, each with fronts of its own: data (docs / wiki)."
+    said = "Measured in 2 different ways, each with separate fronts: data (docs / wiki)."
     assert said in printed.err and said in (tmp_path / "fronts" / "pareto.html").read_text()
     assert "dominated" not in printed.out
     assert main(["runs", "pareto", str(runs / "k32"), str(runs / "k64"), *out, "--allow-mixed", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     (group,) = printed["fronts"]
     assert [d["on_front"]["fvu"] for d in group["dictionaries"]] == [True, False]
-    assert "still on one front" in printed["notes"][0]
-    assert "still on one front" in (tmp_path / "fronts" / "pareto.html").read_text()
+    assert "put on one front" in printed["notes"][0]
+    assert "put on one front" in (tmp_path / "fronts" / "pareto.html").read_text()
 
 
 @pytest.mark.parametrize(

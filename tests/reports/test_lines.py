@@ -30,7 +30,7 @@ def test_points_lie_where_the_axes_say():
 
 def test_png_is_written_and_a_single_point_is_refused(tmp_path):
     assert write_lines_png(tmp_path / "lines.png", chart()).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(TranscoderError, match="fewer than two places"):
+    with pytest.raises(TranscoderError, match="fewer than two points"):
         chart(series={"a": [(0, 1.0)]})
 
 

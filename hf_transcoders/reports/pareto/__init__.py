@@ -1,4 +1,4 @@
-"""Pareto fronts of sparsity against fidelity: found, put into words, drawn and written."""
+"""Pareto fronts of sparsity and fidelity: compute, describe, draw and save them."""
 
 from .caveats import heading, warning
 from .fronts import MeasuredDictionary, ParetoFronts, measured_in, pareto_front, pareto_fronts, protocol_differences

@@ -16,15 +16,15 @@ from .labels import place_labels
 
 def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *, title: str) -> Path:
     """
-    Draws fronts as a PNG file: a row of charts for each site that is written, with matplotlib.
+    Draw fronts as a PNG file with matplotlib, one row of charts per written site.
 
     Args:
-        path (`str` or `os.PathLike`): The file to write.
-        fronts (`Sequence[ParetoFronts]`): As [`pareto_fronts`] gave them.
+        path (`str` or `os.PathLike`): File to write.
+        fronts (`Sequence[ParetoFronts]`): Fronts from [`pareto_fronts`].
         title (`str`): Heading of the picture.
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
     require_points(fronts)
     rows = [(group, target, members) for group in fronts for target, members in group.targets().items()]
@@ -77,22 +77,22 @@ def _draw_axes(axis, picture: FrontChart, dpi: float) -> None:
         axis.set_xlim(low, high)
     axis.set_ylim(*picture.y_range())
     for number, (name, points) in enumerate(picture.series.items()):
-        colour = plots.COLOURS[number % len(plots.COLOURS)]
+        color = plots.COLORS[number % len(plots.COLORS)]
         if line := step_line(points):
-            axis.plot(*zip(*line, strict=True), color=colour, alpha=0.6, linewidth=1.4)
+            axis.plot(*zip(*line, strict=True), color=color, alpha=0.6, linewidth=1.4)
         for front in (False, True):
             chosen = [(p.x, p.y) for p in points if p.on_front == front]
             if chosen:
                 axis.scatter(
                     *zip(*chosen, strict=True),
                     s=46 if front else 32,
-                    color=colour,
+                    color=color,
                     alpha=1.0 if front else 0.3,
                     edgecolors="black",
                     linewidths=0.5,
                     zorder=3,
                 )
-        axis.plot([], [], "o-", color=colour, label=name)
+        axis.plot([], [], "o-", color=color, label=name)
     if len(picture.series) > 1:
         legend = axis.legend(fontsize=8.5, frameon=False, loc="best")
         for text in legend.get_texts():

@@ -1,4 +1,4 @@
-"""Case studies of the paper on transcoders, on any model."""
+"""Case studies of Dunefsky et al. (2024) on any model with transcoders."""
 
 from .blind.study import BlindFeature, BlindStudy, blind_study
 from .greater_than.greater_than_report import save_greater_than

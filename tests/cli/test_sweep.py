@@ -267,7 +267,7 @@ def test_sweep_from_the_command_line(workplace, tmp_path, capsys):
         (("--layers", "9"), "layer"),
         (("--group-size", "0"), "--group-size: 0 is out of range; give at least 1"),
         (("--resume", "checkpoint-3"), "takes no value"),
-        (("--output_site", "layers.1.mlp.out"), "--output_site needs --input_site"),
+        (("--output_site", "layers.1.mlp.out"), "--output-site needs --input-site"),
     ],
 )
 def test_mistakes_are_one_sentence(workplace, tmp_path, capsys, more, message):

@@ -10,14 +10,14 @@ from .greater_than_results import MODEL, TRANSCODER, GreaterThanStudy, curve_tab
 
 
 def save_greater_than(study: GreaterThanStudy, folder: str | os.PathLike) -> Path:
-    """Write a study of greater-than: `report.html`, `results.json` and, with matplotlib, PNG files of its curves.
+    """Write a greater-than study: `report.html`, `results.json` and, with matplotlib, PNG files of its curves.
 
     Args:
-        study ([`GreaterThanStudy`]): What [`greater_than_study`] found.
-        folder (`str` or `os.PathLike`): The folder, made if it does not exist.
+        study ([`GreaterThanStudy`]): Results of [`greater_than_study`].
+        folder (`str` or `os.PathLike`): Folder to write to, made if it does not exist.
 
     Returns:
-        `Path`: the page.
+        `Path`: Path of the page.
     """
     curves = LineChart(
         f"Greater-than with few features of {study.protocol['writes']}",
@@ -28,7 +28,7 @@ def save_greater_than(study: GreaterThanStudy, folder: str | os.PathLike) -> Pat
             "neurons of the MLP": list(enumerate(study.neuron_curve)),
         },
         {MODEL: study.original_score.mean, TRANSCODER: study.transcoder_score.mean},
-        "Mean over years. All others are zero; biases stay.",
+        "Mean over years. All others are set to zero; biases are kept.",
     )
     last_digits = [int(year[-2:]) for year in study.years]
     years = LineChart(
@@ -50,13 +50,13 @@ def save_greater_than(study: GreaterThanStudy, folder: str | os.PathLike) -> Pat
         "year",
     )
     by_ending = Heatmap(
-        "What a unit of a feature adds to the logit of each ending",
+        "Direct effect of one unit of a feature on the logit of each ending",
         [feature.by_ending for feature in study.features],
         names,
         study.endings,
         "feature",
         "ending",
-        note="Direct effect through the final norm at its scale in each prompt, beyond the mean over endings.",
+        note="Through the final norm with its scale in each prompt, minus the mean over endings.",
     )
     sections = [
         Section("The task", tables=[scores_table(study)], charts=[years]),

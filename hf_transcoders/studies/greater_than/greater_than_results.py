@@ -1,4 +1,4 @@
-"""Results of the greater-than study, and their tables."""
+"""Results of the greater-than study and their tables."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,28 +11,28 @@ from ..published import PublishedStudy, published_figure, with_published
 
 
 MODEL, TRANSCODER = "the model", "transcoder for the MLP"
-# The k of the table of the two curves; those of the paper among them.
+# Numbers of features in the table of the curves, including those of the paper.
 _SHOWN_K = (0, 1, 2, 3, 5, 10, 15, 20, 21, 22, 23, 24, 30, 50, 75)
 
 
 @dataclass
 class YearFeature:
     """
-    What one feature does for greater-than.
+    Effect of one feature on greater-than.
 
     Args:
         index (`int`): Number of the feature.
-        variance (`float`): Of its activation at the last position, over all prompts.
-        activations (`list[float]`): Its activation at the last position, by year.
-        score (`float`): The score with all features but this one.
+        variance (`float`): Variance of its activation at the last position over all prompts.
+        activations (`list[float]`): Activation at the last position, by year.
+        score (`float`): Score with all features except this one.
         effect (`float`):
-            What it adds to the logit of the higher minus that of the lower ending of `protocol["direction"]`, mean over
-            years: activation x decoder x unembedding, with the scale of the final norm of each prompt.
+            Mean over years of its direct effect on the difference of the logits of the two endings of
+            `protocol["direction"]`: activation x decoder x unembedding, with the final norm scale of each prompt.
         by_ending (`list[float]`):
-            What a unit of it adds to the logit of each ending, beyond what it adds to all of them; in the same way.
+            Direct effect of one unit of activation on the logit of each ending, minus the mean over endings.
         tokens (`list[str]`, *optional*):
-            Its de-embedding: the tokens whose embeddings it reads most, through the gain of the MLP's norm. `None` where
-            the transcoder does not read the MLP's input.
+            De-embedding: the tokens whose embeddings activate it most, through the gain of the norm before the MLP. `None`
+            if the transcoder does not read the input of the MLP.
     """
 
     index: int
@@ -47,21 +47,21 @@ class YearFeature:
 @dataclass
 class GreaterThanStudy:
     """
-    What the case study found. Scores are probability differences between -1 and 1: later years minus earlier ones, the
-    endings sharing all probability, mean over years.
+    Results of the case study. Scores are differences between the probabilities of later and of earlier years, between -1
+    and 1, normalized over the endings and averaged over years.
 
     Args:
-        years (`list[str]`): Years that count.
-        endings (`list[str]`): Endings that compete.
-        original, transcoder (`list[float]`): Score by year: of the model, and with the transcoder for the MLP.
-        accuracy (`Estimate`): Share of years after which the model ranks a later ending first among the endings.
-        full_accuracy (`Estimate`): The same among all tokens.
+        years (`list[str]`): Scored years.
+        endings (`list[str]`): Candidate endings.
+        original, transcoder (`list[float]`): Score by year of the model, and with the transcoder in place of the MLP.
+        accuracy (`Estimate`): Share of years for which the most likely ending makes a later year.
+        full_accuracy (`Estimate`): Share of years for which the most likely token of the vocabulary makes a later year.
         feature_curve, neuron_curve (`list[float]`):
-            Score with k features of the transcoder, or k neurons of the MLP, for k = 0, 1, ...: those of the highest
-            variance. All others are zero, and biases stay.
-        features (`list[YearFeature]`): The first of them, by variance.
-        protocol (`dict`): How it was measured.
-        published ([`PublishedStudy`], *optional*): Figures of the paper, if they are of this model and transcoder.
+            Score with the k features of the transcoder, or k neurons of the MLP, of the highest variance, for k = 0, 1, ...
+            All others are set to zero; biases are kept.
+        features (`list[YearFeature]`): Features of the highest variance.
+        protocol (`dict`): Measurement protocol.
+        published ([`PublishedStudy`], *optional*): Published figures, if they apply to this model and transcoder.
     """
 
     years: list[str]
@@ -88,25 +88,25 @@ class GreaterThanStudy:
 
     @property
     def crossing(self) -> int | None:
-        """The smallest k from 1 on at which features are no better than as many neurons; `None` if there is none."""
+        """Smallest k >= 1 at which features are no better than as many neurons, or `None`."""
         pairs = list(zip(self.feature_curve, self.neuron_curve, strict=True))
         return next((k for k, (ours, theirs) in enumerate(pairs) if k and ours <= theirs), None)
 
     @property
     def culprits(self) -> list[YearFeature]:
-        """Features without which the score is higher, the worst first."""
+        """Features whose removal increases the score, the most harmful first."""
         whole = self.transcoder_score.mean
         worse = [feature for feature in self.features if feature.score > whole]
         return sorted(worse, key=lambda feature: -feature.score)
 
     def to_text(self) -> str:
-        """The main numbers as text for a terminal."""
+        """Format the main results as text for a terminal."""
         return tables_text([scores_table(self), curve_table(self), features_table(self)])
 
     __str__ = to_text
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """Return all results as JSON values."""
         return {
             **asdict(self),
             "original_score": self.original_score.to_dict(),
@@ -130,16 +130,16 @@ def scores_table(study: GreaterThanStudy) -> Table:
         [f"... without feature {f.index}", f"{f.score:.3f}", published_figure(paper, f"without {f.index}")]
         for f in shown
     ]
-    crossing = "in no k of the curve" if study.crossing is None else f"k = {study.crossing}"
+    crossing = "at no k of the curve" if study.crossing is None else f"k = {study.crossing}"
     rows += [
         ["features no better than neurons from", crossing, published_figure(paper, "crossing")],
         ["accuracy among the endings", str(study.accuracy), ""],
         ["accuracy among all tokens", str(study.full_accuracy), ""],
     ]
     note = (
-        f"Probability of later years minus that of earlier ones after '{study.protocol['prompt']}', shared among "
-        f"{len(study.endings)} endings; mean over {len(study.years)} years and its 95% interval (of accuracies Wilson's). "
-        "Accuracy: the likeliest ending makes a later year."
+        f"Probability of later years minus probability of earlier years after '{study.protocol['prompt']}', normalized over "
+        f"{len(study.endings)} endings; mean over {len(study.years)} years with 95% interval (Wilson intervals for accuracies). "
+        "Accuracy: the most likely ending makes a later year."
     )
     return with_published("Greater-than", ["", "probability difference"], rows, note, paper)
 
@@ -180,8 +180,8 @@ def features_table(study: GreaterThanStudy) -> Table:
     ]
     headers = ["by variance", "feature", "variance", "score without it", "change", f"effect on {high} - {low}"]
     note = (
-        "Change: of the score with all features. Where it is positive, the feature works against the task. Effect: on the "
-        f"logit of the ending {high} minus that of {low}, mean over years. De-embedding: the tokens whose embeddings it reads "
-        "most."
+        "Change: difference to the score with all features; if it is positive, the feature works against the task. Effect: mean "
+        f"direct effect on the difference of the logits of {high} and {low}. De-embedding: tokens whose embeddings activate the "
+        "feature most."
     )
     return Table("Features of the highest variance", [*headers, "de-embedding"], rows, note)

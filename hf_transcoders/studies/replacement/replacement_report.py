@@ -14,11 +14,11 @@ def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path
     """Write a study of whole-model replacement: `report.html`, `results.json` and, with matplotlib, PNG files.
 
     Args:
-        study ([`ReplacementStudy`]): What [`replacement_study`] found.
-        folder (`str` or `os.PathLike`): The folder, made if it does not exist.
+        study ([`ReplacementStudy`]): Results of [`replacement_study`].
+        folder (`str` or `os.PathLike`): Folder to write to, made if it does not exist.
 
     Returns:
-        `Path`: the page.
+        `Path`: Path of the page.
     """
     charts = {}
     layers = [row.layers[0] for row in study.dictionaries]
@@ -27,7 +27,7 @@ def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path
             (
                 "recovered",
                 "Loss recovered, each layer alone",
-                "share of the damage avoided",
+                "share of the loss increase avoided",
                 {
                     "against zero-ablation": [row.recovered_zero for row in study.dictionaries],
                     "against mean-ablation": [row.recovered_mean for row in study.dictionaries],
@@ -39,8 +39,8 @@ def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path
                 "top-1 agreement",
                 {
                     "with the dictionary": [row.replaced.top1_agreement for row in study.dictionaries],
-                    "at its mean": [row.mean.top1_agreement for row in study.dictionaries],
-                    "at zero": [row.zero.top1_agreement for row in study.dictionaries],
+                    "set to its mean": [row.mean.top1_agreement for row in study.dictionaries],
+                    "set to zero": [row.zero.top1_agreement for row in study.dictionaries],
                 },
             ),
         ):

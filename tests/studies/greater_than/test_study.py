@@ -238,7 +238,7 @@ def test_crossing_and_culprits_of_planted_numbers():
     assert [feature.index for feature in study.culprits] == [5315, 8]
     assert (study.original_score.mean, study.transcoder_score.mean) == pytest.approx((0.7, 0.5))
     ahead = planted_study(curves=((0.0, 0.5), (0.1, 0.3)))
-    assert ahead.crossing is None and "in no k of the curve" in ahead.to_text()
+    assert ahead.crossing is None and "at no k of the curve" in ahead.to_text()
 
 
 def test_published_figures_are_of_one_model_only(monkeypatch):

@@ -1,6 +1,7 @@
 """`hf-transcoders circuits`: the components of a model that implement a task, and whether two tasks share them."""
 
 from ..errors import TranscoderError
+from ..reports.sections import fact_text
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
 from .common import load_model
 from .tasks import task_maker
@@ -111,7 +112,7 @@ def _patch(args):
     sweep = args.component in _SWEEPS
     positions = args.position.split(",")
     if len(positions) > 1 and (not sweep or args.receivers):
-        raise TranscoderError("Heads are patched at one position at a time: give one --position.")
+        raise TranscoderError("Heads are patched at one position at a time: give a single --position.")
     if args.per_query_head and sweep:
         raise TranscoderError("--per-query-head applies to keys and values of heads: leave it out.")
     if args.receivers and args.component != "z":
@@ -145,7 +146,7 @@ def _patch(args):
     if args.json:
         print_json({**result.to_dict(), "top": result.top(10), "report": str(page)})
         return
-    echo(", ".join(f"{key} {value}" for key, value in result.protocol.items() if value is not None), "")
+    echo(fact_text(result.protocol), "")
     rows = [[*(place[axis] for axis in result.axes), f"{place['effect']:+.4f}"] for place in result.top(10)]
     print_table([*result.axes, "effect"], rows, left=len(result.axes))
     echo("", page)

@@ -1,4 +1,4 @@
-"""`hf-transcoders graph`: what made a model say what it says, as files and a page to walk through."""
+"""`hf-transcoders graph`: the attribution graph of a prompt, as files and an interactive page."""
 
 import re
 
@@ -10,7 +10,7 @@ from .terminal import Parser, echo, print_json
 from .values import output_folder, share, unicode_text, whole
 
 
-# Tokens of one row of the text in which contexts are searched.
+# Tokens per row of the text that is searched for contexts.
 _SEQUENCE_LENGTH = 128
 
 
@@ -109,7 +109,7 @@ def run(args):
     )
     pruned, share = graph.prune(args.nodes, args.edges), args.edges
     while pruned.num_edges > MAX_EDGES:
-        # More than a page shows: the weakest go, and the page says which share is left.
+        # The page shows a limited number of edges, and the remaining share of their influence.
         share *= 0.95
         pruned = graph.prune(args.nodes, share)
     certified = None
@@ -135,7 +135,7 @@ def run(args):
 
 
 def _explained(args, base_model, dictionaries, tokenizer, graph):
-    """Dictionary -> explanations of its features on the page."""
+    """Return dictionary -> explanations of its features on the page."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
     from ..features.feature_examples import explain_dictionaries

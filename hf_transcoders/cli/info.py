@@ -10,7 +10,7 @@ from .terminal import Parser, echo, print_json
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Describes a trained dictionary or set. Without --transcoders, prints the versions and devices of this "
+        description="Describes a trained dictionary or set. Without --transcoders, prints versions and devices of this "
         "machine.",
     )
     add_shared(parser, "transcoders")

@@ -112,7 +112,7 @@ def run(args):
 
 
 def _filter(text):
-    """`kind=head,layer<8` as a filter."""
+    """Parse a filter such as `kind=head,layer<8`."""
     from ..circuits.paths.filters import PathFilter
 
     conditions = {}
@@ -120,8 +120,8 @@ def _filter(text):
         found = _CONDITION.fullmatch(part.strip())
         if found is None or (found[1] == "kind" and found[2] not in ("=", "==")) or found[1] in conditions:
             raise TranscoderError(
-                f"'{text}' cannot be read: give conditions on kind, layer, position and index, each once and with commas "
-                "between them, such as 'kind=head,layer<8'."
+                f"'{text}' cannot be read: give conditions on kind, layer, position and index, each at most once and separated "
+                "by commas, such as 'kind=head,layer<8'."
             )
         conditions[found[1]] = found[3] if found[1] == "kind" else f"{found[2]}{found[3]}"
     return PathFilter(**conditions)

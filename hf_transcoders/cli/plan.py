@@ -19,7 +19,7 @@ Takes the options of `hf-transcoders train`. Of the language model, only the con
 The text is only read if the length of the run depends on it (neither --max-tokens nor --max-steps is given).
 """
 _GIB = 2**30
-# What a CUDA context and PyTorch's kernels take on a device.
+# Memory of a CUDA context and the kernels of PyTorch.
 _CONTEXT_BYTES = _GIB // 2
 
 
@@ -64,7 +64,7 @@ def run(args):
     )
     if args.measure:
         plan.set_speed(*_measure(base_model.config, base_model.dtype, configs, training, device))
-        plan.notes.append("Speed was measured here, with random weights and without AuxK.")
+        plan.notes.append("Speed was measured on this machine, with random weights and without AuxK.")
     elif args.tflops:
         estimate_speed(plan, args.tflops * 1e12, args.tflops * 1e12)
     else:
@@ -79,7 +79,7 @@ def run(args):
 
 
 def _without_weights(options, device):
-    """The language model on the `meta` device."""
+    """Make the language model without weights, on the `meta` device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -110,7 +110,7 @@ def _configurations(options, base_model):
 
 
 def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
-    """Tokens per second through the language model and through the dictionaries, with random weights."""
+    """Measure tokens per second of the language model and of the dictionaries, with random weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -153,7 +153,7 @@ def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
 
 
 def _seconds(function, device, budget: float = 3.0) -> float:
-    """Median duration of a call, after one that warms up."""
+    """Measure the median duration of a call, after a warm-up call."""
     import torch
 
     def synchronized():

@@ -1,4 +1,4 @@
-"""`hf-transcoders runs`: lists recorded runs, puts them side by side, draws their Pareto fronts."""
+"""`hf-transcoders runs`: list recorded runs, compare them, and draw their Pareto fronts."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from .terminal import Parser, echo, print_json, print_table
 from .values import output_folder, unicode_text
 
 
-# Arguments that differ between any two runs and say nothing.
+# Arguments that always differ between runs and are not compared.
 _OWN_TO_EACH = ("output_dir", "run_name", "logging_dir")
 
 
@@ -86,10 +86,10 @@ def list_runs(args):
     if args.json:
         print_json(entries)
         return
-    # A folder's name is the run's, as a rule.
+    # The folder is shown if any differs from the name of its run.
     with_folder = any(run.folder is not None and run.folder.resolve().name != run.name for run in runs)
     head = ["name", *(["folder"] if with_folder else []), "status", "dictionaries", "tokens", "L0", "FVU"]
-    head += [METRICS["ce_recovered_zero"], "measured in", "last word"]
+    head += [METRICS["ce_recovered_zero"], "measured in", "last record"]
     rows = [
         [
             entry["name"],
@@ -111,7 +111,7 @@ def list_runs(args):
 
 
 def describe(run) -> dict:
-    """A run as plain values."""
+    """Return facts and metrics of a run as JSON values."""
     measured = run.measured()
     tokens = run.latest().get("train/tokens")
     return {
@@ -160,7 +160,7 @@ def compare_runs(args):
 
     runs = [run for name in args.runs for run in load_runs([name], args.trackio)]
     if len(runs) < 2:
-        raise TranscoderError("There is one run only: give two or more to compare.")
+        raise TranscoderError("There is only one run: give two or more to compare.")
     entries = [describe(run) for run in runs]
     names = _headings(runs)
     tables = _side_by_side(entries)
@@ -190,7 +190,7 @@ def compare_runs(args):
             for metric, values in table.items()
         ]
         print_table(["metric", *names], rows)
-    echo("", "arguments that differ" if arguments else "No argument that was recorded differs.")
+    echo("", "different arguments" if arguments else "No recorded argument differs.")
     if arguments:
         print_table(["argument", *names], [[name, *map(_text, values)] for name, values in arguments.items()])
     if protocols:
@@ -200,7 +200,7 @@ def compare_runs(args):
 
 
 def _headings(runs) -> list[str]:
-    """Their names, or folders where names repeat."""
+    """Return the names of runs, with their folders if names repeat."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -208,7 +208,7 @@ def _headings(runs) -> list[str]:
 
 
 def _side_by_side(entries) -> dict[str, dict[str, list]]:
-    """Dictionary -> metric -> one value for each run. Where each run has one dictionary, those are compared."""
+    """Dictionary -> metric -> value of each run. If each run has one dictionary, these are compared."""
     from ..evaluation.evaluation_report import METRICS
 
     by_name = [{d["name"]: d for d in entry["dictionaries"]} for entry in entries]
@@ -249,7 +249,7 @@ def draw_fronts(args):
     runs = load_runs(args.runs, args.trackio)
     measured = {id(run): run.measured() for run in runs}
     notes = [
-        f"Left out: {run.name} ({run.status}), which has no numbers of a dictionary."
+        f"Left out: {run.name} ({run.status}), which has no metrics of a dictionary."
         for run in runs
         if not measured[id(run)]
     ]
@@ -263,7 +263,7 @@ def draw_fronts(args):
 
 
 def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[str]) -> None:
-    """Prints fronts, what must be said of them, and the files with their pictures."""
+    """Print fronts, notes about them, and the files that were written."""
     if as_json:
         print_json({"files": [str(file) for file in files], "notes": notes, "fronts": fronts_as_values(fronts)})
         return
@@ -272,7 +272,7 @@ def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[
     for note in notes:
         echo(note, error=True)
     if not any(file.suffix == ".png" for file in files):
-        echo("Without the PNG: that needs `pip install matplotlib`.", error=True)
+        echo("No PNG was written, since matplotlib is not installed: `pip install matplotlib`.", error=True)
     echo(*(file.resolve() for file in files))
 
 
@@ -320,11 +320,11 @@ def print_fronts(fronts) -> None:
 
 def load_runs(names: Sequence[str], trackio_project: str | None = None) -> list:
     """
-    The runs that are meant by words of the command line.
+    Load the runs that the command line names.
 
     Args:
-        names (`Sequence[str]`): Folders of runs or above them; names of runs with `trackio_project`. None: all there are.
-        trackio_project (`str`, *optional*): Read Trackio's local database.
+        names (`Sequence[str]`): Folders of runs or above them, or names of runs with `trackio_project`. If empty, all runs.
+        trackio_project (`str`, *optional*): Project of Trackio's local database to read.
 
     Returns:
         `list[Run]`

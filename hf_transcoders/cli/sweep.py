@@ -1,4 +1,4 @@
-"""`hf-transcoders sweep`: a grid of dictionaries over one stream of activations."""
+"""`hf-transcoders sweep`: train a grid of dictionaries on one stream of activations."""
 
 from dataclasses import fields
 
@@ -61,7 +61,9 @@ def run(args):
     if args.json:
         training.disable_tqdm = True
     if options.resume not in (None, "last"):
-        raise TranscoderError("--resume takes no value here: the sweep finds its own checkpoints in --output-dir.")
+        raise TranscoderError(
+            "--resume takes no value in a sweep, which finds its checkpoints in --output-dir: leave the value out."
+        )
     output_folder(training.output_dir, "--output-dir")
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)

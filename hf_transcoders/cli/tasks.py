@@ -5,6 +5,7 @@ import functools
 import inspect
 
 from ..errors import TranscoderError
+from ..reports.sections import fact_text
 from ..text.printable import printable
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
 from .common import load_model, load_tokenizer
@@ -12,7 +13,7 @@ from .terminal import Parser, echo, print_json, print_table
 from .values import inner_share, output_folder
 
 
-# Options that only some tasks have.
+# Options of some tasks only.
 _TASK_OPTIONS = ("corruption", "templates", "structure")
 _HEADINGS = {
     "accuracy": "accuracy, full vocabulary",
@@ -63,7 +64,7 @@ def _task_arguments(parser, prompts):
 
 
 def task_maker(args):
-    """A function that makes the chosen task for a tokenizer; its options are checked before a model is loaded."""
+    """Return a function that makes the chosen task for a tokenizer, after checking the options of the task."""
     function = _function(args)
     options = {"size": args.prompts, "seed": args.seed}
     for name in (*_TASK_OPTIONS, "split", "add_bos"):
@@ -118,7 +119,7 @@ def _show(args):
             }
         )
         return
-    echo(task.description, _line(task.settings))
+    echo(task.description, fact_text(task.settings))
     for number in range(len(task)):
         row = task[number]
         echo("", f"row {number}, template {row['template']}, {len(row['clean_ids'])} tokens")
@@ -147,14 +148,14 @@ def _measure(args):
         figures = {which: {name: e.to_dict() for name, e in metrics.items()} for which, metrics in result.items()}
         print_json({"protocol": protocol, **figures})
         return
-    echo(task.description, _line(protocol), "")
+    echo(task.description, fact_text(protocol), "")
     rows = [
         [heading, *(metrics.get(name, "-") for metrics in result.values())]
         for name, heading in _HEADINGS.items()
         if any(name in metrics for metrics in result.values())
     ]
     print_table(["", *result], rows, left=1 + len(result))
-    echo("", f"Intervals of {args.confidence:.0%}: Wilson for accuracies, bootstrap for the rest.")
+    echo("", f"{args.confidence:.0%} intervals: Wilson for accuracies, bootstrap for other metrics.")
 
 
 def _functions():
@@ -175,7 +176,7 @@ def _options(function):
 
 
 def _texts(row, tokenizer):
-    """The answers of a row as text."""
+    """Return the answers of a row as text."""
     from ..data.token_texts import token_texts
 
     columns = {"answers": "answer_ids", "wrong_answers": "wrong_ids", "candidates": "candidate_ids"}
@@ -183,7 +184,7 @@ def _texts(row, tokenizer):
 
 
 def _marked(ids, positions, tokenizer):
-    """The prompt on one line, with named tokens as `[name: token]`."""
+    """Format a prompt on one line, with named tokens as `[name: token]`."""
     from ..data.token_texts import token_texts
 
     names = {}
@@ -193,7 +194,3 @@ def _marked(ids, positions, tokenizer):
     for index, token in enumerate(map(printable, token_texts(tokenizer, ids))):
         text += f"[{'/'.join(names[index])}:{token}]" if index in names else token
     return text
-
-
-def _line(settings):
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)

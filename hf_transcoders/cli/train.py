@@ -94,7 +94,7 @@ _MORE = {
     "k": "for topk and batchtopk, by default 32",
     "max_tokens": "over all devices and passes, by default those of --num-train-epochs passes",
 }
-# Options of the Trainer that a first run may want; the others are listed by --help-all.
+# Options of the trainer that --help shows; --help-all shows the others as well.
 _SHOWN = {
     "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
     "use_cpu", "report_to", "save_steps", "save_strategy", "eval_strategy", "eval_steps", "logging_steps", "sequence_length",
@@ -121,7 +121,7 @@ def parse(argv, prog):
 
 
 def make_parser(prog: str, description: str, epilog: str):
-    """A parser for [`RunOptions`] and every argument of the trainer."""
+    """Make a parser for [`RunOptions`] and every argument of the trainer."""
     from transformers import HfArgumentParser
 
     from ..training.arguments import TranscoderTrainingArguments
@@ -153,10 +153,10 @@ def make_parser(prog: str, description: str, epilog: str):
 
 def parse_with_config(parser, argv) -> argparse.Namespace:
     """
-    Parses the command line over the YAML file that it names.
+    Parse the command line, whose options override the YAML file that it names.
 
     Returns:
-        `argparse.Namespace`: `options`, `training`, and what else the parser knows.
+        `argparse.Namespace`: `options`, `training`, and the further arguments of the parser.
     """
     own = {action.dest for action in parser._actions} - {
         f.name for dataclass_type in parser.dataclass_types for f in dataclasses.fields(dataclass_type)
@@ -167,17 +167,17 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
     _shorten_help(parser, own)
     if config := _config_file(argv):
         read_defaults(parser, config)
-    # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
+    # Some arguments of the trainer are objects, which the parser makes from strings.
     try:
         options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (TypeError, KeyError, AttributeError, ImportError) as error:
-        # The Trainer's arguments that are objects or need packages fail in ways of their own.
+        # Arguments of the trainer that are objects or need packages raise various errors.
         raise TranscoderError(
-            f"The options of the trainer do not fit: {' '.join(str(error).split())[:300]}."
+            f"The options of the trainer are invalid: {' '.join(str(error).split())[:300]}."
         ) from error
     for name, value in (vars(options) | vars(training)).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise TranscoderError(f"{name} is {value}, but takes a number.")
+            raise TranscoderError(f"{name} is {value}, but must be a finite number.")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
     return argparse.Namespace(options=options, training=training, **vars(namespace))
@@ -194,7 +194,7 @@ def _config_file(argv) -> str | None:
     for position, word in enumerate(argv):
         if word == "--config":
             if position + 1 == len(argv):
-                raise TranscoderError("--config needs the name of a YAML file.")
+                raise TranscoderError("--config needs the name of a YAML file: give it.")
             return argv[position + 1]
         if word.startswith("--config="):
             return word.removeprefix("--config=")
@@ -231,13 +231,13 @@ def run(args):
         else:
             echo(*report.table().split("\n"), "", f"Saved in {training.output_dir}")
     trainer.save_state()
-    # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
+    # A process that exits while others still communicate with it would end them as well.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 def make_dictionaries(options: RunOptions, base_model, seed: int):
-    """The dictionaries that the options ask for, each with the weights it would start from if it were alone."""
+    """Make the dictionaries of a run, each with the initial weights that it would have alone."""
     import torch
 
     from ..models.modeling_transcoder import TranscoderModel
@@ -253,7 +253,7 @@ def make_dictionaries(options: RunOptions, base_model, seed: int):
 
 
 def shared_options(options: DictionaryOptions) -> dict:
-    """Arguments of [`TranscoderConfig`] that all dictionaries of a run have in common."""
+    """Return the arguments of [`TranscoderConfig`] that all dictionaries of a run share."""
     return {
         name: getattr(options, name)
         for name in (
@@ -264,7 +264,7 @@ def shared_options(options: DictionaryOptions) -> dict:
 
 
 def sites_of(options: RunOptions, base_model) -> list[tuple[str, str]]:
-    """Where the dictionaries read and write that the options ask for."""
+    """Return the sites that the dictionaries of a run read and write."""
     from ..lm.architectures import num_layers
     from ..training.grid import mlp_sites
 
@@ -279,7 +279,7 @@ def sites_of(options: RunOptions, base_model) -> list[tuple[str, str]]:
 
 
 def load_rows(options: RunOptions, training, tokenizer):
-    """Token rows to train on, and held-out ones."""
+    """Load token rows for training and held-out token rows."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
 
@@ -295,11 +295,11 @@ def load_rows(options: RunOptions, training, tokenizer):
     elif options.streaming:
         held_out, texts = texts.take(200), texts.skip(200)
     else:
-        # By documents, so that no text is in both.
+        # Split by documents, so that no text is in both.
         share = max(1, len(texts) // 20)
         if len(texts) < 2:
             raise TranscoderError(
-                "The text is one document, so that none can be held out: give another with --eval-data."
+                "The text is one document, so none can be held out: give another text with --eval-data."
             )
         parts = texts.train_test_split(test_size=share, seed=training.seed)
         texts, held_out = parts["train"], parts["test"]

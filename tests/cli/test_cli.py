@@ -205,7 +205,10 @@ def test_help_is_short_and_names_every_command(capsys):
         main(["train", "--help"])
     shown = capsys.readouterr().out
     assert (
-        "--num-features" in shown and "--learning-rate" in shown and "--num_features" not in shown and "--help-all" in shown
+        "--num-features" in shown
+        and "--learning-rate" in shown
+        and "--num_features" not in shown
+        and "--help-all" in shown
     )
     assert "deepspeed" not in shown
     with pytest.raises(SystemExit):

@@ -112,7 +112,7 @@ def test_pareto_says_when_protocols_differ(runs, tmp_path, capsys):
     [
         (["list", "nowhere"], "There is no folder nowhere"),
         (["list", "."], "no recorded run in the current folder"),
-        (["compare", "runs/k16"], "one run only"),
+        (["compare", "runs/k16"], "only one run"),
         (["pareto", "runs/broken"], "nothing to draw"),
         (["list", "--trackio", "nothing"], "no project 'nothing'"),
     ],

@@ -1,7 +1,8 @@
 """Steps that several commands share: load models, dictionaries and text, and print the result."""
 
+import contextlib
 import re
-import time
+import timeit
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -9,10 +10,18 @@ from ..lm.offline_models import OFFLINE_MODELS, load_language_model, model_path
 from .terminal import echo, print_json
 
 
-_MODEL_HINT = (
-    "give by --model a Hub id that exists and can be reached, a folder with a model, or one of "
-    f"{', '.join(OFFLINE_MODELS)}"
-)
+@contextlib.contextmanager
+def explained(what: str):
+    """Turn an error of loading a language model, or a part of it, into one sentence."""
+    try:
+        yield
+    except TranscoderError:
+        raise
+    except (OSError, ValueError) as error:
+        raise TranscoderError(
+            f"{what} could not be loaded: give by --model a Hub id that exists and can be reached, a folder with a model, or "
+            f"one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})."
+        ) from error
 
 
 def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
@@ -34,12 +43,8 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", d
         chosen = "auto" if device != "cpu" else fastest_cpu_dtype()
     else:
         chosen = getattr(torch, dtype)
-    try:
+    with explained(f"The language model '{name}'"):
         model, tokenizer = load_language_model(name, revision=revision, dtype=chosen)
-    except OSError as error:
-        raise TranscoderError(
-            f"The language model '{name}' could not be loaded: {_MODEL_HINT} ({_first_sentence(error)})."
-        ) from error
     return moved(model, device).eval(), tokenizer
 
 
@@ -47,12 +52,8 @@ def load_tokenizer(name: str, revision: str | None = None):
     """Load the tokenizer of a language model, which [`load_model`] would load."""
     from transformers import AutoTokenizer
 
-    try:
+    with explained(f"The tokenizer of '{name}'"):
         return AutoTokenizer.from_pretrained(model_path(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise TranscoderError(
-            f"The tokenizer of '{name}' could not be loaded: {_MODEL_HINT} ({_first_sentence(error)})."
-        ) from error
 
 
 def load_dictionaries(args):
@@ -160,15 +161,9 @@ def fastest_cpu_dtype():
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(512, 512, dtype=dtype)
-        a @ a
-        times[dtype] = min(_timed(lambda a=a: a @ a) for _ in range(5))
+        # The first product is slower, and not the fastest of these.
+        times[dtype] = min(timeit.repeat(lambda a=a: a @ a, number=1, repeat=6))
     return torch.bfloat16 if times[torch.bfloat16] < 0.8 * times[torch.float32] else torch.float32
-
-
-def _timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def _first_sentence(error: Exception) -> str:

@@ -3,8 +3,9 @@
 import time
 
 from ..errors import TranscoderError
-from ..lm.offline_models import OFFLINE_MODELS, model_path
-from .common import best_device, fastest_cpu_dtype, load_tokenizer
+from ..lm.offline_models import model_path
+from ..text.columns import paired
+from .common import best_device, explained, fastest_cpu_dtype, load_tokenizer
 from .terminal import echo, print_json
 from .train import load_rows, make_parser, parse_with_config, sites_of
 from .values import positive, whole
@@ -83,13 +84,8 @@ def _without_weights(options, device):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    with explained(f"The configuration of '{options.model}'"):
         config = AutoConfig.from_pretrained(model_path(options.model), revision=options.revision)
-    except OSError as error:
-        raise TranscoderError(
-            f"The configuration of '{options.model}' could not be loaded: give a Hub id that can be reached, a folder, or "
-            f"one of {', '.join(OFFLINE_MODELS)}."
-        ) from error
     if options.dtype != "auto":
         dtype = getattr(torch, options.dtype)
     else:
@@ -178,45 +174,34 @@ def _product_flops(dtype, device) -> float:
 
 
 def _table(plan, device_memory) -> str:
-    lines = [
-        f"{'dictionaries':<36}{plan.parameters:>16,} parameters",
-        f"{'language model':<36}{plan.base_parameters:>16,} parameters",
-        f"{'tokens of one step':<36}{plan.tokens_per_step:>16,}",
-    ]
+    facts = {
+        "dictionaries": f"{plan.parameters:,} parameters",
+        "language model": f"{plan.base_parameters:,} parameters",
+        "tokens per step": f"{plan.tokens_per_step:,}",
+    }
     if plan.tokens is not None:
-        lines.append(f"{'tokens of the run':<36}{plan.tokens:>16,}  ({plan.steps:,} steps)")
-    for sharing, parts in plan.held.items():
-        lines += [
-            "",
-            f"memory of each of {plan.processes} processes, {sharing.upper()}" if plan.processes > 1 else "memory",
-        ]
-        lines += [f"  {name:<34}{_size(size):>16}" for name, size in parts.items() if size]
-        name, size = max(plan.phases.items(), key=lambda item: item[1])
-        lines += [
-            f"  {f'largest phase: {name}':<34}{_size(size):>16}",
-            f"  {'at the peak':<34}{_size(plan.peak(sharing)):>16}",
-        ]
+        facts["tokens of the run"] = f"{plan.tokens:,} ({plan.steps:,} steps)"
+    several = plan.processes > 1
+    parts = {"": facts}
+    for sharing, held in plan.held.items():
+        phase, size = max(plan.phases.items(), key=lambda item: item[1])
+        sizes = {**held, f"largest phase: {phase}": size, "peak": plan.peak(sharing)}
+        facts = {name: _size(size) for name, size in sizes.items() if size}
         if device_memory is not None:
             left = device_memory * _GIB - plan.peak(sharing)
-            verdict = (
-                f"fits {device_memory:g} GiB, {_size(left)} left"
-                if left >= 0
-                else (
-                    f"does NOT fit {device_memory:g} GiB: {_size(-left)} too much; the largest part is "
-                    f"{max((parts | plan.phases).items(), key=lambda item: item[1])[0]}"
-                )
+            largest = max((held | plan.phases).items(), key=lambda item: item[1])[0]
+            facts[f"{'fits' if left >= 0 else 'does NOT fit'} {device_memory:g} GiB"] = (
+                f"{_size(left)} left" if left >= 0 else f"{_size(-left)} too much; the largest part is {largest}"
             )
-            lines.append(f"  {verdict}")
-    lines += ["", "disk"] + [f"  {name:<34}{_size(size):>16}" for name, size in plan.disk.items() if size]
-    lines += ["", "speed, one process"]
-    speeds = plan.tokens_per_second
-    lines += [f"  {name:<34}{speeds[name]:>16,.0f} tokens/s" for name in ("language model", "dictionaries")]
-    lines.append(
-        f"{f'run, {plan.processes} processes' if plan.processes > 1 else 'run':<36}{speeds['run']:>16,.0f} tokens/s"
-    )
+        parts[f"memory of each of {plan.processes} processes, {sharing.upper()}" if several else "memory"] = facts
+    parts["disk"] = {name: _size(size) for name, size in plan.disk.items() if size}
+    speed = {name: f"{value:,.0f} tokens/s" for name, value in plan.tokens_per_second.items()}
     if plan.hours is not None:
-        lines.append(f"{'duration':<36}{plan.hours:>16,.2f} hours")
-    return "\n".join([*lines, "", *plan.notes])
+        speed["duration of the run"] = f"{plan.hours:,.2f} hours"
+    parts[f"speed of one process, and of a run with {plan.processes}" if several else "speed"] = speed
+    return "\n\n".join(
+        [*(f"{title}\n{paired(facts, '  ')}".lstrip("\n") for title, facts in parts.items()), *plan.notes]
+    )
 
 
 def _size(size: float) -> str:

@@ -61,13 +61,12 @@ def _curves(history, names):
 
 def _lines(history, metrics, title, y_label):
     """A chart with one curve per metric."""
-    renamed = [
-        {"step": entry["step"]}
-        | {f"{label}/value": entry[metric] for metric, label in metrics.items() if metric in entry}
-        for entry in history
-    ]
-    present_names = [label for label in metrics.values() if any(f"{label}/value" in entry for entry in renamed)]
-    return plots.loss_curves(renamed, "value", title, y_label, present_names)
+    curves = {
+        label: [(entry["step"], entry[metric]) for entry in history if plots.is_finite(entry.get(metric))]
+        for metric, label in metrics.items()
+    }
+    present_curves = {label: points for label, points in curves.items() if points}
+    return plots.curves_over(present_curves, title, "optimizer steps", y_label)
 
 
 def _protocol(protocol):

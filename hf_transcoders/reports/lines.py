@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -45,16 +44,7 @@ class LineChart:
         """Draw the chart as an `<svg>` element whose lines show their names on hover."""
         lines = self.lines()
         chart = Chart(self.title, self.x_label, self.y_label, list(lines), width=520, height=300)
-        points = [point for line in lines.values() for point in line]
-        chart.scale([x for x, _ in points], [y for _, y in points])
-        chart.end_at(max(x for x, _ in points))
-        for name, line in lines.items():
-            path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in line)
-            width = "1.2" if name in self.levels else "1.8"
-            chart.add(
-                f'<polyline points="{path}" fill="none" stroke-width="{width}" {chart.stroke(name)}>'
-                f"<title>{escape(name)}</title></polyline>"
-            )
+        chart.add_lines(lines, thin=self.levels)
         return chart.svg()
 
 

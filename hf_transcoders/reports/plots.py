@@ -43,16 +43,18 @@ def loss_curves(
             name, slash, its_metric = key.rpartition("/")
             if slash and its_metric == metric and x_key in entry and is_finite(value):
                 curves.setdefault(name, []).append((entry[x_key], value))
+    return curves_over(curves, title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label)
+
+
+def curves_over(
+    curves: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str
+) -> str | None:
+    """Draw curves as an `<svg>` element, or return `None` if there are fewer than two points or all values are equal."""
     values = {y for points in curves.values() for _, y in points}
-    if max((len(points) for points in curves.values()), default=0) < 2 or len(values) == 1:
+    if max(map(len, curves.values()), default=0) < 2 or len(values) == 1:
         return None
-    chart = Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
-    xs = [x for points in curves.values() for x, _ in points]
-    chart.scale(xs, values)
-    chart.end_at(max(xs))
-    for name, points in curves.items():
-        path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in points)
-        chart.add(f'<polyline points="{path}" fill="none" stroke-width="1.8" {chart.stroke(name)}/>')
+    chart = Chart(title, x_label, y_label, list(curves))
+    chart.add_lines(curves)
     return chart.svg()
 
 
@@ -157,10 +159,19 @@ class Chart:
         """Left, top, right and bottom of the data area."""
         return _LEFT, _TOP - 8, self.width - _RIGHT, self.height - _BOTTOM
 
-    def end_at(self, x):
-        """End the x axis at the last point."""
-        self.x_ticks = [tick for tick in self.x_ticks if tick <= x]
-        self.x_range = (self.x_range[0], x)
+    def add_lines(self, lines, thin=()):
+        """Scale the chart to lines of points by name, and draw them; their names show on hover."""
+        xs, ys = zip(*(point for line in lines.values() for point in line), strict=True)
+        self.scale(xs, ys)
+        # The x axis ends at the last point.
+        self.x_ticks = [tick for tick in self.x_ticks if tick <= max(xs)]
+        self.x_range = (self.x_range[0], max(xs))
+        for name, line in lines.items():
+            path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line)
+            self.add(
+                f'<polyline points="{path}" fill="none" stroke-width="{1.2 if name in thin else 1.8}" {self.stroke(name)}>'
+                f"<title>{escape(name)}</title></polyline>"
+            )
 
     def x(self, value):
         low, high = self.x_range

@@ -19,7 +19,7 @@ from hf_transcoders.reports import (
     write_pareto,
     write_pareto_page,
 )
-from hf_transcoders.reports.pareto import warning
+from hf_transcoders.reports.pareto.caveats import warning
 from hf_transcoders.reports.pareto.chart import Point, step_line
 from hf_transcoders.reports.pareto.labels import place_labels, short_labels
 

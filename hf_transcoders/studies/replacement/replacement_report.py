@@ -20,35 +20,20 @@ def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path
     Returns:
         `Path`: Path of the page.
     """
+    rows = study.dictionaries
     charts = {}
-    layers = [row.layers[0] for row in study.dictionaries]
-    if len(set(layers)) > 1:
-        for name, title, label, series in (
-            (
-                "recovered",
-                "Loss recovered, each layer alone",
-                "share of the loss increase avoided",
-                {
-                    "against zero-ablation": [row.recovered_zero for row in study.dictionaries],
-                    "against mean-ablation": [row.recovered_mean for row in study.dictionaries],
-                },
-            ),
-            (
-                "agreement",
-                "Same most likely token, each layer alone",
-                "top-1 agreement",
-                {
-                    "with the dictionary": [row.replaced.top1_agreement for row in study.dictionaries],
-                    "set to its mean": [row.mean.top1_agreement for row in study.dictionaries],
-                    "set to zero": [row.zero.top1_agreement for row in study.dictionaries],
-                },
-            ),
-        ):
-            points = {
-                each: [(x, y) for x, y in zip(layers, values, strict=True) if math.isfinite(y)]
-                for each, values in series.items()
-            }
-            charts[name] = LineChart(title, "layer", label, points)
+    if len({row.layers[0] for row in rows}) > 1:
+        recovered = {
+            "against zero-ablation": [row.recovered_zero for row in rows],
+            "against mean-ablation": [row.recovered_mean for row in rows],
+        }
+        agreement = {
+            "with the dictionary": [row.replaced.top1_agreement for row in rows],
+            "set to its mean": [row.mean.top1_agreement for row in rows],
+            "set to zero": [row.zero.top1_agreement for row in rows],
+        }
+        charts["recovered"] = _chart(rows, "Loss recovered", "share of the loss increase avoided", recovered)
+        charts["agreement"] = _chart(rows, "Same most likely token", "top-1 agreement", agreement)
     groups, alone = replacement_tables(study)
     sections = [
         Section("Many layers at once", tables=[groups]),
@@ -56,3 +41,11 @@ def save_replacement(study: ReplacementStudy, folder: str | os.PathLike) -> Path
     ]
     title = f"Whole-model replacement, {study.protocol['base_model'] or 'unnamed model'}"
     return write_results(folder, title, sections, study.protocol_lines(), study.to_dict(), charts)
+
+
+def _chart(rows, title, label, series) -> LineChart:
+    points = {
+        name: [(row.layers[0], value) for row, value in zip(rows, values, strict=True) if math.isfinite(value)]
+        for name, values in series.items()
+    }
+    return LineChart(f"{title}, each layer alone", "layer", label, points)

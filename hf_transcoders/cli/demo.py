@@ -55,7 +55,7 @@ def run(args):
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     _say(2, "Text: English docstrings of the installed packages, split by document")
-    texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)
+    texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)  # pyright: ignore[reportAttributeAccessIssue]
     train, held_out = (pack_tokens(texts[part], tokenizer, 128) for part in ("train", "test"))
     echo(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
 

@@ -300,7 +300,7 @@ def load_rows(options: RunOptions, training, tokenizer):
             raise TranscoderError(
                 "The text is one document, so that none can be held out: give another with --eval_data."
             )
-        parts = texts.train_test_split(test_size=share, seed=training.seed)
+        parts = texts.train_test_split(test_size=share, seed=training.seed)  # pyright: ignore[reportAttributeAccessIssue]
         texts, held_out = parts["train"], parts["test"]
     length = training.sequence_length
     return pack_tokens(texts, tokenizer, length), pack_tokens(held_out, tokenizer, length)

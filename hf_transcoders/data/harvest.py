@@ -150,7 +150,7 @@ class ActivationHarvester:
         values = self._read(path) if path is not None and path.exists() else None
         if values is None:
             rows = self._row_order[index * self.rows_per_chunk : (index + 1) * self.rows_per_chunk].tolist()
-            values = self._harvest((row, self.dataset[row]) for row in rows)
+            values = self._harvest((row, self.dataset[row]) for row in rows)  # pyright: ignore[reportIndexIssue]
             if path is not None:
                 with atomic_file(path) as partial:
                     save_file({site: value.contiguous().cpu() for site, value in values.items()}, partial)

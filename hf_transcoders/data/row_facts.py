@@ -133,8 +133,8 @@ def _from_arrow(dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]
     parts = [_flat(table.column(name).combine_chunks()) for name in columns]
     if any(part is None for part in parts):
         return None
-    (ids, lengths), *masks = parts
-    for mask, mask_lengths in masks:
+    (ids, lengths), *masks = parts  # pyright: ignore[reportGeneralTypeIssues]
+    for mask, mask_lengths in masks:  # pyright: ignore[reportGeneralTypeIssues]
         if not np.array_equal(mask_lengths, lengths):
             return None
         real = mask != 0

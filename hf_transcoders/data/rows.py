@@ -81,7 +81,7 @@ def token_rows(dataset: Iterable[Mapping] | Mapping) -> Sequence | Iterable:
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") not in (None, "custom"):
         # Rows of lists. A transform is the user's own, and makes the rows.
-        return dataset.with_format(None)
+        return dataset.with_format(None)  # pyright: ignore[reportAttributeAccessIssue]
     return dataset
 
 

@@ -76,7 +76,7 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
         dataset.info.dataset_name = printable(os.path.basename(os.path.normpath(source)))
     if limit is None:
         return dataset
-    return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))
+    return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def hub_dataset_id(dataset):
@@ -190,7 +190,7 @@ def _read_json(source, kind, splits, split, text_column, streaming):
     rows = [
         row for part in asked.to_absolute({name: len(dataset)}) for row in range(len(dataset))[part.from_ : part.to]
     ]
-    return dataset.select(rows)
+    return dataset.select(rows)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _first_row(source, dataset):

@@ -19,6 +19,8 @@ the formulas to `statistics`:
 ```
 """
 
+from typing import TypeVar
+
 import datasets
 import evaluate
 import torch
@@ -55,6 +57,9 @@ def as_batch(*statistics: SumStatistics) -> dict[str, list]:
     return {name: [total.tolist()] for accumulator in statistics for name, total in accumulator.sums.items()}
 
 
+_Statistics = TypeVar("_Statistics", bound=SumStatistics)
+
+
 class _Metric(evaluate.Metric):
     """A metric over columns of sums: `columns` are added up over batches and given to `result` as tensors."""
 
@@ -75,7 +80,7 @@ class _Metric(evaluate.Metric):
         raise NotImplementedError
 
 
-def _restore(statistics: SumStatistics, sums: dict[str, torch.Tensor]) -> SumStatistics:
+def _restore(statistics: _Statistics, sums: dict[str, torch.Tensor]) -> _Statistics:
     for name, total in sums.items():
         statistics.sums[name] += total
     return statistics

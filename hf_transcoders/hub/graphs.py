@@ -48,7 +48,7 @@ def push_graph_folder(
         api = HfApi(token=token, library_name="hf_transcoders")
         repo_id = make_repo(api, repo_id, private, revision)
         info = api.repo_info(repo_id, revision=revision)
-        there = {sibling.rfilename for sibling in info.siblings}
+        there = {sibling.rfilename for sibling in info.siblings}  # pyright: ignore[reportAttributeAccessIssue]
         if there & {f"{prefix}config.json", f"{prefix}{INDEX_NAME}"}:
             raise TranscoderError(
                 f"{repo_id} holds a model at that place, whose card a graph's would replace: push to a repo of its own, or "

@@ -41,7 +41,7 @@ def public_text(text: str, names: Mapping[str, str] | None = None) -> str:
     """
     for name, public in (names or {}).items():
         text = text.replace(name, public)
-    return _PATH.sub(lambda found: public_name(found[0]), text)
+    return _PATH.sub(lambda found: public_name(found[0]), text)  # pyright: ignore[reportCallIssue]
 
 
 def public_values(value: Any, names: Mapping[str, str] | None = None, key: str = "") -> Any:

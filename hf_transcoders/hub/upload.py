@@ -151,7 +151,7 @@ def push_folder(
         if not create_pr:
             repo_id = make_repo(api, repo_id, private, revision)
         info = api.repo_info(repo_id, revision=revision)
-        there = {sibling.rfilename for sibling in info.siblings}
+        there = {sibling.rfilename for sibling in info.siblings}  # pyright: ignore[reportAttributeAccessIssue]
 
         def read(path: str) -> str:
             return Path(api.hf_hub_download(repo_id, path, revision=info.sha)).read_text(encoding="utf-8")

@@ -81,6 +81,7 @@ class _WrappedMethod:
         # An instance attribute hides the class's; a module may already have one (accelerate's hooks set `forward`).
         self.earlier = module.__dict__.get(name)
         self.wrappers: tuple[tuple[Scope, Callable], ...] = ()
+        self.__wrapped__: Callable
         # Signature, name and documentation are those of the method.
         functools.update_wrapper(self, getattr(module, name))
 

@@ -57,7 +57,7 @@ def check_tokens(
         name = _name(what, numbers, lengths.index(longest))
         raise TranscoderError(f"{name} has {longest} tokens and the model's context {context}: shorten it.")
     if not grows:
-        logger.warning_once(
+        logger.warning_once(  # pyright: ignore[reportAttributeAccessIssue]
             f"There is text of more than the {context} tokens that the model was made for: its positions are extrapolated."
         )
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -158,7 +159,7 @@ def map_size(module: nn.Module) -> tuple[int, int]:
     Raises:
         [`TranscoderError`]: it is no module of this kind.
     """
-    base = _base_module(module)
+    base: Any = _base_module(module)
     for outputs, inputs in (("out_features", "in_features"), ("nf", "nx"), ("outfeatures", "infeatures")):
         if isinstance(getattr(base, outputs, None), int):
             width = getattr(base, inputs, None)
@@ -250,11 +251,12 @@ def loaded(module: nn.Module) -> Iterator[None]:
     if not is_offloaded(module):
         yield
         return
-    module._hf_hook.pre_forward(module)
+    hook: Any = module._hf_hook
+    hook.pre_forward(module)
     try:
         yield
     finally:
-        module._hf_hook.post_forward(module, None)
+        hook.post_forward(module, None)
 
 
 def is_offloaded(module: nn.Module) -> bool:

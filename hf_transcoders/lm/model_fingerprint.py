@@ -151,7 +151,7 @@ def _adapter_containers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _adapter_names(module: nn.Module) -> set[str]:
-    return {adapter for container in _adapter_containers(module).values() for adapter in container.keys()}
+    return {adapter for container in _adapter_containers(module).values() for adapter in container.keys()}  # pyright: ignore[reportCallIssue]
 
 
 # ---------------------------------------------------------------------------------------------------- tensors

@@ -118,7 +118,7 @@ def _convert(name, gguf_file, target):
         # The weights are plain fp32 by now, but a model that says it is quantised is not saved.
         model.hf_quantizer = None
         model.is_quantized = False
-        del model.config.quantization_config
+        del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
         model.config._model_name_or_path = _MODELS[name].hub_id
         model.save_pretrained(target)
         tokenizer = AutoTokenizer.from_pretrained(**source)

@@ -116,9 +116,9 @@ def replace(
     replacement = Replacement(mask)
     reads, writes = [], {}
     for site, dictionary in replacements.items():
-        site, source = Site.parse(site), Site.parse(dictionary.config.input_site)
-        _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
-        _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
+        site, source = Site.parse(site), Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+        _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
+        _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
         read, written = locate(model, source), locate(model, site)
         spliced = _Spliced(replacement, site, source, dictionary, error, features, read.scale / written.scale)
         if read.place == written.place:
@@ -214,7 +214,7 @@ def splice(
         dictionaries = [dictionaries]
     replacements = {}
     for dictionary in dictionaries:
-        site = Site.parse(dictionary.config.output_site)
+        site = Site.parse(dictionary.config.output_site)  # pyright: ignore[reportAttributeAccessIssue]
         if site in replacements:
             raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
         replacements[site] = dictionary

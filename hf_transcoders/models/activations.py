@@ -98,7 +98,7 @@ class TopK(Activation):
         k = model.config.k
 
         def select(scores):
-            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)
+            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)  # pyright: ignore[reportCallIssue]
             return offsets, topk(scores, k).reshape(-1)
 
         return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select, rowwise=True))

@@ -44,7 +44,7 @@ def skip_and_bias(model: TranscoderModel) -> tuple[torch.Tensor | None, torch.Te
     Returns:
         `tuple`: skip `(d_out, d_in)`, `None` without a skip connection, and bias `(d_out,)`, in fp32.
     """
-    bias = model.W_enc.new_zeros(model.config.d_out, dtype=torch.float32)
+    bias = model.W_enc.new_zeros(model.config.d_out, dtype=torch.float32)  # pyright: ignore[reportCallIssue]
     if model.b_dec is not None:
         bias = bias + model.b_dec.float()
     skip = None

@@ -17,7 +17,7 @@ from ..ops.sparse import sparse_decode
 from ..ops.topk import topk
 from ..text.printable import printable
 from . import folding
-from .activations import ACTIVATIONS, Encoded, token_mean
+from .activations import ACTIVATIONS, Activation, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 from .saved_files import (
     HUB_ARGUMENTS,
@@ -118,7 +118,21 @@ class TranscoderModel(PreTrainedModel):
     """
 
     config: TranscoderConfig
-    config_class = TranscoderConfig
+    # For type checkers, which know nothing of `register_parameter`: what the configuration leaves out is `None` or absent.
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    b_pre: nn.Parameter | None
+    W_skip: nn.Parameter | None
+    r_mag: nn.Parameter
+    b_mag: nn.Parameter
+    threshold: torch.Tensor
+    input_mean: torch.Tensor
+    input_scale: torch.Tensor
+    output_mean: torch.Tensor
+    output_scale: torch.Tensor
+    config_class: type[TranscoderConfig] = TranscoderConfig
     base_model_prefix = "transcoder"
     main_input_name = "inputs"
     # The loss is a mean over the batch; the Trainer divides it under gradient accumulation.
@@ -131,7 +145,7 @@ class TranscoderModel(PreTrainedModel):
         super().__init__(config)
         # `add_model_tags` appends to this list; the class's own belongs to all dictionaries.
         self.model_tags = list(self.model_tags)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation: Activation = ACTIVATIONS[config.activation]()
         for name, shape in parameter_shapes(config).items():
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
         for name, shape in buffer_shapes(config).items():
@@ -596,7 +610,7 @@ class TranscoderModel(PreTrainedModel):
         return push(self, repo_id, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> "TranscoderModel":
         """
         Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
         refuses files that are damaged or do not fit together before it makes a tensor. Only safetensors are read.
@@ -611,7 +625,7 @@ class TranscoderModel(PreTrainedModel):
         return cls.from_saved(saved, *model_args, **kwargs)
 
     @classmethod
-    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs):
+    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs) -> "TranscoderModel":
         """
         Loads a dictionary from its opened files.
 
@@ -624,7 +638,7 @@ class TranscoderModel(PreTrainedModel):
         expect(saved, tensor_shapes(config), any_size=kwargs.get("ignore_mismatched_sizes", False))
         tensors = read_tensors(saved)
         # Without a path, Transformers looks for nothing else: no adapters, no pickles, no other files.
-        model, info = super().from_pretrained(
+        model, info = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
         )
         model.name_or_path = model.config.name_or_path = saved.path

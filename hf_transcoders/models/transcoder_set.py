@@ -68,13 +68,13 @@ class TranscoderSet(nn.Module):
                 f"The dictionaries belong to different base models ({', '.join(sorted(bases))}): make one set for each."
             )
         for name in named:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name):  # pyright: ignore[reportCallIssue]
                 raise TranscoderError(
                     f"'{name}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
                     "digits, '-', '_' and single dots between them."
                 )
         # Module names must not contain dots.
-        self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})
+        self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})  # pyright: ignore[reportCallIssue]
 
     def __getitem__(self, name: str) -> TranscoderModel:
         if name not in self:
@@ -90,13 +90,13 @@ class TranscoderSet(nn.Module):
     def __len__(self) -> int:
         return len(self.dictionaries)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self)
 
-    def values(self):
+    def values(self) -> list[TranscoderModel]:
         return list(self.dictionaries.values())
 
-    def items(self):
+    def items(self) -> list[tuple[str, TranscoderModel]]:
         return list(zip(self, self.dictionaries.values(), strict=True))
 
     @property
@@ -223,7 +223,7 @@ class TranscoderSet(nn.Module):
 
 
 # It has the methods of one; a second base class would only get in the way of nn.Module's own.
-Mapping.register(TranscoderSet)
+Mapping.register(TranscoderSet)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:

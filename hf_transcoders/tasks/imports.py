@@ -113,7 +113,7 @@ def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | N
                         f"Prompt {number} of {path} has an answer that is neither text nor a token id: fix the file."
                     )
         prompts = [Prompt(entry[name]) for name in ("clean", "corrupt")]
-        rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))
+        rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))  # pyright: ignore[reportCallIssue]
     if "END" in positions:
         for number, ids in enumerate(encoder.encode([row.clean.text for row in rows])):
             if len(ids) != positions["END"] + 1:

@@ -153,7 +153,7 @@ class TranscoderProbeCallback(TrainerCallback):
         self._joins = "hf_transcoders" in args.report_to
         if not self._joins:
             facts = self._describe(args, base)
-            self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)
+            self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)  # pyright: ignore[reportAttributeAccessIssue]
         path = Path(args.output_dir, FOLDER, _BASELINE_FILE)
         if resumed:
             self.history = _recorded(args.output_dir)

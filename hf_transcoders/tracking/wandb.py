@@ -42,7 +42,7 @@ class WandbTracker(Tracker):
         import wandb
 
         if wandb.run is not None:
-            wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))
+            wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         import wandb

@@ -135,7 +135,7 @@ class TranscoderTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.report_to is None:
-            self.report_to = "trackio" if is_trackio_available() else "none"
+            self.report_to = "trackio" if is_trackio_available() else "none"  # pyright: ignore[reportAttributeAccessIssue]
         super().__post_init__()
         if self.harvest_batch_size is None:
             self.harvest_batch_size = 8 if self.device.type == "cpu" else 32

@@ -66,7 +66,7 @@ class ExactCheckpoints(TrainerStates):
             `str`: The folder, the same in every process; `None` to start from the beginning.
         """
         self._saved_step = None
-        found = [None, None]
+        found: list[str | None] = [None, None]
         if self.args.process_index == 0:
             try:
                 found[0] = self._find_checkpoint(wanted)

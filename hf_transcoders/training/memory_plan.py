@@ -135,7 +135,7 @@ def plan_run(
     base_bytes = sum(p.numel() * p.element_size() for p in base_model.parameters())
     element = base_model.dtype.itemsize
     widths = {config.input_site: config.d_in for config in configs} | {c.output_site: c.d_out for c in configs}
-    token_bytes = sum(widths.values()) * element
+    token_bytes = sum(widths.values()) * element  # pyright: ignore[reportCallIssue]
     batch = args.per_device_train_batch_size
     step_tokens = batch * args.gradient_accumulation_steps * processes
     steps, tokens = _length(args, step_tokens, rows)

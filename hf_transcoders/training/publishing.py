@@ -26,6 +26,7 @@ from ..text import logging
 from ..text.strict_json import read_json
 from ..tracking.run import Run, recorded_run
 from .checkpoint_files import MANIFEST
+from .trainer_part import TrainerPart
 
 
 logger = logging.get_logger(__name__)
@@ -33,7 +34,7 @@ logger = logging.get_logger(__name__)
 _STAGED = ".push-"
 
 
-class Publishing:
+class Publishing(TrainerPart):
     """
     What [`TranscoderTrainer`] does on the Hub, in place of [`~transformers.Trainer`]'s own: our card, sets of
     dictionaries, one commit a push, nothing stale, and the run's records in `tracking/`.

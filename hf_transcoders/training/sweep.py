@@ -135,7 +135,7 @@ def run_sweep(
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        trainer.sites = sites
+        trainer.sites = sites  # pyright: ignore[reportAttributeAccessIssue]
         _train(trainer, resume)
         del trainer
         gc.collect()

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
@@ -153,7 +154,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         #: The newest [`EvaluationReport`], and activations of some tokens of the last logged step.
         self.last_evaluation: EvaluationReport | None = None
         self.activation_sample: dict[str, torch.Tensor] | None = None
-        self.tracking = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
+        self.tracking: Any = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
         self.tracking.attach(self)
         # First, so that it names the run before others open theirs, and adds to them before they close.
         self.callback_handler.callbacks.insert(0, self.tracking)
@@ -278,7 +279,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         # Before the optimizer is made, which then is one of shards. accelerate would leave it out on CPUs, and would shard
         # a set as one piece.
         args = self.args
-        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}
+        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}  # pyright: ignore[reportAttributeAccessIssue]
         shard_(self.model, args.device.type, args.world_size, **resharded)
         # Autocast, but no DistributedDataParallel around it.
         self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
@@ -321,7 +322,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             outputs = result.outputs
         else:
             (name,) = self.dictionaries
-            config = self.model.config
+            config = self.dictionaries[name].config
             result = model(
                 inputs[config.input_site],
                 inputs[config.output_site],
@@ -349,7 +350,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.accelerator.scaler is not None:
             # A fused optimizer leaves a step out by itself when fp16 has overflowed, and the scheduler would count it.
-            optimizer._step_supports_amp_scaling = False
+            optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         return optimizer
 
     def _clip_grad_norm(self, model):
@@ -458,7 +459,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         if is_several(dataset):
             metrics = {}
             # The first comes last: its numbers are those that the dictionaries keep.
-            for name, one in reversed(dataset.items()):
+            for name, one in reversed(dataset.items()):  # pyright: ignore[reportAttributeAccessIssue]
                 metrics = self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") | metrics
             return metrics
         start = time.time()
@@ -598,7 +599,7 @@ class _StepCallback(TrainerCallback):
 
 
 def _check_fsdp(args: TranscoderTrainingArguments) -> None:
-    config = args.fsdp_config
+    config: Any = args.fsdp_config
     if int(config.get("version", 2)) != 2 or config.get("cpu_offload") or config.get("activation_checkpointing"):
         raise TranscoderError(
             "Dictionaries are sharded by FSDP version 2, without CPU offload and activation checkpointing: leave these "

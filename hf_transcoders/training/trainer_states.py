@@ -19,6 +19,7 @@ from ..text.strict_json import read_json
 from .checkpoint_files import OPTIMIZER, SCHEDULER, TRAINER_STATE
 from .sharding import is_sharded, share_out_optimizer_state, whole
 from .state_files import check_state, load_state, save_state
+from .trainer_part import TrainerPart
 
 
 _SCALER = "scaler.safetensors"
@@ -31,7 +32,7 @@ _SHAPED = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square
 _REQUIRED = dict.fromkeys(("Adam", "AdamW"), {"step", "exp_avg", "exp_avg_sq"})
 
 
-class TrainerStates:
+class TrainerStates(TrainerPart):
     """What [`TranscoderTrainer`] writes and reads instead of the pickles of [`~transformers.Trainer`]."""
 
     def check_states(self) -> None:
@@ -168,7 +169,7 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, path: P
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
     for number, values in state["state"].items():
-        if values and not _REQUIRED.get(type(optimizer).__name__, set()) <= values.keys():
+        if values and not _REQUIRED.get(type(optimizer).__name__, set()) <= values.keys():  # pyright: ignore[reportCallIssue]
             raise ValueError("names")
         for name, value in values.items():
             if name in _SHAPED and value is not None and value.shape != parameters[number].shape:

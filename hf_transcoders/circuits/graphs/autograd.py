@@ -116,7 +116,7 @@ class AutogradRows:
             def function(value):
                 for site in sites:
                     if site == Site("resid_pre", 0):
-                        value = sum(leaves["embeddings"].values())[None].to(value)
+                        value = sum(leaves["embeddings"].values())[None].to(value)  # pyright: ignore[reportIndexIssue]
                     # A dictionary may read the very place it writes to, and then reads what was there before.
                     if site.point in READS:
                         places[site.layer, site.point] = value[0].float()

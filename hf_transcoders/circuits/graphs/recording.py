@@ -140,7 +140,7 @@ class LinearRun:
 
     def norm_before(self, site: Site) -> tuple[FrozenNorm | None, torch.Tensor | float]:
         """The norm between the stream and a place that reads it, if there is one, and its bias."""
-        layer = self.layers[site.layer]
+        layer = self.layers[site.layer]  # pyright: ignore[reportCallIssue]
         if site.point == "mlp.in":
             return layer.mlp_norm, layer.mlp_norm_bias
         if site.point == "attn.in":

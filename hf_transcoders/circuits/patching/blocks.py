@@ -317,7 +317,7 @@ class Blocks:
 
     def _attend(self, call: AttentionCall):
         """Attention of the block that is running, for transformers: z, `(batch, window, heads, head_dim)`."""
-        prompts, rows, window = self._shape
+        prompts, rows, window = self._shape  # pyright: ignore[reportGeneralTypeIssues]
         query, key, value = (each.unflatten(0, (prompts, rows)) for each in (call.query, call.key, call.value))
         if self._catch is not None and not self._end_only:
             self._catch.update(query=query, key=key, value=value)

@@ -92,7 +92,7 @@ class PatchPlan:
         position = torch.as_tensor(position)
         if position.dim() == 1:
             position = position.expand(len(entries), -1)
-        return cls(len(rows), *columns, position, values)
+        return cls(len(rows), *columns, position, values)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def grid(

@@ -113,5 +113,5 @@ class Readout:
 
     def _numbered(self, ids):
         """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""
-        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)
+        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)  # pyright: ignore[reportCallIssue]
         return torch.where((ids >= 0) & (self._columns[places] == ids), places, -1)

@@ -125,7 +125,7 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
     # Through the module, which scales them in some families; `inputs_embeds` goes past it.
     vocabulary = num_embeddings(embeddings)
     every = torch.arange(vocabulary, device=input_device(base)).split(_MOST_ROWS)
-    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     queries = torch.arange(1, length)
     itself = torch.eye(length, device=input_device(base), dtype=base.dtype)
     found = {}

@@ -112,7 +112,7 @@ def merge_paths(
     expanded = set()
     for key, step in beginnings.items():
         reader = number[key[-2]] if len(key) > 1 else 0
-        source = number[key[-1]]
+        source = number[key[-1]]  # pyright: ignore[reportGeneralTypeIssues]
         totals[source] += step.contribution
         edges[source, reader] = edges.get((source, reader), 0.0) + step.contribution
         kept[reader] += step.contribution
@@ -128,7 +128,7 @@ def merge_paths(
         biases[node] += sums[key]["bias"]
     readers = {reader for _, reader in edges}
     nodes = [PathNode(printable(target.label), "target", -1, target.position, target.position, -1, None, value)]
-    nodes += [PathNode(str(components[key]), *key, totals[place]) for key, place in number.items()]
+    nodes += [PathNode(str(components[key]), *key, totals[place]) for key, place in number.items()]  # pyright: ignore[reportCallIssue]
     for node in readers:
         rest = totals[node] - kept[node] - errors[node] - biases[node]
         nodes[node] = replace(nodes[node], errors=errors[node], biases=biases[node], rest=rest)

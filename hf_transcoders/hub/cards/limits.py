@@ -51,7 +51,7 @@ def _of_dead_features(facts: CardFacts) -> list[str]:
         if facts.many and silent:
             # The table has the share of each.
             most = f"some in {len(silent)} of {len(never)} dictionaries, at most "
-            silent = [max(silent, key=never.get)]
+            silent = [max(silent, key=never.get)]  # pyright: ignore[reportCallIssue]
         counts = most + listed(
             Markdown(
                 f"{never[name]:,} of {facts.configs[name].num_features:,}"

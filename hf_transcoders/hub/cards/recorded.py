@@ -33,7 +33,7 @@ def known_evaluation(evaluation: Any, num_features: int) -> dict[str, Any] | Non
     known = {key: protocol[key] for key in _PROTOCOL if key in protocol}
     if not all(_PROTOCOL[key](value) for key, value in known.items()):
         return None
-    return {"metrics": dict(metrics), "density_histogram": dict(histogram), "protocol": known}
+    return {"metrics": dict(metrics), "density_histogram": dict(histogram), "protocol": known}  # pyright: ignore[reportCallIssue]
 
 
 def known_training(summary: Any) -> dict[str, Any]:

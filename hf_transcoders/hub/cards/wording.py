@@ -30,7 +30,7 @@ def kind(config: TranscoderConfig) -> str:
     return "skip transcoder" if config.skip_connection else "transcoder"
 
 
-def place(site: str | None) -> Markdown:
+def place(site: str | Site | None) -> Markdown:
     """A site in words."""
     if site is None:
         return Markdown("activations of a place that was not recorded")

@@ -349,7 +349,7 @@ def _activations(dictionary, inputs):
 
 
 def _sample(dictionary, inputs, count, generator) -> list[int]:
-    firings = sum((part > 0).sum(0) for part in _activations(dictionary, inputs)).cpu()
+    firings = sum((part > 0).sum(0) for part in _activations(dictionary, inputs)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
     often = ((firings >= MIN_FIRINGS) & (firings <= len(inputs) / 2)).nonzero().flatten()
     if not len(often):
         raise TranscoderError(

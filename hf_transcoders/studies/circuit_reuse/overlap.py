@@ -92,11 +92,11 @@ def overlaps(
         nulls = {
             kind: sum(
                 (one & top_mask(each, count)).sum(0) for one, each in zip(tops[0], shuffled[kind], strict=True)
-            ).double()
+            ).double()  # pyright: ignore[reportAttributeAccessIssue]
             for kind in shuffled
         }
         again = sum((top_mask(one, count) & top_mask(other, count)).sum(0) for one, other in zip(*drawn, strict=True))
-        low, high = (again / possible).double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = (again / possible).double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()  # pyright: ignore[reportAttributeAccessIssue]
         shared = sum(by_stage)
         found.append(
             Overlap(

@@ -40,7 +40,7 @@ def save_patch(result: PatchResult, folder: str | os.PathLike, attention: list[A
     result.to_json(folder / "results.json")
     result.to_csv(folder / "results.csv")
     protocol = result.protocol
-    name = _TITLES.get(protocol.get("task"), protocol.get("task", ""))
+    name = _TITLES.get(protocol.get("task"), protocol.get("task", ""))  # pyright: ignore[reportCallIssue]
     heatmap = result_heatmap(result, f"{protocol.get('method', 'patching').capitalize()}: {name}")
     if find_spec("matplotlib"):
         write_png(folder / "effects.png", heatmap)

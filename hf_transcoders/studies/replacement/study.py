@@ -123,7 +123,7 @@ def replacement_study(
     outputs = {name: Site.parse(dictionary.config.output_site) for name, dictionary in named.items()}
     if outside := [name for name, site in outputs.items() if site.layer is None]:
         raise TranscoderError(f"'{outside[0]}' writes '{outputs[outside[0]]}', which is of no layer: leave it out.")
-    named = dict(sorted(named.items(), key=lambda item: outputs[item[0]].layer))
+    named = dict(sorted(named.items(), key=lambda item: outputs[item[0]].layer))  # pyright: ignore[reportCallIssue]
     last = num_layers(model) - 1
     groups = {
         ALL: list(named),

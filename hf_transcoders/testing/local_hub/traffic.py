@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 
 #: The account that [`local_hub`] logs in.
-USER, TOKEN = "me", "hf_local"
+USER = "me"
+TOKEN = "hf_local"
 
 
 @dataclass

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import re
+import textwrap
 from pathlib import Path
 
 import griffe
@@ -44,7 +45,8 @@ _NAME_AND_TYPE = re.compile(r"(\*{0,2}\w+)(?: \(((?:[^()]|\([^()]*\))*)\))?")
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?![(\[])")
 _DOCUMENTED = re.compile(r"^::: (\S+)$", flags=re.MULTILINE)
 _COMMAND = re.compile(r"^<!-- hf-transcoders (.+) -->$", flags=re.MULTILINE)
-_LINK = re.compile(r"\[([^\[\]]+)\]\(([^)\s]+)\)")
+# Images stay: a missing one stops the build.
+_LINK = re.compile(r"(?<!!)\[([^\[\]]+)\]\(([^)\s]+)\)")
 
 
 # ------------------------------------------------------------------------------------------------ docstrings
@@ -206,7 +208,10 @@ def documented_commands() -> list[list[str]]:
 def _help(found: re.Match) -> str:
     # What the parser wraps lines to, whatever terminal the site is built in.
     os.environ["COLUMNS"] = "100"
-    return f"```text\n{command_parser(found[1].split()).format_help().rstrip()}\n```"
+    lines = command_parser(found[1].split()).format_help().rstrip().split("\n")
+    # The parsers leave the lines of descriptions as they are.
+    wrapped = [part for line in lines for part in (textwrap.wrap(line, 98) if line[:1].strip() else [line])]
+    return "\n".join(["```text", *wrapped, "```"])
 
 
 # ------------------------------------------------------------------------------------------------ pages

@@ -1,11 +1,11 @@
-"""How exact attribution graphs are on a real model with a set for its layers, in fp32.
+"""Measure how exact attribution graphs are on a real model with a set for its layers, in fp32.
 
     python benchmarks/graph_exactness.py runs/every_layer
     python benchmarks/graph_exactness.py runs/every_layer --prompt "The capital of France is" --rows 200
 
-Printed, each relative to the largest number of its kind: how far rows are from the measured pre-activations; logits of the
-local replacement model (every dictionary with its error in place) from the model's; hand-written adjoint from autograd;
-head loadings from their edges; measured direct effects of ablations from the edges.
+Prints differences relative to the largest number of each kind: rows and measured pre-activations; logits of the
+local replacement model (every dictionary spliced in with its error) and of the model; the adjoint and autograd;
+head loadings and their edges; measured direct effects of ablations and the edges.
 """
 
 import argparse

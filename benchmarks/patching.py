@@ -1,13 +1,13 @@
-"""Patching speed: many changed runs per forward, beside one hooked forward per head (two per sender for paths).
+"""Compare batched patching with one hooked forward pass per head (two per sender for paths).
 
     python benchmarks/patching.py                       # CPU, or CUDA where there is one
     python benchmarks/patching.py --sample 144 --rounds 3 --json
 
 A model of GPT-2-small's shape (12 layers of 12 heads, width 768, 50,257 tokens) with random weights, 16 prompts of 16
 tokens; corrupted prompts are other random tokens throughout, which gives the fast paths no shared beginning. One hooked
-forward sets a head's z, as it goes into the output projection, to that of the corrupted run, computes all logits, and
+forward pass sets a head's z, as it goes into the output projection, to that of the corrupted run, computes all logits, and
 reads the logit difference at the last token; attention is SDPA. For a path there are two, as published code has them.
-The activations of the corrupted run are there before brute force is timed; the fast paths are measured with a fresh
+The activations of the corrupted run are recorded before brute force is timed; the fast paths are measured with a fresh
 engine, which runs the prompts itself ("alone"), and with one that has run them before ("again").
 
 Both sides run in one process, in turn; figures are medians of rounds and ratios are between medians. Brute force takes
@@ -63,7 +63,7 @@ def make_task(prompts, length, seed=0):
 
 
 class BruteForce:
-    """One hooked forward for each head; for paths two."""
+    """Run one hooked forward pass for each head; two for paths."""
 
     def __init__(self, model, task):
         self.model = model
@@ -220,7 +220,7 @@ def rows_of(args, brute, model, task):
 
 
 def peak_memory(args, device, number):
-    """MiB that a row takes above the loaded model, fast and brute force, each in a process of its own."""
+    """Peak MiB of a row above the loaded model, fast and brute force, each in its own process."""
     found = []
     for side in ("fast", "brute"):
         command = [sys.executable, __file__, "--memory-of", f"{number}:{side}", "--prompts", str(args.prompts)]
@@ -242,7 +242,7 @@ def measure_memory(args):
 
 
 def in_use(device):
-    """MiB taken now; from here on `peak` counts afresh."""
+    """MiB in use now; resets `peak`."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20

@@ -2,8 +2,8 @@
 # dependencies = ["hf_transcoders[gguf,plots]"]
 # ///
 """
-Why does the model say that? The attribution graph of a prompt, what its strongest features are, and whether taking them
-away does what the graph says.
+Build the attribution graph of a prompt, show its strongest features, and check whether ablating them has the effect that the
+graph predicts.
 
     python examples/scripts/train_every_layer.py --output-dir runs/every_layer       # first: transcoders for every layer
     python examples/scripts/attribution_graph.py runs/every_layer
@@ -24,11 +24,13 @@ from hf_transcoders.circuits.graphs import head_loadings
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("transcoders", help="Hub id or folder of a set")
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", help="Hub id or folder; by default SmolLM2-135M-Instruct from a package")
     parser.add_argument("--prompt", default="The keys to the cabinet")
     parser.add_argument("--targets", nargs=2, default=[" are", " is"], help="the difference of these logits")
     parser.add_argument("--max-features", type=int, default=2048)
-    parser.add_argument("--features", type=int, default=8, help="how many of the strongest to show and to take away")
+    parser.add_argument(
+        "--features", type=int, default=8, help="how many of the strongest features to show and ablate"
+    )
     parser.add_argument("--output-dir", default="runs/graph")
     args = parser.parse_args()
 
@@ -69,7 +71,7 @@ def main():
     ]
     print(f"\nheads that carry them:\n{head_loadings(base, transcoders, graph, edges).to_text(6)}")
 
-    # Weak features of the same layers and tokens: what taking away just any features does.
+    # Weak features of the same layers and tokens, as a control.
     places = {(graph.node(source).dictionary, graph.node(source).position) for source in strongest}
     weak = [
         source

@@ -2,10 +2,10 @@
 # dependencies = ["hf_transcoders[gguf,plots]"]
 # ///
 """
-Do indirect objects (IOI) and Colored Objects use the same heads? Then make those that steer one task repair the other.
+Compare the heads of indirect object identification (IOI) and Colored Objects, and repair one task with the heads of the other.
 
     python examples/scripts/circuit_reuse.py                                          # SmolLM2, from a package
-    python examples/scripts/circuit_reuse.py --model openai-community/gpt2-medium     # beside the paper's figures
+    python examples/scripts/circuit_reuse.py --model openai-community/gpt2-medium     # with the paper's figures
 """
 
 import argparse
@@ -19,7 +19,7 @@ from hf_transcoders.studies.circuit_reuse import reuse_circuit, save_reuse, summ
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", help="Hub id or folder; by default SmolLM2-135M-Instruct from a package")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--repair-prompts", type=int, default=200)
     parser.add_argument("--output-dir", default="runs/reuse")

@@ -2,12 +2,12 @@
 # dependencies = ["hf_transcoders[gguf,trackio]", "peft"]
 # ///
 """
-Fine-tune SmolLM2-135M on Python source code and watch, through transcoders trained before, what becomes of its features
-on English prose.
+Fine-tune SmolLM2-135M on Python source code and measure, with transcoders of the original model, how its
+features on English prose change.
 
     python examples/scripts/finetune_with_drift_probe.py                        # LoRA; a few minutes on two CPU cores
     python examples/scripts/finetune_with_drift_probe.py --full --learning-rate 1e-4
-    python examples/scripts/finetune_with_drift_probe.py --transcoders runs/drift/transcoders    # those of an earlier run
+    python examples/scripts/finetune_with_drift_probe.py --transcoders runs/drift/transcoders    # from an earlier run
     trackio show --project drift
 """
 
@@ -48,7 +48,7 @@ CAPITALS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", help="Hub id or folder; by default SmolLM2-135M-Instruct from a package")
     parser.add_argument("--transcoders", help="folder or repo of a set; left out, one is trained first")
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--transcoder-tokens", type=int, default=300_000)
@@ -63,7 +63,7 @@ def main():
     path = args.model or offline_model()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
+        # Saved with the dictionaries: the model's name on the Hub instead of its local folder.
         model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(path)
 
@@ -154,7 +154,7 @@ def source_code(limit):
 
 
 def capitals_known(model, tokenizer):
-    """Share of countries whose capital is the likeliest next token."""
+    """Share of countries whose capital is the most likely next token."""
     known = 0
     for country, capital in CAPITALS.items():
         prompt = tokenizer(f"The capital of {country} is the city of", return_tensors="pt").to(model.device)

@@ -2,12 +2,12 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Push dictionaries to the Hub with their card, load them back as somebody else would, and compare bit for bit.
+Push dictionaries to the Hub with their card, load them back in a fresh cache, and compare bit for bit.
 
-    python examples/scripts/push_and_load.py --repo me/my-transcoder --folder runs/l8   # what you have trained
+    python examples/scripts/push_and_load.py --repo me/my-transcoder --folder runs/l8   # your own dictionaries
     python examples/scripts/push_and_load.py                                            # trains a small one first
 
-Without a token, or where the Hub cannot be reached, everything goes to a server on this machine that speaks the Hub's
+Without a token, or if the Hub cannot be reached, everything goes to a local server that speaks the Hub's
 protocol, and the script says so.
 """
 
@@ -36,7 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", default="my-transcoder", help="where to push; your own namespace if it names none")
     parser.add_argument("--folder", help="trained dictionaries; left out, a small one is trained")
-    parser.add_argument("--output-dir", default="runs/push_and_load", help="of that training")
+    parser.add_argument("--output-dir", default="runs/push_and_load", help="folder of that training run")
     parser.add_argument("--max-tokens", type=int, default=20_000)
     args = parser.parse_args()
 
@@ -54,7 +54,7 @@ def main():
         for path in HfApi().list_repo_files(repo_id):
             print(f"  {path}")
 
-        # With an empty cache nothing can come from anywhere but there.
+        # With an empty cache, everything must be downloaded.
         with tempfile.TemporaryDirectory() as cache:
             loaded = type(dictionaries).from_pretrained(repo_id, cache_dir=cache)
         ours, theirs = named(dictionaries), named(loaded)
@@ -69,7 +69,7 @@ def main():
 
 @contextlib.contextmanager
 def the_hub():
-    """The Hub, if it answers to this machine's token; else one on this machine."""
+    """The Hub, if it accepts this machine's token; otherwise a local server."""
     api = HfApi()
     reason = "You are not logged in to the Hub"
     if get_token():

@@ -2,7 +2,7 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Train transcoders and an SAE of one layer on the same forward passes, compare them, and look at a feature.
+Train transcoders and an SAE of one layer on the same forward passes, compare them, and explain features.
 
     python examples/scripts/train_and_compare.py                                    # SmolLM2, from a package
     python examples/scripts/train_and_compare.py --model openai-community/gpt2 --layer 8 --data my_text.txt
@@ -28,9 +28,9 @@ from hf_transcoders import (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", help="Hub id or folder; by default SmolLM2-135M-Instruct from a package")
     parser.add_argument("--layer", type=int, default=8)
-    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--data", default="docstrings", help="Hub dataset, file, folder or docstrings")
     parser.add_argument("--documents", type=int, default=1500)
     parser.add_argument("--max-tokens", type=int, default=300_000)
     parser.add_argument("--output-dir", default="runs/compare")
@@ -39,7 +39,7 @@ def main():
     path = args.model or offline_model()
     base = AutoModelForCausalLM.from_pretrained(path)
     if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
+        # Saved with the dictionaries: the model's name on the Hub instead of its local folder.
         base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(path)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)

@@ -2,7 +2,7 @@
 # dependencies = ["hf_transcoders[gguf,plots,trackio]"]
 # ///
 """
-Train a transcoder and an SAE while Trackio watches, and look at the run afterwards: curves, histograms, features.
+Train a transcoder and an SAE with Trackio, then look at the run: curves, histograms, features.
 
     python examples/scripts/train_and_track.py                       # SmolLM2, from a package; a few minutes on a CPU
     python examples/scripts/train_and_track.py --model openai-community/gpt2 --data my_text.txt --report-to tensorboard
@@ -32,9 +32,9 @@ from hf_transcoders.tracking import Run
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", help="Hub id or folder; by default SmolLM2-135M-Instruct from a package")
     parser.add_argument("--layer", type=int, default=8)
-    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--data", default="docstrings", help="Hub dataset, file, folder or docstrings")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=250_000)
     parser.add_argument("--report-to", nargs="+", default=["trackio"], help="trackio, tensorboard, wandb ... or none")
@@ -44,7 +44,7 @@ def main():
     path = args.model or offline_model()
     base = AutoModelForCausalLM.from_pretrained(path)
     if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
+        # Saved with the dictionaries: the model's name on the Hub instead of its local folder.
         base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
     tokenizer = AutoTokenizer.from_pretrained(path)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
@@ -79,7 +79,7 @@ def main():
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        # The trainer has such a callback anyway; here it also logs sae-lens's names, and histograms more often.
+        # The trainer has such a callback by default; here it also logs sae-lens's names, and histograms more often.
         callbacks=[TranscoderTrackingCallback(aliases="saelens", histogram_logs=4)],
     )
     trainer.train()

@@ -157,7 +157,9 @@ CALLS = {
         _PLAN(p)
     ),
     "circuits.patching.path_patching.path_patch": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(m, p.task.tokens().positions["END"]),
+    "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(
+        m, p.task.tokens().positions["END"]
+    ),
     "circuits.patching.head_scores.attention_between": lambda f, m, p: f(m, p.task, "END", ["S"]),
     "circuits.patching.head_scores.component_outputs": lambda f, m, p: f(m, p.task),
     "circuits.patching.head_scores.logit_attribution": lambda f, m, p: f(m, p.task),
@@ -172,7 +174,9 @@ CALLS = {
     "studies.circuit_reuse.movers.mover_change": lambda f, m, p: f(
         m, p.colors, forced(p.colors, [(1, 1)]), [(2, 1)], torch.arange(12.0).view(3, 4)
     ),
-    "studies.circuit_reuse.repair.repair_outcomes": lambda f, m, p: f(m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1),
+    "studies.circuit_reuse.repair.repair_outcomes": lambda f, m, p: f(
+        m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1
+    ),
     "studies.circuit_reuse.study.reuse_circuit": lambda f, m, p: f(
         m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0
     ),

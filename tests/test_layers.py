@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"text", "version"},
     {"files", "fingerprint"},
-    {"ops"},
+    {"ops", "formats"},
     {"models", "lm"},
     {"dictionaries"},
     {"data", "tasks"},
@@ -27,7 +27,8 @@ LAYERS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}
 # `push_to_hub` is a method of models in transformers; only inside it do models look up, and graphs to the side.
-ALLOWED = {("models", "hub"), ("circuits", "hub"), ("hub", "tracking"), ("tasks", "data")}
+# The norms of a language model are needed to convert what was trained behind them.
+ALLOWED = {("models", "hub"), ("models", "lm"), ("circuits", "hub"), ("hub", "tracking"), ("tasks", "data")}
 
 
 def imports():

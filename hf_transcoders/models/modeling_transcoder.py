@@ -19,6 +19,7 @@ from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
+from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_given
 from .saved_files import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -599,15 +600,35 @@ class TranscoderModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
-        refuses files that are damaged or do not fit together before it makes a tensor. Only safetensors are read.
+        refuses files that are damaged or do not fit together before it makes a tensor. Of its own files, only safetensors
+        are read.
+
+        Folders, repos and single files (`"owner/name/path/to/file"`) of other libraries are recognized by their files and
+        converted: see `docs/formats.md`. What such files leave out is asked for by these arguments:
+
+        Args:
+            base_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+                Language model that the dictionary belongs to. The loaded model is needed where the dictionary reads what a
+                norm gives before its gain.
+            input_site (`str`, *optional*), output_site (`str`, *optional*):
+                Where the dictionary reads and writes.
+            folded (`bool`, *optional*):
+                Whether the dictionary was trained on a model with folded norms and centered weights, the default of
+                TransformerLens.
+            scaling_factor (`float`, *optional*):
+                Factor on the inputs of a SAELens dictionary with `normalize_activations="expected_average_only_in"`.
         """
         if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
             return super().from_pretrained(None, *model_args, **kwargs)
         if kwargs.pop("use_safetensors", None) is False:
             raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        files = Files(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
-        saved = open_dictionary(files, kwargs.pop("variant", None))
+        files = Files.at(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
+        if foreign := foreign_folder(files):
+            saved = open_foreign(*foreign, take_given(kwargs))
+        else:
+            refuse_foreign_arguments(kwargs)
+            saved = open_dictionary(files, kwargs.pop("variant", None))
         return cls.from_saved(saved, *model_args, **kwargs)
 
     @classmethod

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import _add_variant
 from transformers.utils import cached_file
@@ -24,6 +26,8 @@ CONFIG_NAME = "config.json"
 WEIGHT_FILES = "model*.safetensors*"
 WEIGHTS_NAME, SHARDS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_config.json"
+#: Ends of the names of weight files, by which a path to a file in a repo is told from one to a folder.
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 
 #: What tells where files lie, of the arguments of `from_pretrained`.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -60,10 +64,53 @@ class Files:
         hub: Those of [`HUB_ARGUMENTS`] that were given.
     """
 
+    #: The one file in the folder that is meant, where the path named it.
+    file: str | None = None
+
     def __init__(self, path: str | os.PathLike, subfolder: str = "", **hub):
         self.path, self.subfolder, self.hub = str(path), subfolder or "", dict(hub)
         self.is_local = os.path.isdir(self.path)
         self.place = f"{self.path}/{subfolder}" if subfolder else self.path
+
+    @classmethod
+    def at(cls, path: str | os.PathLike, subfolder: str = "", **hub) -> "Files":
+        """Those of a path that can also lead to one file, or into a repo: `folder/ae.pt` or `owner/name/layer_3.safetensors`."""
+        path, file = str(path), None
+        if os.path.isfile(path):
+            path, file = os.path.split(path)
+        elif not os.path.isdir(path) and len(parts := path.split("/")) > 2 and all(parts):
+            path, inner = "/".join(parts[:2]), parts[2:]
+            if Path(inner[-1]).suffix in WEIGHT_SUFFIXES:
+                file = inner.pop()
+            subfolder = "/".join([*inner, *filter(None, [subfolder])])
+        files = cls(path or ".", subfolder, **hub)
+        files.file = file
+        return files
+
+    def names(self) -> list[str]:
+        """
+        Paths of the files inside, those of sub-folders included.
+
+        Raises:
+            `OSError`: they cannot be listed.
+        """
+        if self.is_local:
+            return _names_in(Path(self.path, self.subfolder))
+        asked = {name: self.hub.get(name) for name in ("revision", "token")}
+        try:
+            if self.hub.get("local_files_only") or is_offline_mode():
+                cache_dir = self.hub.get("cache_dir")
+                folder = snapshot_download(self.path, **asked, cache_dir=cache_dir, local_files_only=True)
+                return _names_in(Path(folder, self.subfolder))
+            found = HfApi().repo_info(self.path, **asked)
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+            raise OSTranscoderError(
+                f"The files of {printable(self.place)} cannot be listed ({printable(error)[:200]})."
+            ) from error
+        # What is read afterwards comes from the commit that was listed.
+        self.hub["revision"] = found.sha
+        start = f"{self.subfolder}/" if self.subfolder else ""
+        return [entry.rfilename.removeprefix(start) for entry in found.siblings if entry.rfilename.startswith(start)]
 
     def inside(self, name: str) -> "Files":
         """Those of a folder in this one."""
@@ -103,6 +150,12 @@ class Files:
             return [self.find(name) for name in names]
         found = cached_files(self.path, names, subfolder=self.subfolder, **self.hub)
         return [Path(path) for path in found]
+
+
+def _names_in(folder: Path) -> list[str]:
+    # A set lies one or two folders deep; home folders and mounted disks are not searched through.
+    found = [path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern)]
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
 
 def open_dictionary(files: Files, variant: str | None = None) -> SavedDictionary:

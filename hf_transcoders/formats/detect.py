@@ -4,12 +4,24 @@ from types import ModuleType
 
 from ..errors import TranscoderError
 from ..text.printable import printable
-from . import saelens
-from .folder import Folder
+from . import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gpt2_transcoders,
+    linear_pair,
+    llama_scope,
+    openai,
+    saelens,
+    sparsify,
+)
+from .folder import Folder, natural_order
 
 
 #: Each module has `NAME`, `detect(folder)` and `read(folder, given)`; where it can, `members(folder)` and `write(...)`.
-FORMATS: list[ModuleType] = [saelens]
+FORMATS: list[ModuleType] = [saelens, sparsify, circuit_tracer, gemma_scope, dictionary_learning, llama_scope]
+#: Those that are told apart by the tensors in a torch file, which is opened where the names say nothing.
+TORCH_FORMATS: list[ModuleType] = [gpt2_transcoders, openai, linear_pair]
 
 
 def detect(folder: Folder, own: bool = False) -> ModuleType | None:
@@ -30,4 +42,26 @@ def detect(folder: Folder, own: bool = False) -> ModuleType | None:
             f"{printable(folder.files.place)} holds files of several formats ({', '.join(names)}), which may be different "
             "dictionaries: move those of one of them to a folder of their own."
         )
+    if not found and not own:
+        found = [module for module in TORCH_FORMATS if module.detect(folder)]
     return found[0] if found else None
+
+
+def members(folder: Folder) -> dict[str, tuple[ModuleType, Folder]]:
+    """
+    The dictionaries of other libraries in a folder, by name: those that a set lists, or else one in each sub-folder.
+
+    Args:
+        folder ([`Folder`]): The folder.
+    """
+    for module in FORMATS:
+        if hasattr(module, "members") and module.detect(folder):
+            return {name: (module, member) for name, member in module.members(folder).items()}
+    places = {path.rpartition("/")[0] for path in folder.names} - {""}
+    found = {}
+    for place in sorted(places, key=natural_order):
+        inside = folder.inside(place)
+        module = detect(inside)
+        if module is not None:
+            found[place.replace("/", ".")] = (module, inside)
+    return found

@@ -8,6 +8,18 @@ from typing import Any
 from ..errors import TranscoderError
 from ..text.printable import printable
 from ..text.strict_json import read_json, read_yaml
+from .tensor_files import Weights, open_weights
+
+
+class Settings:
+    """Stands for the class of the settings in a torch file: its values are kept, and no code of it is run."""
+
+
+# Classes that published files name, of a package that need not be installed.
+_CLASSES = tuple(
+    (Settings, f"sae_training.{name}")
+    for name in ("config.LanguageModelSAERunnerConfig", "config.RunnerConfig", "sparse_autoencoder.SparseAutoencoder")
+)
 
 
 class Folder:
@@ -17,12 +29,14 @@ class Folder:
     Args:
         files: Finds and downloads files: an object with `find(name)`, `inside(name)` and `place`.
         names (`list[str]`): Paths of the files inside, those of its sub-folders included.
-        file (`str`, *optional*): The one weight file that is meant, where the user named it.
+        file (`str`, *optional*): The one weight file that is meant, where the user or a set named it.
+        settings (`dict`, *optional*): What the set says of it, where it is a part of one.
     """
 
-    def __init__(self, files, names: list[str], file: str | None = None):
-        self.files, self.names, self.file = files, names, file
+    def __init__(self, files, names: list[str], file: str | None = None, settings: dict[str, Any] | None = None):
+        self.files, self.names, self.file, self.settings = files, names, file, settings
         self._known = set(names)
+        self._torch_weights: Weights | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -43,10 +57,35 @@ class Folder:
         """A YAML file that holds a mapping."""
         return read_yaml(self.find(name))
 
-    def inside(self, name: str, file: str | None = None) -> "Folder":
+    @property
+    def name(self) -> str:
+        """Name of the folder itself."""
+        return self.files.subfolder.rpartition("/")[2] or Path(self.files.path).absolute().name
+
+    def above(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder above; empty where there is none."""
+        parent = self.files.parent()
+        path = parent and parent.find(name, optional=True)
+        return read_json(path) if path else {}
+
+    def inside(self, name: str) -> "Folder":
         """A sub-folder."""
         names = [path.removeprefix(f"{name}/") for path in self.names if path.startswith(f"{name}/")]
-        return Folder(self.files.inside(name), names, file)
+        return Folder(self.files.inside(name), names)
+
+    def one_file(self, path: str) -> "Folder":
+        """The folder of one file inside, with that file as the one that is meant."""
+        place, _, name = path.rpartition("/")
+        if path not in self:
+            raise TranscoderError(f"{printable(self.files.place)} lacks {printable(path)}: copy or download it again.")
+        folder = self.inside(place) if place else self
+        return Folder(folder.files, folder.names, name)
+
+    def on_hub(self, repo: str, path: str, revision: str | None) -> "Folder":
+        """The folder of one file in another repo."""
+        place, _, name = path.rpartition("/")
+        hub = {**self.files.hub, "revision": revision}
+        return Folder(type(self.files)(repo, place, **hub), [name], name)
 
     def matching(self, pattern: str) -> list[str]:
         """Files of the folder itself, in the order of the numbers in their names; only the one that was named, if any."""
@@ -54,6 +93,13 @@ class Folder:
         if self.file is not None:
             found = [name for name in found if name == self.file]
         return sorted(found, key=natural_order)
+
+    def torch_weights(self) -> Weights | None:
+        """The one torch file of the folder, opened; `None` where there is none."""
+        pattern = r".+\.(pt|pth|pkl)(\.gz)?"
+        if self._torch_weights is None and self.matching(pattern):
+            self._torch_weights = open_weights(self.find(self.only(pattern)), _CLASSES)
+        return self._torch_weights
 
     def only(self, pattern: str) -> str:
         """The one file that matches.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import TranscoderError
-from ..formats.detect import detect
+from ..errors import OSTranscoderError, TranscoderError
+from ..formats.detect import detect, members
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
@@ -25,18 +25,48 @@ _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", to
 
 def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
     """
-    The format of a folder of another library and its files; `None` for a folder of this one.
+    The format of a dictionary of another library and its files; `None` where it is one of this library.
 
     Args:
-        files ([`Files`]): Where the folder lies.
+        files ([`Files`]): Where the dictionary lies.
+
+    Raises:
+        [`TranscoderError`]: the files are those of several dictionaries.
     """
+    folder, own = _listed(files)
+    if folder is None:
+        return None
+    module = detect(folder, own)
+    if module is None and not own and (found := members(folder)):
+        names = ", ".join(list(found)[:8]) + (" ..." if len(found) > 8 else "")
+        raise TranscoderError(
+            f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
+            "file, or all of them with TranscoderSet.from_pretrained."
+        )
+    return None if module is None else (module, folder)
+
+
+def foreign_members(files: Files) -> dict[str, tuple[ModuleType, Folder]]:
+    """
+    The dictionaries of other libraries in a folder, by name; none where it holds one of this library.
+
+    Args:
+        files ([`Files`]): Where the set lies.
+    """
+    folder, own = _listed(files)
+    return {} if folder is None or own else members(folder)
+
+
+def _listed(files: Files) -> tuple[Folder | None, bool]:
+    """The files of a folder, and whether a dictionary of this library is among them."""
     own = files.file is None and _is_own(files)
     # On the Hub, a list of the files is a request of its own: a dictionary of this library loads without it.
     if own and not files.is_local:
-        return None
-    folder = Folder(files, files.names(), files.file)
-    module = detect(folder, own)
-    return None if module is None else (module, folder)
+        return None, True
+    try:
+        return Folder(files, files.names(), files.file), own
+    except OSTranscoderError:
+        return None, own
 
 
 def open_foreign(module: ModuleType, folder: Folder, given: Given) -> SavedDictionary:

@@ -116,6 +116,12 @@ class Files:
         """Those of a folder in this one."""
         return Files(self.path, f"{self.subfolder}/{name}" if self.subfolder else name, **self.hub)
 
+    def parent(self) -> "Files | None":
+        """Those of the folder around this one; `None` at the top of a repo."""
+        if self.subfolder:
+            return Files(self.path, self.subfolder.rpartition("/")[0], **self.hub)
+        return Files(os.path.dirname(os.path.abspath(self.path))) if self.is_local else None
+
     def find(self, name: str, optional: bool = False) -> Path | None:
         """
         The path of a file, downloaded if need be; `None` where there is none and it is optional.

@@ -15,6 +15,7 @@ from ..errors import TranscoderError
 from ..files import atomic_directory, inner_path, is_inside, read_settled, write_text
 from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
+from .foreign import foreign_members, open_foreign, refuse_foreign_arguments, take_given
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
 from .saved_files import HUB_ARGUMENTS, WEIGHT_FILES, Files, damaged, open_files, parse_saved
 
@@ -205,18 +206,24 @@ class TranscoderSet(nn.Module):
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         variant = kwargs.pop("variant", None)
-        files = Files(pretrained_model_name_or_path, subfolder, **hub)
+        files = Files.at(pretrained_model_name_or_path, subfolder, **hub)
+        names = names if names is None else list(names)
+        if files.find(INDEX_NAME, optional=True) is None and (found := foreign_members(files)):
+            wanted = _chosen(found, names)
+            given = take_given(kwargs)
+            return cls(
+                {
+                    name: TranscoderModel.from_saved(open_foreign(*found[name], given), **dict(kwargs))
+                    for name in wanted
+                }
+            )
+        refuse_foreign_arguments(kwargs)
 
         def open_wanted(opening=lambda path: path):
             folders = _folders(files, opening)
-            wanted = list(folders) if names is None else list(names)
-            if missing := [name for name in wanted if name not in folders]:
-                raise TranscoderError(
-                    f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(folders)}."
-                )
+            wanted = _chosen(folders, names)
             return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
 
-        names = names if names is None else list(names)
         # All of them are opened before one is loaded, so that they are of one save.
         opened = read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
         return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
@@ -283,6 +290,13 @@ def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
     """
     folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
     return {name: Path(folder, place) for name, place in folders.items()}
+
+
+def _chosen(available: Mapping[str, object], names: list[str] | None) -> list[str]:
+    """Those of the dictionaries of a set that are wanted."""
+    if missing := [name for name in names or [] if name not in available]:
+        raise TranscoderError(f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(available)}.")
+    return list(available) if names is None else names
 
 
 def _folders(files: Files, opening) -> dict[str, str]:

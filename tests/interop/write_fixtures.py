@@ -60,7 +60,9 @@ def write_saelens():
         config.metadata.model_name = "gpt2-small"
         config.metadata.model_class_name = "HookedTransformer"
         config.metadata.model_from_pretrained_kwargs = {}
-        config.metadata.hook_name = "blocks.1.hook_resid_mid" if "transcoder" in architecture else "blocks.1.hook_resid_post"
+        config.metadata.hook_name = (
+            "blocks.1.hook_resid_mid" if "transcoder" in architecture else "blocks.1.hook_resid_post"
+        )
         if "transcoder" in architecture:
             config.metadata.hook_name_out = "blocks.1.hook_mlp_out"
         sae = sae_class(config)

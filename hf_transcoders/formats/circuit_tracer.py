@@ -1,0 +1,137 @@
+"""Circuit-tracer: a set of transcoders, one file for each layer, with `config.yaml`."""
+
+import re
+
+from ..errors import TranscoderError
+from ..files import inner_path
+from ..text.logging import get_logger
+from ..text.printable import printable
+from .dictionary import ForeignDictionary, Given, setting
+from .folder import Folder
+from .gemma_scope import jumprelu_dictionary
+from .hook_names import place
+from .tensor_files import Weights, open_weights
+
+
+NAME = "circuit-tracer"
+CONFIG = "config.yaml"
+FILES = r"layer_(\d+)\.safetensors"
+THRESHOLD = "activation_function.threshold"
+
+logger = get_logger(__name__)
+
+
+def detect(folder: Folder) -> bool:
+    if folder.settings is not None:
+        return True
+    if CONFIG not in folder:
+        return False
+    if folder.matching(FILES) or folder.matching(r"W_enc_\d+\.safetensors"):
+        return True
+    # A set can name files elsewhere; other programs have files of this name too.
+    settings = folder.yaml(CONFIG)
+    return "model_kind" in settings and "transcoders" in settings
+
+
+def members(folder: Folder) -> dict[str, Folder]:
+    """The layers of a set, by the names that they have here."""
+    source, settings = folder.label(CONFIG), _settings(folder)
+    listed = settings.get("transcoders")
+    if listed is None:
+        found = {}
+        for name in folder.matching(FILES):
+            found[int(re.fullmatch(FILES, name)[1])] = folder.one_file(name)
+    elif isinstance(listed, list) and listed:
+        found = {layer: _listed_file(folder, entry, source) for layer, entry in enumerate(listed)}
+    else:
+        raise TranscoderError(f"`transcoders` in {source} must be a list of files: copy or download the set again.")
+    for layer, member in found.items():
+        member.settings = {**settings, "layer": layer}
+    return {f"layer_{layer}": member for layer, member in found.items()}
+
+
+def read(folder: Folder, given: Given) -> ForeignDictionary:
+    source, settings = folder.label(CONFIG), folder.settings
+    if settings is None:
+        settings, name = _settings(folder), folder.only(FILES)
+        settings = {**settings, "layer": int(re.fullmatch(FILES, name)[1])}
+    else:
+        name = folder.file
+    weights = open_weights(folder.find(name))
+    dictionary = _dictionary(weights, settings, source)
+    layer = settings["layer"]
+    hooks = [
+        f"blocks.{layer}.{setting(settings, hook, str, source)}"
+        for hook in ("feature_input_hook", "feature_output_hook")
+    ]
+    # Its language models are loaded without processing.
+    return place(dictionary, given, source, setting(settings, "model_name", str, source, None), *hooks, False, False)
+
+
+def _dictionary(weights: Weights, settings: dict, source: str) -> ForeignDictionary:
+    if weights.path.endswith(".npz") or "w_enc" in weights:
+        return jumprelu_dictionary(weights)
+    has_threshold, has_skip = THRESHOLD in weights, "W_skip" in weights
+    optional = [name for name in (THRESHOLD, "W_skip") if name in weights]
+    weights.expect_only("W_enc", "W_dec", "b_enc", "b_dec", *optional)
+    n, d_in = weights.matrix("W_enc")
+    d_out = weights.matrix("W_dec")[1]
+    function = setting(settings, "activation", str, source, "jumprelu" if has_threshold else "relu")
+    activation = "jumprelu" if has_threshold else function
+    if activation not in ("relu", "topk", "jumprelu") or (activation == "jumprelu" and not has_threshold):
+        raise TranscoderError(
+            f"{source} has the activation '{printable(function)[:40]}', which cannot be loaded: 'relu' and 'topk' can."
+        )
+    tensors = {
+        "W_enc": weights["W_enc"],
+        "b_enc": weights.take("b_enc", n),
+        "W_dec": weights.take("W_dec", n, d_out),
+        "b_dec": weights.take("b_dec", d_out),
+    }
+    if has_threshold:
+        tensors["threshold"] = weights.take(THRESHOLD, n)
+    if has_skip:
+        tensors["W_skip"] = weights.take("W_skip", d_out, d_in)
+    if activation == "topk":
+        logger.warning_once(
+            "circuit-tracer keeps negative values among the k largest pre-activations, and this library does not: features "
+            "differ at tokens with fewer than k positive ones."
+        )
+    fields = {
+        "d_in": d_in,
+        "d_out": d_out,
+        "num_features": n,
+        "activation": activation,
+        "k": setting(settings, "k", int, source) if activation == "topk" else None,
+        "skip_connection": has_skip,
+    }
+    return ForeignDictionary(
+        fields, tensors, {"scan": settings["scan"]} if isinstance(settings.get("scan"), str) else {}
+    )
+
+
+def _settings(folder: Folder) -> dict:
+    source, settings = folder.label(CONFIG), folder.yaml(CONFIG)
+    kind = setting(settings, "model_kind", str, source)
+    if kind == "cross_layer_transcoder":
+        raise TranscoderError(
+            f"{source} is that of a cross-layer transcoder, whose features write to several layers: a TranscoderSet has one "
+            "output for each dictionary, so it is not loaded."
+        )
+    if kind != "transcoder_set":
+        raise TranscoderError(
+            f"{source} has the kind '{printable(kind)[:60]}', which is not known: 'transcoder_set' can be loaded."
+        )
+    return settings
+
+
+def _listed_file(folder: Folder, entry: object, source: str) -> Folder:
+    """A file that a set names: one of its own folder, or `hf://owner/name/path?revision=...` on the Hub."""
+    if isinstance(entry, str) and entry.startswith("hf://"):
+        path, _, query = entry.removeprefix("hf://").partition("?")
+        revision = query.removeprefix("revision=") if query.startswith("revision=") else None
+        parts = inner_path(path, source).split("/")
+        if len(parts) > 2:
+            return folder.on_hub("/".join(parts[:2]), "/".join(parts[2:]), revision)
+        raise TranscoderError(f"{source} names '{printable(entry)[:100]}', which must be a file in a repo on the Hub.")
+    return folder.one_file(inner_path(entry, source))

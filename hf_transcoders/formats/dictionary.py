@@ -33,6 +33,7 @@ class Given:
 
     Args:
         base_model (`str`, *optional*): Name or path of the language model.
+        base_fields (`dict[str, Any]`, *optional*): Fields of a configuration that the loaded language model determines.
         norm_of (`Callable[[str], Norm]`, *optional*):
             The norm of a site of the loaded language model: the one in front of `mlp.in` and `attn.in`, and for a site of the
             residual stream the one that reads it.
@@ -44,6 +45,7 @@ class Given:
     """
 
     base_model: str | None = None
+    base_fields: dict[str, Any] | None = None
     norm_of: Callable[[str], Norm] | None = None
     input_site: str | None = None
     output_site: str | None = None

@@ -96,7 +96,8 @@ class Folder:
 
     def torch_weights(self) -> Weights | None:
         """The one torch file of the folder, opened; `None` where there is none."""
-        pattern = r".+\.(pt|pth|pkl)(\.gz)?"
+        # The Trainer of transformers leaves torch files of its own.
+        pattern = r"(?!optimizer|scheduler|scaler|rng_state|pytorch_model).+\.(pt|pth|pkl)(\.gz)?"
         if self._torch_weights is None and self.matching(pattern):
             self._torch_weights = open_weights(self.find(self.only(pattern)), _CLASSES)
         return self._torch_weights

@@ -40,9 +40,11 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
 
 def _read_first(folder: Folder, given: Given, weights: Weights) -> ForeignDictionary:
     dictionary = jumprelu_dictionary(weights)
-    reads, writes = given.input_site, given.output_site or given.input_site
-    # Transcoders of the first generation read what the norm gives before its gain.
-    kind = NORMALIZED if reads and reads.endswith(".mlp.in") and reads != writes else PLAIN
+    reads, writes = given.input_site, given.output_site
+    # Transcoders of the first generation read what the norm gives before its gain; SAEs read other places.
+    kind = NORMALIZED if reads and reads.endswith(".mlp.in") else PLAIN
+    if kind == PLAIN and writes is None:
+        writes = reads
     return place_at(dictionary, given, weights.path, None, (reads, kind), (writes, PLAIN))
 
 

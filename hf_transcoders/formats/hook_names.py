@@ -21,8 +21,9 @@ _POINTS = {
     "ln1.hook_normalized": "attn.in",
     "ln2.hook_normalized": "mlp.in",
 }
-# What a dictionary reads or writes at its site.
-PLAIN, NORMALIZED, STREAM = "plain", "normalized", "stream"
+# What a hook gives: the value of its site; that value before the norm's gain and bias; the same where these were folded
+# away; the value of the site, but minus its mean over dimensions where weights were centered.
+PLAIN, NORMALIZED, GAINED, STREAM = "plain", "normalized", "gained", "stream"
 
 # Names that TransformerLens has for models, where they are no ids on the Hub.
 _MODELS = {
@@ -55,7 +56,7 @@ def site_of_hook(hook: str | None) -> tuple[str | None, str]:
     if found[2].endswith("hook_normalized"):
         kind = NORMALIZED
     else:
-        kind = PLAIN if found[2].startswith("mlp.") else STREAM
+        kind = GAINED if found[2] == "mlp.hook_in" else STREAM
     return f"layers.{found[1]}.{point}", kind
 
 
@@ -96,33 +97,30 @@ def _given_or(site: str | None, known: tuple[str | None, str]) -> tuple[str | No
 
 
 def place_at(dictionary, given, source, base_model, reads, writes, folded=False) -> ForeignDictionary:
-    """The work of [`place`]: `reads` and `writes` are pairs of a site and one of `PLAIN`, `NORMALIZED` and `STREAM`."""
+    """The work of [`place`]: `reads` and `writes` are pairs of a site and what is there."""
     (input_site, input_kind), (output_site, output_kind) = reads, writes
-    name = given.base_model or base_model_id(base_model)
-    if name is None:
+    base = given.base_fields
+    if base is None and (name := given.base_model or base_model_id(base_model)):
+        base = {"base_model_name_or_path": name}
+    if base is None:
         called = f" ('{printable(base_model)[:60]}' is no id on the Hub)" if base_model else ""
         raise _unknown(source, f"which language model it belongs to{called}", "`base_model=` with its Hub id")
     for site, argument, verb in ((input_site, "input_site", "reads"), (output_site, "output_site", "writes")):
         if site is None:
             raise _unknown(source, f"where it {verb}", f'`{argument}=`, such as `{argument}="layers.8.mlp.in"`')
-    if STREAM in (input_kind, output_kind) and folded is None:
+    # What is written centered is read by norms that center it anyway.
+    if input_kind in (STREAM, GAINED) and folded is None:
         raise _unknown(
             source,
             "whether its language model had folded norms and centered weights, the default of TransformerLens",
             "`folded=True` or `folded=False`",
         )
-    dictionary.fields |= {
-        "input_site": input_site,
-        "output_site": output_site,
-        "base_model_name_or_path": name,
-    }
-    if input_kind == NORMALIZED or (input_kind == STREAM and folded):
-        norm = _norm(given, input_site, source)
-        if input_kind == NORMALIZED:
-            dictionary = read_through_norm(dictionary, norm)
-        elif norm.centres:
-            dictionary = read_centered(dictionary)
-    if output_kind == NORMALIZED:
+    dictionary.fields |= {"input_site": input_site, "output_site": output_site, **base}
+    if input_kind == NORMALIZED or (input_kind == GAINED and folded):
+        dictionary = read_through_norm(dictionary, _norm(given, input_site, source))
+    elif input_kind == STREAM and folded and _norm(given, input_site, source).centres:
+        dictionary = read_centered(dictionary)
+    if output_kind == NORMALIZED or (output_kind == GAINED and folded):
         dictionary = write_through_norm(dictionary, _norm(given, output_site, source))
     return dictionary
 

@@ -102,7 +102,11 @@ def take_given(kwargs: dict[str, Any]) -> Given:
         return Given(base_model=model, **said)
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise TranscoderError("`base_model` must be the name of a language model, or a loaded one.")
-    return Given(base_model=model.config.name_or_path or None, norm_of=_norm_of(model), **said)
+    known = TranscoderConfig.for_model(model, "layers.0.mlp.in")
+    base = {name: getattr(known, f"base_model_{name}") for name in ("name_or_path", "revision", "type")}
+    return Given(
+        base_fields={f"base_model_{name}": value for name, value in base.items()}, norm_of=_norm_of(model), **said
+    )
 
 
 def _norm_of(model: PreTrainedModel) -> Callable[[str], Norm]:

@@ -104,25 +104,34 @@ def load_tokenizer(name: str, revision: str | None = None):
         ) from error
 
 
-def load_dictionaries(path: str, revision: str | None = None):
-    """A [`TranscoderSet`] from the folder or repo of a set, or of a single dictionary."""
+def load_dictionaries(path: str, revision: str | None = None, **options):
+    """
+    A [`TranscoderSet`] from the folder or repo of a set, or of a single dictionary.
+
+    Args:
+        path (`str`): Folder, file or Hub id, also one of another library.
+        revision (`str`, *optional*): Commit, tag or branch on the Hub.
+        options: Further arguments of [`~TranscoderModel.from_pretrained`].
+    """
+    from ..models.foreign import holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
     from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
-    if local.is_dir() and not (local / INDEX_NAME).exists() and not (local / "config.json").exists():
+    if local.is_dir() and not (local / INDEX_NAME).exists() and not holds_dictionaries(local):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
-    if not local.exists() and path.count("/") != 1:
+    if not local.exists() and "/" not in path.strip("/"):
         raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
     try:
-        return TranscoderSet.from_pretrained(path, revision=revision).eval()
+        return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()
     except TranscoderError as no_set:
-        if local.is_dir() and (local / INDEX_NAME).exists():
+        # Else it is a set, and something is wrong with it.
+        if not isinstance(no_set.__cause__, OSError):
             raise
         try:
-            return TranscoderSet([TranscoderModel.from_pretrained(path, revision=revision)]).eval()
+            return TranscoderSet([TranscoderModel.from_pretrained(path, revision=revision, **options)]).eval()
         except OSError as error:
             raise TranscoderError(f"{path} could not be loaded ({_first_sentence(error)})") from no_set
 

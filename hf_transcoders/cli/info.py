@@ -1,5 +1,7 @@
 """`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
 
+from pathlib import Path
+
 from ..text.columns import paired
 from .common import load_dictionaries
 from .terminal import HelpFormatter, Parser, echo, print_json
@@ -49,33 +51,47 @@ def describe_environment() -> dict:
 
 
 def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, dict]:
-    """What each dictionary is, reads, writes and was trained on."""
-    described = {}
-    for name, model in load_dictionaries(path, revision).items():
-        config = model.config
-        sparsity = {
-            "topk": f"top {config.k} of each token",
-            "batchtopk": f"top {config.k} of each token on average",
-            "relu": f"L1 coefficient {config.l1_coefficient:g}",
-            "gated": f"L1 coefficient {config.l1_coefficient:g}",
-            "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
-        }[config.activation]
-        described[name] = {
-            "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
-            "base model": config.base_model_name_or_path,
-            "revision": config.base_model_revision,
-            "reads": config.input_site,
-            "writes": config.output_site,
-            "features": config.num_features,
-            "width in, out": [config.d_in, config.d_out],
-            "activation": f"{config.activation}, {sparsity}",
-            "skip connection": config.skip_connection,
-            "normalization": config.normalization,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
+    """What each dictionary is, reads, writes and was trained on; of other libraries, without loading weights."""
+    from ..models.foreign import describe_foreign
+    from ..models.saved_files import Files
+
+    if Path(path).exists() and (foreign := describe_foreign(Files.at(path))):
+        return {
+            name: {
+                "format": of,
+                **(_facts(config, size) if not isinstance(config, str) else {"cannot be loaded": config}),
+            }
+            for name, (of, config, size) in foreign.items()
         }
-    return described
+    return {
+        name: _facts(model.config, sum(p.numel() for p in model.parameters()))
+        for name, model in load_dictionaries(path, revision).items()
+    }
+
+
+def _facts(config, parameters: int) -> dict:
+    sparsity = {
+        "topk": f"top {config.k} of each token",
+        "batchtopk": f"top {config.k} of each token on average",
+        "relu": f"L1 coefficient {config.l1_coefficient:g}",
+        "gated": f"L1 coefficient {config.l1_coefficient:g}",
+        "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
+    }[config.activation]
+    return {
+        "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
+        "base model": config.base_model_name_or_path,
+        "revision": config.base_model_revision,
+        "reads": config.input_site,
+        "writes": config.output_site,
+        "features": config.num_features,
+        "width in, out": [config.d_in, config.d_out],
+        "activation": f"{config.activation}, {sparsity}",
+        "skip connection": config.skip_connection,
+        "normalization": config.normalization,
+        "parameters": parameters,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
+    }
 
 
 def _pairs(values: dict, indent: str = "") -> list[str]:

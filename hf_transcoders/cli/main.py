@@ -21,6 +21,7 @@ _COMMANDS = {
     "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "what features do: top contexts and output tokens",
     "push": "publish a dictionary or set on the Hub",
+    "convert": "a dictionary or set in the format of another library, or from it",
     "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
     "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
     "graph": "what made a model say what it says: the attribution graph of a prompt, as a page",

@@ -1,6 +1,10 @@
 """Circuit-tracer: a set of transcoders, one file for each layer, with `config.yaml`."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
 
 from ..errors import TranscoderError
 from ..files import inner_path
@@ -9,8 +13,9 @@ from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given, setting
 from .folder import Folder
 from .gemma_scope import jumprelu_dictionary
-from .hook_names import place
+from .hook_names import hook_of_site, place
 from .tensor_files import Weights, open_weights
+from .writing import PlainDictionary, cannot, with_threshold, without_pre_bias, write_safetensors
 
 
 NAME = "circuit-tracer"
@@ -135,3 +140,49 @@ def _listed_file(folder: Folder, entry: object, source: str) -> Folder:
             return folder.on_hub("/".join(parts[:2]), "/".join(parts[2:]), revision)
         raise TranscoderError(f"{source} names '{printable(entry)[:100]}', which must be a file in a repo on the Hub.")
     return folder.one_file(inner_path(entry, source))
+
+
+def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
+    layers, kinds = {}, set()
+    for name, dictionary in dictionaries.items():
+        dictionary = without_pre_bias(with_threshold(dictionary))
+        fields = dictionary.fields
+        if fields["activation"] not in ("relu", "topk", "jumprelu"):
+            raise cannot(name, NAME, f"has no activation '{fields['activation']}'", "it has ReLU, TopK and JumpReLU")
+        hooks = [hook_of_site(fields[site]) for site in ("input_site", "output_site")]
+        if None in hooks or hooks[0].split(".")[1] != hooks[1].split(".")[1]:
+            raise cannot(
+                name,
+                NAME,
+                f"has no hooks of one layer for {fields['input_site']} and {fields['output_site']}",
+                "choose other sites in training",
+            )
+        layer = int(hooks[0].split(".")[1])
+        if layer in layers:
+            raise cannot(name, NAME, f"has one transcoder for layer {layer}", "convert a set with one for each layer")
+        layers[layer] = dictionary
+        kinds.add(
+            (*(hook.split(".", 2)[2] for hook in hooks), fields["activation"], fields["k"], fields["num_features"])
+        )
+    name = next(iter(dictionaries))
+    if sorted(layers) != list(range(len(layers))):
+        raise cannot(name, NAME, "needs every layer from 0 on", f"this set has {', '.join(map(str, sorted(layers)))}")
+    if len(kinds) > 1:
+        raise cannot(
+            name, NAME, "has one kind of site, activation and width", "the dictionaries of this set differ in them"
+        )
+    reads, writes, activation, k, _ = kinds.pop()
+    settings = {
+        "model_name": dictionaries[name].fields["base_model_name_or_path"],
+        "model_kind": "transcoder_set",
+        "feature_input_hook": reads,
+        "feature_output_hook": writes,
+        "scan": None,
+    }
+    if activation == "topk":
+        settings |= {"activation": "topk", "k": k}
+        logger.warning_once("circuit-tracer 0.5.0 takes TopK transcoders for ReLU ones: use a later version.")
+    for layer, dictionary in layers.items():
+        tensors = {THRESHOLD if key == "threshold" else key: tensor for key, tensor in dictionary.tensors.items()}
+        write_safetensors(tensors, folder / f"layer_{layer}.safetensors")
+    (folder / CONFIG).write_text(yaml.safe_dump(settings), encoding="utf-8")

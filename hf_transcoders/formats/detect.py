@@ -23,6 +23,14 @@ FORMATS: list[ModuleType] = [saelens, sparsify, circuit_tracer, gemma_scope, dic
 #: Those that are told apart by the tensors in a torch file, which is opened where the names say nothing.
 TORCH_FORMATS: list[ModuleType] = [gpt2_transcoders, openai, linear_pair]
 
+#: What can be written, by the name that the user gives.
+WRITERS: dict[str, ModuleType] = {
+    "saelens": saelens,
+    "sparsify": sparsify,
+    "circuit-tracer": circuit_tracer,
+    "dictionary-learning": dictionary_learning,
+}
+
 
 def detect(folder: Folder, own: bool = False) -> ModuleType | None:
     """

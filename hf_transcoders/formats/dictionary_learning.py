@@ -1,6 +1,8 @@
 """dictionary_learning: a folder with `ae.pt` and `config.json`."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -10,6 +12,7 @@ from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
 from .hook_names import PLAIN, place_at
 from .tensor_files import LazyTensor, Weights, open_weights
+from .writing import PlainDictionary, cannot, places, with_output_bias_subtracted, without_pre_bias, write_settings
 
 
 NAME = "dictionary_learning"
@@ -116,8 +119,57 @@ def _prefixes(weights: Weights, n: int) -> list[int]:
 
 
 def _site(submodule: str | None, layer: object) -> str | None:
+    if submodule and re.fullmatch(r"layers\.\d+\.[\w.]+", submodule):
+        return submodule
     found = re.fullmatch(r"(resid_pre|resid_post|mlp_out|attn_out)(?:_layer_?(\d+))?", submodule or "")
     number = (found and found[2]) or (layer if type(layer) is int else None)
     if not found or number is None:
         return None
     return f"layers.{number}.{found[1].replace('_out', '.out')}"
+
+
+def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
+    for name, dictionary, place in places(dictionaries, folder):
+        if not dictionary.is_autoencoder or dictionary.fields["skip_connection"]:
+            raise cannot(
+                name, NAME, "has SAEs only", "it reads and writes at different sites, or has a skip connection"
+            )
+        kind = _class_of(dictionary)
+        _, subtracts, names = _CLASSES[kind]
+        plain = with_output_bias_subtracted(dictionary) if subtracts else without_pre_bias(dictionary)
+        state = {}
+        for key, theirs in names.items():
+            tensor = plain.tensors[key].detach().cpu()
+            state[theirs.removesuffix(".T")] = (tensor.T if theirs.endswith(".T") else tensor).clone().contiguous()
+        fields = plain.fields
+        if fields["k"] is not None:
+            state["k"] = torch.tensor(fields["k"], dtype=torch.int)
+            state.setdefault("threshold", torch.tensor(-1.0))
+        if kind.startswith("Matryoshka"):
+            ends = torch.tensor([0, *fields["matryoshka_sizes"]])
+            state["group_sizes"] = ends.diff()
+        torch.save(state, place / WEIGHTS)
+        found = re.fullmatch(r"layers\.(\d+)\.(resid_pre|resid_post|mlp\.out|attn\.out)", fields["input_site"])
+        trainer = {
+            "dict_class": kind,
+            "activation_dim": fields["d_in"],
+            "dict_size": fields["num_features"],
+            "layer": int(found[1]) if found else None,
+            "lm_name": fields["base_model_name_or_path"],
+            "submodule_name": f"{found[2].replace('.', '_')}_layer_{found[1]}" if found else fields["input_site"],
+        }
+        if fields["k"] is not None:
+            trainer["k"] = fields["k"]
+        write_settings({"trainer": trainer, "buffer": {"d_submodule": fields["d_in"], "io": "out"}}, place / CONFIG)
+
+
+def _class_of(dictionary: PlainDictionary) -> str:
+    """The class that computes what a dictionary does; one that is loaded with decoder rows of norm one only if it has such."""
+    activation, tensors = dictionary.fields["activation"], dictionary.tensors
+    if activation == "batchtopk":
+        return "MatryoshkaBatchTopKSAE" if dictionary.fields["matryoshka_sizes"] else "BatchTopKSAE"
+    if activation == "relu":
+        norms = tensors["W_dec"].detach().float().norm(dim=-1)
+        subtracted = "b_pre" in tensors and torch.equal(tensors["b_pre"], tensors["b_dec"])
+        return "AutoEncoder" if subtracted and torch.allclose(norms, torch.ones_like(norms)) else "AutoEncoderNew"
+    return {"gated": "GatedAutoEncoder", "jumprelu": "JumpReluAutoEncoder", "topk": "AutoEncoderTopK"}[activation]

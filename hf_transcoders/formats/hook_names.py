@@ -99,6 +99,13 @@ def _given_or(site: str | None, known: tuple[str | None, str]) -> tuple[str | No
 def place_at(dictionary, given, source, base_model, reads, writes, folded=False) -> ForeignDictionary:
     """The work of [`place`]: `reads` and `writes` are pairs of a site and what is there."""
     (input_site, input_kind), (output_site, output_kind) = reads, writes
+    if not given.complete:
+        dictionary.fields |= {
+            "input_site": input_site,
+            "output_site": output_site,
+            "base_model_name_or_path": given.base_model or base_model_id(base_model),
+        }
+        return dictionary
     base = given.base_fields
     if base is None and (name := given.base_model or base_model_id(base_model)):
         base = {"base_model_name_or_path": name}
@@ -193,3 +200,14 @@ def _norm(given: Given, site: str, source: str):
 
 def _unknown(source: str, what: str, argument: str) -> TranscoderError:
     return TranscoderError(f"{printable(source)} does not say {what}: give {argument}.")
+
+
+def hook_of_site(site: str | None) -> str | None:
+    """The hook with the value of a site in an unprocessed model; `None` where there is none."""
+    found = re.fullmatch(r"layers\.(\d+)\.(.+)", site or "")
+    hook = found and next((hook for hook, point in _HOOKS if point == found[2]), None)
+    return f"blocks.{found[1]}.{hook}" if hook else None
+
+
+# What `ln1` and `ln2` give there is not the value of a site, and `hook_mlp_in` is there on demand only.
+_HOOKS = [(hook, point) for hook, point in _POINTS.items() if "normalized" not in hook and hook != "hook_mlp_in"]

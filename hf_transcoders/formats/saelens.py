@@ -1,5 +1,8 @@
 """SAELens: a folder with `cfg.json` and `sae_weights.safetensors`, since version 6 and before."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +11,18 @@ from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
-from .hook_names import place
+from .hook_names import PLAIN, hook_of_site, place, place_at
 from .tensor_files import LazyTensor, Weights, open_weights
+from .writing import (
+    PlainDictionary,
+    cannot,
+    places,
+    with_output_bias_subtracted,
+    with_threshold,
+    without_pre_bias,
+    write_safetensors,
+    write_settings,
+)
 
 
 NAME = "SAELens"
@@ -75,8 +88,12 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     hook, hook_out = (setting(metadata, name, str, source, None) for name in ("hook_name", "hook_name_out"))
     reads_heads = settings.get("reshape_activations") == "hook_z" or metadata.get("hook_head_index") is not None
     base_model = setting(metadata, "model_name", str, source, None)
-    if metadata.get("model_class_name") == "AutoModelForCausalLM":
-        hook, hook_out = None, None  # Names of modules, in the model as it was loaded then.
+    if metadata.get("model_class_name") == "AutoModelForCausalLM" and hook and not reads_heads:
+        # Names of modules, whose outputs are meant.
+        reads, writes = f"module:{hook}:out", f"module:{hook_out}:out" if hook_out else None
+        reads = given.input_site or reads
+        writes = given.output_site or (writes if is_transcoder else reads)
+        return place_at(dictionary, given, source, base_model, (reads, PLAIN), (writes, PLAIN))
     if reads_heads:
         hook = None
     return place(dictionary, given, source, base_model, hook, hook_out, not is_transcoder, _folded(metadata))
@@ -121,6 +138,8 @@ def _scaling_factor(settings: dict[str, Any], given: Given, source: str) -> floa
     if how in (None, False, "none"):
         return 1.0
     if how in (True, "expected_average_only_in"):
+        if given.scaling_factor is None and not given.complete:
+            return 1.0
         if given.scaling_factor is None:
             raise TranscoderError(
                 f"{printable(source)} does not say the factor that brings inputs to the norm its dictionary was trained with: "
@@ -196,3 +215,70 @@ def _folded(metadata: dict[str, Any]) -> bool | None:
 def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
     names = ("hook_name", "hook_name_out", "dataset_path", "context_size", "prepend_bos", "sae_lens_version")
     return {name: metadata[name] for name in names if isinstance(metadata.get(name), str | int | bool)}
+
+
+def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
+    for name, dictionary, target in places(dictionaries, folder):
+        settings, tensors = _to_saelens(name, with_threshold(dictionary))
+        write_safetensors(tensors, target / WEIGHTS)
+        write_settings(settings, target / CONFIG)
+
+
+def _to_saelens(name: str, dictionary: PlainDictionary) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    fields, is_sae = dictionary.fields, dictionary.is_autoencoder
+    kind = (fields["activation"], not is_sae)
+    architecture = next((name for name, known in _ARCHITECTURES.items() if known == kind), None)
+    if fields["skip_connection"] and architecture is not None:
+        architecture = None if is_sae else architecture.replace("transcoder", "skip_transcoder")
+    if architecture is None:
+        what = f"{'SAE' if is_sae else 'transcoder'} with activation '{fields['activation']}'"
+        raise cannot(
+            name,
+            NAME,
+            f"has no {what}{' and a skip connection' if fields['skip_connection'] else ''}",
+            f"its architectures are {', '.join(_ARCHITECTURES)}",
+        )
+    pre_bias = dictionary.tensors.get("b_pre")
+    subtracts = is_sae and pre_bias is not None and torch.equal(pre_bias, dictionary.tensors["b_dec"])
+    dictionary = with_output_bias_subtracted(dictionary) if subtracts else without_pre_bias(dictionary)
+    tensors = {key: tensor for key, tensor in dictionary.tensors.items() if key != "b_pre"}
+    tensors["W_enc"] = tensors["W_enc"].T
+    if fields["activation"] == "gated":
+        tensors["b_gate"] = tensors.pop("b_enc")
+    settings = {
+        "architecture": architecture,
+        "d_in": fields["d_in"],
+        "d_sae": fields["num_features"],
+        "dtype": str(tensors["W_enc"].dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": subtracts,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": _metadata(name, fields, is_sae),
+    }
+    if not is_sae:
+        settings["d_out"] = fields["d_out"]
+    if fields["activation"] == "topk":
+        settings |= {"k": fields["k"], "rescale_acts_by_decoder_norm": False}
+    return settings, tensors
+
+
+def _metadata(name: str, fields: Mapping[str, Any], is_sae: bool) -> dict[str, Any]:
+    sites = [fields["input_site"], fields["output_site"]]
+    hooks = [hook_of_site(site) for site in sites]
+    kind = "HookedTransformer"
+    if None in hooks:
+        modules = [re.fullmatch(r"module:(.+):out", site or "") for site in sites]
+        if not all(modules):
+            raise cannot(
+                name, NAME, f"has no hook for {' and '.join(map(str, sites))}", "choose other sites in training"
+            )
+        hooks, kind = [module[1] for module in modules], "AutoModelForCausalLM"
+    return {
+        "sae_lens_version": f"{_NEWEST}.0.0",
+        "model_name": fields["base_model_name_or_path"],
+        "model_class_name": kind,
+        "model_from_pretrained_kwargs": {},
+        "hook_name": hooks[0],
+        **({} if is_sae else {"hook_name_out": hooks[1]}),
+    }

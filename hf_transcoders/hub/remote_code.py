@@ -165,8 +165,8 @@ def _without_package_imports(module: str) -> str:
         elif isinstance(node, ast.ImportFrom) and node.level:
             aliases.update(alias.name for alias in node.names if _is_module(node, alias, module))
             cuts.append(_lines(node))
-        elif isinstance(node, ast.FunctionDef) and _publishes(node, module):
-            # Pushing stays with the package; the class then has the methods of `PreTrainedModel`.
+        elif isinstance(node, ast.FunctionDef) and _stays_with_package(node, module):
+            # The class then has the methods of `PreTrainedModel`.
             cuts.append(_lines(node))
         else:
             for child in ast.iter_child_nodes(node):
@@ -187,9 +187,11 @@ def _lines(node) -> tuple[tuple[int, int], tuple[int, int], str]:
     return (first, 0), (node.end_lineno, node.end_col_offset), ""
 
 
-def _publishes(function: ast.FunctionDef, module: str) -> bool:
+def _stays_with_package(function: ast.FunctionDef, module: str) -> bool:
+    """Whether a method publishes, or reads the formats of other libraries."""
+    rooms = (f"{_NAME}.hub", f"{_NAME}.models.foreign")
     return any(
-        isinstance(node, ast.ImportFrom) and node.level and _origin(node, module).startswith(f"{_NAME}.hub")
+        isinstance(node, ast.ImportFrom) and node.level and _origin(node, module).startswith(rooms)
         for node in ast.walk(function)
     )
 

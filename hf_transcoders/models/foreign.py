@@ -1,20 +1,30 @@
 """Dictionaries in the formats of other libraries, opened as if they were saved by this one."""
 
-from collections.abc import Callable
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import OSTranscoderError, TranscoderError
-from ..formats.detect import detect, members
+from ..files import atomic_directory
+from ..formats.detect import WRITERS, detect, members
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
+from ..formats.writing import PlainDictionary
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig
 from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
+
+
+if TYPE_CHECKING:
+    from .modeling_transcoder import TranscoderModel
 
 
 #: What the user may say of a dictionary whose files do not say it, of the arguments of `from_pretrained`.
@@ -25,7 +35,8 @@ _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", to
 
 def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
     """
-    The format of a dictionary of another library and its files; `None` where it is one of this library.
+    The format of a dictionary of another library and its files; `None` where it is one of this library. The only one in
+    the sub-folders of a folder is found too.
 
     Args:
         files ([`Files`]): Where the dictionary lies.
@@ -38,6 +49,8 @@ def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
         return None
     module = detect(folder, own)
     if module is None and not own and (found := members(folder)):
+        if len(found) == 1:
+            return next(iter(found.values()))
         names = ", ".join(list(found)[:8]) + (" ..." if len(found) > 8 else "")
         raise TranscoderError(
             f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
@@ -84,6 +97,37 @@ def open_foreign(module: ModuleType, folder: Folder, given: Given) -> SavedDicti
     return SavedDictionary(files.path, place, _complete(dictionary, module.NAME, files), _slices(dictionary))
 
 
+@torch.no_grad()
+def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | os.PathLike, to: str) -> None:
+    """
+    Writes dictionaries in the format of another library; all of them or, where it cannot express one, nothing.
+
+    Args:
+        dictionaries (`Mapping[str, TranscoderModel]`): Name -> dictionary.
+        folder (`str` or `os.PathLike`): The folder to write.
+        to (`str`): One of `WRITERS`.
+    """
+    if to not in WRITERS:
+        raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise TranscoderError(
+            f"{printable(folder)} is not empty, and files of several formats cannot be told apart: choose another."
+        )
+    with atomic_directory(folder) as partial:
+        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+
+
+def _plain(model: "TranscoderModel") -> PlainDictionary:
+    if model.config.normalization != "none":
+        model = copy.deepcopy(model).fold_normalization_()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name == "threshold"}
+    if model.config.tied:
+        tensors["W_enc"] = tensors["W_dec"] = model.encoder_weight
+    tensors.setdefault("b_dec", model.W_enc.new_zeros(model.config.d_out))
+    return PlainDictionary({name: getattr(model.config, name) for name in model.config.own_fields()}, tensors)
+
+
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
     """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
     for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
@@ -94,8 +138,48 @@ def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
             )
 
 
+def holds_dictionaries(folder: str | os.PathLike) -> bool:
+    """Whether a folder on this machine has the files of a dictionary, or of several of another library."""
+    files = Files(folder)
+    if files.find(CONFIG_NAME, optional=True) is not None:
+        return True
+    names = Folder(files, files.names())
+    return detect(names) is not None or bool(members(names))
+
+
+def describe_foreign(files: Files) -> dict[str, tuple[str, TranscoderConfig | str, int]]:
+    """
+    What the dictionaries of other libraries in a folder are, from their settings and the headers of their weights.
+
+    Args:
+        files ([`Files`]): A folder on this machine.
+
+    Returns:
+        `dict[str, tuple]`: name -> format, configuration (or why it cannot be read) and number of parameters.
+    """
+    folder, own = _listed(files)
+    if folder is None or own:
+        return {}
+    module = detect(folder)
+    found = members(folder)
+    if module is not None and (folder.file is not None or not found):
+        found = {folder.file or folder.name: (module, folder)}
+    described = {}
+    for name, (format_of, place) in found.items():
+        try:
+            saved = open_foreign(format_of, place, Given(complete=False))
+        except TranscoderError as error:
+            described[name] = (format_of.NAME, str(error), 0)
+            continue
+        shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
+        described[name] = (format_of.NAME, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
+    return described
+
+
 def take_given(kwargs: dict[str, Any]) -> Given:
     """Takes those of [`FOREIGN_ARGUMENTS`] that are in `kwargs` out of it."""
+    if kwargs.pop("variant", None) is not None:
+        raise TranscoderError("`variant=` is a part of the names of this library's own files: leave it out.")
     said = {name: kwargs.pop(name) for name in FOREIGN_ARGUMENTS if name in kwargs}
     model = said.pop("base_model", None)
     if model is None or isinstance(model, str):

@@ -19,7 +19,6 @@ from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
-from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_given
 from .saved_files import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -624,12 +623,20 @@ class TranscoderModel(PreTrainedModel):
             raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         files = Files.at(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
-        if foreign := foreign_folder(files):
-            saved = open_foreign(*foreign, take_given(kwargs))
-        else:
-            refuse_foreign_arguments(kwargs)
-            saved = open_dictionary(files, kwargs.pop("variant", None))
+        # The file that is published for AutoModel knows no formats of other libraries, and lacks this method.
+        foreign = cls._open_foreign(files, kwargs) if hasattr(cls, "_open_foreign") else None
+        saved = foreign or open_dictionary(files, kwargs.pop("variant", None))
         return cls.from_saved(saved, *model_args, **kwargs)
+
+    @classmethod
+    def _open_foreign(cls, files: Files, kwargs: dict) -> SavedDictionary | None:
+        """The opened dictionary of another library; `None` where it is one of this library."""
+        from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_given
+
+        if (found := foreign_folder(files)) is None:
+            refuse_foreign_arguments(kwargs)
+            return None
+        return open_foreign(*found, take_given(kwargs))
 
     @classmethod
     def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs):

@@ -1,0 +1,77 @@
+"""`hf-transcoders convert`: a dictionary or set in the format of another library, or from it."""
+
+from ..errors import TranscoderError
+from .terminal import HelpFormatter, Parser, echo, print_json
+
+
+_NATIVE = "native"
+
+
+def parse(argv, prog):
+    from ..formats.detect import WRITERS
+
+    parser = Parser(
+        prog=prog,
+        description="Reads a dictionary or set in the format of any known library and writes it in another format. What the "
+        "files of a library leave out is asked for.",
+        epilog="examples:\n"
+        "  hf-transcoders convert runs/all-layers out --to circuit-tracer\n"
+        "  hf-transcoders convert layer_12/width_16k/average_l0_71/params.npz out --to native --base-model "
+        "google/gemma-2-2b --input-site layers.12.resid_post",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help="folder, file or Hub id of a dictionary or set")
+    parser.add_argument("target", help="folder to write; it must be new or empty")
+    parser.add_argument("--to", required=True, choices=[_NATIVE, *WRITERS], help="format to write")
+    parser.add_argument("--revision", help="commit, tag or branch of the source on the Hub")
+    parser.add_argument("--subfolder", default="", help="where in the source the dictionary or set lies")
+    group = parser.add_argument_group("what the files of another library leave out")
+    group.add_argument("--base-model", help="Hub id or folder of the language model")
+    group.add_argument(
+        "--load-base-model",
+        action="store_true",
+        help="load the language model, for dictionaries that leave out a norm's gain",
+    )
+    group.add_argument("--input-site", help="where the dictionary reads, such as layers.8.mlp.in")
+    group.add_argument("--output-site", help="where the dictionary writes; left out, where the files say")
+    folded = group.add_mutually_exclusive_group()
+    folded.add_argument(
+        "--folded",
+        action="store_true",
+        default=None,
+        help="it was trained on a model with folded norms, as TransformerLens has",
+    )
+    folded.add_argument("--not-folded", dest="folded", action="store_false", default=None, help="it was not")
+    group.add_argument("--scaling-factor", type=float, help="factor on the inputs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv)
+
+
+def run(args):
+    from pathlib import Path
+
+    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign
+    from .common import load_base_model, load_dictionaries
+
+    if args.load_base_model and args.base_model is None:
+        raise TranscoderError("There is no language model to load: give --base-model with --load-base-model.")
+    said = {name: getattr(args, name) for name in FOREIGN_ARGUMENTS if getattr(args, name) is not None}
+    if args.load_base_model:
+        said["base_model"], _ = load_base_model(args.base_model, dtype="float32", device="cpu")
+    options = {"subfolder": args.subfolder} if args.subfolder else {}
+    dictionaries = load_dictionaries(args.source, args.revision, **options, **said)
+    if args.to != _NATIVE:
+        write_foreign(dictionaries, args.target, args.to)
+    elif Path(args.target).exists() and any(Path(args.target).iterdir()):
+        raise TranscoderError(f"{args.target} is not empty: choose another folder.")
+    elif len(dictionaries) == 1:
+        dictionaries.values()[0].save_pretrained(args.target)
+    else:
+        dictionaries.save_pretrained(args.target)
+    if args.json:
+        print_json({"written": args.target, "format": args.to, "dictionaries": list(dictionaries)})
+    else:
+        echo(
+            f"{len(dictionaries)} {'dictionary' if len(dictionaries) == 1 else 'dictionaries'} in {args.target} ({args.to})."
+        )

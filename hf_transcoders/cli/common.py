@@ -122,7 +122,7 @@ def load_dictionaries(path: str, revision: str | None = None, **options):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
-    if not local.exists() and "/" not in path.strip("/"):
+    if not local.exists() and ("/" not in path or path[0] in "/.~"):
         raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
     try:
         return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()

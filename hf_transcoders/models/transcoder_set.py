@@ -208,7 +208,7 @@ class TranscoderSet(nn.Module):
         variant = kwargs.pop("variant", None)
         files = Files.at(pretrained_model_name_or_path, subfolder, **hub)
         names = names if names is None else list(names)
-        if files.find(INDEX_NAME, optional=True) is None and (found := foreign_members(files)):
+        if not _has_index(files) and (found := foreign_members(files)):
             wanted = _chosen(found, names)
             given = take_given(kwargs)
             return cls(
@@ -290,6 +290,13 @@ def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
     """
     folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
     return {name: Path(folder, place) for name, place in folders.items()}
+
+
+def _has_index(files: Files) -> bool:
+    try:
+        return files.find(INDEX_NAME, optional=True) is not None
+    except OSError:  # Said in a sentence where the index is opened.
+        return True
 
 
 def _chosen(available: Mapping[str, object], names: list[str] | None) -> list[str]:

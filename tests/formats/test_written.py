@@ -15,6 +15,7 @@ from .writers import (
     write_gpt2_transcoder,
     write_linear_pair,
     write_llama_scope,
+    write_old_saelens,
     write_openai,
 )
 
@@ -164,3 +165,46 @@ def test_a_whole_repo_of_dictionaries_is_a_set(tmp_path, inputs):
     assert list(TranscoderSet.from_pretrained(tmp_path, names=["layer_2.width_64"])) == ["layer_2.width_64"]
     with pytest.raises(TranscoderError, match="holds 2 dictionaries .layer_2.width_64, layer_10.width_64."):
         TranscoderModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
+def test_saelens_before_version_6(activation, tmp_path, inputs):
+    compute = write_old_saelens(tmp_path, "blocks.1.hook_resid_pre", activation)
+    model = TranscoderModel.from_pretrained(tmp_path, folded=False)
+    assert_computes(model, inputs, compute(inputs))
+    assert model.config.input_site == "layers.1.resid_pre"
+
+
+@pytest.mark.parametrize("how", [True, "expected_average_only_in"])
+def test_the_factor_that_saelens_keeps_elsewhere(how, tmp_path, inputs):
+    compute = write_old_saelens(tmp_path, "blocks.1.hook_resid_pre", normalize_activations=how)
+    model = TranscoderModel.from_pretrained(tmp_path, folded=False, scaling_factor=0.7)
+    assert_computes(model, inputs, compute(inputs, 0.7))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_sae_of_a_centered_stream(family, tmp_path):
+    compute = write_old_saelens(tmp_path, "blocks.1.hook_resid_post")
+    base, (stream,) = model_and_activations(family, "layers.1.resid_post")
+    model = TranscoderModel.from_pretrained(tmp_path, folded=True, base_model=base)
+    # TransformerLens centers the weights of models with LayerNorm alone.
+    centred = stream.double() - stream.double().mean(-1, keepdim=True)
+    assert_computes(model, stream, compute(centred if family == "gpt2" else stream), 3e-5)
+
+
+def test_an_sae_of_what_a_norm_gives_before_its_gain(tmp_path):
+    compute = write_old_saelens(tmp_path, "blocks.1.ln2.hook_normalized")
+    base, (stream, site) = model_and_activations("gpt2", "layers.1.resid_mid", "layers.1.mlp.in")
+    model = TranscoderModel.from_pretrained(tmp_path, base_model=base)
+    features, output = compute(normalized(stream, True, base.config.layer_norm_epsilon))
+    norm = base.transformer.h[1].ln_2
+    # At the site, the reconstruction has gain and bias as the input there has.
+    assert_computes(model, site, (features, output * norm.weight.double() + norm.bias.double()), 3e-5)
+    assert model.config.base_model_type == "gpt2"
+
+
+def test_a_site_that_the_user_names_is_read_as_it_is(tmp_path, inputs):
+    compute = write_old_saelens(tmp_path, "blocks.1.ln2.hook_normalized")
+    model = TranscoderModel.from_pretrained(tmp_path, input_site="layers.1.resid_mid")
+    assert_computes(model, inputs, compute(inputs))
+    assert model.config.input_site == model.config.output_site == "layers.1.resid_mid"

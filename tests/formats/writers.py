@@ -159,3 +159,38 @@ def pickled(value):
     content = io.BytesIO()
     pickle.dump(value, content)
     return content.getvalue()
+
+
+def write_old_saelens(folder, hook, activation="relu", **settings):
+    """A folder as SAELens wrote it before version 6, with a scale of its own for each feature."""
+    made = random_tensors(W_enc=(D, N), W_dec=(N, D), b_enc=(N,), b_dec=(D,), scaling_factor=(N,), log_threshold=(N,))
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {name: tensor for name, tensor in made.items() if activation == "jumprelu" or name != "log_threshold"}
+    save_file(held, folder / "sae_weights.safetensors")
+    settings = {
+        "architecture": "jumprelu" if activation == "jumprelu" else "standard",
+        "activation_fn_str": "topk" if activation == "topk" else "relu",
+        "activation_fn_kwargs": {"k": 5} if activation == "topk" else {},
+        "model_name": "gpt2-small",
+        "hook_point": hook,
+        "hook_point_layer": 1,
+        "d_in": D,
+        "d_sae": N,
+        "finetuning_scaling_factor": True,
+        "normalize_activations": False,
+        **settings,
+    }
+    (folder / "cfg.json").write_text(json.dumps(settings))
+
+    def compute(x, factor=1.0):
+        made64 = {name: tensor.double() for name, tensor in made.items()}
+        pre = (x.double() * factor - made64["b_dec"]) @ made64["W_enc"] + made64["b_enc"]
+        features = relu(pre)
+        if activation == "topk":
+            kept = features.topk(5, dim=-1).indices
+            features = torch.zeros_like(features).scatter(-1, kept, features.gather(-1, kept))
+        if activation == "jumprelu":
+            features = features * (pre > made64["log_threshold"].exp())
+        return features, ((features * made64["scaling_factor"]) @ made64["W_dec"] + made64["b_dec"]) / factor
+
+    return compute

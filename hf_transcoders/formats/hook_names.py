@@ -1,10 +1,10 @@
 """Sites of TransformerLens hook names, and what its conventions do to the activations there."""
 
 import re
-from dataclasses import replace
 
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .conventions import read_centered, read_through_norm, write_through_norm
 from .dictionary import ForeignDictionary, Given
 
 
@@ -130,62 +130,6 @@ def place_at(dictionary, given, source, base_model, reads, writes, folded=False)
     if output_kind == NORMALIZED or (output_kind == GAINED and folded):
         dictionary = write_through_norm(dictionary, _norm(given, output_site, source))
     return dictionary
-
-
-def read_through_norm(dictionary: ForeignDictionary, norm) -> ForeignDictionary:
-    """
-    For encoders that read `z = (x - bias) / gain`, what a norm gives before gain and bias, at a site with the value x:
-    `W_enc ← W_enc / gain`, `b_enc ← b_enc - W_enc (bias / gain)`, and the same for the skip connection; `b_pre` is in the
-    units of z and becomes `b_pre gain + bias`.
-    """
-    if (norm.gain == 0).any():
-        raise TranscoderError(
-            "The norm in front of the dictionary's input has a gain of zero in some dimension, so what the dictionary reads "
-            "there cannot be computed from the site: give another `input_site=`."
-        )
-    gain, bias = norm.gain.double(), norm.bias.double()
-    tensors = dict(dictionary.tensors)
-    encoder = tensors["W_enc"]
-    tensors["W_enc"] = encoder.then(lambda rows: rows.double() / gain)
-    if "W_skip" in tensors:
-        skip = tensors["W_skip"]
-        tensors["W_skip"] = skip.then(lambda rows: rows.double() / gain)
-    if "b_pre" in tensors:
-        tensors["b_pre"] = tensors["b_pre"].then(lambda values: values.double() * gain + bias)
-        return replace(dictionary, tensors=tensors)
-    _shift(tensors, dictionary.fields, lambda: -(encoder.read().double() @ (bias / gain)))
-    if "W_skip" in tensors:
-        tensors["b_dec"] = tensors["b_dec"].then(lambda values: values - skip.read().double() @ (bias / gain))
-    return replace(dictionary, tensors=tensors)
-
-
-def read_centered(dictionary: ForeignDictionary) -> ForeignDictionary:
-    """For encoders that read a residual stream minus its mean over dimensions: `W_enc` and `W_skip` subtract it."""
-    tensors = dict(dictionary.tensors)
-    for name in {"W_enc", "W_skip"} & tensors.keys():
-        tensors[name] = tensors[name].then(lambda rows: rows.double() - rows.double().mean(-1, keepdim=True))
-    return replace(dictionary, tensors=tensors)
-
-
-def write_through_norm(dictionary: ForeignDictionary, norm) -> ForeignDictionary:
-    """For decoders that write what a norm gives before gain and bias."""
-    gain, bias = norm.gain.double(), norm.bias.double()
-    tensors = dict(dictionary.tensors)
-    tensors["W_dec"] = tensors["W_dec"].then(lambda rows: rows.double() * gain)
-    tensors["b_dec"] = tensors["b_dec"].then(lambda values: values.double() * gain + bias)
-    if "W_skip" in tensors:
-        tensors["W_skip"] = tensors["W_skip"].then(lambda rows: rows.double() * gain[:, None])
-    return replace(dictionary, tensors=tensors)
-
-
-def _shift(tensors, fields, shift) -> None:
-    """Adds to every pre-activation; the magnitudes of a gated dictionary have a bias of their own."""
-    tensors["b_enc"] = tensors["b_enc"].then(lambda values: values.double() + shift())
-    if fields["activation"] == "gated":
-        factor = tensors["r_mag"]
-        tensors["b_mag"] = tensors["b_mag"].then(
-            lambda values: values.double() + factor.read().double().exp() * shift()
-        )
 
 
 def _norm(given: Given, site: str, source: str):

@@ -77,7 +77,7 @@ def _listed(files: Files) -> tuple[Folder | None, bool]:
     if own and not files.is_local:
         return None, True
     try:
-        return Folder(files, files.names(), files.file), own
+        return Folder(files, files.names(levels=0 if own else 3), files.file), own
     except OSTranscoderError:
         return None, own
 

@@ -87,21 +87,24 @@ class Files:
         files.file = file
         return files
 
-    def names(self) -> list[str]:
+    def names(self, levels: int = 3) -> list[str]:
         """
         Paths of the files inside, those of sub-folders included.
+
+        Args:
+            levels (`int`, *optional*, defaults to 3): How deep a local folder is searched.
 
         Raises:
             `OSError`: they cannot be listed.
         """
         if self.is_local:
-            return _names_in(Path(self.path, self.subfolder))
+            return _names_in(Path(self.path, self.subfolder), levels)
         asked = {name: self.hub.get(name) for name in ("revision", "token")}
         try:
             if self.hub.get("local_files_only") or is_offline_mode():
                 cache_dir = self.hub.get("cache_dir")
                 folder = snapshot_download(self.path, **asked, cache_dir=cache_dir, local_files_only=True)
-                return _names_in(Path(folder, self.subfolder))
+                return _names_in(Path(folder, self.subfolder), levels)
             found = HfApi().repo_info(self.path, **asked)
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
             raise OSTranscoderError(
@@ -158,9 +161,9 @@ class Files:
         return [Path(path) for path in found]
 
 
-def _names_in(folder: Path) -> list[str]:
-    # A set lies one or two folders deep; home folders and mounted disks are not searched through.
-    found = [path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern)]
+def _names_in(folder: Path, levels: int) -> list[str]:
+    # A dictionary lies at most three folders deep; home folders and mounted disks are not searched through.
+    found = [path for level in range(1, levels + 2) for path in folder.glob("/".join("*" * level))]
     return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
 

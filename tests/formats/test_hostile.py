@@ -214,6 +214,7 @@ class Attack:
 
 @pytest.mark.parametrize("name", ["sae.pt", "sae.pkl", "ae.pt"])
 @pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_torch_files_run_no_code(name, archive, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if archive:

@@ -8,24 +8,21 @@ from . import (
     circuit_tracer,
     dictionary_learning,
     gemma_scope,
-    gpt2_transcoders,
-    linear_pair,
     llama_scope,
-    openai,
     saelens,
+    saelens_writer,
     sparsify,
+    torch_file,
 )
 from .folder import Folder, natural_order
 
 
-#: Each module has `NAME`, `detect(folder)` and `read(folder, given)`; where it can, `members(folder)` and `write(...)`.
+#: Each module has `NAME`, `detect(folder)` and `read(folder, given)`.
 FORMATS: list[ModuleType] = [saelens, sparsify, circuit_tracer, gemma_scope, dictionary_learning, llama_scope]
-#: Those that are told apart by the tensors in a torch file, which is opened where the names say nothing.
-TORCH_FORMATS: list[ModuleType] = [gpt2_transcoders, openai, linear_pair]
 
 #: What can be written, by the name that the user gives.
 WRITERS: dict[str, ModuleType] = {
-    "saelens": saelens,
+    "saelens": saelens_writer,
     "sparsify": sparsify,
     "circuit-tracer": circuit_tracer,
     "dictionary-learning": dictionary_learning,
@@ -51,7 +48,7 @@ def detect(folder: Folder, own: bool = False) -> ModuleType | None:
             "dictionaries: move those of one of them to a folder of their own."
         )
     if not found and not own:
-        found = [module for module in TORCH_FORMATS if module.detect(folder)]
+        found = [torch_file] if torch_file.detect(folder) else []
     return found[0] if found else None
 
 
@@ -62,9 +59,9 @@ def members(folder: Folder) -> dict[str, tuple[ModuleType, Folder]]:
     Args:
         folder ([`Folder`]): The folder.
     """
-    for module in FORMATS:
-        if hasattr(module, "members") and module.detect(folder):
-            return {name: (module, member) for name, member in module.members(folder).items()}
+    listed = next((module for module in (circuit_tracer, torch_file) if module.detect(folder)), None)
+    if listed is not None:
+        return {name: (listed, member) for name, member in listed.members(folder).items()}
     places = {path.rpartition("/")[0] for path in folder.names} - {""}
     found = {}
     for place in sorted(places, key=natural_order):

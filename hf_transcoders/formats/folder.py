@@ -8,18 +8,6 @@ from typing import Any
 from ..errors import TranscoderError
 from ..text.printable import printable
 from ..text.strict_json import read_json, read_yaml
-from .tensor_files import Weights, open_weights
-
-
-class Settings:
-    """Stands for the class of the settings in a torch file: its values are kept, and no code of it is run."""
-
-
-# Classes that published files name, of a package that need not be installed.
-_CLASSES = tuple(
-    (Settings, f"sae_training.{name}")
-    for name in ("config.LanguageModelSAERunnerConfig", "config.RunnerConfig", "sparse_autoencoder.SparseAutoencoder")
-)
 
 
 class Folder:
@@ -36,7 +24,6 @@ class Folder:
     def __init__(self, files, names: list[str], file: str | None = None, settings: dict[str, Any] | None = None):
         self.files, self.names, self.file, self.settings = files, names, file, settings
         self._known = set(names)
-        self._torch_weights: Weights | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -93,14 +80,6 @@ class Folder:
         if self.file is not None:
             found = [name for name in found if name == self.file]
         return sorted(found, key=natural_order)
-
-    def torch_weights(self) -> Weights | None:
-        """The one torch file of the folder, opened; `None` where there is none."""
-        # The Trainer of transformers leaves torch files of its own.
-        pattern = r"(?!optimizer|scheduler|scaler|rng_state|pytorch_model).+\.(pt|pth|pkl)(\.gz)?"
-        if self._torch_weights is None and self.matching(pattern):
-            self._torch_weights = open_weights(self.find(self.only(pattern)), _CLASSES)
-        return self._torch_weights
 
     def only(self, pattern: str) -> str:
         """The one file that matches.

@@ -3,20 +3,18 @@
 from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given, setting
-from .folder import Folder
 from .hook_names import place
+from .tensor_files import Weights
 
 
 NAME = "GPT-2 transcoders"
 
 
-def detect(folder: Folder) -> bool:
-    weights = folder.torch_weights()
-    return weights is not None and {"W_enc", "b_dec_out"} <= weights.tensors.keys()
+def fits(weights: Weights) -> bool:
+    return {"W_enc", "b_dec_out"} <= weights.tensors.keys()
 
 
-def read(folder: Folder, given: Given) -> ForeignDictionary:
-    weights = folder.torch_weights()
+def read(weights: Weights, given: Given) -> ForeignDictionary:
     weights.expect_only("W_enc", "W_dec", "b_enc", "b_dec", "b_dec_out")
     settings = vars(weights.extra.get("cfg")) if hasattr(weights.extra.get("cfg"), "__dict__") else {}
     source = printable(weights.path)

@@ -2,8 +2,8 @@
 
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given
-from .folder import Folder
 from .hook_names import PLAIN, place_at
+from .tensor_files import Weights
 
 
 NAME = "two linear layers"
@@ -12,12 +12,11 @@ NAME = "two linear layers"
 _NAMES = (("encoder_linear", "decoder_linear"), ("encoder", "decoder"))
 
 
-def detect(folder: Folder) -> bool:
-    return _layers(folder.torch_weights()) is not None
+def fits(weights: Weights) -> bool:
+    return _layers(weights) is not None
 
 
-def read(folder: Folder, given: Given) -> ForeignDictionary:
-    weights = folder.torch_weights()
+def read(weights: Weights, given: Given) -> ForeignDictionary:
     encoder, decoder = _layers(weights)
     n, d = weights.matrix(f"{encoder}.weight")
     tensors = {
@@ -32,10 +31,8 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     return place_at(ForeignDictionary(fields, tensors), given, source, None, (reads, PLAIN), (writes, PLAIN))
 
 
-def _layers(weights) -> tuple[str, str] | None:
+def _layers(weights: Weights) -> tuple[str, str] | None:
     """The names of the two layers, where the file holds them and nothing else."""
-    if weights is None:
-        return None
     for encoder, decoder in _NAMES:
         if weights.tensors.keys() == {
             f"{layer}.{kind}" for layer in (encoder, decoder) for kind in ("weight", "bias")

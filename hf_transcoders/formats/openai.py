@@ -3,20 +3,18 @@
 from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given
-from .folder import Folder
 from .hook_names import PLAIN, place_at
+from .tensor_files import Weights
 
 
 NAME = "OpenAI SAE"
 
 
-def detect(folder: Folder) -> bool:
-    weights = folder.torch_weights()
-    return weights is not None and {"pre_bias", "latent_bias"} <= weights.tensors.keys()
+def fits(weights: Weights) -> bool:
+    return {"pre_bias", "latent_bias"} <= weights.tensors.keys()
 
 
-def read(folder: Folder, given: Given) -> ForeignDictionary:
-    weights = folder.torch_weights()
+def read(weights: Weights, given: Given) -> ForeignDictionary:
     source = printable(weights.path)
     state = weights.extra.get("activation_state_dict") or {}
     k = state.get("k") if isinstance(state, dict) else None

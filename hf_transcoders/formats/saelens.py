@@ -1,8 +1,5 @@
 """SAELens: a folder with `cfg.json` and `sae_weights.safetensors`, since version 6 and before."""
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,26 +8,16 @@ from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
-from .hook_names import PLAIN, hook_of_site, place, place_at
+from .hook_names import PLAIN, place, place_at
 from .tensor_files import LazyTensor, Weights, open_weights
-from .writing import (
-    PlainDictionary,
-    cannot,
-    places,
-    with_output_bias_subtracted,
-    with_threshold,
-    without_pre_bias,
-    write_safetensors,
-    write_settings,
-)
 
 
 NAME = "SAELens"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_NEWEST = 6
+NEWEST = 6
 
 # Architecture -> activation, and whether it has an output of its own.
-_ARCHITECTURES = {
+ARCHITECTURES = {
     "standard": ("relu", False),
     "topk": ("topk", False),
     "jumprelu": ("jumprelu", False),
@@ -57,7 +44,7 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     metadata = setting(settings, "metadata", dict, source, settings)
     _check_version(metadata, source)
     architecture = _architecture(settings, source)
-    activation, is_transcoder = _ARCHITECTURES[architecture]
+    activation, is_transcoder = ARCHITECTURES[architecture]
     weights = open_weights(folder.find(WEIGHTS))
     d_in, n = weights.matrix("W_enc")
     d_out = weights.matrix("W_dec")[1] if is_transcoder else d_in
@@ -104,10 +91,10 @@ def _architecture(settings: dict[str, Any], source: str) -> str:
     function = setting(settings, "activation_fn", str, source, "relu")
     if architecture == "standard" and function == "topk":
         architecture = "topk"
-    if architecture not in _ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise TranscoderError(
             f"{printable(source)} has the architecture '{printable(architecture)[:60]}', which cannot be loaded: the ones "
-            f"that can are {', '.join(_ARCHITECTURES)}."
+            f"that can are {', '.join(ARCHITECTURES)}."
         )
     if architecture in ("standard", "gated", "transcoder", "skip_transcoder") and function != "relu":
         raise TranscoderError(
@@ -120,9 +107,9 @@ def _architecture(settings: dict[str, Any], source: str) -> str:
 def _check_version(metadata: dict[str, Any], source: str) -> None:
     version = setting(metadata, "sae_lens_version", str, source, "0")
     major = version.split(".")[0]
-    if not major.isdecimal() or int(major) > _NEWEST:
+    if not major.isdecimal() or int(major) > NEWEST:
         raise TranscoderError(
-            f"{printable(source)} was written by SAELens {printable(version)[:20]}, and files up to version {_NEWEST} are known: "
+            f"{printable(source)} was written by SAELens {printable(version)[:20]}, and files up to version {NEWEST} are known: "
             "upgrade hf_transcoders with `pip install -U hf_transcoders`."
         )
 
@@ -215,70 +202,3 @@ def _folded(metadata: dict[str, Any]) -> bool | None:
 def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
     names = ("hook_name", "hook_name_out", "dataset_path", "context_size", "prepend_bos", "sae_lens_version")
     return {name: metadata[name] for name in names if isinstance(metadata.get(name), str | int | bool)}
-
-
-def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
-    for name, dictionary, target in places(dictionaries, folder):
-        settings, tensors = _to_saelens(name, with_threshold(dictionary))
-        write_safetensors(tensors, target / WEIGHTS)
-        write_settings(settings, target / CONFIG)
-
-
-def _to_saelens(name: str, dictionary: PlainDictionary) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    fields, is_sae = dictionary.fields, dictionary.is_autoencoder
-    kind = (fields["activation"], not is_sae)
-    architecture = next((name for name, known in _ARCHITECTURES.items() if known == kind), None)
-    if fields["skip_connection"] and architecture is not None:
-        architecture = None if is_sae else architecture.replace("transcoder", "skip_transcoder")
-    if architecture is None:
-        what = f"{'SAE' if is_sae else 'transcoder'} with activation '{fields['activation']}'"
-        raise cannot(
-            name,
-            NAME,
-            f"has no {what}{' and a skip connection' if fields['skip_connection'] else ''}",
-            f"its architectures are {', '.join(_ARCHITECTURES)}",
-        )
-    pre_bias = dictionary.tensors.get("b_pre")
-    subtracts = is_sae and pre_bias is not None and torch.equal(pre_bias, dictionary.tensors["b_dec"])
-    dictionary = with_output_bias_subtracted(dictionary) if subtracts else without_pre_bias(dictionary)
-    tensors = {key: tensor for key, tensor in dictionary.tensors.items() if key != "b_pre"}
-    tensors["W_enc"] = tensors["W_enc"].T
-    if fields["activation"] == "gated":
-        tensors["b_gate"] = tensors.pop("b_enc")
-    settings = {
-        "architecture": architecture,
-        "d_in": fields["d_in"],
-        "d_sae": fields["num_features"],
-        "dtype": str(tensors["W_enc"].dtype).removeprefix("torch."),
-        "device": "cpu",
-        "apply_b_dec_to_input": subtracts,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": _metadata(name, fields, is_sae),
-    }
-    if not is_sae:
-        settings["d_out"] = fields["d_out"]
-    if fields["activation"] == "topk":
-        settings |= {"k": fields["k"], "rescale_acts_by_decoder_norm": False}
-    return settings, tensors
-
-
-def _metadata(name: str, fields: Mapping[str, Any], is_sae: bool) -> dict[str, Any]:
-    sites = [fields["input_site"], fields["output_site"]]
-    hooks = [hook_of_site(site) for site in sites]
-    kind = "HookedTransformer"
-    if None in hooks:
-        modules = [re.fullmatch(r"module:(.+):out", site or "") for site in sites]
-        if not all(modules):
-            raise cannot(
-                name, NAME, f"has no hook for {' and '.join(map(str, sites))}", "choose other sites in training"
-            )
-        hooks, kind = [module[1] for module in modules], "AutoModelForCausalLM"
-    return {
-        "sae_lens_version": f"{_NEWEST}.0.0",
-        "model_name": fields["base_model_name_or_path"],
-        "model_class_name": kind,
-        "model_from_pretrained_kwargs": {},
-        "hook_name": hooks[0],
-        **({} if is_sae else {"hook_name_out": hooks[1]}),
-    }

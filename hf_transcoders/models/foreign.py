@@ -13,11 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import atomic_directory
+from ..formats.choice import choose
 from ..formats.detect import WRITERS, detect, members
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
 from ..formats.writing import PlainDictionary
+from ..text.logging import get_logger
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig
 from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
@@ -30,16 +32,22 @@ if TYPE_CHECKING:
 #: What the user may say of a dictionary whose files do not say it, of the arguments of `from_pretrained`.
 FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor")
 
+#: What chooses among the dictionaries of a repo, of the arguments of `from_pretrained`.
+CHOICE_ARGUMENTS = ("layers", "width", "l0")
+
+logger = get_logger(__name__)
+
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
-def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
+def foreign_folder(files: Files, choice: Mapping[str, Any] | None = None) -> tuple[ModuleType, Folder] | None:
     """
     The format of a dictionary of another library and its files; `None` where it is one of this library. The only one in
     the sub-folders of a folder is found too.
 
     Args:
         files ([`Files`]): Where the dictionary lies.
+        choice (`Mapping[str, Any]`, *optional*): Those of [`CHOICE_ARGUMENTS`] that were given.
 
     Raises:
         [`TranscoderError`]: the files are those of several dictionaries.
@@ -49,6 +57,7 @@ def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
         return None
     module = detect(folder, own)
     if module is None and not own and (found := members(folder)):
+        found = chosen(found, choice or {})
         if len(found) == 1:
             return next(iter(found.values()))
         names = ", ".join(list(found)[:8]) + (" ..." if len(found) > 8 else "")
@@ -56,7 +65,27 @@ def foreign_folder(files: Files) -> tuple[ModuleType, Folder] | None:
             f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
             "file, or all of them with TranscoderSet.from_pretrained."
         )
+    if choice:
+        raise TranscoderError(
+            f"{printable(files.place)} holds one dictionary, so there is nothing to choose: leave out {', '.join(choice)}."
+        )
     return None if module is None else (module, folder)
+
+
+def take_choice(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes those of [`CHOICE_ARGUMENTS`] that are in `kwargs` out of it."""
+    return {name: value for name in CHOICE_ARGUMENTS if (value := kwargs.pop(name, None)) is not None}
+
+
+def chosen(found: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of several dictionaries that were asked for; where an L0 was given, a message says which are the nearest."""
+    if not choice:
+        return dict(found)
+    names = choose(found, **choice)
+    if not isinstance(choice.get("l0"), str | None):
+        shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+        logger.warning(f"Nearest to an L0 of {choice['l0']:g}: {shown}.")
+    return {name: found[name] for name in names}
 
 
 def foreign_members(files: Files) -> dict[str, tuple[ModuleType, Folder]]:

@@ -616,6 +616,8 @@ class TranscoderModel(PreTrainedModel):
                 TransformerLens.
             scaling_factor (`float`, *optional*):
                 Factor on the inputs of a SAELens dictionary with `normalize_activations="expected_average_only_in"`.
+            layers (`int`, *optional*), width (`int` or `str`, *optional*), l0 (`float` or `str`, *optional*):
+                Which one of a repo that holds many, by the names of its folders; of several, the nearest L0.
         """
         if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
             return super().from_pretrained(None, *model_args, **kwargs)
@@ -631,9 +633,9 @@ class TranscoderModel(PreTrainedModel):
     @classmethod
     def _open_foreign(cls, files: Files, kwargs: dict) -> SavedDictionary | None:
         """The opened dictionary of another library; `None` where it is one of this library."""
-        from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_given
+        from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_choice, take_given
 
-        if (found := foreign_folder(files)) is None:
+        if (found := foreign_folder(files, take_choice(kwargs))) is None:
             refuse_foreign_arguments(kwargs)
             return None
         return open_foreign(*found, take_given(kwargs))

@@ -15,7 +15,7 @@ from ..errors import TranscoderError
 from ..files import atomic_directory, inner_path, is_inside, read_settled, write_text
 from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
-from .foreign import foreign_members, open_foreign, refuse_foreign_arguments, take_given
+from .foreign import chosen, foreign_members, open_foreign, refuse_foreign_arguments, take_choice, take_given
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
 from .saved_files import HUB_ARGUMENTS, WEIGHT_FILES, Files, damaged, open_files, parse_saved
 
@@ -199,7 +199,7 @@ class TranscoderSet(nn.Module):
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of the set.
             names (`Iterable[str]`, *optional*): Which dictionaries to load. All by default.
             subfolder (`str`, *optional*, defaults to `""`): Where the set lies inside the repo.
-            kwargs: As for [`~TranscoderModel.from_pretrained`]: `revision`, `dtype`, `device_map`, `token` ...
+            kwargs: As for [`~TranscoderModel.from_pretrained`]: `layers`, `width`, `l0`, `revision`, `dtype`, `device_map`, `token` ...
 
         Returns:
             [`TranscoderSet`]
@@ -208,7 +208,13 @@ class TranscoderSet(nn.Module):
         variant = kwargs.pop("variant", None)
         files = Files.at(pretrained_model_name_or_path, subfolder, **hub)
         names = names if names is None else list(names)
+        choice = take_choice(kwargs)
+        if choice and names is not None:
+            raise TranscoderError(
+                f"`names` and {', '.join(choice)} both say which dictionaries to load: give one of them."
+            )
         if not _has_index(files) and (found := foreign_members(files)):
+            found = chosen(found, choice)
             wanted = _chosen(found, names)
             given = take_given(kwargs)
             return cls(
@@ -221,7 +227,7 @@ class TranscoderSet(nn.Module):
 
         def open_wanted(opening=lambda path: path):
             folders = _folders(files, opening)
-            wanted = _chosen(folders, names)
+            wanted = _chosen(chosen(folders, choice), names)
             return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
 
         # All of them are opened before one is loaded, so that they are of one save.

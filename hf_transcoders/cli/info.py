@@ -1,10 +1,8 @@
 """`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
 
-from pathlib import Path
-
 from ..text.columns import paired
 from .common import load_dictionaries
-from .terminal import HelpFormatter, Parser, echo, print_json
+from .terminal import HelpFormatter, Parser, echo, print_json, print_table
 
 
 def parse(argv, prog):
@@ -26,6 +24,12 @@ def run(args):
         return
     if args.path is None:
         echo(*_pairs(facts))
+        return
+    if len(facts) > 1 and all("format" in values for values in facts.values()):
+        columns = ("format", "layer", "reads", "writes", "features", "width", "L0", "parameters", "cannot be loaded")
+        columns = [name for name in columns if any(values.get(name) is not None for values in facts.values())]
+        rows = [[name, *(_text(values.get(column)) for column in columns)] for name, values in facts.items()]
+        print_table(["dictionary", *columns], rows, left=2)
         return
     for name, values in facts.items():
         echo(name, *_pairs(values, indent="  "))
@@ -55,18 +59,23 @@ def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, d
     from ..models.foreign import describe_foreign
     from ..models.saved_files import Files
 
-    if Path(path).exists() and (foreign := describe_foreign(Files.at(path))):
-        return {
-            name: {
-                "format": of,
-                **(_facts(config, size) if not isinstance(config, str) else {"cannot be loaded": config}),
-            }
-            for name, (of, config, size) in foreign.items()
-        }
+    files = Files.at(path, revision=revision)
+    if (files.is_local or "/" in path) and (foreign := describe_foreign(files)):
+        return {name: _foreign_facts(facts) for name, facts in foreign.items()}
     return {
         name: _facts(model.config, sum(p.numel() for p in model.parameters()))
         for name, model in load_dictionaries(path, revision).items()
     }
+
+
+def _foreign_facts(facts) -> dict:
+    known = {
+        name: value for name, value in zip(("layer", "width", "L0"), facts.path, strict=True) if value is not None
+    }
+    described = {"format": facts.format, **known}
+    if facts.config is not None:
+        described |= _facts(facts.config, facts.parameters)
+    return described | ({"cannot be loaded": facts.trouble} if facts.trouble else {})
 
 
 def _facts(config, parameters: int) -> dict:

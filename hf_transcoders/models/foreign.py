@@ -4,6 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import atomic_directory
-from ..formats.choice import choose
+from ..formats.choice import PathFacts, choose, path_facts
 from ..formats.detect import WRITERS, detect, members
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
@@ -176,15 +177,33 @@ def holds_dictionaries(folder: str | os.PathLike) -> bool:
     return detect(names) is not None or bool(members(names))
 
 
-def describe_foreign(files: Files) -> dict[str, tuple[str, TranscoderConfig | str, int]]:
+@dataclass(frozen=True)
+class ForeignFacts:
     """
-    What the dictionaries of other libraries in a folder are, from their settings and the headers of their weights.
+    What is known of a dictionary of another library before its weights are read.
 
     Args:
-        files ([`Files`]): A folder on this machine.
+        format (`str`): Name of its format.
+        path ([`PathFacts`]): What its name says.
+        config ([`TranscoderConfig`], *optional*): What its files say; `None` where they were not opened.
+        parameters (`int`, *optional*): Number of parameters.
+        trouble (`str`, *optional*): Why it cannot be loaded.
+    """
 
-    Returns:
-        `dict[str, tuple]`: name -> format, configuration (or why it cannot be read) and number of parameters.
+    format: str
+    path: PathFacts
+    config: TranscoderConfig | None = None
+    parameters: int | None = None
+    trouble: str | None = None
+
+
+def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
+    """
+    What the dictionaries of other libraries in a folder or repo are, by name, from their settings and the headers of their
+    weights. Of several on the Hub nothing is downloaded: only their names tell something.
+
+    Args:
+        files ([`Files`]): Where they lie.
     """
     folder, own = _listed(files)
     if folder is None or own:
@@ -193,16 +212,20 @@ def describe_foreign(files: Files) -> dict[str, tuple[str, TranscoderConfig | st
     found = members(folder)
     if module is not None and (folder.file is not None or not found):
         found = {folder.file or folder.name: (module, folder)}
-    described = {}
-    for name, (format_of, place) in found.items():
-        try:
-            saved = open_foreign(format_of, place, Given(complete=False))
-        except TranscoderError as error:
-            described[name] = (format_of.NAME, str(error), 0)
-            continue
-        shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
-        described[name] = (format_of.NAME, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
-    return described
+    open_them = files.is_local or len(found) == 1
+    return {name: _describe(name, *member, open_them) for name, member in found.items()}
+
+
+def _describe(name: str, module: ModuleType, folder: Folder, open_it: bool) -> ForeignFacts:
+    known = path_facts(name)
+    if not open_it:
+        return ForeignFacts(module.NAME, known)
+    try:
+        saved = open_foreign(module, folder, Given(complete=False))
+    except TranscoderError as error:
+        return ForeignFacts(module.NAME, known, trouble=str(error))
+    shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
+    return ForeignFacts(module.NAME, known, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
 
 
 def take_given(kwargs: dict[str, Any]) -> Given:

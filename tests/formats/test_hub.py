@@ -25,6 +25,14 @@ def upload(folder, repo="me/x", inside=""):
     return HfApi().upload_folder(repo_id=repo, folder_path=folder, path_in_repo=inside).oid
 
 
+def weights_asked_for(hub):
+    """Paths of the weights that were downloaded so far."""
+    asked = (
+        request.path for request in hub.requests if request.method in ("GET", "HEAD") and "/resolve/" in request.path
+    )
+    return {path.split("/resolve/")[1].partition("/")[2] for path in asked if path.endswith(".safetensors")}
+
+
 def test_repo_subfolder_file_and_revision(hub):
     first = upload(FIXTURES / "saelens_topk", inside="layer_1/width_24")
     upload(FIXTURES / "saelens_jumprelu", inside="layer_2/width_24")
@@ -45,6 +53,7 @@ def test_only_the_wanted_dictionary_is_downloaded(hub):
     upload(FIXTURES / "sparsify_sae")
     upload(FIXTURES / "sparsify_skip_transcoder")
     transcoders = TranscoderSet.from_pretrained("me/x", names=["layers.0.mlp"])
+    assert weights_asked_for(hub) == {"layers.0.mlp/sae.safetensors"}
     assert_same_function(transcoders["layers.0.mlp"], "sparsify_skip_transcoder")
     assert transcoders["layers.0.mlp"].config.base_model_name_or_path == "EleutherAI/pythia-14m"
 
@@ -94,3 +103,18 @@ def test_info_reads_no_weights(tmp_path, capsys, monkeypatch):
     assert "cannot be loaded" in text and "damaged" in text
     assert main(["info", str(FIXTURES / "sparsify_sae")]) == 0
     assert "top 4 of each token" in capsys.readouterr().out
+
+
+def test_info_on_a_repo_of_many_downloads_nothing(hub, capsys):
+    for layer, width in ((1, "16k"), (2, "65k")):
+        upload(FIXTURES / "saelens_topk", inside=f"layer_{layer}/width_{width}/l0_{layer}0")
+    assert main(["info", "me/x"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["dictionary", "format", "layer", "width", "L0"]
+    assert [row.split() for row in rows] == [
+        ["layer_1.width_16k.l0_10", "SAELens", "1", "16k", "10"],
+        ["layer_2.width_65k.l0_20", "SAELens", "2", "65k", "20"],
+    ]
+    assert not weights_asked_for(hub)
+    assert_same_function(TranscoderModel.from_pretrained("me/x", layers=2), "saelens_topk")
+    assert weights_asked_for(hub) == {"layer_2/width_65k/l0_20/sae_weights.safetensors"}

@@ -51,7 +51,7 @@ def choose(
         l0 (`float` or `str`, *optional*): Active features per token, or `"small"`, `"medium"` or `"big"`.
 
     Raises:
-        [`TranscoderError`]: none is left; the message says what there is to choose from.
+        [`TranscoderError`]: no dictionary fits; the message lists the choices.
     """
     facts = {name: path_facts(name) for name in names}
     wanted = [layers] if isinstance(layers, int) else layers if layers is None else list(layers)

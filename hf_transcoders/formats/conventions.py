@@ -13,8 +13,8 @@ from .tensor_files import LazyTensor
 
 def read_through_norm(dictionary: ForeignDictionary, norm: Norm) -> ForeignDictionary:
     """
-    For encoders that read `z = (x - bias) / gain`, what a norm gives before gain and bias, at a site with the value x:
-    `W_enc ← W_enc / gain`, `b_enc ← b_enc - W_enc (bias / gain)`, and the same for the skip connection; `b_pre` is in the
+    Converts a dictionary that reads what a norm gives before its gain and bias, `z = (x - bias) / gain`, to one that reads
+    x, the value of the site: `W_enc ← W_enc / gain`, `b_enc ← b_enc - W_enc (bias / gain)`, and the same for the skip connection; `b_pre` is in the
     units of z and becomes `b_pre gain + bias`.
     """
     if (norm.gain == 0).any():
@@ -40,8 +40,8 @@ def read_through_norm(dictionary: ForeignDictionary, norm: Norm) -> ForeignDicti
 
 def read_centered(dictionary: ForeignDictionary) -> ForeignDictionary:
     """
-    For encoders that read a residual stream minus its mean over dimensions: `W_enc` and `W_skip` subtract that mean. From
-    `b_pre` it is not subtracted there, so what they make of the mean of `b_pre` goes into the biases.
+    Converts a dictionary that reads a residual stream minus its mean over dimensions to one that reads the stream itself:
+    `W_enc` and `W_skip` then subtract that mean. The mean of `b_pre` must not be lost with it and goes into the biases.
     """
     tensors = dict(dictionary.tensors)
     encoder, skip, pre_bias = tensors["W_enc"], tensors.get("W_skip"), tensors.get("b_pre")
@@ -57,7 +57,7 @@ def read_centered(dictionary: ForeignDictionary) -> ForeignDictionary:
 
 
 def write_through_norm(dictionary: ForeignDictionary, norm: Norm) -> ForeignDictionary:
-    """For decoders that write what a norm gives before gain and bias."""
+    """Converts a dictionary that writes what a norm gives before its gain and bias to one that writes the value of the site."""
     gain, bias = norm.gain.double(), norm.bias.double()
     tensors = dict(dictionary.tensors)
     tensors["W_dec"] = tensors["W_dec"].then(lambda rows: rows.double() * gain)

@@ -25,7 +25,7 @@ _POINTS = {
 # away; the value of the site, but minus its mean over dimensions where weights were centered.
 PLAIN, NORMALIZED, GAINED, STREAM = "plain", "normalized", "gained", "stream"
 
-# Names that TransformerLens has for models, where they are no ids on the Hub.
+# Names of models in TransformerLens that are not ids on the Hub.
 _MODELS = {
     "gpt2-small": "openai-community/gpt2",
     "gpt2": "openai-community/gpt2",
@@ -110,7 +110,7 @@ def place_at(dictionary, given, source, base_model, reads, writes, folded=False)
     if base is None and (name := given.base_model or base_model_id(base_model)):
         base = {"base_model_name_or_path": name}
     if base is None:
-        called = f" ('{printable(base_model)[:60]}' is no id on the Hub)" if base_model else ""
+        called = f" ('{printable(base_model)[:60]}' is not an id on the Hub)" if base_model else ""
         raise _unknown(source, f"which language model it belongs to{called}", "`base_model=` with its Hub id")
     for site, argument, verb in ((input_site, "input_site", "reads"), (output_site, "output_site", "writes")):
         if site is None:

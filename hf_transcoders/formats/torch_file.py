@@ -48,6 +48,6 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
             return dictionary
     held = ", ".join(weights.tensors) or "no tensors"
     raise TranscoderError(
-        f"{printable(weights.path)} holds {printable(held)[:200]}, which is no known format of dictionaries: convert it to one of "
+        f"{printable(weights.path)} holds {printable(held)[:200]}, which fits none of the known formats: convert it to one of "
         "those in docs/formats.md."
     )

@@ -126,7 +126,7 @@ def test_whole_numbers_in_place_of_weights(weights):
             "give `scaling_factor=`",
         ),
         ("saelens_standard", "cfg.json", {"metadata__model_name": None}, "give `base_model=` with its Hub id"),
-        ("saelens_standard", "cfg.json", {"metadata__model_name": "my-model"}, "'my-model' is no id on the Hub"),
+        ("saelens_standard", "cfg.json", {"metadata__model_name": "my-model"}, "'my-model' is not an id on the Hub"),
         ("saelens_standard", "cfg.json", {"metadata__hook_name": "blocks.1.attn.hook_z"}, "give `input_site=`"),
         ("saelens_transcoder", "cfg.json", {"metadata__hook_name_out": None}, "give `output_site=`"),
         ("saelens_topk", "cfg.json", {"k": "4"}, "`k` in .* is '4', but must be of type int"),

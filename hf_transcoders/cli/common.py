@@ -122,7 +122,7 @@ def load_dictionaries(path: str, revision: str | None = None, **options):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
-    if not local.exists() and ("/" not in path or path[0] in "/.~"):
+    if not local.exists() and not may_be_on_hub(path):
         raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
     try:
         return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()
@@ -134,6 +134,11 @@ def load_dictionaries(path: str, revision: str | None = None, **options):
             return TranscoderSet([TranscoderModel.from_pretrained(path, revision=revision, **options)]).eval()
         except OSError as error:
             raise TranscoderError(f"{path} could not be loaded ({_first_sentence(error)})") from no_set
+
+
+def may_be_on_hub(path: str) -> bool:
+    """Whether a path can be that of a repo on the Hub, or lead into one."""
+    return "/" in path and path[0] not in "/.~"
 
 
 def base_of(dictionaries, given: str | None) -> str:

@@ -1,7 +1,10 @@
 """`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
 
+import contextlib
+from pathlib import Path
+
 from ..text.columns import paired
-from .common import load_dictionaries
+from .common import load_dictionaries, may_be_on_hub
 from .terminal import HelpFormatter, Parser, echo, print_json, print_table
 
 
@@ -59,9 +62,11 @@ def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, d
     from ..models.foreign import describe_foreign
     from ..models.saved_files import Files
 
-    files = Files.at(path, revision=revision)
-    if (files.is_local or "/" in path) and (foreign := describe_foreign(files)):
-        return {name: _foreign_facts(facts) for name, facts in foreign.items()}
+    if Path(path).exists() or may_be_on_hub(path):
+        # A repo that is not there is said by the loader below.
+        with contextlib.suppress(OSError):
+            if foreign := describe_foreign(Files.at(path, revision=revision)):
+                return {name: _foreign_facts(facts) for name, facts in foreign.items()}
     return {
         name: _facts(model.config, sum(p.numel() for p in model.parameters()))
         for name, model in load_dictionaries(path, revision).items()

@@ -1,12 +1,12 @@
-"""Attribution graphs: time and peak memory at GPT-2-small's shape, and the hand-written adjoint beside autograd.
+"""Measure time and peak memory of attribution graphs at GPT-2-small's shape, and compare the adjoint with autograd.
 
     python benchmarks/attribution.py                            # 32 tokens, 12 x 8,192 features, 2,048 of them expanded
     python benchmarks/attribution.py --length 1024 --max-features 512
     python benchmarks/attribution.py --autograd                 # the reference on the same rows, as a ratio
 
 A model with random weights (12 layers, width 768, 12 heads, 50,257 tokens) and TopK transcoders with random weights for
-every layer, k chosen so that about 22,000 features are active. Times are medians of rounds after one that warms up; peak
-memory is that of the whole process, model and dictionaries included, and what the graph took above them.
+every layer, k chosen so that about 22,000 features are active. Times are medians of rounds after a warm-up; peak
+memory is reported for the whole process, model and dictionaries included, and for the graph alone.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How far a run on two processes is from the same run on one with twice the batch (gloo, CPU; a tiny language model).
+"""Compare a run on two processes with one on a single process and twice the batch size (gloo, CPU; a tiny language model).
 
-    python benchmarks/ddp_equality.py              # a few seconds a row
+    python benchmarks/ddp_equality.py              # a few seconds per row
     python benchmarks/ddp_equality.py --steps 200
 
-The largest absolute difference of any weight after so many steps of Adam, of any logged metric, and whether the tokens since
-each feature last fired are the same. What differs is only the order in which numbers are added.
+Prints the largest absolute difference of any weight after the given number of Adam steps and of any logged metric, and whether the
+tokens since each feature last fired are equal. Only the order in which numbers are added differs.
 """
 
 import argparse

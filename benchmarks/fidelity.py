@@ -1,10 +1,10 @@
-"""Fidelity on a real model: one MLP of SmolLM2-135M-Instruct learned from a text file, measured on another.
+"""Train a transcoder of one MLP of SmolLM2-135M-Instruct on a text file and measure its fidelity on another.
 
     python benchmarks/fidelity.py --train valid.txt --test test.txt
 
 The setting of `benchmarks/RESULTS.md`: WikiText-2 (word-level release, detokenised here), layer 8, 4,608 features, TopK 64,
 four epochs over the validation split, evaluated on the test split. `--sae` trains the SAE of the same size and sparsity
-on the same forwards and prints both points.
+on the same forward passes and prints both results.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from hf_transcoders.cli.common import load_base_model
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="text file to learn from")
+    parser.add_argument("--train", required=True, help="text file to train on")
     parser.add_argument("--test", required=True, help="text file to measure on")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", default="auto")
@@ -50,7 +50,7 @@ def main():
         help="positions left out and left alone at the start of each row, in training and evaluation (the library's "
         "default is 1)",
     )
-    parser.add_argument("--sae", action="store_true", help="also the SAE of the MLP's output")
+    parser.add_argument("--sae", action="store_true", help="also train an SAE of the MLP's output")
     parser.add_argument("--output-dir", default="runs/fidelity")
     args = parser.parse_args()
 
@@ -103,7 +103,7 @@ def main():
     )
     report = evaluator.evaluate(trainer.dictionaries)
     mark("evaluate")
-    print(report.table())
+    print(report)
     summary = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "device": str(base.device),

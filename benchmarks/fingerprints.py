@@ -1,5 +1,5 @@
 """
-Measures what it costs to make sure that caches and resumes do not lie.
+Measure the cost of the fingerprints that guard caches and resumes.
 
 ```
 python benchmarks/fingerprints.py
@@ -27,7 +27,7 @@ from hf_transcoders.training.checkpoint_files import commit, why_unusable
 
 
 def best(function, rounds: int) -> float:
-    """Seconds of the processor for the fastest of some calls: on a shared machine they say more than the clock's."""
+    """Processor time of the fastest call, which is steadier than wall time on a shared machine."""
     times = []
     for _ in range(rounds):
         start = time.process_time()

@@ -1,11 +1,11 @@
-"""How exact attribution graphs are on a real model with a set for its layers, in fp32.
+"""Measure how exact attribution graphs are on a real model with a set for its layers, in fp32.
 
     python benchmarks/graph_exactness.py runs/every_layer
     python benchmarks/graph_exactness.py runs/every_layer --prompt "The capital of France is" --rows 200
 
-Printed, each relative to the largest number of its kind: how far rows are from the measured pre-activations; logits of the
-local replacement model (every dictionary with its error in place) from the model's; hand-written adjoint from autograd;
-head loadings from their edges; measured direct effects of ablations from the edges.
+Prints differences relative to the largest number of each kind: rows and measured pre-activations; logits of the
+local replacement model (every dictionary spliced in with its error) and of the model; the adjoint and autograd;
+head loadings and their edges; measured direct effects of ablations and the edges.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import TranscoderSet, offline_model, splice
-from hf_transcoders.circuits import attribution_graph, certificate
+from hf_transcoders.circuits import attribution_graph, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 
 
@@ -66,7 +66,7 @@ def main():
         f"head loadings to their edges       {(sums - loadings.weight).abs().max() / loadings.weight.abs().max():.1e}"
     )
 
-    found = certificate(base, transcoders, graph, args.edges)
+    found = validate_edges(base, transcoders, graph, args.edges)
     error = (found.measured["direct"] - found.predicted).abs().max() / found.predicted.abs().max()
     print(
         f"direct effects to edges            {error:.1e}   (largest difference of {len(found.predicted)})\n\n{found}"

@@ -1,18 +1,18 @@
 """
-Kills a training run with SIGKILL many times, and measures what resuming costs.
+Kill a training run with SIGKILL many times, and measure the cost of resuming.
 
 ```
 python benchmarks/kill_and_resume.py                       # 120 kills of a tiny run
 python benchmarks/kill_and_resume.py --model smollm2-135m-instruct  # and the seconds that resuming takes on a real model
 ```
 
-The tally compares every run that was killed and resumed with one that was left alone: weights byte for byte, optimizer,
-scheduler, random numbers, dead-feature counts, running metrics and logs. A kill has survived when the run that it hit came
-to its end without any difference.
+Every run that was killed and resumed is compared with an uninterrupted one: weights byte for byte, optimizer,
+scheduler, random numbers, dead-feature counts, running metrics and logs. A kill counts as survived when its run
+ended without any difference.
 
 The overhead is the time from the start of the process to the end of its first optimizer step, resumed against fresh: same
-model, same text, same block of activations to be read before that step. On a machine that is shared, the processor's seconds
-say more than the clock's.
+model, same text, same block of activations to be read before that step. On a shared machine, processor time
+is steadier than wall time.
 """
 
 import argparse

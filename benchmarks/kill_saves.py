@@ -1,12 +1,12 @@
 """
-Kills `save_pretrained` of a dictionary, a set and a graph with SIGKILL at random moments, while another process reads.
+Kill `save_pretrained` of a dictionary, a set and a graph with SIGKILL at random moments, while another process reads.
 
 ```
 python benchmarks/kill_saves.py --kills 200
 ```
 
 A read is mixed when configuration and weights, dictionaries of a set, or files of a graph come from different saves. After
-the last kill one more save runs; what is then beside or inside the folder and does not belong there was left.
+the last kill one more save runs; files that then do not belong in or next to the folder count as left over.
 """
 
 import argparse

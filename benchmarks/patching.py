@@ -1,13 +1,13 @@
-"""Patching speed: many changed runs per forward, beside one hooked forward per head (two per sender for paths).
+"""Compare batched patching with one hooked forward pass per head (two per sender for paths).
 
     python benchmarks/patching.py                       # CPU, or CUDA where there is one
     python benchmarks/patching.py --sample 144 --rounds 3 --json
 
 A model of GPT-2-small's shape (12 layers of 12 heads, width 768, 50,257 tokens) with random weights, 16 prompts of 16
 tokens; corrupted prompts are other random tokens throughout, which gives the fast paths no shared beginning. One hooked
-forward sets a head's z, as it goes into the output projection, to that of the corrupted run, computes all logits, and
+forward pass sets a head's z, as it goes into the output projection, to that of the corrupted run, computes all logits, and
 reads the logit difference at the last token; attention is SDPA. For a path there are two, as published code has them.
-The activations of the corrupted run are there before brute force is timed; the fast paths are measured with a fresh
+The activations of the corrupted run are recorded before brute force is timed; the fast paths are measured with a fresh
 engine, which runs the prompts itself ("alone"), and with one that has run them before ("again").
 
 Both sides run in one process, in turn; figures are medians of rounds and ratios are between medians. Brute force takes
@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_transcoders.circuits import PatchEngine, patch_heads, patch_residual, path_patch
+from hf_transcoders.circuits import Patching
 from hf_transcoders.tasks import Task, logit_difference
 
 
@@ -63,7 +63,7 @@ def make_task(prompts, length, seed=0):
 
 
 class BruteForce:
-    """One hooked forward for each head; for paths two."""
+    """Run one hooked forward pass for each head; two for paths."""
 
     def __init__(self, model, task):
         self.model = model
@@ -175,7 +175,7 @@ def timed(function, args):
 
 
 def rows_of(args, brute, model, task):
-    """Name -> (fast with or without an engine, brute force on some cells, those cells, how many there are)."""
+    """Name -> (fast, with a new object or a given one, brute force on some cells, those cells, how many there are)."""
     length = args.length
     heads = [(layer, head) for layer in range(LAYERS) for head in range(HEADS)]
     low, high = (6, 4), (10, 7)
@@ -187,7 +187,7 @@ def rows_of(args, brute, model, task):
     def path(receiver):
         site = f"layers.{receiver[0]}.attn.head.{receiver[1]}.query"
         return (
-            lambda engine=None: path_patch(model, task, [site], engine=engine),
+            lambda patching=None: (patching or Patching(model, task)).paths([site]),
             lambda cell: brute.path(*cell, receiver),
             spread([cell for cell in heads if cell[0] < receiver[0]]),
             receiver[0] * HEADS,
@@ -197,7 +197,7 @@ def rows_of(args, brute, model, task):
     streams = brute.streams() if brute is not None else None
     return {
         "every head at END": (
-            lambda engine=None: patch_heads(model, task, "END", engine=engine),
+            lambda patching=None: (patching or Patching(model, task)).heads("END"),
             lambda cell: brute.head(*cell, slice(length - 1, length)),
             spread(heads),
             len(heads),
@@ -205,13 +205,13 @@ def rows_of(args, brute, model, task):
         "paths to the query of 6.4": path(low),
         "paths to the query of 10.7": path(high),
         "every head at all positions": (
-            lambda engine=None: patch_heads(model, task, "all", engine=engine),
+            lambda patching=None: (patching or Patching(model, task)).heads("all"),
             lambda cell: brute.head(*cell, slice(None)),
             spread(heads),
             len(heads),
         ),
         "residual stream, layer x position": (
-            lambda engine=None: patch_residual(model, task, engine=engine),
+            lambda patching=None: (patching or Patching(model, task)).residual(),
             lambda cell: brute.residual(*cell, streams),
             spread(points),
             len(points),
@@ -220,7 +220,7 @@ def rows_of(args, brute, model, task):
 
 
 def peak_memory(args, device, number):
-    """MiB that a row takes above the loaded model, fast and brute force, each in a process of its own."""
+    """Peak MiB of a row above the loaded model, fast and brute force, each in its own process."""
     found = []
     for side in ("fast", "brute"):
         command = [sys.executable, __file__, "--memory-of", f"{number}:{side}", "--prompts", str(args.prompts)]
@@ -242,7 +242,7 @@ def measure_memory(args):
 
 
 def in_use(device):
-    """MiB taken now; from here on `peak` counts afresh."""
+    """MiB in use now; resets `peak`."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
@@ -283,12 +283,12 @@ def main():
     results = []
     for number, (name, (fast, slow, cells, total)) in enumerate(rows_of(args, brute, model, task).items()):
         slow(cells[0])
-        engine = PatchEngine(model, task)
-        found = fast(engine)
+        patching = Patching(model, task)
+        found = fast(patching)
         times, again, per_cell, difference = [], [], [], 0.0
         for _ in range(args.rounds):
             times.append(timed(fast, args)[0])
-            again.append(timed(functools.partial(fast, engine), args)[0])
+            again.append(timed(functools.partial(fast, patching), args)[0])
             for cell in cells:
                 seconds, expected = timed(functools.partial(slow, cell), args)
                 per_cell.append(seconds)

@@ -1,9 +1,9 @@
-"""How far `hf-transcoders plan` is from what a run takes: its estimate of peak memory beside the peak of real runs (CPU).
+"""Compare the peak memory estimated by `hf-transcoders plan` with the peak of real runs (CPU).
 
     python benchmarks/plan_memory.py                 # SmolLM2-135M-Instruct, which comes as a package
     python benchmarks/plan_memory.py --model path
 
-Each run is `hf-transcoders train` in a process of its own, whose peak resident memory Linux keeps (`VmHWM`).
+Each run is `hf-transcoders train` in its own process, whose peak resident memory is read from Linux (`VmHWM`).
 """
 
 import argparse

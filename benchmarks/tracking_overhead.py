@@ -1,4 +1,4 @@
-"""What recording a run costs, in per cent of the time of its steps.
+"""Measure the cost of recording a run, in percent of the time of its steps.
 
     python benchmarks/tracking_overhead.py                        # CPU, or CUDA where there is one
     python benchmarks/tracking_overhead.py --windows 40 --json
@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 
 class Alternate(TrainerCallback):
-    """Takes the trackers out of every second window, and times the windows."""
+    """Remove the trackers in every second window, and time the windows."""
 
     def __init__(self, window: int, warmup: int):
         self.window, self.warmup = window, warmup
@@ -53,7 +53,7 @@ class Alternate(TrainerCallback):
 
 
 class Clock:
-    """Adds up the time within a method."""
+    """Add up the time spent in a method."""
 
     def __init__(self, owner, method: str, device):
         self.seconds, self.calls, self.device = 0.0, 0, device

@@ -1,4 +1,4 @@
-"""Training speed: language model forward, dictionary step, and both together, beside a plain dense PyTorch step.
+"""Measure training speed: language model forward pass, dictionary step, and both, compared with a plain dense PyTorch step.
 
     python benchmarks/train_throughput.py                 # CPU, or CUDA where there is one
     python benchmarks/train_throughput.py --k 64 --json
@@ -6,7 +6,7 @@
 All rows are measured in one process, in turn, several rounds; a row's figure is the median round, and ratios are between
 medians. The dense step is what one writes without a library: `relu(x @ W + b)`, `torch.topk`, scatter, `f @ W_dec`, mean
 squared error, backward, clip, fused Adam. The library's step does the same and in addition keeps its running metrics.
-Peak memory is that of a process of its own for each row, above what importing the libraries takes.
+Peak memory is measured in a separate process for each row, above the memory of the imported libraries.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def make_library_step(args, device, autocast=None):
 
 
 def make_forward(args, device):
-    """Forward of a language model of SmolLM2-135M's shape, random weights, stopped after layer 8's MLP."""
+    """Forward pass of a language model of SmolLM2-135M's shape with random weights, stopped after layer 8's MLP."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def measure(args, device):
 
 
 def peak_memory(args, device, name) -> float:
-    """GiB that one row needs at its peak, in a process of its own."""
+    """Peak GiB of one row, in its own process."""
     command = [sys.executable, __file__, "--row", name, "--device", device]
     for option in ("batch", "width", "num_features", "k"):
         command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]

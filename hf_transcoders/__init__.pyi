@@ -12,6 +12,7 @@ from .lm import Site as Site
 from .lm import ablate as ablate
 from .lm import capture as capture
 from .lm import edit_attention as edit_attention
+from .lm import load_language_model as load_language_model
 from .lm import offline_model as offline_model
 from .lm import register_architecture as register_architecture
 from .lm import replace as replace

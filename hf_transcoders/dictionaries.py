@@ -1,4 +1,4 @@
-"""Name dictionaries, find one by name, and decide whether they belong to a model."""
+"""Name dictionaries, find a dictionary by name, and check that dictionaries belong to a model."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,14 +20,14 @@ Dictionaries = TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] |
 
 def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
     """
-    Dictionaries by name, in whatever form they are given.
+    Returns dictionaries by name, in whatever form they are given.
 
     Args:
-        dictionaries: One dictionary, a [`TranscoderSet`], a mapping from names to them, or several without names, which
-            are then named after their sites.
+        dictionaries: One dictionary, a [`TranscoderSet`], a mapping from name to dictionary, or several dictionaries
+            without names, which are named after their sites.
 
     Returns:
-        `dict[str, TranscoderModel]`: Empty if none was given.
+        `dict[str, TranscoderModel]`: dictionaries by name, empty if none was given.
     """
     if isinstance(dictionaries, TranscoderModel):
         dictionaries = [dictionaries]
@@ -40,11 +40,11 @@ def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]
 
 def fitting_dictionaries(base_model: torch.nn.Module, dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
     """
-    Dictionaries by name that can be used inside a model: after [`check_fits`], and with outputs that can be written.
+    Returns dictionaries by name, after checking that they fit a model and that their output sites can be written.
 
     Args:
-        base_model (`torch.nn.Module`): The model they are to be used on.
-        dictionaries: As for [`named_dictionaries`].
+        base_model (`torch.nn.Module`): Model that the dictionaries are used on.
+        dictionaries: Same as in [`named_dictionaries`].
 
     Returns:
         `dict[str, TranscoderModel]`
@@ -55,11 +55,12 @@ def fitting_dictionaries(base_model: torch.nn.Module, dictionaries: Dictionaries
     named = named_dictionaries(dictionaries)
     check_fits(base_model, named)
     for name, dictionary in named.items():
-        if Site.parse(dictionary.config.output_site).point == "resid_mid":
-            raise TranscoderError(
-                f"'{name}' writes to '{dictionary.config.output_site}', which can be read but not written: the model has no "
-                "module that passes it on."
-            )
+        for site in dictionary.config.output_sites:
+            if Site.parse(site).point == "resid_mid":
+                raise TranscoderError(
+                    f"'{name}' writes to '{site}', which can be read but not written: the model has no module that passes "
+                    "it on."
+                )
     return named
 
 
@@ -68,8 +69,8 @@ def check_fits(base_model: torch.nn.Module, named: Mapping[str, TranscoderModel]
     Refuses dictionaries that do not belong to a model.
 
     Args:
-        base_model (`torch.nn.Module`): The model they are to be used on.
-        named (`Mapping[str, TranscoderModel]`): Name of a dictionary -> the dictionary.
+        base_model (`torch.nn.Module`): Model that the dictionaries are used on.
+        named (`Mapping[str, TranscoderModel]`): Dictionaries by name.
 
     Raises:
         [`TranscoderError`]: a dictionary is for another model or another revision of it, or the model does not have the
@@ -82,14 +83,14 @@ def check_fits(base_model: torch.nn.Module, named: Mapping[str, TranscoderModel]
 
 def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: int) -> str:
     """
-    The name of the dictionary that is called `wanted`, or that writes to this site.
+    Finds the name of the dictionary that is called `wanted`, or that writes to this site.
 
     Raises:
-        [`TranscoderError`]: there is none or more than one, or it does not have the feature.
+        [`TranscoderError`]: no dictionary or more than one is found, or it does not have the feature.
     """
     names = [wanted]
     if wanted not in named:
-        names = [name for name, dictionary in named.items() if dictionary.config.output_site == str(wanted)]
+        names = [name for name, dictionary in named.items() if str(wanted) in dictionary.config.output_sites]
     if len(names) != 1:
         reason = "no dictionary" if not names else f"more than one dictionary ({', '.join(names)})"
         raise TranscoderError(
@@ -102,7 +103,7 @@ def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: 
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a string can be the id of a repo on the Hub. The path of a folder on this machine is not."""
+    """Whether a string can be the id of a repo on the Hub. The path of a local folder is not one."""
     if not isinstance(name, str):
         return False
     try:
@@ -114,9 +115,9 @@ def is_hub_id(name: str | None) -> bool:
 
 def may_be_same_model(one: str | None, other: str | None) -> bool:
     """
-    Whether two names can be of one model: `False` only if both are ids on the Hub, and of different repos. What a folder
-    holds cannot be told from its name. `gpt2` is the old id of `openai-community/gpt2`, so an id without an owner is the
-    same as one with any owner.
+    Whether two names may be those of the same model: `False` only if both are Hub ids of different repos. The content of a
+    folder is not known from its name. `gpt2` is the old id of `openai-community/gpt2`, so an id without an owner is the
+    same as the id with any owner.
     """
     if not is_hub_id(one) or not is_hub_id(other):
         return True
@@ -128,17 +129,17 @@ def may_be_same_model(one: str | None, other: str | None) -> bool:
 
 def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:
     known = getattr(base_model, "config", None)
-    if not isinstance(known, PreTrainedConfig):  # Any module can be trained on, and says nothing of itself.
+    if not isinstance(known, PreTrainedConfig):  # A plain module has no configuration to compare with.
         return
     if config.base_model_type not in (None, known.model_type):
         raise TranscoderError(
             f"'{name}' is for a model of type '{config.base_model_type}', and this is one of type '{known.model_type}': "
-            "load the model it was made for."
+            "load the model it was trained for."
         )
     theirs, ours = config.base_model_name_or_path, known.name_or_path
     if not may_be_same_model(theirs, ours):
         raise TranscoderError(
-            f"'{name}' is for {theirs}, and this is {ours}: load the model it was made for, or, if this model is derived "
+            f"'{name}' is for {theirs}, and this is {ours}: load the model it was trained for, or, if this model is derived "
             "from it, say so with `model.config.name_or_path`."
         )
     revision = getattr(known, "_commit_hash", None)
@@ -150,14 +151,14 @@ def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfi
 
 
 def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfig) -> None:
-    if config.input_site is None or config.output_site is None:
+    if config.input_site is None or not config.output_sites:
         raise TranscoderError(
             f"'{name}' does not say where it belongs: set `config.input_site` and `config.output_site`, or make its "
             "configuration with TranscoderConfig.for_model(base_model, input_site, output_site)."
         )
     for site, width, field in (
         (config.input_site, config.d_in, "d_in"),
-        (config.output_site, config.d_out, "d_out"),
+        *((site, config.d_out, "d_out") for site in config.output_sites),
     ):
         locate(base_model, site)  # Refuses a site that the model does not have.
         expected = site_width(base_model, site)

@@ -1,17 +1,17 @@
-"""The one exception type for mistakes a user can mend."""
+"""The exception type for errors that users can fix."""
 
 
 class TranscoderError(ValueError):
-    """A mistake the caller can mend.
+    """An error that the caller can fix.
 
-    The message is one sentence that says what is wrong and what to do about it; the command line prints it without a
-    traceback. It derives from `ValueError`, so code that guards ordinary Hugging Face calls catches it too.
+    The message is one sentence that says what is wrong and how to fix it; the command line prints it without a traceback.
+    It is a `ValueError`, so code that handles errors of Hugging Face libraries handles it too.
     """
 
 
 class OSTranscoderError(TranscoderError, OSError):
-    """A file that could not be found or written. Also an `OSError`, so that code that goes on without the file still can."""
+    """A file could not be found or written. Also an `OSError`, for code that handles missing files."""
 
     def __str__(self):
-        # `OSError` would have a number before the sentence.
+        # The text of an `OSError` begins with its number.
         return str(self.args[0])

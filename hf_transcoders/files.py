@@ -1,4 +1,4 @@
-"""Folders and files that are either whole or absent, and reading them while others write."""
+"""Atomic writes of files and folders, and consistent reads while other processes write."""
 
 import csv
 import errno
@@ -29,23 +29,23 @@ except ImportError:  # Windows
 
 Result = TypeVar("Result")
 
-# A save into an existing folder is decided by one rename to this name inside the folder: from then on what it holds
-# counts in place of the folder's own files, and whoever comes by next moves it to its place.
+# A save into an existing folder is committed by one rename to this name inside the folder: from then on its files replace
+# those of the folder, and the next process that reads or writes there moves them into place.
 _SAVING = ".hf_transcoders.saving"
 _SAVE = ".save.json"
-# Moving files into place takes milliseconds, unless their disk hangs or their process is stopped.
+# Moving files into place takes milliseconds, unless the disk hangs or the process is stopped.
 _PATIENCE = 20.0
 _ATTEMPTS = 200
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-# What spreadsheets take for the start of a formula, the full-width forms included, and what they skip before one.
+# First characters of formulas in spreadsheets, full-width forms included, and blanks that they skip before one.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def cache_folder() -> Path:
-    """Where converted models and collected texts are kept: `$HF_TRANSCODERS_CACHE`, else `hf_transcoders` in `$HF_HOME`."""
+    """Folder for converted models and collected texts: `$HF_TRANSCODERS_CACHE`, else `hf_transcoders` in `$HF_HOME`."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("HF_TRANSCODERS_CACHE") or Path(HF_HOME, "hf_transcoders")).expanduser()
@@ -56,20 +56,20 @@ def atomic_directory(
     target: str | os.PathLike, replacing: str | None = None, unchanged: Mapping[Path, tuple | None] | None = None
 ) -> Iterator[Path]:
     """
-    Yields an empty folder; what is written there appears in `target` only when the block ends without an exception.
+    Yields an empty folder whose files appear in `target` when the block ends without an exception.
 
-    All of it appears at once: a new `target` by one rename, and in an existing one all files together, for readers that
-    use [`read_settled`] and whenever the process dies. Files that the block did not write stay, except those named by
-    `replacing`. What a process that died has left is removed.
+    All files appear at once: a new `target` by one rename, and the files in an existing one together, for readers that use
+    [`read_settled`] and whenever the process dies. Other files in `target` are kept, except those that match `replacing`.
+    Leftovers of dead processes are removed.
 
     Args:
-        target (`str` or `os.PathLike`): The folder to fill.
+        target (`str` or `os.PathLike`): Folder to write.
         replacing (`str`, *optional*):
-            Pattern of names, such as `"model*.safetensors*"`. In each folder that receives files, older files of such a
-            name go once the new ones are in place.
+            Pattern of file names, such as `"model*.safetensors*"`. In each folder that receives files, older files with
+            such names are deleted after the new ones are in place.
         unchanged (`Mapping[Path, tuple]`, *optional*):
-            Files of an existing `target` that the new ones were made from, each with its [`signature`] at that time. Where
-            one has changed since, nothing is written.
+            Files in `target` that the new ones were made from -> their [`signature`] at that time. If one of them has
+            changed since, nothing is written.
 
     Raises:
         [`OSTranscoderError`]: the files cannot be written. `target` is then as before.
@@ -77,12 +77,12 @@ def atomic_directory(
     target = Path(target)
     with _as_sentence(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Inside an existing folder, because its parent may be on another disk, or belong to somebody else.
+        # Inside an existing folder, because its parent may be on another disk, or not writable.
         with _partial_folder(target if target.is_dir() else target.parent, target.name) as partial:
             partial.chmod(0o777 & ~_umask())
             yield partial
             for path in partial.rglob("*"):
-                # Safetensors writes files that nobody but their owner can read.
+                # Safetensors writes files that only their owner can read.
                 if path.is_file():
                     path.chmod(0o666 & ~_umask())
             _commit(partial, target, replacing, unchanged or {})
@@ -100,7 +100,7 @@ def atomic_file(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(target: str | os.PathLike, text: str) -> Path:
-    """Writes a text as a file that is whole at any moment, in UTF-8, and gives its path."""
+    """Writes a text file atomically, in UTF-8, and returns its path."""
     with atomic_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
     return Path(target)
@@ -110,22 +110,22 @@ def read_settled(
     folder: str | os.PathLike, read: Callable[[Callable[[Path], Path]], Result], inside: int = 1
 ) -> Result:
     """
-    Read several files of a folder such that all of them come from one save, whoever saves there meanwhile.
+    Reads several files of a folder so that all of them are of one save, even if other processes save there meanwhile.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Where the files lie. A save that a dead process has left half-way is finished first.
+            Folder of the files. An interrupted save of a dead process is finished first.
         read (`Callable`):
-            Opens or reads the files and returns what came of it. It gets a function that is to be called with each path
-            before it is opened, and is called again where a save came in between.
+            Function that opens or reads the files and returns the result. Its argument is a function to call with each
+            path before it is opened. It is called again if a save came in between.
         inside (`int`, *optional*, defaults to 1):
-            How far above `folder` the one can lie that was saved as a whole, such as that of a set.
+            Number of levels above `folder` at which a folder may have been saved as a whole, such as that of a set.
 
     Returns:
-        What `read` returns.
+        The result of `read`.
 
     Raises:
-        [`TranscoderError`]: the folder is saved into over and over.
+        [`TranscoderError`]: other processes keep saving into the folder.
     """
     folder = Path(folder).absolute()
     places = [folder, *folder.parents][inside::-1]
@@ -148,16 +148,16 @@ def read_settled(
             if failure is not None:
                 raise failure
             return result
-    raise TranscoderError(f"{printable(folder)} is being saved into over and over: read it again later.")
+    raise TranscoderError(f"{printable(folder)} keeps being saved into by other processes: read it again later.")
 
 
 def remove_leftovers(folder: str | os.PathLike, name: str | None = None) -> None:
     """
-    Remove what processes that died while they wrote into a folder have left there; that of living ones stays.
+    Removes the partial files of dead processes from a folder; those of running processes are kept.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder.
-        name (`str`, *optional*): Only what was to become the file or folder of this name.
+        folder (`str` or `os.PathLike`): Folder to clean up.
+        name (`str`, *optional*): Name of a file or folder; only its partial files are removed.
     """
     for path in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.*.partial"):
         try:
@@ -176,16 +176,17 @@ def remove_leftovers(folder: str | os.PathLike, name: str | None = None) -> None
 
 
 def write_csv(target: str | os.PathLike, head: Sequence[object], rows: Iterable[Sequence[object]]) -> Path:
-    """Writes a table as a CSV file that is whole at any moment, in UTF-8.
+    """Writes a table as a CSV file atomically, in UTF-8.
 
-    Args:
-        target (`str` or `os.PathLike`): The file.
-        head (`Sequence[object]`): Names of the columns.
-        rows (`Iterable[Sequence[object]]`):
-            Cells; `None` is an empty one. Text that a spreadsheet would take for a formula gets an apostrophe in front.
+        Args:
+            target (`str` or `os.PathLike`): Path of the file.
+            head (`Sequence[object]`): Names of the columns.
+            rows (`Iterable[Sequence[object]]`):
+                Cells of each row; `None` is an empty cell. Text that a spreadsheet would take for a formula is prefixed with an
+    apostrophe.
 
-    Returns:
-        `Path`: the file.
+            Returns:
+            `Path`: path of the file.
     """
     with atomic_file(target) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -209,14 +210,14 @@ def _cell(value):
 
 
 def inner_path(name: object, source: str) -> str:
-    """Check a path that a file names, such as the sub-folder of a dictionary or a shard of its weights.
+    """Checks a path in the content of a file, such as the folder of a dictionary or a shard of its weights.
 
     Args:
-        name (`object`): What the file says.
-        source (`str`): The file that says it, for the message.
+        name (`object`): Value in the file.
+        source (`str`): Path of the file, for the message.
 
     Returns:
-        `str`: `name`, a relative path of plain names joined by `/`, which leads nowhere but into the folder.
+        `str`: `name`, a relative path of plain names joined by `/` that stays inside the folder.
 
     Raises:
         [`TranscoderError`]: the path is absolute, empty, leads outside, or is not portable.
@@ -228,7 +229,7 @@ def inner_path(name: object, source: str) -> str:
     plain = name and "\\" not in name and ":" not in name and name.isprintable()
     if not plain or len(name) > 1024 or any(part in ("", ".", "..") for part in name.split("/")):
         raise TranscoderError(
-            f"{printable(source)} names the path '{printable(name)[:100]}', but a path in it must lead to a place in its own "
+            f"{printable(source)} names the path '{printable(name)[:100]}', but its paths must stay in its own "
             "folder: names joined by '/', without '..'."
         )
     return name
@@ -236,11 +237,12 @@ def inner_path(name: object, source: str) -> str:
 
 def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     """
-    Whether a file or folder lies in a folder when all symbolic links are followed.
+    Whether a file or folder is inside a folder after following all symbolic links.
 
     Args:
-        path (`str` or `os.PathLike`): The file or folder.
-        folder (`str` or `os.PathLike`): The folder. In a snapshot of the Hub's cache, the files of its repo count as inside.
+        path (`str` or `os.PathLike`): Path of the file or folder.
+        folder (`str` or `os.PathLike`):
+        Containing folder. The blobs of a repo count as inside a snapshot of it in the Hub's cache.
     """
     root = Path(folder).resolve()
     if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
@@ -253,14 +255,14 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 @contextmanager
 def _as_sentence(target: Path) -> Iterator[None]:
-    """Says in one sentence that `target` cannot be written, and why."""
+    """Turns errors of writing `target` into one sentence with the reason."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSTranscoderError):
             if error.__cause__ is None:
                 raise
-            # Of a file that was to become a part of this one.
+            # The error of a file inside `target`.
             error = error.__cause__
         number, reason = _system_error(error)
         if number in _NO_ROOM:
@@ -275,24 +277,24 @@ def _as_sentence(target: Path) -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> tuple[int | None, str]:
-    """The number that the operating system gave to what failed, where it is known, and its words for it."""
+    """The error number of the operating system, if known, and its message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror or os.strerror(error.errno)
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # Safetensors has the number in its text.
+    # Errors of safetensors have the number in their text.
     found = re.search(r"([^:]*) \(os error (\d+)\)", text)
     return (int(found[2]), found[1].strip()) if found else (None, text.rstrip("."))
 
 
 @contextmanager
 def _partial_folder(place: Path, name: str) -> Iterator[Path]:
-    """A new folder in `place` for what shall become `name`, locked as long as this process works on it."""
+    """A new folder in `place` for the partial files of `name`, locked while this process writes to it."""
     remove_leftovers(place, name)
     while True:
         partial = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=place))
         try:
             descriptor = _lock(partial)
-        except (FileNotFoundError, BlockingIOError):  # Somebody who tidies up was faster.
+        except (FileNotFoundError, BlockingIOError):  # Another process removed it as a leftover.
             continue
         break
     try:
@@ -304,16 +306,16 @@ def _partial_folder(place: Path, name: str) -> Iterator[Path]:
 
 
 def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mapping[Path, tuple | None]) -> None:
-    """Gives what lies in `partial` its place in `target`."""
+    """Moves the files in `partial` into `target`."""
     if not target.exists():
         try:
             partial.rename(target)
             return
         except OSError:
-            if not target.is_dir():  # Else somebody made it meanwhile.
+            if not target.is_dir():  # Otherwise another process created it meanwhile.
                 raise
     written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-    # What can fail is done before anything changes.
+    # Steps that can fail come before the first change.
     for name in written:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -333,17 +335,17 @@ def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mappi
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-    # The lock on the folder goes with it, and nobody else can save there until its files are moved.
+    # The lock moves with the folder, and no other process can save there until its files are moved.
     if changed := [path for path, before in unchanged.items() if signature(path) != before]:
         (target / _SAVING).rename(partial)
         raise OSTranscoderError(
-            f"{printable(changed[0])} was saved anew meanwhile, so nothing was written: do it again."
+            f"{printable(changed[0])} was saved again meanwhile, so nothing was written: do it again."
         )
     _move_into_place(target)
 
 
 def _finish_save(target: Path) -> None:
-    """Waits for a save into `target` that is being moved into place; if its process has died, does the rest."""
+    """Waits until a committed save into `target` is moved into place, or finishes it if its process has died."""
     saving = target / _SAVING
     patience = time.monotonic() + _PATIENCE
     while saving.is_dir():
@@ -354,7 +356,7 @@ def _finish_save(target: Path) -> None:
         except OSError as error:
             if time.monotonic() > patience:
                 raise TranscoderError(
-                    f"A save into {printable(target)} is not getting on: wait for the process that saves there, or end it."
+                    f"A save into {printable(target)} does not finish: wait for the process that saves there, or end it."
                 ) from error
             time.sleep(0.001)
             continue
@@ -370,17 +372,17 @@ def _finish_save(target: Path) -> None:
 
 
 def _move_into_place(target: Path) -> None:
-    """Moves the files of a decided save to their places. It can break off anywhere and be done again from the start."""
+    """Moves the files of a committed save into place. It can be interrupted at any point and repeated."""
     saving = target / _SAVING
     if not (saving / _SAVE).exists() and any(path.is_file() for path in saving.rglob("*")):
-        raise TranscoderError(f"{printable(saving)} is not of a save that was interrupted: move it somewhere else.")
+        raise TranscoderError(f"{printable(saving)} is not from an interrupted save: move it somewhere else.")
     if (saving / _SAVE).exists():
         written, replacing = _read_save(saving / _SAVE)
         for name in written:
-            # The folder may be a stranger's: nothing is moved from or to where a link leads.
+            # The folder may come from somewhere else: nothing is moved through a link.
             if not is_inside((saving / name).parent, saving) or not is_inside((target / name).parent, target):
                 raise TranscoderError(
-                    f"{printable(saving)} holds links that lead out of it: remove it, or get the folder from elsewhere."
+                    f"{printable(saving)} holds links that lead out of it: remove it, or get the folder from another source."
                 )
             if (saving / name).exists():
                 os.makedirs((target / name).parent, exist_ok=True)
@@ -396,7 +398,7 @@ def _move_into_place(target: Path) -> None:
 
 
 def _read_save(path: Path) -> tuple[list[str], str | None]:
-    """Which files a decided save has, and the pattern of the names that it replaces."""
+    """The files of a committed save, and the pattern of names that it replaces."""
     save = read_json(path)
     written, replacing = save.get("written"), save.get("replacing")
     if not isinstance(written, list) or not isinstance(replacing, str | None):
@@ -406,21 +408,21 @@ def _read_save(path: Path) -> tuple[list[str], str | None]:
 
 def _lock(path: str | os.PathLike) -> int | None:
     """
-    Locks a file or folder until the descriptor is closed or the process ends, whichever way.
+    Locks a file or folder until the descriptor is closed or the process ends.
 
     Returns:
-        `int`: the descriptor, or `None` where the file system or the operating system knows no such locks.
+        `int`: descriptor, or `None` where the file system or the operating system has no such locks.
 
     Raises:
-        `FileNotFoundError`: there is nothing of that name, or no longer.
-        `BlockingIOError`: somebody else has it.
+        `FileNotFoundError`: the path does not exist, or no longer.
+        `BlockingIOError`: another process has the lock.
     """
     if fcntl is None:
         return None
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had the lock before may have removed or renamed what was behind the name.
+        # The process that had the lock before may have removed or renamed the file.
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     except (BlockingIOError, FileNotFoundError):
@@ -433,7 +435,7 @@ def _lock(path: str | os.PathLike) -> int | None:
 
 
 def signature(path: str | os.PathLike) -> tuple | None:
-    """What tells a file from every other that had or will have its name; `None` where there is none."""
+    """Identity of the file at a path, which changes when the file is replaced or written; `None` if there is none."""
     try:
         found = os.stat(path)
     except OSError:

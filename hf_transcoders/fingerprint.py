@@ -1,7 +1,7 @@
-"""Digests of what decides about numbers, and the names of what differs between two records of it.
+"""Digests of the inputs of a computation, and the differences between two records of them.
 
-A digest is for noticing change, not for security: it is fast (XXH3 with 128 bits, about the speed of memory) and depends on
-values alone, not on threads, strides or the device.
+A digest is for detecting changes, not for security: it is fast (XXH3 with 128 bits, about the speed of memory) and depends
+on values only, not on threads, strides or the device.
 """
 
 import json
@@ -17,7 +17,7 @@ from .text.printable import printable
 
 
 _MARK = "xxh3:"
-# Settings that say more than where they lie; of two different values both are named.
+# Settings whose names say enough without the part they belong to; both of their values are named.
 _LONGEST = 60
 
 
@@ -27,7 +27,7 @@ def new_hash():
 
 
 def digest_of(value: Any) -> str:
-    """The digest of JSON data, or of what a [`new_hash`] has seen."""
+    """The digest of JSON data, or of the bytes given to a [`new_hash`]."""
     if not hasattr(value, "hexdigest"):
         text = json.dumps(value, sort_keys=True, default=str)
         value = xxhash.xxh3_128(text.encode("utf-8", "surrogatepass"))
@@ -35,7 +35,7 @@ def digest_of(value: Any) -> str:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """The digest of a tensor's type, shape and bits, wherever it lies."""
+    """The digest of a tensor's type, shape and bits, on any device."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     if is_traceable_wrapper_subclass(tensor):
@@ -50,20 +50,20 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 def differences(saved: Any, now: Any, name: str = "") -> list[str]:
     """
-    What differs between two records.
+    Lists the differences between two records.
 
     Args:
-        saved (`Any`): JSON data as it was.
-        now (`Any`): The same as it is.
-        name (`str`, *optional*): What stands before every name.
+        saved (`Any`): Earlier JSON data.
+        now (`Any`): Current JSON data.
+        name (`str`, *optional*): Prefix of every name.
 
     Returns:
-        `list[str]`: Such as `learning_rate 0.001 and this run has 0.01`, or `other base_model.weights` of digests.
+        `list[str]`: differences, such as `learning_rate 0.001 and this run has 0.01`, or `other base_model.weights` of digests.
     """
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         found = []
         for key in [*saved, *(key for key in now if key not in saved)]:
-            # Another version of a library may have a field more, which is `None` until it is used.
+            # Another version of a library may have an additional field, which is `None` until it is used.
             before, after = saved.get(key), now.get(key)
             found += differences(before, after, printable(f"{name}.{key}" if name else key))
         return found

@@ -14,6 +14,6 @@ def versions() -> dict[str, str]:
     return {
         "hf_transcoders": __version__,
         "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -2,13 +2,13 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Make the example cards: train, evaluate, keep the records of the run, and write the card from these alone.
+Make the example cards: train, evaluate, save the records of the run, and write the card from the records alone.
 
     python model_cards/make_examples.py                                   # all of them
     python model_cards/make_examples.py smollm2-135m-l8-transcoder        # one of them
     python model_cards/make_examples.py --render-only                     # the cards again, from the records
 
-The card of every layer is that of a run of examples/scripts/train_every_layer.py, which is not repeated here:
+The card of every layer comes from a run of examples/scripts/train_every_layer.py, which is not repeated here:
 
     python model_cards/make_examples.py smollm2-135m-every-layer --run runs/every_layer
 """
@@ -29,8 +29,8 @@ from hf_transcoders import (
     TranscoderSet,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.hub import TranscoderCard, make_card
@@ -70,12 +70,7 @@ EVERY_LAYER_NOTES = (
 
 def record(name: str) -> None:
     """Trains the dictionaries of an example and keeps everything but the weights."""
-    path = offline_model("smollm2-135m-instruct")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    base.config.name_or_path = BASE
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(dtype=torch.float32)
     texts = load_texts("docstrings", limit=6000).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 
@@ -117,7 +112,7 @@ def record(name: str) -> None:
 
 
 def keep(name: str, output_dir: Path, run: Run, dictionaries: list[str]) -> None:
-    """Keeps everything that a card is made of: all files but the weights, and of the run its log."""
+    """Save everything that a card is made of: all files but the weights, and the log of the run."""
     kept = HERE / name / "record"
     shutil.rmtree(kept, ignore_errors=True)
     tracker = LocalTracker(kept)

@@ -12,11 +12,10 @@ from hf_transcoders import TranscoderEvaluator, capture, splice
 from hf_transcoders.circuits import (
     FeatureEdit,
     FeatureWeights,
-    PatchEngine,
+    Patching,
     PatchPlan,
     attention_between,
     attribution_graph,
-    certificate,
     component_outputs,
     composition_scores,
     copying_scores,
@@ -25,12 +24,9 @@ from hf_transcoders.circuits import (
     intervene,
     logit_attribution,
     measure_effect,
-    patch_heads,
-    patch_mlps,
-    patch_residual,
-    path_patch,
     pattern_scores,
     previous_token_scores,
+    validate_edges,
 )
 from hf_transcoders.circuits.graphs import head_loadings, qk_attribution
 from hf_transcoders.evaluation import measure_drift
@@ -184,18 +180,18 @@ def _lm(model):
 
 def _patching(model):
     found = {}
-    shared = PatchEngine(model, TASK)
+    shared = Patching(model, TASK)
     for component in ("z", "query", "key", "value", "pattern"):
-        found[f"patch_heads {component}"] = patch_heads(model, TASK, "END", component, engine=shared).values
-    found["patch_heads z of all tokens"] = patch_heads(model, TASK, "all", "z", ablation="zero").values
-    found["patch_residual"] = patch_residual(model, TASK, positions=["END"], engine=shared).values
-    found["patch_mlps"] = patch_mlps(model, TASK, positions=["END"], engine=shared).values
-    found["path_patch to the logits"] = path_patch(model, TASK, position="END", engine=shared).values
-    found["path_patch"] = path_patch(model, TASK, [f"layers.{END}.attn.head.1.query"], "END", engine=shared).values
+        found[f"heads {component}"] = shared.heads("END", component).values
+    found["heads z of all tokens"] = Patching(model, TASK, ablation="zero").heads("all", "z").values
+    found["residual"] = shared.residual(positions=["END"]).values
+    found["mlps"] = shared.mlps(positions=["END"]).values
+    found["paths to the logits"] = shared.paths(position="END").values
+    found["paths"] = shared.paths([f"layers.{END}.attn.head.1.query"], "END").values
     for metric in ("kl_divergence", "logit_difference"):
-        engine = PatchEngine(model, TASK, metric=metric)
+        engine = Patching(model, TASK, metric=metric)
         result = engine.run(PatchPlan.grid([1], "z", 4, engine.position("END")[None]))
-        found[f"engine {metric}"] = [result.base, result.values]
+        found[f"plan {metric}"] = [result.base, result.values]
     return found
 
 
@@ -281,7 +277,7 @@ def _rest(model):
     dictionaries = transcoders(model)
     ids = torch.tensor([PROMPT])
     graph = graph_of(model)
-    agreement = certificate(model, dictionaries, graph, 6)
+    agreement = validate_edges(model, dictionaries, graph, 6)
     edits = [FeatureEdit("t1", 3, -1, "steer", 2.0)]
     with torch.no_grad(), intervene(model, dictionaries, edits):
         edited = model(input_ids=ids).logits
@@ -291,7 +287,7 @@ def _rest(model):
     drift = measure_drift(model, model, dictionaries, BLOCKS, max_kl_tokens=32)
     _, seen = MlpRows(model, ids, 1, 1).record({"neurons": neurons_location(model, 1)})
     return {
-        "certificate": [agreement.predicted, agreement.measured],
+        "validation": [agreement.predicted, agreement.measured],
         "intervene": edited,
         "measure_effect": [effect.logits_before, effect.logits_after],
         "hypotheses": [hypotheses.embedding, hypotheses.current, hypotheses.preceding],

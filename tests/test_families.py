@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderError, TranscoderEvaluator
-from hf_transcoders.circuits.graphs import attribution_graph, recording
+from hf_transcoders.circuits.graphs import attribution_graph, linearity
 from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from hf_transcoders.circuits.patching import PatchEngine, PatchPlan
+from hf_transcoders.circuits.patching import Patching, PatchPlan
 from hf_transcoders.lm import ablate, capture, edit_attention, frozen, record_frozen, splice
 from hf_transcoders.lm import architectures as architectures_module
 from hf_transcoders.lm.architectures import architecture_of, has_parallel_residual
@@ -212,7 +212,7 @@ def test_idle_edits_and_frozen_runs_change_nothing(family):
 @pytest.mark.parametrize("family", [*OPEN, *LATENT_CONFIGS])
 def test_patches_equal_whole_forwards(family):
     model, task = tiny_model(family), tiny_task(lengths=(9, 10))
-    engine = PatchEngine(model, task)
+    engine = Patching(model, task)
     shared = num_heads(model)[1] - 1
     rows = [
         [],
@@ -314,8 +314,8 @@ def test_heads_out_of_reach_are_refused(family):
     model, task = tiny_model(family), tiny_task()
     for call in (
         lambda: attribution_graph(model, [], [5, 6, 7], progress=False),
-        lambda: PatchEngine(model, task).run(
-            PatchPlan.from_sites(["layers.0.attn.head.0.z"], PatchEngine(model, task).last)
+        lambda: Patching(model, task).run(
+            PatchPlan.from_sites(["layers.0.attn.head.0.z"], Patching(model, task).last)
         ),
         lambda: value_weight(model, 0),
     ):
@@ -350,9 +350,9 @@ def test_a_graph_of_a_family_registered_wrongly_says_so(monkeypatch, wrong, poin
     table = {**architectures_module._ARCHITECTURES, "llama": with_changes(architecture_of(model), **wrong)}
     monkeypatch.setattr(architectures_module, "_ARCHITECTURES", table)
     said = []
-    monkeypatch.setattr(recording.logger, "warning", said.append)
+    monkeypatch.setattr(linearity.logger, "warning", said.append)
     attribution_graph(model, [], [5, 6, 7], progress=False)
-    assert re.match(rf"'layers\.0\.({point})' of this llama model is off by", said[0])
+    assert re.match(rf"'layers\.0\.({point})' of this llama model differs by", said[0])
 
 
 @pytest.mark.parametrize(("wrong", "parent"), [({"mlp": "ffn"}, "LlamaDecoderLayer"), ({"blocks": "h"}, "LlamaModel")])
@@ -368,9 +368,9 @@ def test_a_graph_of_clamped_values_says_so(monkeypatch):
     model = tiny_model("olmo")
     model.config.clip_qkv = 0.5
     said = []
-    monkeypatch.setattr(recording.logger, "warning", said.append)
+    monkeypatch.setattr(linearity.logger, "warning", said.append)
     attribution_graph(model, [], [5, 6, 7], progress=False)
-    assert said[0].startswith("'layers.0.attn.out' of this olmo model is off by")
+    assert said[0].startswith("'layers.0.attn.out' of this olmo model differs by")
 
 
 def test_attention_that_is_no_softmax_of_products_is_not_run_apart(monkeypatch):
@@ -383,7 +383,7 @@ def test_attention_that_is_no_softmax_of_products_is_not_run_apart(monkeypatch):
         return 2 * z, pattern
 
     monkeypatch.setattr(module, "eager_attention_forward", doubled)
-    engine = PatchEngine(model, task)
+    engine = Patching(model, task)
     with pytest.raises(TranscoderError, match="is not a softmax over products of queries and keys alone"):
         engine.run(PatchPlan.from_sites(["layers.0.attn.head.0.z"], engine.position("S")))
 
@@ -406,6 +406,6 @@ def test_outputs_without_names_and_router_logits(family):
     assert torch.equal(end_logits(model, task), logits)
     assert model.config.return_dict is False
     if family != "bloom":
-        engine = PatchEngine(model, task)
+        engine = Patching(model, task)
         engine.run(PatchPlan.from_sites(["layers.0.attn.head.0.z"], engine.position("S")))
         attribution_graph(model, [dictionary], ids[0].tolist(), progress=False)

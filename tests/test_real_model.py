@@ -209,7 +209,7 @@ def every_layer(base):
 
 
 def test_attribution_graphs_are_exact_on_every_layer(base, tokenizer, every_layer):
-    from hf_transcoders.circuits import attribution_graph, certificate
+    from hf_transcoders.circuits import attribution_graph, validate_edges
     from hf_transcoders.circuits.graphs import head_loadings
 
     prompt = "When Mary and John went to the store, John gave a drink to"
@@ -242,5 +242,5 @@ def test_attribution_graphs_are_exact_on_every_layer(base, tokenizer, every_laye
     strong = graph.is_kind("feature")[graph.source].nonzero()[:, 0]
     strong = strong[graph.weight[strong].abs().topk(12).indices]
     pairs = list(zip(graph.source[strong].tolist(), graph.target[strong].tolist(), strict=True))
-    summary = certificate(base, every_layer, graph, pairs, modes=["direct"]).summary()["direct"]
+    summary = validate_edges(base, every_layer, graph, pairs, modes=["direct"]).summary()["direct"]
     assert summary["relative_error"] < 1e-3 and summary["sign_agreement"] == 1

@@ -13,9 +13,10 @@ import torch
 
 import hf_transcoders
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
-from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchEngine, PatchPlan
+from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchPlan
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.data import ActivationHarvester
+from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
 from hf_transcoders.lm import record_frozen
 from hf_transcoders.lm.wrappers import NAMES, language_model
@@ -36,8 +37,6 @@ ROWS = [{"input_ids": row.tolist()} for row in torch.randint(3, 128, (24, 16))]
 # Public names with such a parameter that is no language model.
 NO_LANGUAGE_MODEL = {
     "circuits.graphs.graph.AttributionGraph": "",
-    "circuits.patching.engine.PatchedValues": "values of the base run",
-    "circuits.patching.results.PatchResult": "values of the base run",
     "studies.published.published_study": "a name",
     "evaluation.drift.DriftReport": "numbers of the model",
     "tracking.callback.TranscoderTrackingCallback.on_train_begin": "the dictionary that is trained",
@@ -134,10 +133,7 @@ _QUIET = {"progress": False}
 # Name -> a call, given the function, a model and the parts.
 CALLS = {
     "circuits.graphs.attribution.attribution_graph": lambda f, m, p: f(m, p.dictionaries, p.ids, **_QUIET),
-    "circuits.graphs.attribution.attribution_graphs": lambda f, m, p: f(
-        m, p.dictionaries, [p.ids, p.ids[:5]], **_QUIET
-    ),
-    "circuits.graphs.validation.certificate": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
+    "circuits.graphs.validation.validate_edges": lambda f, m, p: f(m, p.dictionaries, p.graph, 4),
     "circuits.graphs.head_loadings.head_loadings": lambda f, m, p: f(m, p.dictionaries, p.graph, max_edges=4),
     "circuits.graphs.qk.qk_attribution": lambda f, m, p: f(m, p.dictionaries, p.ids, 1, 0),
     "circuits.interventions.effect.measure_effect": lambda f, m, p: f(m, p.dictionaries, IDS[0], [p.edit]),
@@ -145,18 +141,17 @@ CALLS = {
     "circuits.interventions.losses.intervention_losses": lambda f, m, p: f(
         m, ROWS, p.dictionaries, [p.edit], max_tokens=64, **_QUIET
     ),
-    "circuits.patching.patch.patch_attention": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_heads": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_mlps": lambda f, m, p: f(m, p.task),
-    "circuits.patching.patch.patch_residual": lambda f, m, p: f(m, p.task, ["S"]),
     "circuits.patching.attention_edits.edited_attention": lambda f, m, p: within(
         f, m, AttentionEdit([(1, 2)], "force", torch.tensor([[0], [1]]))
     ),
-    "circuits.patching.engine.PatchEngine": lambda f, m, p: f(m, p.task).run(_PLAN(p)),
-    "circuits.patching.engine.PatchEngine.of": lambda f, m, p: PatchEngine.of(m, p.task, PatchEngine(m, p.task)).run(
-        _PLAN(p)
-    ),
-    "circuits.patching.path_patching.path_patch": lambda f, m, p: f(m, p.task),
+    "circuits.patching.patching.Patching": lambda f, m, p: [
+        f(m, p.task).run(_PLAN(p)),
+        f(m, p.task).heads(),
+        f(m, p.task).residual("S"),
+        f(m, p.task).mlps(),
+        f(m, p.task).attention(),
+        f(m, p.task).paths(),
+    ],
     "circuits.patching.patch_plan.PatchPlan.check": lambda f, m, p: _PLAN(p).check(
         m, p.task.tokens().positions["END"]
     ),
@@ -202,11 +197,11 @@ CALLS = {
     "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
         m, ROWS, max_tokens=64, **_QUIET
     ).evaluate(p.dictionaries),
-    "features.feature_examples.explain_dictionaries": lambda f, m, p: f(
-        m, p.dictionaries, ROWS, TOKENIZER, features={next(iter(p.dictionaries)): [1, 2]}, max_tokens=64, **_QUIET
-    ),
     "features.feature_examples.explain_features": lambda f, m, p: f(
         m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
+    ),
+    "features.top_activations.find_top_activations": lambda f, m, p: f(
+        m, p.dictionaries, TokenBlocks(ROWS, max_tokens=64)
     ),
     "lm.architectures.architecture_of": lambda f, m, p: f(m),
     "lm.architectures.locate": lambda f, m, p: f(m, WRITE),

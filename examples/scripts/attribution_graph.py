@@ -2,8 +2,8 @@
 # dependencies = ["hf_transcoders[gguf,plots]"]
 # ///
 """
-Why does the model say that? The attribution graph of a prompt, what its strongest features are, and whether taking them
-away does what the graph says.
+Build the attribution graph of a prompt, show its strongest features, and check whether ablating them has the effect that the
+graph predicts.
 
     python examples/scripts/train_every_layer.py --output-dir runs/every_layer       # first: transcoders for every layer
     python examples/scripts/attribution_graph.py runs/every_layer
@@ -14,28 +14,28 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_transcoders import TranscoderSet, offline_model
-from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, certificate, measure_effect
+from hf_transcoders import TranscoderSet, load_language_model
+from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, measure_effect, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("transcoders", help="Hub id or folder of a set")
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--prompt", default="The keys to the cabinet")
     parser.add_argument("--targets", nargs=2, default=[" are", " is"], help="the difference of these logits")
     parser.add_argument("--max-features", type=int, default=2048)
-    parser.add_argument("--features", type=int, default=8, help="how many of the strongest to show and to take away")
+    parser.add_argument(
+        "--features", type=int, default=8, help="how many of the strongest features to show and ablate"
+    )
     parser.add_argument("--output-dir", default="runs/graph")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model, dtype=torch.float32)
+    base = base.to(device).eval()
     transcoders = TranscoderSet.from_pretrained(args.transcoders).to(device)
 
     graph = attribution_graph(
@@ -60,7 +60,7 @@ def main():
     print("\nfeatures that push it up most, and the tokens whose logits they raise and lower:")
     for source in strongest:
         node = graph.node(source)
-        raised, lowered = _tokens(weights.logits(node.dictionary, [node.index], k=5), tokenizer)
+        raised, lowered = _tokens(weights.logits(node.dictionary, [node.feature], k=5), tokenizer)
         weight = next(weight for other, weight in into if other == source)
         print(f"  {weight:+.3f}  {graph.label(source):38} +{raised} -{lowered}")
 
@@ -69,7 +69,7 @@ def main():
     ]
     print(f"\nheads that carry them:\n{head_loadings(base, transcoders, graph, edges).to_text(6)}")
 
-    # Weak features of the same layers and tokens: what taking away just any features does.
+    # Weak features of the same layers and tokens, as a control.
     places = {(graph.node(source).dictionary, graph.node(source).position) for source in strongest}
     weak = [
         source
@@ -89,7 +89,7 @@ def main():
             changes.append(float(change[right] - change[wrong]))
         print(f"  {name:28}{predicted[row]:+9.3f}{changes[0]:+9.3f}{changes[1]:+9.3f}")
 
-    print(f"\npredicted and measured changes of single nodes:\n{certificate(base, transcoders, graph, 64)}")
+    print(f"\npredicted and measured changes of single nodes:\n{validate_edges(base, transcoders, graph, 64)}")
     pruned = graph.prune(nodes=0.7, edges=0.95)
     print(f"\npruned to {pruned.num_nodes} nodes and {pruned.num_edges:,} edges: {pruned.metadata['pruning']}")
     output = Path(args.output_dir)
@@ -99,7 +99,7 @@ def main():
 
 def _ablate(graph, number):
     node = graph.node(number)
-    return FeatureEdit(node.dictionary, node.index, position=node.position)
+    return FeatureEdit(node.dictionary, node.feature, position=node.position)
 
 
 def _tokens(scores, tokenizer):

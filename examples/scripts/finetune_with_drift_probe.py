@@ -2,12 +2,12 @@
 # dependencies = ["hf_transcoders[gguf,trackio]", "peft"]
 # ///
 """
-Fine-tune SmolLM2-135M on Python source code and watch, through transcoders trained before, what becomes of its features
-on English prose.
+Fine-tune SmolLM2-135M on Python source code and measure, with transcoders of the original model, how its
+features on English prose change.
 
     python examples/scripts/finetune_with_drift_probe.py                        # LoRA; a few minutes on two CPU cores
     python examples/scripts/finetune_with_drift_probe.py --full --learning-rate 1e-4
-    python examples/scripts/finetune_with_drift_probe.py --transcoders runs/drift/transcoders    # those of an earlier run
+    python examples/scripts/finetune_with_drift_probe.py --transcoders runs/drift/transcoders    # from an earlier run
     trackio show --project drift
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -26,8 +26,8 @@ from hf_transcoders import (
     TranscoderSet,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 
@@ -48,7 +48,7 @@ CAPITALS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--transcoders", help="folder or repo of a set; left out, one is trained first")
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--transcoder-tokens", type=int, default=300_000)
@@ -60,12 +60,7 @@ def main():
     parser.add_argument("--output-dir", default="runs/drift")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    model, tokenizer = load_language_model(args.model, dtype=torch.float32)
 
     # Prose: the docstrings of installed packages. Transcoders learn on one part of it, the probe is another.
     prose = load_texts("docstrings", limit=2_000).train_test_split(test_size=0.1, seed=0)
@@ -120,7 +115,7 @@ def main():
     print("\nstep  " + "  ".join(metrics))
     for entry in probe.history:
         print(f"{entry['step']:4}  " + "  ".join(f"{entry[metric]:{len(metric)}.4f}" for metric in metrics))
-    print("\n" + probe.report.table())
+    print(f"\n{probe.report}")
     print(f"\nThe page is {Path(args.output_dir, 'tracking', 'pages', 'probe_drift.html')}.")
 
 
@@ -154,7 +149,7 @@ def source_code(limit):
 
 
 def capitals_known(model, tokenizer):
-    """Share of countries whose capital is the likeliest next token."""
+    """Share of countries whose capital is the most likely next token."""
     known = 0
     for country, capital in CAPITALS.items():
         prompt = tokenizer(f"The capital of {country} is the city of", return_tensors="pt").to(model.device)

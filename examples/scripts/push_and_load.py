@@ -2,12 +2,12 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Push dictionaries to the Hub with their card, load them back as somebody else would, and compare bit for bit.
+Push dictionaries to the Hub with their card, load them back in a fresh cache, and compare bit for bit.
 
-    python examples/scripts/push_and_load.py --repo me/my-transcoder --folder runs/l8   # what you have trained
+    python examples/scripts/push_and_load.py --repo me/my-transcoder --folder runs/l8   # your own dictionaries
     python examples/scripts/push_and_load.py                                            # trains a small one first
 
-Without a token, or where the Hub cannot be reached, everything goes to a server on this machine that speaks the Hub's
+Without a token, or if the Hub cannot be reached, everything goes to a local server that speaks the Hub's
 protocol, and the script says so.
 """
 
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, get_token
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -26,8 +25,8 @@ from hf_transcoders import (
     TranscoderSet,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
 )
 from hf_transcoders.testing import local_hub
 
@@ -36,7 +35,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", default="my-transcoder", help="where to push; your own namespace if it names none")
     parser.add_argument("--folder", help="trained dictionaries; left out, a small one is trained")
-    parser.add_argument("--output-dir", default="runs/push_and_load", help="of that training")
+    parser.add_argument("--output-dir", default="runs/push_and_load", help="folder of that training run")
     parser.add_argument("--max-tokens", type=int, default=20_000)
     args = parser.parse_args()
 
@@ -54,7 +53,7 @@ def main():
         for path in HfApi().list_repo_files(repo_id):
             print(f"  {path}")
 
-        # With an empty cache nothing can come from anywhere but there.
+        # With an empty cache, everything must be downloaded.
         with tempfile.TemporaryDirectory() as cache:
             loaded = type(dictionaries).from_pretrained(repo_id, cache_dir=cache)
         ours, theirs = named(dictionaries), named(loaded)
@@ -69,7 +68,7 @@ def main():
 
 @contextlib.contextmanager
 def the_hub():
-    """The Hub, if it answers to this machine's token; else one on this machine."""
+    """The Hub, if it accepts this machine's token; otherwise a local server."""
     api = HfApi()
     reason = "You are not logged in to the Hub"
     if get_token():
@@ -87,9 +86,7 @@ def the_hub():
 
 
 def train(output_dir, max_tokens):
-    path = offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    base, tokenizer = load_language_model()
     texts = load_texts("docstrings", limit=400).train_test_split(test_size=0.2, seed=0)
     torch.manual_seed(0)
     config = TranscoderConfig.for_model(base, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=1152, k=32)
@@ -108,7 +105,7 @@ def train(output_dir, max_tokens):
         ),  # fmt: skip
         train_dataset=texts["train"],
         eval_dataset=texts["test"],
-        processing_class=AutoTokenizer.from_pretrained(path),
+        processing_class=tokenizer,
     )
     trainer.train()
     return trainer

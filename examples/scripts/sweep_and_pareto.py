@@ -2,7 +2,7 @@
 # dependencies = ["hf_transcoders[gguf,plots]"]
 # ///
 """
-Train a grid of dictionaries of one layer on the same forward passes, and see which of them are worth having.
+Train a grid of dictionaries of one layer on the same forward passes, and plot their Pareto fronts.
 
     python examples/scripts/sweep_and_pareto.py                                     # SmolLM2, from a package
     python examples/scripts/sweep_and_pareto.py --model openai-community/gpt2 --layers 4 8 --group-size 8
@@ -13,31 +13,24 @@ The same from the command line: `hf-transcoders sweep examples/cli_configs/sweep
 
 import argparse
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from hf_transcoders import TranscoderTrainingArguments, load_texts, offline_model, pack_tokens
+from hf_transcoders import TranscoderTrainingArguments, load_language_model, load_texts, pack_tokens
 from hf_transcoders.training import expand_grid, mlp_sites, run_sweep
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--layers", type=int, nargs="+", default=[8])
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--data", default="docstrings", help="Hub dataset, file, folder or docstrings")
     parser.add_argument("--documents", type=int, default=1500)
     parser.add_argument("--max-tokens", type=int, default=300_000)
-    parser.add_argument("--group-size", type=int, help="train so many at a time")
+    parser.add_argument("--group-size", type=int, help="number of dictionaries trained together")
     parser.add_argument("--output-dir", default="runs/sweep")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 

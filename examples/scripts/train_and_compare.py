@@ -2,7 +2,7 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Train transcoders and an SAE of one layer on the same forward passes, compare them, and look at a feature.
+Train transcoders and an SAE of one layer on the same forward passes, compare them, and explain features.
 
     python examples/scripts/train_and_compare.py                                    # SmolLM2, from a package
     python examples/scripts/train_and_compare.py --model openai-community/gpt2 --layer 8 --data my_text.txt
@@ -11,7 +11,6 @@ Train transcoders and an SAE of one layer on the same forward passes, compare th
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -20,28 +19,23 @@ from hf_transcoders import (
     TranscoderTrainer,
     TranscoderTrainingArguments,
     explain_features,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--layer", type=int, default=8)
-    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--data", default="docstrings", help="Hub dataset, file, folder or docstrings")
     parser.add_argument("--documents", type=int, default=1500)
     parser.add_argument("--max-tokens", type=int, default=300_000)
     parser.add_argument("--output-dir", default="runs/compare")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 
@@ -65,11 +59,11 @@ def main():
     )
     trainer.train()
     trainer.save_model()
-    print(trainer.evaluation_report().table())
+    print(trainer.evaluation_report())
     for explanation in explain_features(
         base, models["transcoder"], test, tokenizer, num_features=3, max_tokens=10_000
     ):
-        print(explanation.render(), end="\n\n")
+        print(explanation, end="\n\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # dependencies = ["hf_transcoders[gguf,plots,trackio]"]
 # ///
 """
-Train a transcoder and an SAE while Trackio watches, and look at the run afterwards: curves, histograms, features.
+Train a transcoder and an SAE with Trackio, then look at the run: curves, histograms, features.
 
     python examples/scripts/train_and_track.py                       # SmolLM2, from a package; a few minutes on a CPU
     python examples/scripts/train_and_track.py --model openai-community/gpt2 --data my_text.txt --report-to tensorboard
@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -23,8 +22,8 @@ from hf_transcoders import (
     TranscoderTrackingCallback,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.tracking import Run
@@ -32,21 +31,16 @@ from hf_transcoders.tracking import Run
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--layer", type=int, default=8)
-    parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
+    parser.add_argument("--data", default="docstrings", help="Hub dataset, file, folder or docstrings")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=250_000)
     parser.add_argument("--report-to", nargs="+", default=["trackio"], help="trackio, tensorboard, wandb ... or none")
     parser.add_argument("--output-dir", default="runs/tracked")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, limit=args.documents).train_test_split(test_size=0.1, seed=0)
     train, test = pack_tokens(texts["train"], tokenizer), pack_tokens(texts["test"], tokenizer)
 
@@ -79,7 +73,7 @@ def main():
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        # The trainer has such a callback anyway; here it also logs sae-lens's names, and histograms more often.
+        # The trainer has such a callback by default; here it also logs sae-lens's names, and histograms more often.
         callbacks=[TranscoderTrackingCallback(aliases="saelens", histogram_logs=4)],
     )
     trainer.train()

@@ -2,8 +2,8 @@
 # dependencies = ["hf_transcoders[gguf]"]
 # ///
 """
-Train a transcoder for the MLP of every layer in one pass over a text, each forward of the language model feeding all of
-them, and say what is left of the model with each alone and with all of them in place.
+Train a transcoder for the MLP of every layer on the same forward passes of the language model, and evaluate the model with
+each of them and with all of them spliced in.
 
     python examples/scripts/train_every_layer.py                                    # SmolLM2, from a package
     python examples/scripts/train_every_layer.py --model openai-community/gpt2 --data my_text.txt --num-features 6144
@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders import (
     TranscoderConfig,
@@ -23,8 +22,8 @@ from hf_transcoders import (
     TranscoderTrackingCallback,
     TranscoderTrainer,
     TranscoderTrainingArguments,
+    load_language_model,
     load_texts,
-    offline_model,
     pack_tokens,
 )
 from hf_transcoders.hub import card_of_folder
@@ -34,11 +33,11 @@ from hf_transcoders.lm import num_layers
 def main():
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Hub id or folder; left out, SmolLM2-135M-Instruct from a package")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="Hub id, folder, or name of a packaged model")
     parser.add_argument("--data", default="docstrings", help="what `load_texts` takes")
     parser.add_argument("--split", default="train")
     parser.add_argument("--eval-split", help="left out, a tenth of the texts is held out")
-    parser.add_argument("--documents", type=int, help="read only so many")
+    parser.add_argument("--documents", type=int, help="number of texts to read")
     # Without a GPU: what two cores train in some twenty minutes.
     parser.add_argument("--num-features", type=int, help="by default 4 times the hidden size, 16 times on a GPU")
     parser.add_argument("--k", type=int, default=64 if on_gpu else 32)
@@ -47,16 +46,11 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3 if on_gpu else 2e-3)
     parser.add_argument("--save-steps", type=float, default=0.1, help="steps between checkpoints, or their share")
     parser.add_argument("--eval-tokens", type=int, default=16_000)
-    parser.add_argument("--eval-loss-tokens", type=int, default=4_000, help="each costs some 50 forwards")
+    parser.add_argument("--eval-loss-tokens", type=int, default=4_000, help="each takes about 50 forward passes")
     parser.add_argument("--output-dir", default="runs/every_layer")
     args = parser.parse_args()
 
-    path = args.model or offline_model()
-    base = AutoModelForCausalLM.from_pretrained(path)
-    if args.model is None:
-        # Recorded in what is trained: its name on the Hub rather than the folder it was unpacked to.
-        base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base, tokenizer = load_language_model(args.model)
     texts = load_texts(args.data, split=args.split, limit=args.documents)
     if args.eval_split:
         held_out = load_texts(args.data, split=args.eval_split)
@@ -107,7 +101,7 @@ def main():
     report.save_into(args.output_dir)
     report.save_json(Path(args.output_dir, "evaluation.json"))
     card_of_folder(args.output_dir, report=report).save(args.output_dir)
-    print(report.table())
+    print(report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prompts of circuits: from what a user gives to token ids, and back to labels."""
+"""Encode prompts to token ids, and label tokens."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from ..lm.devices import input_device
 from ..lm.inputs import check_tokens
 
 
-#: A prompt: text, token ids, or what the tokenizer returned for a text.
+#: A prompt: text, token ids, or the output of the tokenizer for a text.
 Prompt = str | Sequence[int] | torch.Tensor | Mapping
 
 
@@ -25,13 +25,13 @@ def encode_prompt(
     """Token ids of a prompt, `(seq,)`.
 
     Args:
-        base_model ([`~transformers.PreTrainedModel`]): The model that will read it.
+        base_model ([`~transformers.PreTrainedModel`]): The model to which the prompt is passed.
         prompt (`str`, `Sequence[int]` or `Mapping`):
-            Text, token ids, or what the tokenizer returned (`input_ids`, and `attention_mask` where it padded).
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for text.
+            Text, token ids, or the output of the tokenizer (`input_ids`, and `attention_mask` where it padded).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Required for text.
 
     Raises:
-        [`TranscoderError`]: it is empty, too long, has tokens that the model does not know, or there is no tokenizer.
+        [`TranscoderError`]: the prompt is empty, too long, has tokens outside the vocabulary, or there is no tokenizer.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
@@ -48,12 +48,22 @@ def encode_prompt(
     return ids
 
 
+def is_one_prompt(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is one prompt rather than several; also where the tokenizer returned a batch of one text."""
+    if isinstance(prompt, Mapping):
+        return prompt.get("input_ids") is None or len(split_rows(prompt)) < 2
+    if isinstance(prompt, str):
+        return True
+    first = next(iter(prompt), None)
+    return np.ndim(first) == 0 and not isinstance(first, str | Mapping)
+
+
 def encode_prompts(
     base_model: PreTrainedModel,
     prompts: Sequence[Prompt] | Mapping | torch.Tensor,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[torch.Tensor]:
-    """Token ids of several prompts, each `(seq,)`; also of what the tokenizer returned for all of them."""
+    """Token ids of several prompts, each `(seq,)`, given one by one or as one output of the tokenizer."""
     if isinstance(prompts, Mapping) and prompts.get("input_ids") is not None:
         prompts = split_rows(prompts)
     return [encode_prompt(base_model, prompt, tokenizer) for prompt in prompts]
@@ -63,12 +73,12 @@ def prompts_of_one_length(base_model: PreTrainedModel, prompts: torch.Tensor | S
     """Token ids of one prompt or several that share every forward pass, `(prompts, seq)` on the model's device.
 
     Args:
-        base_model ([`~transformers.PreTrainedModel`]): The model that will read them.
+        base_model ([`~transformers.PreTrainedModel`]): The model to which the prompts are passed.
         prompts (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`, or `Mapping`):
-            Token ids, or what the tokenizer returned for one text or several.
+            Token ids, or the output of the tokenizer for one text or several.
 
     Raises:
-        [`TranscoderError`]: they differ in length without their padding, or as in [`encode_prompt`].
+        [`TranscoderError`]: the prompts differ in length without their padding, or as in [`encode_prompt`].
     """
     if not isinstance(prompts, Mapping):
         prompts = {"input_ids": torch.atleast_2d(torch.as_tensor(prompts))}

@@ -1,4 +1,4 @@
-"""The `hf-transcoders` command: parses, calls the library, prints."""
+"""The `hf-transcoders` command, which parses arguments, calls the library and prints results."""
 
 from .main import main
 

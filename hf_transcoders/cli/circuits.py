@@ -1,106 +1,96 @@
-"""`hf-transcoders circuits`: which parts of a model do a task, and whether two tasks share them."""
-
-import inspect
+"""`hf-transcoders circuits`: the components of a model that implement a task, and whether two tasks share them."""
 
 from ..errors import TranscoderError
-from .common import add_model_arguments, load_base_model
-from .terminal import HelpFormatter, Parser, echo, print_json, print_table
-from .values import output_folder, seed, whole
+from ..reports.sections import fact_text
+from .arguments import add_shared, model_arguments, output_arguments, task_arguments
+from .common import load_model
+from .tasks import task_maker
+from .terminal import Parser, echo, print_json, print_table
+from .values import output_folder, whole
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
-_SWEEPS = {
-    "resid": "patch_residual",
-    "resid_mid": "patch_residual",
-    "mlp": "patch_mlps",
-    "attn": "patch_attention",
-}
+_SWEEPS = {"resid": "residual", "resid_mid": "residual", "mlp": "mlps", "attn": "attention"}
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Which heads, MLPs and points of the residual stream do a task, found by patching.",
+        description="Finds the heads, MLPs and residual stream points that implement a task, by activation patching.",
         epilog="examples:\n"
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --component z --position END\n"
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --component resid --position S2,END\n"
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --receivers logits\n"
         "  hf-transcoders circuits reuse --model smollm2-135m-instruct --prompts 64",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{patch,reuse}")
-    patch = actions.add_parser(
-        "patch",
-        help="what each head or point of a model does for a task: a heatmap and its numbers",
-        formatter_class=HelpFormatter,
-    )
-    patch.add_argument("task", help="one of those that `tasks list` prints")
-    add_model_arguments(patch, required=True)
+    patch = actions.add_parser("patch", help="the effect of each head or point of a model on a task, as a heatmap")
+    task_arguments(patch, prompts=64)
+    model_arguments(patch, required=True)
     group = patch.add_argument_group("patching")
     group.add_argument(
         "--component",
         default="z",
         choices=[*_HEAD_COMPONENTS, *_SWEEPS],
-        help="of a head: z (what it read), query, key, value, pattern; or the residual stream before a block (resid) "
-        "or between its attention and MLP (resid_mid), the output of MLPs or of attention layers",
+        help="component to patch: the attention-weighted values (z), query, key, value or pattern of each head; the residual "
+        "stream before each block (resid) or between its attention and MLP (resid_mid); or the output of each MLP or attention "
+        "layer",
     )
     group.add_argument(
         "--per-query-head",
         action="store_true",
-        help="with grouped queries: a key or value changes for one head, and not for the others that share it",
+        help="with grouped queries: patch a key or value for one query head, not for all heads that share it",
     )
     group.add_argument(
         "--position",
+        metavar="NAME",
         default="END",
-        help="name of a position of the task, or all; several, with commas, for resid, resid_mid, mlp and attn",
+        help="named position of the task, or all; several, separated by commas, for resid, resid_mid, mlp and attn",
     )
     group.add_argument(
         "--receivers",
-        help="patch the direct paths from heads to these instead: logits, or sites such as layers.8.attn.head.3.query, with "
-        "commas",
+        metavar="SITES",
+        help="patch the direct paths from heads to these receivers instead: logits, or sites such as "
+        "layers.8.attn.head.3.query, separated by commas",
     )
-    group.add_argument("--direction", default="noising", choices=["noising", "denoising"], help="what goes where")
+    group.add_argument(
+        "--direction",
+        default="noising",
+        choices=["noising", "denoising"],
+        help="noising: corrupted activations into the clean run; denoising: clean activations into the corrupted run",
+    )
     group.add_argument(
         "--ablation",
         default="counterfactual",
         choices=["counterfactual", "zero", "mean", "resample"],
-        help="what is written",
+        help="value to patch in",
     )
-    group.add_argument("--metric", help="left out, the task's own")
-    group.add_argument("--corruption", help="what the corrupted prompt changes, for tasks with several")
-    group.add_argument("--prompts", type=whole(1), default=64, help="prompts of the task")
-    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same prompts")
-    _add_output(patch, "runs/patch")
+    group.add_argument("--metric", metavar="NAME", help="metric of the effect; by default, the metric of the task")
+    output_arguments(patch, "report.html, results.json, CSV and PNG files", default="runs/patch")
 
     reuse = actions.add_parser(
         "reuse",
         help="path-patch IOI and Colored Objects, compare their circuits, and repair Colored Objects",
-        description="Merullo et al. (2024) on any model: heads of two tasks, their overlap against chance, and what forcing "
-        "the attention of a few of them repairs. Takes minutes on a small model.",
-        formatter_class=HelpFormatter,
+        description="Merullo et al. (2024) on any model: the heads of two tasks, their overlap against chance, and what "
+        "editing the attention of a few heads repairs. Takes minutes on a small model.",
     )
-    add_model_arguments(reuse, required=True)
+    model_arguments(reuse, required=True)
     group = reuse.add_argument_group("study")
-    group.add_argument("--prompts", type=whole(1), default=64, help="prompts of each task for finding heads")
-    group.add_argument("--repair-prompts", type=whole(1), default=200, help="other prompts, for the repair")
+    add_shared(group, "prompts", "per task, for finding heads", default=64)
+    group.add_argument(
+        "--repair-prompts", type=whole(1), metavar="N", default=200, help="number of other prompts, for the repair"
+    )
     group.add_argument(
         "--faithfulness-prompts",
         type=whole(0),
+        metavar="N",
         default=32,
-        help="prompts of each task for faithfulness; 0 leaves it out",
+        help="number of prompts of each task for measuring faithfulness; 0 skips it",
     )
-    group.add_argument("--batch-size", type=whole(1), default=32, help="prompts of one forward")
-    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same numbers")
-    _add_output(reuse, "runs/reuse")
+    add_shared(group, "batch_size", default=32)
+    add_shared(group, "seed", "the same seed gives the same numbers", default=0)
+    output_arguments(reuse, "report.html, results.json, CSV and PNG files", default="runs/reuse")
     return parser.parse_args(argv)
-
-
-def _add_output(parser, folder):
-    parser.add_argument(
-        "--output", metavar="FOLDER", default=folder, help="report.html, results.json, CSV and PNG files go there"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args):
@@ -109,40 +99,37 @@ def run(args):
 
 
 def _patch(args):
-    from ..circuits import patching
     from ..circuits.patching.attention_views import attention_views
-    from ..studies.circuit_reuse.reuse_report import save_patch
+    from ..circuits.patching.patching import Patching
+    from ..circuits.patching.report import save_patch
 
-    make = _task_function(args)
+    make = task_maker(args)
     sweep = args.component in _SWEEPS
     positions = args.position.split(",")
     if len(positions) > 1 and (not sweep or args.receivers):
-        raise TranscoderError("Heads are patched at one position at a time: give one --position.")
+        raise TranscoderError("Heads are patched at one position at a time: give a single --position.")
     if args.per_query_head and sweep:
-        raise TranscoderError("--per-query-head is for keys and values of heads: leave it out.")
+        raise TranscoderError("--per-query-head applies to keys and values of heads: leave it out.")
     if args.receivers and args.component != "z":
-        raise TranscoderError("Paths lead from the outputs of heads to --receivers: leave out --component.")
-    model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
-    corruption = {} if args.corruption is None else {"corruption": args.corruption}
-    task = make(tokenizer, size=args.prompts, seed=args.seed, **corruption)
-    settings = {
-        "direction": args.direction,
-        "ablation": args.ablation,
-        "metric": args.metric,
-        "seed": args.seed,
-        "progress": not args.json,
-    }
+        raise TranscoderError("Paths start at the outputs of heads (z): leave out --component, or --receivers.")
+    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+    task = make(tokenizer)
+    patching = Patching(
+        model,
+        task,
+        direction=args.direction,
+        ablation=args.ablation,
+        metric=args.metric,
+        seed=args.seed if args.ablation == "resample" else None,
+        progress=not args.json,
+    )
     if args.receivers:
-        result = patching.path_patch(
-            model, task, args.receivers.split(","), args.position, per_query_head=args.per_query_head, **settings
-        )
+        result = patching.paths(args.receivers.split(","), args.position, per_query_head=args.per_query_head)
     elif sweep:
         point = {"point": "resid_mid"} if args.component == "resid_mid" else {}
-        result = getattr(patching, _SWEEPS[args.component])(model, task, positions, **point, **settings)
+        result = getattr(patching, _SWEEPS[args.component])(positions, **point)
     else:
-        result = patching.patch_heads(
-            model, task, args.position, args.component, per_query_head=args.per_query_head, **settings
-        )
+        result = patching.heads(args.position, args.component, per_query_head=args.per_query_head)
     views = []
     if not sweep and (args.per_query_head or args.component not in ("key", "value")):
         strongest = result.top(1)[0]
@@ -152,17 +139,17 @@ def _patch(args):
     if args.json:
         print_json({**result.to_dict(), "top": result.top(10), "report": str(page)})
         return
-    echo(", ".join(f"{key} {value}" for key, value in result.protocol.items() if value is not None), "")
+    echo(fact_text(result.protocol), "")
     rows = [[*(place[axis] for axis in result.axes), f"{place['effect']:+.4f}"] for place in result.top(10)]
     print_table([*result.axes, "effect"], rows, left=len(result.axes))
     echo("", page)
 
 
 def _reuse(args):
-    from ..studies.circuit_reuse.reuse_report import save_reuse, summary
+    from ..studies.circuit_reuse.reuse_report import save_reuse
     from ..studies.circuit_reuse.study import reuse_circuit
 
-    model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     result = reuse_circuit(
         model,
         tokenizer,
@@ -177,15 +164,4 @@ def _reuse(args):
     if args.json:
         print_json({**result.to_dict(), "report": str(page)})
     else:
-        echo(*summary(result).split("\n"), "", page)
-
-
-def _task_function(args):
-    from .. import tasks
-
-    if args.task not in tasks.TASKS:
-        raise TranscoderError(f"There is no task '{args.task}': choose from {', '.join(tasks.TASKS)}.")
-    function = getattr(tasks, tasks.TASKS[args.task])
-    if args.corruption is not None and "corruption" not in inspect.signature(function).parameters:
-        raise TranscoderError(f"The task '{args.task}' has no --corruption: leave it out.")
-    return function
+        echo(*result.to_text().split("\n"), "", page)

@@ -1,4 +1,4 @@
-"""A YAML file of options, each read by the type that the option has on the command line."""
+"""Read options from a YAML file, with the types of the command line."""
 
 import argparse
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from ..text.strict_json import read_yaml, to_json
 
 @dataclass(frozen=True)
 class _Plain:
-    """A value without quotes that YAML takes for something else than text: `010` for 8, `1:30` for 90, `no` for false."""
+    """An unquoted value that YAML does not read as text: `010` is 8, `1:30` is 90, and `no` is false."""
 
     text: str
     value: Any
 
 
 def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
-    """Makes the values of a YAML file the defaults of a parser.
+    """Make the values of a YAML file the defaults of a parser.
 
     Raises:
-        [`TranscoderError`]: an option does not exist or is given twice, or a value does not fit it. A value that YAML and the
-            command line read differently is refused, as is a number where text belongs.
+        [`TranscoderError`]: An option does not exist or is repeated, or a value does not fit it. Values that YAML and the
+            command line read differently are refused, as are numbers in place of text.
     """
     from transformers.hf_argparser import string_to_bool
 
     actions: dict[str, argparse.Action] = {}
     for action in parser._actions:
-        # After an option that is true by default comes its `--no_...`, of the same name.
+        # The `--no-...` of an option that is true by default follows it and has the same name.
         actions.setdefault(action.dest, action)
     content = read_yaml(path, object, scalar=_Plain)
     if not isinstance(content, dict):
@@ -39,17 +39,19 @@ def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
         action = actions.get(name.replace("-", "_"))
         if action is None or action.dest in ("help", "help_all", "config"):
             raise TranscoderError(
-                f"{path} has an option '{name[:80]}' that does not exist: `--help-all` lists all of them."
+                f"{path} has an option '{name[:80]}' that does not exist: `--help-all` lists all options."
             )
         if action.dest in seen:
-            raise TranscoderError(f"{path} gives '{seen[action.dest]}' and '{name}', which are one option: keep one.")
+            raise TranscoderError(
+                f"{path} gives '{seen[action.dest]}' and '{name}', which are the same option: keep one."
+            )
         seen[action.dest] = name
         where = f"{path} gives '{name}'"
         several = action.nargs in ("+", "*")
         if isinstance(value, list) and not several:
             raise TranscoderError(
                 f"{where} several values, but it takes one: choose one of them (`hf-transcoders sweep` trains a dictionary "
-                "for each, where it is an option of dictionaries)."
+                "for each value of an option of dictionaries)."
             )
         if isinstance(value, _Plain) and value.value is None:
             if action.default is not None:
@@ -64,14 +66,14 @@ def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
 
 
 def _convert(given, type_, action, where):
-    """One value, as the command line would read what is written."""
+    """Convert one value as the command line would."""
     from transformers import TrainingArguments
 
     if isinstance(given, dict) and action.dest in TrainingArguments._VALID_DICT_FIELDS:
-        # The trainer takes these as JSON.
+        # The trainer reads these as JSON.
         return to_json({_text(key): _value(entry, where) for key, entry in given.items()}, indent=None)
     if not isinstance(given, str | _Plain):
-        raise TranscoderError(f"{where} a {type(given).__name__}, but it takes a single value: give that.")
+        raise TranscoderError(f"{where} a {type(given).__name__}, but it takes a single value: give one.")
     text, value = (given.text, given.value) if isinstance(given, _Plain) else (given, given)
     shown = printable(text)[:60]
     if type_ in (None, str):
@@ -79,7 +81,7 @@ def _convert(given, type_, action, where):
             raise TranscoderError(f"{where} the value '{shown}', but it takes text: put that in quotes.")
         converted = text
     else:
-        # `yes`, `on` and `True` are one and the same where an option is on or off.
+        # `yes`, `on` and `True` are equal for options that are on or off.
         text = str(value).lower() if isinstance(value, bool) and type_.__name__ == "string_to_bool" else text
         try:
             converted = type_(text)
@@ -98,7 +100,7 @@ def _convert(given, type_, action, where):
 
 
 def _value(given, where):
-    """A value within a mapping, as YAML has it."""
+    """Convert a value within a mapping as YAML reads it."""
     if isinstance(given, _Plain):
         if not isinstance(given.value, bool | int | float | None):
             raise TranscoderError(

@@ -1,26 +1,28 @@
-"""`hf-transcoders demo`: the whole job on a real model, each step a call of the public API."""
+"""`hf-transcoders demo`: train, evaluate, save and inspect dictionaries of a real model, by the public API."""
 
 import time
 
+from .arguments import add_shared
 from .common import fastest_cpu_dtype
-from .terminal import HelpFormatter, Parser, echo
+from .terminal import Parser, echo
 from .values import output_folder, whole
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Trains a transcoder of one MLP of SmolLM2-135M-Instruct, and the SAE of the same size and sparsity on "
-        "the same forwards; compares them on held-out text; saves, loads and reads the result; writes a report. The model "
-        "comes as a package and the text is the docstrings of the installed packages: nothing is fetched from the Hub.",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
+        description="Trains a transcoder for one MLP of SmolLM2-135M-Instruct, and an SAE of the same size and sparsity on the "
+        "same forward passes; compares them on held-out text; saves and loads them; shows features; and writes a report. The "
+        "model comes from a Python package and the text from the docstrings of installed packages, so nothing is downloaded "
+        "from the Hub.",
     )
-    parser.add_argument("--output-dir", default="transcoder_demo", help="where results go")
-    parser.add_argument("--layer", type=whole(0), default=8, help="whose MLP")
-    parser.add_argument("--num-features", type=whole(1), default=4608, help="features of each dictionary")
-    parser.add_argument("--k", type=whole(1), default=32, help="active features per token")
-    parser.add_argument("--max-tokens", type=whole(1), default=400_000, help="training tokens, over several passes")
+    add_shared(parser, "output", "holds report.html, evaluation.json and dictionaries", default="runs/demo")
+    parser.add_argument(
+        "--layer", type=whole(0), metavar="N", default=8, help="layer whose MLP the dictionaries learn"
+    )
+    add_shared(parser, "num_features", default=4608)
+    add_shared(parser, "k", default=32)
+    add_shared(parser, "max_tokens", "over all passes", default=400_000)
     return parser.parse_args(argv)
 
 
@@ -28,11 +30,10 @@ def run(args):
     from ..lm.devices import input_device
 
     started = time.time()
-    output = output_folder(args.output_dir, "--output-dir")
+    output = output_folder(args.output)
 
-    _say(1, "SmolLM2-135M-Instruct, from a package")
+    _say(1, "Model: SmolLM2-135M-Instruct, from a Python package")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_transcoders import (
         TranscoderConfig,
@@ -41,21 +42,18 @@ def run(args):
         TranscoderTrainer,
         TranscoderTrainingArguments,
         explain_features,
+        load_language_model,
         load_texts,
-        offline_model,
         pack_tokens,
         write_report,
     )
 
-    path = offline_model("smollm2-135m-instruct")
-    cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else fastest_cpu_dtype()
-    base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # Rather than the folder it was unpacked to.
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    base_model, tokenizer = load_language_model(
+        dtype=torch.bfloat16 if torch.cuda.is_available() else fastest_cpu_dtype()
+    )
 
-    _say(2, "Text: English docstrings of the installed packages, split by document")
-    texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)
+    _say(2, "Text: English docstrings of installed packages, split by document")
+    texts = load_texts("docstrings", limit=700).train_test_split(test_size=100, seed=0)  # pyright: ignore[reportAttributeAccessIssue]
     train, held_out = (pack_tokens(texts[part], tokenizer, 128) for part in ("train", "test"))
     echo(f"   {len(train):,} rows of 128 tokens to train on, {len(held_out):,} held out")
 
@@ -65,13 +63,13 @@ def run(args):
     torch.manual_seed(0)
     models = TranscoderSet(
         {
-            "transcoder": TranscoderModel(TranscoderConfig.for_model(base, read, write, **shared)),
-            "sae": TranscoderModel(TranscoderConfig.for_model(base, write, **shared)),
+            "transcoder": TranscoderModel(TranscoderConfig.for_model(base_model, read, write, **shared)),
+            "sae": TranscoderModel(TranscoderConfig.for_model(base_model, write, **shared)),
         }
     )
     trainer = TranscoderTrainer(
         model=models,
-        base_model=base,
+        base_model=base_model,
         args=TranscoderTrainingArguments(
             output_dir=str(output / "dictionaries"),
             max_tokens=args.max_tokens,
@@ -88,22 +86,22 @@ def run(args):
     )
     trainer.train()
 
-    _say(4, "Evaluating both on the held-out text")
+    _say(4, "Evaluating both on held-out text")
     report = trainer.evaluation_report()
     report.save_json(output / "evaluation.json")
-    echo(*report.table().split("\n"))
+    echo(*report.to_text().split("\n"))
 
-    _say(5, "Saving, and loading it back")
+    _say(5, "Saving and loading")
     trainer.save_model()
-    loaded = TranscoderSet.from_pretrained(output / "dictionaries").to(input_device(base))
+    loaded = TranscoderSet.from_pretrained(output / "dictionaries").to(input_device(base_model))
     echo(f"   {', '.join(loaded)}: loaded from {output / 'dictionaries'}")
 
-    _say(6, "What some features of the transcoder do")
+    _say(6, "Features of the transcoder")
     explanations = explain_features(
-        base, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=10_000
+        base_model, loaded["transcoder"], held_out, tokenizer, num_features=12, num_contexts=4, max_tokens=10_000
     )
     for explanation in explanations[:4]:
-        echo(*explanation.render().split("\n"), "")
+        echo(*explanation.to_text().split("\n"), "")
 
     _say(7, "Report")
     page = write_report(
@@ -113,7 +111,7 @@ def run(args):
         report=report,
         features={"transcoder": explanations},
         info={
-            "base model": base.config.name_or_path,
+            "base model": base_model.config.name_or_path,
             "reads": read,
             "writes": write,
             "features": f"{args.num_features:,}",
@@ -128,8 +126,8 @@ def run(args):
         f"   numbers       {(output / 'evaluation.json').resolve()}",
         f"   dictionaries  {(output / 'dictionaries').resolve()}",
         "",
-        f"Done in {time.time() - started:.0f} s. Look further with",
-        f"   hf-transcoders features {output / 'dictionaries'} --dictionary transcoder",
+        f"Done in {time.time() - started:.0f} s. See more features with",
+        f"   hf-transcoders features --transcoders {output / 'dictionaries'} --dictionary transcoder",
     )
 
 

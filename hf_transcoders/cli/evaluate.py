@@ -3,69 +3,54 @@
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import (
-    add_model_arguments,
-    add_text_arguments,
-    load_base_and_rows,
-    load_dictionaries,
-    make_evaluator,
-)
-from .terminal import HelpFormatter, Parser, echo, print_json
-from .values import output_file, whole
+from ..lm.devices import input_device
+from .arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
+from .common import load_base_model, load_dictionaries, make_evaluator
+from .terminal import Parser, echo, print_json
+from .values import output_folder
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Measures dictionaries on text: sparsity, fidelity, and what the language model loses with them in "
-        "place of its own activations.",
-        epilog="example:\n  hf-transcoders evaluate runs/l8 --data wikitext.txt --max-tokens 100000 --output l8.json",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
+        description="Measures dictionaries on text: their sparsity, their reconstruction error, and how much the loss of the "
+        "language model grows when they replace its own activations.",
+        epilog="example:\n"
+        "  hf-transcoders evaluate --transcoders runs/l8 --data wikitext.txt --max-tokens 100000 --output runs/l8_wikitext",
     )
-    parser.add_argument("path", help="folder or Hub id of a dictionary or set")
-    add_model_arguments(parser)
-    add_text_arguments(parser, default_tokens=50_000)
-    group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--loss-tokens", type=whole(1), default=10_000, help="tokens that measure the language model's loss"
-    )
-    group.add_argument("--batch-size", type=whole(1), default=8, help="rows of one forward")
-    group.add_argument("--skip-first", type=whole(0), default=1, help="positions left out at the start of each row")
-    group.add_argument("--together", action="store_true", help="also splice all dictionaries of a set in at once")
-    group.add_argument("--output", metavar="FILE.json", help="write the report there")
+    dictionary_arguments(parser)
+    model_arguments(parser)
+    text_arguments(parser, max_tokens=50_000)
+    group = measuring_arguments(parser, "evaluation", loss_tokens=10_000)
+    group.add_argument("--together", action="store_true", help="also replace all sites of a set at once")
+    group = output_arguments(parser, "evaluation.json; by default, nothing is written")
     group.add_argument(
         "--save",
         action="store_true",
-        help="write the numbers into the dictionaries' config.json, from where they travel with the weights, and into "
-        "the model card",
+        help="write the metrics into the config.json of each dictionary, next to its weights, and into the model card",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 
 
 def run(args):
-    from ..lm.devices import input_device
-
-    if args.save and not Path(args.path).is_dir():
+    if args.save and not Path(args.transcoders).is_dir():
         raise TranscoderError(
-            f"--save writes into a folder, and {args.path} is none: download the dictionaries first."
+            f"--save writes into a folder, and {args.transcoders} is not one: download the dictionaries first."
         )
-    if args.output:
-        output_file(args.output)
-    dictionaries = load_dictionaries(args.path)
-    base, tokenizer, rows = load_base_and_rows(args, dictionaries)
-    dictionaries.to(input_device(base))
-    evaluator = make_evaluator(args, base, tokenizer, rows)
-    report = evaluator.evaluate(dictionaries, together=args.together)
-    if args.output:
-        report.save_json(args.output)
+    output = output_folder(args.output) if args.output else None
+    dictionaries = load_dictionaries(args)
+    base_model, tokenizer = load_base_model(args, dictionaries)
+    report = make_evaluator(args, base_model, tokenizer).evaluate(
+        dictionaries.to(input_device(base_model)), together=args.together
+    )
+    if output:
+        report.save_json(output / "evaluation.json")
     if args.save:
         from ..hub.cards.make import card_of_folder
 
-        report.save_into(args.path)
-        card_of_folder(args.path, report=report).save(args.path)
+        report.save_into(args.transcoders)
+        card_of_folder(args.transcoders, report=report).save(args.transcoders)
     if args.json:
         print_json(report.to_dict())
     else:
-        echo(*report.table().split("\n"))
+        echo(*report.to_text().split("\n"))

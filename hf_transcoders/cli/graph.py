@@ -1,45 +1,38 @@
-"""`hf-transcoders graph`: what made a model say what it says, as files and a page to walk through."""
+"""`hf-transcoders graph`: the attribution graph of a prompt, as files and an interactive page."""
 
 import re
 
-from .common import add_model_arguments, base_of, load_base_model, load_dictionaries
-from .terminal import HelpFormatter, Parser, echo, print_json
+from ..errors import TranscoderError
+from ..lm.devices import input_device
+from .arguments import add_shared, output_arguments, prompt_arguments
+from .common import load_base_model, load_dictionaries
+from .terminal import Parser, echo, print_json
 from .values import output_folder, share, unicode_text, whole
 
 
-# Tokens of one row of the text in which contexts are searched.
+# Tokens per row of the text that is searched for contexts.
 _SEQUENCE_LENGTH = 128
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="The attribution graph of a prompt: which features, tokens and errors made the model say what it says. "
-        "Writes the graph (graph.safetensors, graph.json) and, pruned, one page for a browser (graph.html), which works "
-        "offline.",
+        description="Computes the attribution graph of a prompt: the features, tokens and errors that the prediction of the "
+        "model comes from. Writes the graph (graph.safetensors, graph.json) and, after pruning, an interactive page "
+        "(graph.html) that works offline.",
         epilog="examples:\n"
         '  hf-transcoders graph "The capital of France is" --transcoders runs/set --open\n'
         '  hf-transcoders graph "When Mary and John went out, John thanked" --transcoders me/my-transcoders \\\n'
         '      --target-difference " Mary" " John" --features-from docstrings',
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer's special tokens are added")
-    parser.add_argument(
-        "--transcoders",
-        metavar="PATH",
-        required=True,
-        help="folder or Hub id of a dictionary or set; layers without one give nodes of whole MLPs",
-    )
-    add_model_arguments(parser)
-    parser.set_defaults(dtype="float32")
+    prompt_arguments(parser, "layers without a dictionary give one node for each MLP output")
     group = parser.add_argument_group("graph")
     group.add_argument(
         "--targets",
         type=unicode_text,
         nargs="+",
         metavar="TOKEN",
-        help='next tokens to explain, such as " Mary"; left out, the most likely ones',
+        help='next tokens to explain, such as " Mary"; by default, the most likely ones',
     )
     group.add_argument(
         "--target-difference",
@@ -47,54 +40,68 @@ def parse(argv, prog):
         nargs=2,
         action="append",
         metavar=("TOKEN", "OTHER"),
-        help="explain the logit of one token less that of another; may be given several times",
+        help="explain the difference of the logits of two tokens; can be given several times",
     )
     group.add_argument(
-        "--max-logits", type=whole(1), default=10, help="without targets: how many of the most likely tokens"
+        "--max-logits",
+        type=whole(1),
+        metavar="N",
+        help="number of most likely tokens to explain, not together with targets; by default 10",
+    )
+    add_shared(
+        group,
+        "max_features",
+        "those with the most influence become nodes",
+        default=2048,
     )
     group.add_argument(
-        "--max-features", type=whole(1), default=2048, help="features that become nodes, the strongest first"
+        "--nodes", type=share, metavar="SHARE", default=0.8, help="share of the influence of nodes to keep on the page"
     )
-    group.add_argument("--nodes", type=share, default=0.8, help="share of the influence of nodes that the page keeps")
-    group.add_argument("--edges", type=share, default=0.98, help="the same of their edges")
     group.add_argument(
-        "--certificate",
+        "--edges",
+        type=share,
+        metavar="SHARE",
+        default=0.98,
+        help="share of the influence of edges to keep on the page",
+    )
+    group.add_argument(
+        "--validate",
         type=whole(0),
         metavar="EDGES",
         default=64,
-        help="ablate features and compare so many edges of the page with what happens; 0 leaves it out",
+        help="number of edges on the page to validate by ablating their features; 0 validates none",
     )
     group = parser.add_argument_group("contexts of features")
     group.add_argument(
         "--features-from",
         metavar="DATA",
-        help="text in which to find where the features on the page fire: a Hub dataset id, a file or folder, or `docstrings`; "
-        "left out, the page shows features without contexts",
+        help="text to search for the contexts that activate the features on the page: a Hub dataset id, a file or folder, or "
+        "`docstrings`; by default, the page shows no contexts",
     )
-    group.add_argument("--max-tokens", type=whole(1), default=20_000, help="tokens to search")
-    group = parser.add_argument_group("output")
-    group.add_argument("--output", metavar="FOLDER", default="runs/graph", help="files go there")
-    group.add_argument("--viewer", action="store_true", help="also files for published viewers of attribution graphs")
+    add_shared(group, "max_tokens", "for --features-from, by default 20,000")
+    group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
+    group.add_argument(
+        "--viewer", action="store_true", help="also write files for published viewers of attribution graphs"
+    )
     group.add_argument("--open", action="store_true", help="open the page in the browser")
-    group.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 
 
 def run(args):
-    from ..lm.devices import input_device
-
+    if args.max_logits and (args.targets or args.target_difference):
+        raise TranscoderError("--max-logits applies when no targets are given: leave it out.")
+    if args.max_tokens and not args.features_from:
+        raise TranscoderError("--max-tokens limits the text of --features-from: give that too.")
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
-    from ..circuits.graphs.validation import certificate
+    from ..circuits.graphs.validation import validate_edges
 
-    dictionaries = load_dictionaries(args.transcoders)
-    base, tokenizer = load_base_model(
-        base_of(dictionaries, args.model), revision=args.revision, dtype=args.dtype, device=args.device
-    )
-    dictionaries = dictionaries.to(input_device(base))
+    dictionaries = load_dictionaries(args)
+    base_model, tokenizer = load_base_model(args, dictionaries)
+    dictionaries = dictionaries.to(input_device(base_model))
     graph = attribution_graph(
-        base,
+        base_model,
         dictionaries,
         args.prompt,
         tokenizer=tokenizer,
@@ -105,36 +112,36 @@ def run(args):
     )
     pruned, share = graph.prune(args.nodes, args.edges), args.edges
     while pruned.num_edges > MAX_EDGES:
-        # More than a page shows: the weakest go, and the page says which share is left.
+        # The page shows a limited number of edges, and the remaining share of their influence.
         share *= 0.95
         pruned = graph.prune(args.nodes, share)
-    certified = None
-    if args.certificate and pruned.is_kind("feature")[pruned.source].any():
-        certified = certificate(base, dictionaries, pruned, args.certificate)
-        graph.metadata["certificate"] = pruned.metadata["certificate"]
-    features = _explained(args, base, dictionaries, tokenizer, pruned) if args.features_from else None
+    validation = None
+    if args.validate and pruned.is_kind("feature")[pruned.source].any():
+        validation = validate_edges(base_model, dictionaries, pruned, args.validate)
+        graph, pruned = graph.with_validation(validation), pruned.with_validation(validation)
+    features = _explained(args, base_model, dictionaries, tokenizer, pruned) if args.features_from else None
     graph.save_pretrained(output)
-    page = pruned.to_html(output / "graph.html", features, certified)
+    page = pruned.to_html(output / "graph.html", features)
     if args.viewer:
         from ..circuits.graphs.viewer import write_viewer_files
 
         write_viewer_files(output / "viewer", {_slug(args.prompt): pruned}, features)
-    found = _summary(graph, pruned, certified, page)
+    found = _summary(graph, pruned, validation, page)
     if args.json:
         print_json(found)
     else:
-        _print(found, certified)
+        _print(found, validation)
     if args.open:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
 
 
-def _explained(args, base, dictionaries, tokenizer, graph):
-    """Dictionary -> explanations of its features on the page."""
+def _explained(args, base_model, dictionaries, tokenizer, graph):
+    """Return dictionary -> explanations of its features on the page."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
-    from ..features.feature_examples import explain_dictionaries
+    from ..features.feature_examples import explain_features
 
     wanted: dict[str, set[int]] = {}
     has = graph.is_kind("feature")
@@ -142,23 +149,18 @@ def _explained(args, base, dictionaries, tokenizer, graph):
         wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
     if not wanted:
         return None
-    return explain_dictionaries(
-        base,
+    return explain_features(
+        base_model,
         dictionaries,
         pack_tokens(load_texts(args.features_from), tokenizer, _SEQUENCE_LENGTH),
         tokenizer,
         features={name: sorted(indices) for name, indices in wanted.items()},
-        max_tokens=args.max_tokens,
+        max_tokens=args.max_tokens or 20_000,
         progress=not args.json,
     )
 
 
-def _summary(graph, pruned, certified, page, strongest=10):
-    from ..circuits.graphs.influence import scores
-
-    influence = pruned.influence()
-    features = pruned.is_kind("feature")
-    order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
+def _summary(graph, pruned, validation, page):
     return {
         "targets": [
             {"label": target.label, "probability": target.probability, "weight": target.weight}
@@ -168,23 +170,23 @@ def _summary(graph, pruned, certified, page, strongest=10):
         "edges": graph.num_edges,
         "largest_row_error": graph.metadata.get("largest_row_error"),
         "warning": graph.warning,
-        "scores": scores(graph),
+        "scores": graph.whole_scores,
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
                 "label": pruned.label(number),
                 "dictionary": pruned.node(number).dictionary,
                 "activation": float(pruned.value[number]),
-                "influence": float(influence[number]),
+                "influence": influence,
             }
-            for number in order.tolist()
+            for number, influence in pruned.strongest_features()
         ],
-        "certificate": certified and certified.summary(),
+        "validation": validation and validation.summary(),
         "page": str(page),
     }
 
 
-def _print(found, certified):
+def _print(found, validation):
     echo("targets")
     for target in found["targets"]:
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
@@ -203,8 +205,8 @@ def _print(found, certified):
         echo("", "strongest features")
         for feature in found["strongest"]:
             echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
-    if certified is not None:
-        echo("", *str(certified).split("\n"))
+    if validation is not None:
+        echo("", *validation.to_text().split("\n"))
     echo("", found["page"])
 
 

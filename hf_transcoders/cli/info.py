@@ -1,36 +1,52 @@
-"""`hf-transcoders info`: what a dictionary or set is, or what this machine has."""
+"""`hf-transcoders info`: facts about a dictionary, a set or this machine."""
 
+import contextlib
+from pathlib import Path
+
+from ..errors import TranscoderError
 from ..text.columns import paired
-from .common import load_dictionaries
-from .terminal import HelpFormatter, Parser, echo, print_json
+from .arguments import add_shared, output_arguments
+from .common import may_be_on_hub, open_dictionaries
+from .terminal import Parser, echo, print_json, print_table
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Says what a trained dictionary or set is. Without a path: versions and devices of this machine.",
-        formatter_class=HelpFormatter,
+        description="Describes a trained dictionary or set. Without --transcoders, prints versions and devices of this "
+        "machine.",
     )
-    parser.add_argument("path", nargs="?", help="folder or Hub id of a dictionary or set")
-    parser.add_argument("--revision", help="commit, tag or branch on the Hub")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_shared(parser, "transcoders")
+    add_shared(parser, "transcoders_revision")
+    output_arguments(parser)
     return parser.parse_args(argv)
 
 
 def run(args):
-    facts = describe_environment() if args.path is None else describe_dictionaries(args.path, args.revision)
+    if args.transcoders is None and args.transcoders_revision is not None:
+        raise TranscoderError("--transcoders-revision needs --transcoders: give that too.")
+    if args.transcoders is None:
+        facts = describe_environment()
+    else:
+        facts = describe_dictionaries(args.transcoders, args.transcoders_revision)
     if args.json:
         print_json(facts)
         return
-    if args.path is None:
+    if args.transcoders is None:
         echo(*_pairs(facts))
+        return
+    if len(facts) > 1 and all("format" in values for values in facts.values()):
+        columns = ("format", "layer", "reads", "writes", "features", "width", "L0", "parameters", "cannot be loaded")
+        columns = [name for name in columns if any(values.get(name) is not None for values in facts.values())]
+        rows = [[name, *(_text(values.get(column)) for column in columns)] for name, values in facts.items()]
+        print_table(["dictionary", *columns], rows, left=2)
         return
     for name, values in facts.items():
         echo(name, *_pairs(values, indent="  "))
 
 
 def describe_environment() -> dict:
-    """Versions of what matters, and the devices."""
+    """Versions of Python and of packages, and devices."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -49,33 +65,54 @@ def describe_environment() -> dict:
 
 
 def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, dict]:
-    """What each dictionary is, reads, writes and was trained on."""
-    described = {}
-    for name, model in load_dictionaries(path, revision).items():
-        config = model.config
-        sparsity = {
-            "topk": f"top {config.k} of each token",
-            "batchtopk": f"top {config.k} of each token on average",
-            "relu": f"L1 coefficient {config.l1_coefficient:g}",
-            "gated": f"L1 coefficient {config.l1_coefficient:g}",
-            "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
-        }[config.activation]
-        described[name] = {
-            "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
-            "base model": config.base_model_name_or_path,
-            "revision": config.base_model_revision,
-            "reads": config.input_site,
-            "writes": config.output_site,
-            "features": config.num_features,
-            "width in, out": [config.d_in, config.d_out],
-            "activation": f"{config.activation}, {sparsity}",
-            "skip connection": config.skip_connection,
-            "normalization": config.normalization,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
-        }
-    return described
+    """Name of each dictionary -> its kind, sites, sizes and training; of other libraries, without loading weights."""
+    from ..models.foreign import describe_foreign
+    from ..models.saved_files import Files
+
+    if Path(path).exists() or may_be_on_hub(path):
+        # The loader below has the message for a repo that does not exist.
+        with contextlib.suppress(OSError):
+            if foreign := describe_foreign(Files.at(path, revision=revision)):
+                return {name: _foreign_facts(facts) for name, facts in foreign.items()}
+    return {
+        name: _facts(model.config, sum(p.numel() for p in model.parameters()))
+        for name, model in open_dictionaries(path, revision).items()
+    }
+
+
+def _foreign_facts(facts) -> dict:
+    known = {
+        name: value for name, value in zip(("layer", "width", "L0"), facts.path, strict=True) if value is not None
+    }
+    described = {"format": facts.format, **known}
+    if facts.config is not None:
+        described |= _facts(facts.config, facts.parameters)
+    return described | ({"cannot be loaded": facts.trouble} if facts.trouble else {})
+
+
+def _facts(config, parameters: int) -> dict:
+    sparsity = {
+        "topk": f"top {config.k} of each token",
+        "batchtopk": f"top {config.k} of each token on average",
+        "relu": f"L1 coefficient {config.l1_coefficient:g}",
+        "gated": f"L1 coefficient {config.l1_coefficient:g}",
+        "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
+    }[config.activation]
+    return {
+        "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
+        "base model": config.base_model_name_or_path,
+        "revision": config.base_model_revision,
+        "reads": config.input_site,
+        "writes": config.output_site,
+        "features": config.num_features,
+        "width in, out": [config.d_in, config.d_out],
+        "activation": f"{config.activation}, {sparsity}",
+        "skip connection": config.skip_connection,
+        "normalization": config.normalization,
+        "parameters": parameters,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
+    }
 
 
 def _pairs(values: dict, indent: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Entry point: finds the command, runs it, turns mistakes into one sentence and an exit code."""
+"""Entry point: find the command, run it, and turn errors into one sentence and an exit code."""
 
 import argparse
 import contextlib
@@ -11,22 +11,23 @@ from ..version import __version__
 from .terminal import Parser, echo, printable_logs
 
 
-# Command -> what `--help` says of it. Each is a module here with `add_arguments(parser)` and `run(args)`.
+# Command -> its line in `--help`. Each is a module here with `parse(argv, prog)` and `run(args)`.
 _COMMANDS = {
-    "demo": "the whole job on a real model in a few minutes, with nothing to download but packages",
+    "demo": "train, evaluate and inspect dictionaries of a real model in a few minutes, without the Hub",
     "train": "train transcoders or SAEs on a language model",
-    "plan": "memory, disk and time that a training run will need",
-    "sweep": "train a grid of dictionaries over one stream of activations, ending in their Pareto fronts",
-    "runs": "list, compare and draw what runs have recorded",
-    "evaluate": "sparsity, fidelity and loss recovered of trained dictionaries",
-    "features": "what features do: top contexts and output tokens",
+    "plan": "estimate the memory, disk space and duration of a training run",
+    "sweep": "train a grid of dictionaries on one stream of activations and draw their Pareto fronts",
+    "runs": "list, compare and plot recorded runs",
+    "evaluate": "measure the sparsity, fidelity and loss recovered of trained dictionaries",
+    "features": "show top activations and promoted tokens of features",
     "push": "publish a dictionary or set on the Hub",
-    "tasks": "prompts for circuits: what there is, what a tokenizer makes of it, how well a model does it",
-    "circuits": "which heads do a task, which of them two tasks share, and what repairs one of them",
-    "graph": "what made a model say what it says: the attribution graph of a prompt, as a page",
-    "paths": "the strongest paths through features, heads and tokens to a logit or feature",
-    "study": "case studies of transcoders: greater-than, whole-model replacement, blind guesses at features",
-    "info": "what a dictionary or set is; without a path, what this machine has",
+    "convert": "convert a dictionary or set from or to the format of another library",
+    "tasks": "list tasks for circuits, show their prompts, and measure a model on them",
+    "circuits": "find the heads that implement a task, and compare the circuits of two tasks",
+    "graph": "compute the attribution graph of a prompt, as an interactive page",
+    "paths": "find the strongest paths through features, heads and tokens to a logit or feature",
+    "study": "run case studies of transcoders: greater-than, whole-model replacement, blind case studies",
+    "info": "describe a dictionary, a set or this machine",
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -34,13 +35,14 @@ EXIT_OK, EXIT_FAILED, EXIT_MISUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """
-    Runs one command.
+    Run one command.
 
     Args:
-        argv (`list[str]`, *optional*): Arguments without the program's name. Defaults to those of the process.
+        argv (`list[str]`, *optional*): Arguments without the name of the program. Defaults to those of the process.
 
     Returns:
-        `int`: 0 done, 2 a mistake the user can mend (one sentence on stderr), 1 anything else, 130 interrupted.
+        `int`: Exit code: 0 for success, 2 for an error the user can fix (one sentence on stderr), 1 for any other error,
+        130 if interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     # Only the module of the command in question is imported: `--help` answers at once.
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if name is None:
             return _without_command(argv)
         command = importlib.import_module(f".{name}", __package__)
-        # Bars for files that load in a blink; those for work that takes time are our own.
+        # Progress bars for files that load at once; long steps have bars of their own.
         import transformers
 
         transformers.logging.disable_progress_bar()
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         echo("", "Interrupted.", error=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is wrong, and nothing more can be printed.
+        # The reader of the output is gone (`| head`): this is not an error, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _without_command(argv: list[str]) -> int:
-    """Answers `--help` and `--version`; anything else is a mistake."""
+    """Answer `--help` and `--version`, and refuse anything else."""
     parser = _make_parser()
     args = parser.parse_args(argv)
     if args.command is not None:
@@ -87,7 +89,7 @@ def _without_command(argv: list[str]) -> int:
 
 
 def _take_debug(words: list[str]) -> tuple[bool, list[str]]:
-    """Takes our `--debug` out; with a value it is the Trainer's own and stays."""
+    """Take our `--debug` out; with a value, it is an option of the trainer and stays."""
     for position, word in enumerate(words):
         if word == "--debug" and (position + 1 == len(words) or words[position + 1].startswith("-")):
             return True, words[:position] + words[position + 1 :]
@@ -99,13 +101,15 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:<{width}}{text}" for name, text in _COMMANDS.items())
     parser = Parser(
         prog="hf-transcoders",
-        description="Train, evaluate and read transcoders of Hugging Face language models.",
-        epilog=f"commands:\n{commands}\n\nStart with `hf-transcoders demo`; each command explains itself with --help.",
+        description="Train, evaluate and interpret transcoders of Hugging Face language models.",
+        epilog=f"commands:\n{commands}\n\nStart with `hf-transcoders demo`; `hf-transcoders COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="after a command: show the traceback of an error")
     parser.add_argument("--version", action="version", version=f"hf_transcoders {__version__}")
-    parser.add_argument("command", nargs="?", choices=list(_COMMANDS), metavar="command", help="one of those below")
+    parser.add_argument(
+        "command", nargs="?", choices=list(_COMMANDS), metavar="command", help="one of the commands below"
+    )
     return parser
 
 

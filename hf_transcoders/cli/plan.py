@@ -1,9 +1,11 @@
-"""`hf-transcoders plan`: what a run will need, before it is started."""
+"""`hf-transcoders plan`: estimate the memory, disk space and duration of a run before it starts."""
 
 import time
 
 from ..errors import TranscoderError
-from .common import OFFLINE_MODELS, best_device, fastest_cpu_dtype
+from ..lm.offline_models import model_path
+from ..text.columns import paired
+from .common import best_device, explained, fastest_cpu_dtype, load_tokenizer
 from .terminal import echo, print_json
 from .train import load_rows, make_parser, parse_with_config, sites_of
 from .values import positive, whole
@@ -11,28 +13,34 @@ from .values import positive, whole
 
 _EXAMPLES = """examples:
   hf-transcoders plan --config run.yaml
-  hf-transcoders plan --config run.yaml --processes 8 --device_memory 80
-  hf-transcoders plan --layers 8 --num_features 16384 --k 64 --max_tokens 100000000 --measure
+  hf-transcoders plan --config run.yaml --processes 8 --device-memory 80
+  hf-transcoders plan --layers 8 --num-features 16384 --k 64 --max-tokens 100000000 --measure
 
-Takes the options of `hf-transcoders train`. The weights of the language model are not loaded: its configuration tells.
-The text is only read when the length of the run depends on it (neither --max_tokens nor --max_steps).
+Takes the options of `hf-transcoders train`. Of the language model, only the configuration is loaded.
+The text is only read if the length of the run depends on it (neither --max-tokens nor --max-steps is given).
 """
 _GIB = 2**30
-# What a CUDA context and PyTorch's kernels take on a device.
+# Memory of a CUDA context and the kernels of PyTorch.
 _CONTEXT_BYTES = _GIB // 2
 
 
 def parse(argv, prog):
     parser = make_parser(
-        prog, "Estimates memory, disk and time of a training run, and says whether it fits a device.", _EXAMPLES
+        prog,
+        "Estimates the memory, disk space and duration of a training run, and tells whether it fits a device.",
+        _EXAMPLES,
     )
-    parser.add_argument("--processes", type=whole(1), default=1, help="processes (devices) that share the run")
-    parser.add_argument("--device_memory", type=positive, help="GiB of one device: says whether the run fits")
+    parser.add_argument("--processes", type=whole(1), metavar="N", default=1, help="processes (devices) of the run")
     parser.add_argument(
-        "--measure", action="store_true", help="time the language model and the dictionaries here, for a few seconds"
+        "--device-memory", type=positive, metavar="GIB", help="memory of one device, to tell whether the run fits"
     )
     parser.add_argument(
-        "--tflops", type=positive, help="peak of the device in 10^12 operations a second, to estimate time"
+        "--measure",
+        action="store_true",
+        help="measure the speed of the language model and the dictionaries on this machine, for a few seconds",
+    )
+    parser.add_argument(
+        "--tflops", type=positive, help="peak of the device in 10^12 operations per second, to estimate the duration"
     )
     return parse_with_config(parser, argv)
 
@@ -45,50 +53,39 @@ def run(args):
     options, training = args.options, args.training
     device = "cpu" if training.use_cpu else best_device()
     if args.measure and args.tflops:
-        raise TranscoderError("--measure times this machine and --tflops describes another: give one of them.")
-    base = _without_weights(options, device)
-    configs = _configurations(options, base)
+        raise TranscoderError("--measure and --tflops are two sources of the speed: give one of them.")
+    base_model = _without_weights(options, device)
+    configs = _configurations(options, base_model)
     rows = None
     if training.max_tokens is None and training.max_steps <= 0:
-        rows = len(load_rows(options, training, _tokenizer(options))[0])
+        rows = len(load_rows(options, training, load_tokenizer(options.model, options.revision))[0])
     runtime = psutil.Process().memory_info().rss if device == "cpu" else _CONTEXT_BYTES
     plan = plan_run(
-        base, configs, training, processes=args.processes, device_type=device, rows=rows, runtime_bytes=runtime
+        base_model, configs, training, processes=args.processes, device_type=device, rows=rows, runtime_bytes=runtime
     )
     if args.measure:
-        plan.set_speed(*_measure(base.config, base.dtype, configs, training, device))
-        plan.notes.append("Speed was measured here, with random weights and without AuxK.")
+        plan.set_speed(*_measure(base_model.config, base_model.dtype, configs, training, device))
+        plan.notes.append("Speed was measured on this machine, with random weights and without AuxK.")
     elif args.tflops:
         estimate_speed(plan, args.tflops * 1e12, args.tflops * 1e12)
     else:
         import torch
 
-        estimate_speed(plan, _product_flops(base.dtype, device), _product_flops(torch.float32, device))
-        plan.notes[-1] += " The peak is that of a product of 1024 x 1024 matrices here."
+        estimate_speed(plan, _product_flops(base_model.dtype, device), _product_flops(torch.float32, device))
+        plan.notes[-1] += " The peak was measured here with products of 1024 x 1024 matrices."
     if args.json:
         print_json(plan.to_dict())
     else:
         echo(*_table(plan, args.device_memory).split("\n"))
 
 
-def _model_path(options):
-    from ..lm.offline_models import offline_model
-
-    return offline_model(options.model) if options.model in OFFLINE_MODELS else options.model
-
-
 def _without_weights(options, device):
-    """The language model on the `meta` device."""
+    """Make the language model without weights, on the `meta` device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(_model_path(options), revision=options.revision)
-    except OSError as error:
-        raise TranscoderError(
-            f"The configuration of '{options.model}' could not be loaded: give a Hub id that can be reached, a folder, or "
-            f"one of {', '.join(OFFLINE_MODELS)}."
-        ) from error
+    with explained(f"The configuration of '{options.model}'"):
+        config = AutoConfig.from_pretrained(model_path(options.model), revision=options.revision)
     if options.dtype != "auto":
         dtype = getattr(torch, options.dtype)
     else:
@@ -97,25 +94,19 @@ def _without_weights(options, device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def _tokenizer(options):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(_model_path(options), revision=options.revision)
-
-
-def _configurations(options, base):
+def _configurations(options, base_model):
     from ..training.grid import dictionary_config
     from .train import shared_options
 
     shared = shared_options(options)
     return [
-        dictionary_config(base, read, write, skip_connection=options.skip_connection and read != write, **shared)
-        for read, write in sites_of(options, base)
+        dictionary_config(base_model, read, write, skip_connection=options.skip_connection and read != write, **shared)
+        for read, write in sites_of(options, base_model)
     ]
 
 
 def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
-    """Tokens per second through the language model and through the dictionaries, with random weights."""
+    """Measure tokens per second of the language model and of the dictionaries, with random weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -125,14 +116,14 @@ def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
     from ..training.monitor import DictionaryMonitor
 
     with torch.device(device):
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        base_model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     sites = list(dict.fromkeys(site for c in configs for site in (c.input_site, c.output_site)))
     ids = torch.randint(config.get_text_config().vocab_size, (training.harvest_batch_size, training.sequence_length))
     ids = ids.to(device)
 
     def forward():
-        with torch.no_grad(), capture(base, sites) as activations:
-            base(ids)
+        with torch.no_grad(), capture(base_model, sites) as activations:
+            base_model(ids)
         return activations
 
     widths = {c.input_site: c.d_in for c in configs} | {c.output_site: c.d_out for c in configs}
@@ -158,7 +149,7 @@ def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
 
 
 def _seconds(function, device, budget: float = 3.0) -> float:
-    """Median duration of a call, after one that warms up."""
+    """Measure the median duration of a call, after a warm-up call."""
     import torch
 
     def synchronized():
@@ -183,45 +174,34 @@ def _product_flops(dtype, device) -> float:
 
 
 def _table(plan, device_memory) -> str:
-    lines = [
-        f"{'dictionaries':<36}{plan.parameters:>16,} parameters",
-        f"{'language model':<36}{plan.base_parameters:>16,} parameters",
-        f"{'tokens of one step':<36}{plan.tokens_per_step:>16,}",
-    ]
+    facts = {
+        "dictionaries": f"{plan.parameters:,} parameters",
+        "language model": f"{plan.base_parameters:,} parameters",
+        "tokens per step": f"{plan.tokens_per_step:,}",
+    }
     if plan.tokens is not None:
-        lines.append(f"{'tokens of the run':<36}{plan.tokens:>16,}  ({plan.steps:,} steps)")
-    for sharing, parts in plan.held.items():
-        lines += [
-            "",
-            f"memory of each of {plan.processes} processes, {sharing.upper()}" if plan.processes > 1 else "memory",
-        ]
-        lines += [f"  {name:<34}{_size(size):>16}" for name, size in parts.items() if size]
-        name, size = max(plan.phases.items(), key=lambda item: item[1])
-        lines += [
-            f"  {f'largest phase: {name}':<34}{_size(size):>16}",
-            f"  {'at the peak':<34}{_size(plan.peak(sharing)):>16}",
-        ]
+        facts["tokens of the run"] = f"{plan.tokens:,} ({plan.steps:,} steps)"
+    several = plan.processes > 1
+    parts = {"": facts}
+    for sharing, held in plan.held.items():
+        phase, size = max(plan.phases.items(), key=lambda item: item[1])
+        sizes = {**held, f"largest phase: {phase}": size, "peak": plan.peak(sharing)}
+        facts = {name: _size(size) for name, size in sizes.items() if size}
         if device_memory is not None:
             left = device_memory * _GIB - plan.peak(sharing)
-            verdict = (
-                f"fits {device_memory:g} GiB, {_size(left)} left"
-                if left >= 0
-                else (
-                    f"does NOT fit {device_memory:g} GiB: {_size(-left)} too much; the largest part is "
-                    f"{max((parts | plan.phases).items(), key=lambda item: item[1])[0]}"
-                )
+            largest = max((held | plan.phases).items(), key=lambda item: item[1])[0]
+            facts[f"{'fits' if left >= 0 else 'does NOT fit'} {device_memory:g} GiB"] = (
+                f"{_size(left)} left" if left >= 0 else f"{_size(-left)} too much; the largest part is {largest}"
             )
-            lines.append(f"  {verdict}")
-    lines += ["", "disk"] + [f"  {name:<34}{_size(size):>16}" for name, size in plan.disk.items() if size]
-    lines += ["", "speed, one process"]
-    speeds = plan.tokens_per_second
-    lines += [f"  {name:<34}{speeds[name]:>16,.0f} tokens/s" for name in ("language model", "dictionaries")]
-    lines.append(
-        f"{f'run, {plan.processes} processes' if plan.processes > 1 else 'run':<36}{speeds['run']:>16,.0f} tokens/s"
-    )
+        parts[f"memory of each of {plan.processes} processes, {sharing.upper()}" if several else "memory"] = facts
+    parts["disk"] = {name: _size(size) for name, size in plan.disk.items() if size}
+    speed = {name: f"{value:,.0f} tokens/s" for name, value in plan.tokens_per_second.items()}
     if plan.hours is not None:
-        lines.append(f"{'duration':<36}{plan.hours:>16,.2f} hours")
-    return "\n".join([*lines, "", *plan.notes])
+        speed["duration of the run"] = f"{plan.hours:,.2f} hours"
+    parts[f"speed of one process, and of a run with {plan.processes}" if several else "speed"] = speed
+    return "\n\n".join(
+        [*(f"{title}\n{paired(facts, '  ')}".lstrip("\n") for title, facts in parts.items()), *plan.notes]
+    )
 
 
 def _size(size: float) -> str:

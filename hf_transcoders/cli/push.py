@@ -1,35 +1,34 @@
-"""`hf-transcoders push`: publishes what training has written."""
+"""`hf-transcoders push`: publish trained dictionaries on the Hub."""
 
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .terminal import HelpFormatter, Parser, echo, print_json
+from .arguments import output_arguments
+from .terminal import Parser, echo, print_json
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Publishes a dictionary or set on the Hub, with its card. Only what changed is sent; a push that broke "
-        "off is repeated by pushing again. A README.md in the folder that you wrote yourself goes in place of the card.",
+        description="Publishes a dictionary or set on the Hub with its model card. Only files that changed are sent, so an "
+        "interrupted push can be repeated. A README.md in the folder that you wrote yourself is pushed in place of the card.",
         epilog="example:\n  hf-transcoders push runs/l8 me/smollm2-l8-transcoder --private",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("folder", help="what training or `save_pretrained` has written")
-    parser.add_argument("repo_id", help="`user/name` on the Hub; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make the repo private, if it is made")
-    parser.add_argument("--revision", help="branch to push to; made if it does not exist")
+    parser.add_argument("folder", help="folder of a dictionary or set, written by training or `save_pretrained`")
+    parser.add_argument("repo_id", help="`user/name` on the Hub; created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repo private if it is created")
+    parser.add_argument("--branch", help="branch to push to; created if it does not exist")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request")
-    parser.add_argument("--subfolder", default="", help="where in the repo to put everything")
+    parser.add_argument("--subfolder", metavar="FOLDER", default="", help="folder in the repo to push to")
     parser.add_argument(
         "--remote-code",
         action="store_true",
-        help="add the model's code, for AutoModel.from_pretrained(..., trust_remote_code=True) without this package",
+        help="add the code of the model, for AutoModel.from_pretrained(..., trust_remote_code=True) without this package",
     )
-    parser.add_argument("--message", default="Upload transcoder", help="of the commit")
-    parser.add_argument("--license", help="licence of the weights, by its identifier on the Hub, such as apache-2.0")
-    parser.add_argument("--token", help="access token; left out, that of `hf auth login` or HF_TOKEN")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--message", default="Upload transcoder", help="commit message")
+    parser.add_argument("--license", help="license of the weights, as an identifier of the Hub such as apache-2.0")
+    parser.add_argument("--token", help="access token; by default, that of `hf auth login` or HF_TOKEN")
+    output_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -41,7 +40,7 @@ def run(args):
     from ..tracking.run import recorded_run
 
     if not Path(args.folder).is_dir():
-        raise TranscoderError(f"There is no folder {args.folder}: give the one that training wrote.")
+        raise TranscoderError(f"There is no folder {args.folder}: give the folder that training wrote.")
     by_hand = own_card(args.folder)
     commit = push_folder(
         args.folder,
@@ -51,7 +50,7 @@ def run(args):
         commit_message=args.message,
         private=args.private or None,
         token=args.token,
-        revision=args.revision,
+        revision=args.branch,
         create_pr=args.create_pr,
         subfolder=args.subfolder,
         remote_code=args.remote_code,

@@ -1,69 +1,73 @@
-"""`hf-transcoders runs`: lists recorded runs, puts them side by side, draws their Pareto fronts."""
+"""`hf-transcoders runs`: list recorded runs, compare them, and draw their Pareto fronts."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .terminal import HelpFormatter, Parser, echo, print_json, print_table
-from .values import output_file, unicode_text
+from .arguments import output_arguments
+from .terminal import Parser, echo, print_json, print_table
+from .values import output_folder, unicode_text
 
 
-# Arguments that differ between any two runs and say nothing.
+# Arguments that always differ between runs and are not compared.
 _OWN_TO_EACH = ("output_dir", "run_name", "logging_dir")
 
 
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Reads what runs have recorded, in their folders or in Trackio's local database.",
+        description="Reads the records of runs, from their folders or from Trackio's local database.",
         epilog="examples:\n"
         "  hf-transcoders runs list runs\n"
         "  hf-transcoders runs compare runs/a runs/b\n"
-        "  hf-transcoders runs pareto runs --output fronts --csv\n"
+        "  hf-transcoders runs pareto runs --output runs/fronts --csv\n"
         "  hf-transcoders runs list --trackio my_project",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list | compare | pareto")
-    listing = _add(actions, "list", "one line for each run", "Lists runs: how they stand and what they measured.")
-    listing.add_argument("runs", nargs="*", metavar="FOLDER", help="folder with runs below it (the current one)")
-    compare = _add(actions, "compare", "runs side by side", "Puts runs side by side: numbers, and what differs.")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; with --trackio, its name")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,compare,pareto}")
+    listing = _add(actions, "list", "*", "list runs, one per line", "Lists runs with their status and metrics.")
+    compare = _add(actions, "compare", "+", "compare runs side by side", "Compares metrics and arguments of runs.")
     pareto = _add(
         actions,
         "pareto",
-        "fronts of sparsity against fidelity, as page and picture",
-        "Draws the Pareto fronts of L0 against FVU and against CE recovered, over the dictionaries of all runs. "
-        "Dictionaries measured in different ways (other data, tokens, positions left out) have fronts of their own.",
+        "*",
+        "draw Pareto fronts of sparsity and fidelity",
+        "Draws the Pareto fronts of L0 against FVU and against CE recovered, over the dictionaries of all runs. Dictionaries "
+        "measured in different ways (on other data, tokens or positions) have separate fronts.",
     )
-    pareto.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUN",
-        help="folder of a run, or with runs below it (the current one); see --trackio",
-    )
-    pareto.add_argument("--output", default="pareto", help="files to write, without .html and .png")
+    output_arguments(listing)
+    output_arguments(compare)
     pareto.add_argument("--csv", action="store_true", help="also write the numbers as CSV")
     pareto.add_argument(
-        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of page and picture"
+        "--title", type=unicode_text, default="Sparsity against fidelity", help="heading of the page and the picture"
     )
-    pareto.add_argument("--ablation", choices=["zero", "mean"], default="zero", help="which CE recovered to draw")
+    pareto.add_argument(
+        "--ce-recovered",
+        choices=["zero", "mean"],
+        default="zero",
+        help="ablation that the CE recovered is measured against",
+    )
     pareto.add_argument(
         "--allow-mixed",
         action="store_true",
-        help="put numbers measured in different ways on one front; the page says so",
+        help="put numbers measured in different ways on one front; the page mentions it",
     )
+    output_arguments(pareto, "pareto.html, pareto.png and pareto.csv", default="runs/pareto")
     return parser.parse_args(argv)
 
 
-def _add(actions, name: str, text: str, description: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name, help=text, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+def _add(actions, name: str, nargs: str, text: str, description: str):
+    parser = actions.add_parser(name, help=text, description=description)
+    parser.add_argument(
+        "runs",
+        nargs=nargs,
+        metavar="RUN",
+        help="folder of a run, or a folder above several; with --trackio, the name of a run"
+        + ("; by default, all of them" if nargs == "*" else ""),
     )
-    parser.add_argument("--trackio", metavar="PROJECT", help="read a project of Trackio's local database instead")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--trackio", metavar="PROJECT", help="read a project of Trackio's local database instead of folders"
+    )
     return parser
 
 
@@ -82,10 +86,10 @@ def list_runs(args):
     if args.json:
         print_json(entries)
         return
-    # A folder's name is the run's, as a rule.
+    # The folder is shown if any differs from the name of its run.
     with_folder = any(run.folder is not None and run.folder.resolve().name != run.name for run in runs)
     head = ["name", *(["folder"] if with_folder else []), "status", "dictionaries", "tokens", "L0", "FVU"]
-    head += [METRICS["ce_recovered_zero"], "measured in", "last word"]
+    head += [METRICS["ce_recovered_zero"], "measured in", "last record"]
     rows = [
         [
             entry["name"],
@@ -107,7 +111,7 @@ def list_runs(args):
 
 
 def describe(run) -> dict:
-    """A run as plain values."""
+    """Return facts and metrics of a run as JSON values."""
     measured = run.measured()
     tokens = run.latest().get("train/tokens")
     return {
@@ -156,7 +160,7 @@ def compare_runs(args):
 
     runs = [run for name in args.runs for run in load_runs([name], args.trackio)]
     if len(runs) < 2:
-        raise TranscoderError("There is one run only: give two or more to compare.")
+        raise TranscoderError("There is only one run: give two or more to compare.")
     entries = [describe(run) for run in runs]
     names = _headings(runs)
     tables = _side_by_side(entries)
@@ -186,7 +190,7 @@ def compare_runs(args):
             for metric, values in table.items()
         ]
         print_table(["metric", *names], rows)
-    echo("", "arguments that differ" if arguments else "No argument that was recorded differs.")
+    echo("", "different arguments" if arguments else "No recorded argument differs.")
     if arguments:
         print_table(["argument", *names], [[name, *map(_text, values)] for name, values in arguments.items()])
     if protocols:
@@ -196,7 +200,7 @@ def compare_runs(args):
 
 
 def _headings(runs) -> list[str]:
-    """Their names, or folders where names repeat."""
+    """Return the names of runs, with their folders if names repeat."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -204,7 +208,7 @@ def _headings(runs) -> list[str]:
 
 
 def _side_by_side(entries) -> dict[str, dict[str, list]]:
-    """Dictionary -> metric -> one value for each run. Where each run has one dictionary, those are compared."""
+    """Dictionary -> metric -> value of each run. If each run has one dictionary, these are compared."""
     from ..evaluation.evaluation_report import METRICS
 
     by_name = [{d["name"]: d for d in entry["dictionaries"]} for entry in entries]
@@ -241,26 +245,25 @@ def draw_fronts(args):
     from ..reports.pareto.fronts import pareto_fronts
     from ..reports.pareto.write import write_pareto
 
-    for suffix in (".html", ".png", *([".csv"] if args.csv else [])):
-        output_file(args.output + suffix)
+    output = output_folder(args.output)
     runs = load_runs(args.runs, args.trackio)
     measured = {id(run): run.measured() for run in runs}
     notes = [
-        f"Left out: {run.name} ({run.status}), which has no numbers of a dictionary."
+        f"Left out: {run.name} ({run.status}), which has no metrics of a dictionary."
         for run in runs
         if not measured[id(run)]
     ]
     fronts = pareto_fronts(
         [dictionary for run in runs for dictionary in measured[id(run)]],
-        ablation=args.ablation,
+        ablation=args.ce_recovered,
         allow_mixed=args.allow_mixed,
     )
-    files = write_pareto(args.output, fronts, title=args.title, notes=notes, csv=args.csv)
+    files = write_pareto(output / "pareto", fronts, title=args.title, notes=notes, csv=args.csv)
     report_fronts(fronts, files, as_json=args.json, notes=[*filter(None, [warning(fronts)]), *notes])
 
 
 def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[str]) -> None:
-    """Prints fronts, what must be said of them, and the files with their pictures."""
+    """Print fronts, notes about them, and the files that were written."""
     if as_json:
         print_json({"files": [str(file) for file in files], "notes": notes, "fronts": fronts_as_values(fronts)})
         return
@@ -269,7 +272,7 @@ def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[
     for note in notes:
         echo(note, error=True)
     if not any(file.suffix == ".png" for file in files):
-        echo("Without the PNG: that needs `pip install matplotlib`.", error=True)
+        echo("No PNG was written, since matplotlib is not installed: `pip install matplotlib`.", error=True)
     echo(*(file.resolve() for file in files))
 
 
@@ -308,7 +311,7 @@ def print_fronts(fronts) -> None:
             ]
             for i, d in enumerate(group.dictionaries)
         ]
-        head = ["dictionary", *(["run"] if several else []), "stands", *(METRICS[metric] for metric in metrics)]
+        head = ["dictionary", *(["run"] if several else []), "standing", *(METRICS[metric] for metric in metrics)]
         print_table(head, rows, left=3 if several else 2)
 
 
@@ -317,11 +320,11 @@ def print_fronts(fronts) -> None:
 
 def load_runs(names: Sequence[str], trackio_project: str | None = None) -> list:
     """
-    The runs that are meant by words of the command line.
+    Load the runs that the command line names.
 
     Args:
-        names (`Sequence[str]`): Folders of runs or above them; names of runs with `trackio_project`. None: all there are.
-        trackio_project (`str`, *optional*): Read Trackio's local database.
+        names (`Sequence[str]`): Folders of runs or above them, or names of runs with `trackio_project`. If empty, all runs.
+        trackio_project (`str`, *optional*): Project of Trackio's local database to read.
 
     Returns:
         `list[Run]`

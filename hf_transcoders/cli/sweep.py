@@ -1,29 +1,29 @@
-"""`hf-transcoders sweep`: a grid of dictionaries over one stream of activations."""
+"""`hf-transcoders sweep`: train a grid of dictionaries on one stream of activations."""
 
 from dataclasses import fields
 
 from ..errors import TranscoderError
-from .common import load_base_model
+from .common import load_model
 from .terminal import echo, print_json, print_table
 from .train import DictionaryOptions, load_rows, make_parser, parse_with_config, sites_of
 from .values import output_folder, whole
 
 
-# These take one value each: a grid of places is given by layers and kinds.
+# These take one value each: a grid of sites is given by layers and kinds.
 _PLACES = ("input_site", "output_site")
 
 _EXAMPLES = """examples:
   hf-transcoders sweep sweep.yaml --dry-run
-  hf-transcoders sweep sweep.yaml --output_dir runs/sweep
-  hf-transcoders sweep sweep.yaml --output_dir runs/sweep --resume
-  hf-transcoders sweep --layers 4 8 --kind transcoder sae --k 16 32 64 --num_features 2304 4608 --group-size 6
+  hf-transcoders sweep sweep.yaml --output-dir runs/sweep
+  hf-transcoders sweep sweep.yaml --output-dir runs/sweep --resume
+  hf-transcoders sweep --layers 4 8 --kind transcoder sae --k 16 32 64 --num-features 2304 4608 --group-size 6
 
-A YAML file holds the same names; every option of a dictionary may be a list:
+A YAML file holds the same names; every option of the dictionaries can be a list:
   layers: [4, 8]
   num_features: [2304, 4608]
   k: [16, 32, 64]
 All combinations are trained, under names such as layers.8.mlp.transcoder.topk32.n4608.
-Every argument of transformers.TrainingArguments is understood: --help-all lists them.
+Every argument of transformers.TrainingArguments is accepted: --help-all lists them.
 """
 
 
@@ -32,8 +32,8 @@ def parse(argv, prog):
         argv = ["--config", *argv]
     parser = make_parser(
         prog,
-        "Trains every combination of the given layers, kinds, widths and sparsities on the same forwards of the language "
-        "model, evaluates them on held-out text and draws their Pareto fronts.",
+        "Trains every combination of the given layers, kinds, widths and sparsities on the same forward passes of the "
+        "language model, evaluates them on held-out text and draws their Pareto fronts.",
         _EXAMPLES,
     )
     parser.usage = f"{prog} [config.yaml] [options]"
@@ -42,9 +42,11 @@ def parse(argv, prog):
         if action.dest in grid:
             action.nargs = "+"
     parser.set_defaults(output_dir="transcoder_sweep", save_strategy="steps", save_steps=0.1, save_total_limit=1)
-    parser.add_argument("--group-size", type=whole(1), help="train so many at a time, over cached activations")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be trained, and its size; train nothing"
+        "--group-size", type=whole(1), metavar="N", help="dictionaries to train at a time, on cached activations"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the dictionaries and their sizes, and train nothing"
     )
     return parse_with_config(parser, argv)
 
@@ -59,13 +61,15 @@ def run(args):
     if args.json:
         training.disable_tqdm = True
     if options.resume not in (None, "last"):
-        raise TranscoderError("--resume takes no value here: the sweep finds its own checkpoints in --output_dir.")
-    output_folder(training.output_dir, "--output_dir")
+        raise TranscoderError(
+            "--resume takes no value in a sweep, which finds its checkpoints in --output-dir: leave the value out."
+        )
+    output_folder(training.output_dir, "--output-dir")
     device = "cpu" if training.use_cpu else None
-    base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
-    grid = make_grid(options, base)
+    base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
+    grid = make_grid(options, base_model)
     groups = in_groups(list(grid.configs), args.group_size)
-    sizes = describe_grid(grid, groups, base)
+    sizes = describe_grid(grid, groups, base_model)
     if args.dry_run:
         if args.json:
             print_json(sizes)
@@ -77,7 +81,7 @@ def run(args):
     train, held_out = load_rows(options, training, tokenizer)
     result = run_sweep(
         grid.configs,
-        base,
+        base_model,
         training,
         train,
         held_out,
@@ -103,22 +107,22 @@ def run(args):
     echo("", f"Saved in {training.output_dir}")
 
 
-def make_grid(options, base):
-    """The grid that the options ask for."""
+def make_grid(options, base_model):
+    """The grid of dictionaries for the options."""
     from ..training.grid import expand_grid
 
     own = [f.name for f in fields(DictionaryOptions) if f.name not in ("layers", "kind", *_PLACES)]
-    return expand_grid(base, sites_of(options, base), **{name: getattr(options, name) for name in own})
+    return expand_grid(base_model, sites_of(options, base_model), **{name: getattr(options, name) for name in own})
 
 
-def describe_grid(grid, groups, base) -> dict:
-    """What would be trained, group by group, and what it takes."""
+def describe_grid(grid, groups, base_model) -> dict:
+    """Sizes of the dictionaries, group by group."""
     from ..lm.architectures import site_width
     from ..training.grid import TRAINING_BYTES_PER_PARAMETER, count_parameters
 
     parameters = {name: count_parameters(config) for name, config in grid.configs.items()}
     sites = {site for config in grid.configs.values() for site in (config.input_site, config.output_site)}
-    widths = [site_width(base, site) or 0 for site in sites]
+    widths = [site_width(base_model, site) or 0 for site in sites]
     described = [
         [
             {
@@ -136,7 +140,7 @@ def describe_grid(grid, groups, base) -> dict:
         "left_out": grid.left_out,
         "training_bytes": max(sum(entry["training_bytes"] for entry in group) for group in described),
         "weight_bytes": 4 * sum(parameters.values()),
-        "activation_bytes_per_token": sum(widths) * base.dtype.itemsize,
+        "activation_bytes_per_token": sum(widths) * base_model.dtype.itemsize,
     }
 
 

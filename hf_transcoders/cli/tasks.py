@@ -1,16 +1,19 @@
-"""`hf-transcoders tasks`: which tasks there are, what a tokenizer makes of them, how well a model does them."""
+"""`hf-transcoders tasks`: list tasks, show their prompts for a tokenizer, and measure how well a model does them."""
 
 import argparse
+import functools
 import inspect
 
 from ..errors import TranscoderError
+from ..reports.sections import fact_text
 from ..text.printable import printable
-from .common import add_model_arguments, load_base_model, load_tokenizer
-from .terminal import HelpFormatter, Parser, echo, print_json, print_table
-from .values import inner_share, output_folder, seed, whole
+from .arguments import add_shared, model_arguments, output_arguments, task_arguments
+from .common import load_model, load_tokenizer
+from .terminal import Parser, echo, print_json, print_table
+from .values import inner_share, output_folder
 
 
-# Options that only some tasks have.
+# Options of some tasks only.
 _TASK_OPTIONS = ("corruption", "templates", "structure")
 _HEADINGS = {
     "accuracy": "accuracy, full vocabulary",
@@ -25,51 +28,53 @@ _HEADINGS = {
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Prompts for circuits: pairs of a clean and a corrupted one, with answers and named positions, for any "
+        description="Tasks for circuits: pairs of a clean and a corrupted prompt, with answers and named positions, for any "
         "tokenizer.",
         epilog="examples:\n"
         "  hf-transcoders tasks list\n"
         "  hf-transcoders tasks show ioi --model smollm2-135m-instruct --corruption s2_io_flip\n"
-        "  hf-transcoders tasks measure colored-objects --model smollm2-135m-instruct --size 500",
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
+        "  hf-transcoders tasks measure colored-objects --model smollm2-135m-instruct --prompts 500",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,show,measure}")
-    listing = actions.add_parser("list", help="the tasks", formatter_class=HelpFormatter)
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    show = actions.add_parser(
-        "show", help="some prompts with their positions and answers", formatter_class=HelpFormatter
+    output_arguments(actions.add_parser("list", help="list the tasks and their options"))
+    show = actions.add_parser("show", help="print prompts with their positions and answers")
+    _task_arguments(show, prompts=3)
+    add_shared(show, "model", "only its tokenizer is loaded", required=True)
+    add_shared(show, "revision")
+    output_arguments(show, "the task as Parquet and JSON; by default, nothing is written")
+    measured = actions.add_parser("measure", help="measure how well a model does a task")
+    _task_arguments(measured, prompts=200)
+    model_arguments(measured, required=True)
+    group = measured.add_argument_group("measuring")
+    add_shared(group, "batch_size", default=32)
+    group.add_argument(
+        "--confidence", type=inner_share, metavar="SHARE", default=0.95, help="confidence level of the intervals"
     )
-    show.add_argument("task", help="one of those that `tasks list` prints")
-    show.add_argument("--model", required=True, help="Hub id, folder or packaged model; only its tokenizer is used")
-    show.add_argument("--revision", help="commit, tag or branch of the model on the Hub")
-    show.add_argument("--size", type=whole(1), default=3, help="prompts to show")
-    show.add_argument("--output", metavar="FOLDER", help="write the task there as Parquet and JSON")
-    _add_task_arguments(show)
-    measured = actions.add_parser("measure", help="accuracy and differences of a model", formatter_class=HelpFormatter)
-    measured.add_argument("task", help="one of those that `tasks list` prints")
-    add_model_arguments(measured, required=True)
-    measured.add_argument("--size", type=whole(1), default=200, help="prompts to measure")
-    measured.add_argument("--batch-size", type=whole(1), default=32, help="rows of one forward")
-    measured.add_argument("--confidence", type=inner_share, default=0.95, help="of the intervals")
-    _add_task_arguments(measured)
+    output_arguments(measured)
     return parser.parse_args(argv)
 
 
-def _add_task_arguments(parser):
-    group = parser.add_argument_group("task")
-    group.add_argument("--corruption", help="what the corrupted prompt changes, for tasks with several")
-    group.add_argument("--templates", help="baba, abba or both, for ioi")
-    group.add_argument("--structure", help="kind of sentence, for subject-verb-agreement")
-    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same prompts")
-    group.add_argument("--split", help="train, validation or test; left out, everything")
-    group.add_argument(
-        "--bos",
-        action=argparse.BooleanOptionalAction,
-        default=argparse.SUPPRESS,
-        help="begin prompts with the beginning-of-sequence token, or not; left out, as the tokenizer does",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _task_arguments(parser, prompts):
+    task_arguments(parser, prompts)
+    group = parser.add_argument_group("options of some tasks")
+    group.add_argument("--templates", help="templates of ioi: baba, abba or both")
+    group.add_argument("--structure", help="kind of sentence of subject-verb-agreement")
+    group.add_argument("--split", help="train, validation or test split of the task; by default, all prompts")
+    add_shared(group, "add_bos", action=argparse.BooleanOptionalAction)
+
+
+def task_maker(args):
+    """Return a function that makes the chosen task for a tokenizer, after checking the options of the task."""
+    function = _function(args)
+    options = {"size": args.prompts, "seed": args.seed}
+    for name in (*_TASK_OPTIONS, "split", "add_bos"):
+        value = getattr(args, name, None)
+        if value is None:
+            continue
+        if name not in _options(function):
+            raise TranscoderError(f"The task '{args.task}' has no --{name}: leave it out.")
+        options[name] = value
+    return functools.partial(function, **options)
 
 
 def run(args):
@@ -96,11 +101,11 @@ def _list(args):
 
 
 def _show(args):
-    function = _function(args)
+    make = task_maker(args)
     if args.output:
         output_folder(args.output)
     tokenizer = load_tokenizer(args.model, args.revision)
-    task = function(tokenizer, **_chosen(args, function))
+    task = make(tokenizer)
     if args.output:
         task.save(args.output)
     if args.json:
@@ -114,7 +119,7 @@ def _show(args):
             }
         )
         return
-    echo(task.description, _line(task.settings))
+    echo(task.description, fact_text(task.settings))
     for number in range(len(task)):
         row = task[number]
         echo("", f"row {number}, template {row['template']}, {len(row['clean_ids'])} tokens")
@@ -128,9 +133,9 @@ def _show(args):
 def _measure(args):
     from ..tasks.measuring import measure
 
-    function = _function(args)
-    model, tokenizer = load_base_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
-    task = function(tokenizer, **_chosen(args, function))
+    make = task_maker(args)
+    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+    task = make(tokenizer)
     result = measure(model, task, args.batch_size, confidence=args.confidence, seed=args.seed, progress=not args.json)
     protocol = {
         "task": task.name,
@@ -143,14 +148,14 @@ def _measure(args):
         figures = {which: {name: e.to_dict() for name, e in metrics.items()} for which, metrics in result.items()}
         print_json({"protocol": protocol, **figures})
         return
-    echo(task.description, _line(protocol), "")
+    echo(task.description, fact_text(protocol), "")
     rows = [
         [heading, *(metrics.get(name, "-") for metrics in result.values())]
         for name, heading in _HEADINGS.items()
         if any(name in metrics for metrics in result.values())
     ]
     print_table(["", *result], rows, left=1 + len(result))
-    echo("", f"Intervals of {args.confidence:.0%}: Wilson for accuracies, bootstrap for the rest.")
+    echo("", f"{args.confidence:.0%} intervals: Wilson for accuracies, bootstrap for other metrics.")
 
 
 def _functions():
@@ -170,21 +175,8 @@ def _options(function):
     return inspect.signature(function).parameters
 
 
-def _chosen(args, function):
-    """The arguments for the task; an option that it does not have is a mistake."""
-    chosen = {"size": args.size, "seed": args.seed, "split": args.split, "add_bos": getattr(args, "bos", None)}
-    for option in _TASK_OPTIONS:
-        value = getattr(args, option)
-        if value is None:
-            continue
-        if option not in _options(function):
-            raise TranscoderError(f"The task '{args.task}' has no --{option}: leave it out.")
-        chosen[option] = value
-    return chosen
-
-
 def _texts(row, tokenizer):
-    """The answers of a row as text."""
+    """Return the answers of a row as text."""
     from ..data.token_texts import token_texts
 
     columns = {"answers": "answer_ids", "wrong_answers": "wrong_ids", "candidates": "candidate_ids"}
@@ -192,7 +184,7 @@ def _texts(row, tokenizer):
 
 
 def _marked(ids, positions, tokenizer):
-    """The prompt on one line, with named tokens as `[name: token]`."""
+    """Format a prompt on one line, with named tokens as `[name: token]`."""
     from ..data.token_texts import token_texts
 
     names = {}
@@ -202,7 +194,3 @@ def _marked(ids, positions, tokenizer):
     for index, token in enumerate(map(printable, token_texts(tokenizer, ids))):
         text += f"[{'/'.join(names[index])}:{token}]" if index in names else token
     return text
-
-
-def _line(settings):
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)

@@ -1,4 +1,4 @@
-"""What the commands print: everything goes through [`echo`]."""
+"""Print results and messages, escaped for terminals."""
 
 import argparse
 import contextlib
@@ -19,23 +19,23 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 def echo(*lines: object, error: bool = False) -> None:
     r"""Print lines.
 
-    What a terminal might act on is escaped, line breaks included: a value from a file can neither command the terminal
-    nor look like a line of ours. A text of several lines is given as `*text.split("\n")`.
+    Control characters are escaped, including line breaks, so that a value from a file can neither control the terminal nor
+    imitate other lines. A text of several lines is given as `*text.split("\n")`.
 
     Args:
-        lines (`object`): Each becomes one line; none prints an empty one.
-        error (`bool`, *optional*, defaults to `False`): Print to stderr; stdout belongs to results.
+        lines (`object`): Lines to print; without any, an empty line is printed.
+        error (`bool`, *optional*, defaults to `False`): Whether to print to stderr instead of stdout, which is for results.
     """
     stream = sys.stderr if error else sys.stdout
     text = "\n".join(printable(line) for line in lines or ("",))
-    # Consoles of other encodings than UTF-8 show the escape of what they do not have.
+    # Consoles with another encoding than UTF-8 show escapes of characters that they lack.
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
 
 
 def print_json(value) -> None:
-    """Print a value as JSON in ASCII, in which every control character is an escape."""
+    """Print a value as ASCII JSON, in which control characters are escaped."""
     echo(*to_json(value, default=str).replace("\x7f", "\\u007f").split("\n"))
 
 
@@ -45,26 +45,49 @@ def print_table(head: list[str], rows: list[list[str]], left: int = 1) -> None:
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, keeps the examples' line breaks."""
+    """Shows defaults other than empty ones, and keeps the line breaks of examples."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the words of the command line."""
+    """Takes options with hyphens or underscores, and says in one sentence what is wrong with a command line."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        # Words after a bare `--` are not options.
+        options = words[: words.index("--")] if "--" in words else words
+        return super().parse_known_args([*map(self._spelled, options), *words[len(options) :]], namespace)
+
+    def _spelled(self, word):
+        """Return an option in its declared spelling, and any other word as it is."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        hyphens, underscores = name.replace("_", "-"), f"--{name[2:].replace('-', '_')}"
+        declared = next((each for each in (hyphens, underscores) if each in self._option_string_actions), name)
+        return declared + equals + value
 
     def _print_message(self, message, file=None):
         super()._print_message(printable(message, keep="\n"), file)
 
     def error(self, message):
-        raise TranscoderError(f"{message} (`{self.prog} --help` tells more).")
+        raise TranscoderError(f"{message} (see `{self.prog} --help`).")
 
 
 @contextlib.contextmanager
 def printable_logs():
-    """Within the context, log messages and warnings of every library are escaped; further lines of a message are indented."""
+    """Escape log messages and warnings of every library within the context, and indent their further lines."""
     make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
 
     def escaped(text):
-        # Colors of other libraries go.
+        # Colors of other libraries are removed.
         return printable(_COLOR.sub("", text), keep="\n").rstrip("\n").replace("\n", "\n    ")
 
     def make_printable(*args, **kwargs):
@@ -72,7 +95,7 @@ def printable_logs():
         try:
             record.msg, record.args = escaped(record.getMessage()), None
         except (TypeError, ValueError):
-            # A message that does not fit its arguments: logging reports that itself.
+            # Logging itself reports messages that do not fit their arguments.
             pass
         return record
 

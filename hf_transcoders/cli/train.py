@@ -1,4 +1,4 @@
-"""`hf-transcoders train`: flags and YAML into one run of the trainer."""
+"""`hf-transcoders train`: run the trainer with options of the command line and of a YAML file."""
 
 import argparse
 import dataclasses
@@ -8,96 +8,89 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import TranscoderError
-from .common import OFFLINE_MODELS, load_base_model
+from .arguments import DTYPES, SHARED, add_shared, declare_shared
+from .common import load_model
 from .config_file import read_defaults
-from .terminal import HelpFormatter, Parser, echo, print_json
+from .terminal import Parser, echo, print_json
 from .values import output_folder
 
 
 @dataclass
 class DictionaryOptions:
-    """What to train."""
+    """Options for the dictionaries."""
 
-    layers: list[int] = field(default_factory=lambda: [], metadata={"help": "Layers whose MLP to learn, one or more."})
+    layers: list[int] = field(
+        default_factory=lambda: [],
+        metadata={"help": "layers whose MLPs the dictionaries learn; by default, the layer at a third of the depth"},
+    )
     kind: list[str] = field(
         default_factory=lambda: ["transcoder"],
         metadata={
-            "help": "What to train for each layer, one or more: transcoder (MLP input to output), sae (MLP output to itself).",
+            "help": "kinds of dictionaries for each layer: transcoder (from MLP input to output), sae (from MLP output to "
+            "itself)",
             "choices": ["transcoder", "sae"],
         },
     )
-    input_site: str | None = field(
-        default=None, metadata={"help": "Instead of --layers: where to read, such as layers.8.mlp.in"}
-    )
-    output_site: str | None = field(
-        default=None, metadata={"help": "What to predict, such as layers.8.mlp.branch; left out, the input (an SAE)."}
-    )
-    num_features: int = field(default=4096, metadata={"help": "Features of each dictionary."})
+    input_site: str | None = field(default=None, metadata={"help": "site to read, such as layers.8.mlp.in"})
+    output_site: str | None = field(default=None, metadata={"help": "site to predict, such as layers.8.mlp.branch"})
+    num_features: int = 4096
     activation: str = field(
         default="topk",
         metadata={
-            "help": "How features become sparse.",
+            "help": "activation function of the features",
             "choices": ["topk", "batchtopk", "relu", "jumprelu", "gated"],
         },
     )
-    k: int | None = field(default=None, metadata={"help": "Active features per token, for topk and batchtopk (32)."})
-    l1_coefficient: float = field(default=0.0, metadata={"help": "L1 penalty, for relu and gated."})
-    l0_coefficient: float = field(default=0.0, metadata={"help": "L0 penalty, for jumprelu."})
-    target_l0: float | None = field(default=None, metadata={"help": "L0 that the penalty of jumprelu aims at."})
-    skip_connection: bool = field(default=False, metadata={"help": "Add a linear map from input to output."})
+    k: int | None = None
+    l1_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L1 penalty, for relu and gated"})
+    l0_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L0 penalty, for jumprelu"})
+    target_l0: float | None = field(default=None, metadata={"help": "target L0 of the penalty, for jumprelu"})
+    skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "Scaling of inputs and outputs.", "choices": ["none", "scale", "standardize"]},
+        metadata={"help": "scaling of inputs and outputs", "choices": ["none", "scale", "standardize"]},
     )
     loss_reduction: str = field(
         default="normalized",
-        metadata={"help": "Scale of the squared error.", "choices": ["normalized", "mean", "sum", "target_norm"]},
+        metadata={"help": "scale of the squared error", "choices": ["normalized", "mean", "sum", "target_norm"]},
     )
 
 
 @dataclass
 class RunOptions(DictionaryOptions):
-    """Model, text and dictionaries of a run."""
+    """Options for the language model, the text and the dictionaries of a run."""
 
-    model: str = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        metadata={
-            "help": "Hub id or folder of the language model, or one that comes as a package: "
-            + ", ".join(OFFLINE_MODELS)
-        },
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    revision: str | None = None
+    dtype: str = field(default="auto", metadata={"choices": DTYPES})
+    data: str = "docstrings"
+    data_split: str = "train"
+    text_column: str | None = None
+    streaming: bool = field(
+        default=False, metadata={"help": "stream a Hub dataset instead of downloading it; needs --max-tokens"}
     )
-    revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the model."})
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Precision of the base model; auto: the checkpoint's on a GPU, the faster one on a CPU.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
-        },
+    documents: int | None = field(
+        default=None, metadata={"help": "number of documents to read; by default, all of them"}
     )
-    data: str = field(
-        default="docstrings",
-        metadata={
-            "help": "Text: a Hub dataset id, a file or folder, or `docstrings` (of the installed packages, no download)."
-        },
-    )
-    data_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text, if there are several."})
-    streaming: bool = field(default=False, metadata={"help": "Read a Hub dataset as it is needed (set --max_tokens)."})
-    documents: int | None = field(default=None, metadata={"help": "Read only so many documents."})
     eval_data: str | None = field(
-        default=None, metadata={"help": "Held-out text; left out, one document in twenty of --data."}
+        default=None, metadata={"help": "held-out text; by default, one in twenty documents of --data"}
     )
     resume: str | None = field(
         default=None,
         metadata={
-            "help": "Continue from a checkpoint folder; without a value, from the last one, if there is one yet.",
+            "help": "continue from a checkpoint folder; without a value, from the last checkpoint, if there is one",
             "nargs": "?",
             "const": "last",
         },
     )
 
 
-# Options of the Trainer that a first run may want; the others are listed by --help-all.
+# What training adds to the help of shared options.
+_MORE = {
+    "k": "for topk and batchtopk, by default 32",
+    "max_tokens": "over all devices and passes, by default those of --num-train-epochs passes",
+}
+# Options of the trainer that --help shows; --help-all shows the others as well.
 _SHOWN = {
     "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
     "use_cpu", "report_to", "save_steps", "save_strategy", "eval_strategy", "eval_steps", "logging_steps", "sequence_length",
@@ -105,24 +98,26 @@ _SHOWN = {
 }  # fmt: skip
 
 _EXAMPLES = """examples:
-  hf-transcoders train --model smollm2-135m-instruct --layers 8 --num_features 4608 --k 64 --output_dir runs/l8
-  hf-transcoders train --layers 8 --kind transcoder sae --data wikitext.txt --max_tokens 1000000
-  hf-transcoders train --config run.yaml --learning_rate 5e-4
+  hf-transcoders train --model smollm2-135m-instruct --layers 8 --num-features 4608 --k 64 --output-dir runs/l8
+  hf-transcoders train --layers 8 --kind transcoder sae --data wikitext.txt --max-tokens 1000000
+  hf-transcoders train --config run.yaml --learning-rate 5e-4
 
-A YAML file holds the same names, one a line (`num_features: 4608`); the command line wins over it.
-Every argument of transformers.TrainingArguments is understood: --help-all lists them.
+A YAML file holds the same names, one per line (`num_features: 4608`); options of the command line override it.
+Every argument of transformers.TrainingArguments is accepted: --help-all lists them.
 """
 
 
 def parse(argv, prog):
     parser = make_parser(
-        prog, "Trains transcoders (or SAEs) of a language model's MLPs; several at once share each forward.", _EXAMPLES
+        prog,
+        "Trains transcoders (or SAEs) for MLPs of a language model; several at once share each forward pass.",
+        _EXAMPLES,
     )
     return parse_with_config(parser, argv)
 
 
 def make_parser(prog: str, description: str, epilog: str):
-    """A parser for [`RunOptions`] and every argument of the trainer."""
+    """Make a parser for [`RunOptions`] and every argument of the trainer."""
     from transformers import HfArgumentParser
 
     from ..training.arguments import TranscoderTrainingArguments
@@ -131,49 +126,54 @@ def make_parser(prog: str, description: str, epilog: str):
         pass
 
     parser = TrainParser(
-        [RunOptions, TranscoderTrainingArguments],
+        dataclass_types=[RunOptions, TranscoderTrainingArguments],
         prog=prog,
         description=description,
         epilog=epilog,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(
         output_dir="transcoder_output", save_strategy="steps", save_steps=0.1, save_total_limit=1, disable_tqdm=None
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="read options from a YAML file")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    for action in parser._actions:
+        # Underscores are accepted as well; showing one spelling is enough.
+        action.option_strings = [each for each in action.option_strings if "_" not in each]
+        if action.dest in SHARED:
+            declare_shared(action, _MORE.get(action.dest, ""))
+        if action.dest == "output_dir":
+            action.help = "folder for checkpoints, dictionaries and results"
+    parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with options")
+    add_shared(parser, "json", action="store_true")
     parser.add_argument("--help-all", action="store_true", help="list every option and exit")
     return parser
 
 
 def parse_with_config(parser, argv) -> argparse.Namespace:
     """
-    Parses the command line over the YAML file that it names.
+    Parse the command line, whose options override the YAML file that it names.
 
     Returns:
-        `argparse.Namespace`: `options`, `training`, and what else the parser knows.
+        `argparse.Namespace`: `options`, `training`, and the further arguments of the parser.
     """
     own = {action.dest for action in parser._actions} - {
         f.name for dataclass_type in parser.dataclass_types for f in dataclasses.fields(dataclass_type)
     }
-    if "--help-all" in argv:
+    if {"--help-all", "--help_all"} & {*argv}:
         parser.print_help()
         sys.exit(0)
     _shorten_help(parser, own)
     if config := _config_file(argv):
         read_defaults(parser, config)
-    # The Trainer's dataclass wants other objects than strings in places; the parser makes them.
+    # Some arguments of the trainer are objects, which the parser makes from strings.
     try:
         options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (TypeError, KeyError, AttributeError, ImportError) as error:
-        # The Trainer's arguments that are objects or need packages fail in ways of their own.
+        # Arguments of the trainer that are objects or need packages raise various errors.
         raise TranscoderError(
-            f"The options of the trainer do not fit: {' '.join(str(error).split())[:300]}."
+            f"The options of the trainer are invalid: {' '.join(str(error).split())[:300]}."
         ) from error
     for name, value in (vars(options) | vars(training)).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise TranscoderError(f"{name} is {value}, but takes a number.")
+            raise TranscoderError(f"{name} is {value}, but must be a finite number.")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
     return argparse.Namespace(options=options, training=training, **vars(namespace))
@@ -184,16 +184,13 @@ def _shorten_help(parser, own: set[str]) -> None:
     for action in parser._actions:
         if action.dest not in own:
             action.help = argparse.SUPPRESS
-        elif len(action.option_strings) > 1 and action.dest != "help":
-            # `--max-tokens` works as well as `--max_tokens`; showing one is enough.
-            action.option_strings = sorted(action.option_strings, key=lambda s: "-" in s[2:])
 
 
 def _config_file(argv) -> str | None:
     for position, word in enumerate(argv):
         if word == "--config":
             if position + 1 == len(argv):
-                raise TranscoderError("--config needs the name of a YAML file.")
+                raise TranscoderError("--config needs the name of a YAML file: give it.")
             return argv[position + 1]
         if word.startswith("--config="):
             return word.removeprefix("--config=")
@@ -206,14 +203,14 @@ def run(args):
     options, training = args.options, args.training
     if args.json:
         training.disable_tqdm = True
-    output_folder(training.output_dir, "--output_dir")
+    output_folder(training.output_dir, "--output-dir")
     device = "cpu" if training.use_cpu else None
-    base, tokenizer = load_base_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
-    models = make_dictionaries(options, base, training.seed)
+    base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
+    models = make_dictionaries(options, base_model, training.seed)
     train, held_out = load_rows(options, training, tokenizer)
     trainer = TranscoderTrainer(
         model=models[0] if len(models) == 1 else models,
-        base_model=base,
+        base_model=base_model,
         args=training,
         train_dataset=train,
         eval_dataset=held_out,
@@ -228,15 +225,15 @@ def run(args):
         if args.json:
             print_json({"output_dir": training.output_dir, **report.to_dict()})
         else:
-            echo(*report.table().split("\n"), "", f"Saved in {training.output_dir}")
+            echo(*report.to_text().split("\n"), "", f"Saved in {training.output_dir}")
     trainer.save_state()
-    # Processes of a run on several devices part in order: one that leaves while others still talk to it takes them down.
+    # A process that exits while others still communicate with it would end them as well.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
-def make_dictionaries(options: RunOptions, base, seed: int):
-    """The dictionaries that the options ask for, each with the weights it would start from if it were alone."""
+def make_dictionaries(options: RunOptions, base_model, seed: int):
+    """Make the dictionaries of a run, each with the initial weights that it would have alone."""
     import torch
 
     from ..models.modeling_transcoder import TranscoderModel
@@ -244,15 +241,15 @@ def make_dictionaries(options: RunOptions, base, seed: int):
 
     shared = shared_options(options)
     models = []
-    for read, write in sites_of(options, base):
+    for read, write in sites_of(options, base_model):
         skip = options.skip_connection and read != write
         torch.manual_seed(seed)
-        models.append(TranscoderModel(dictionary_config(base, read, write, skip_connection=skip, **shared)))
+        models.append(TranscoderModel(dictionary_config(base_model, read, write, skip_connection=skip, **shared)))
     return models
 
 
 def shared_options(options: DictionaryOptions) -> dict:
-    """Arguments of [`TranscoderConfig`] that all dictionaries of a run have in common."""
+    """Return the arguments of [`TranscoderConfig`] that all dictionaries of a run share."""
     return {
         name: getattr(options, name)
         for name in (
@@ -262,23 +259,23 @@ def shared_options(options: DictionaryOptions) -> dict:
     }  # fmt: skip
 
 
-def sites_of(options: RunOptions, base) -> list[tuple[str, str]]:
-    """Where the dictionaries read and write that the options ask for."""
+def sites_of(options: RunOptions, base_model) -> list[tuple[str, str]]:
+    """Return the sites that the dictionaries of a run read and write."""
     from ..lm.architectures import num_layers
     from ..training.grid import mlp_sites
 
     if options.input_site:
         if options.layers:
-            raise TranscoderError("Give either --layers or --input_site, not both.")
+            raise TranscoderError("Give either --layers or --input-site, not both.")
         return [(options.input_site, options.output_site or options.input_site)]
     if options.output_site:
-        raise TranscoderError("--output_site needs --input_site: say where the dictionary reads.")
-    layers = options.layers or [num_layers(base) // 3]
+        raise TranscoderError("--output-site needs --input-site: give the site that the dictionary reads.")
+    layers = options.layers or [num_layers(base_model) // 3]
     return [mlp_sites(layer, kind) for layer in layers for kind in options.kind]
 
 
 def load_rows(options: RunOptions, training, tokenizer):
-    """Token rows to train on, and held-out ones."""
+    """Load token rows for training and held-out token rows."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
 
@@ -294,13 +291,13 @@ def load_rows(options: RunOptions, training, tokenizer):
     elif options.streaming:
         held_out, texts = texts.take(200), texts.skip(200)
     else:
-        # By documents, so that no text is in both.
+        # Split by documents, so that no text is in both.
         share = max(1, len(texts) // 20)
         if len(texts) < 2:
             raise TranscoderError(
-                "The text is one document, so that none can be held out: give another with --eval_data."
+                "The text is one document, so none can be held out: give another text with --eval-data."
             )
-        parts = texts.train_test_split(test_size=share, seed=training.seed)
+        parts = texts.train_test_split(test_size=share, seed=training.seed)  # pyright: ignore[reportAttributeAccessIssue]
         texts, held_out = parts["train"], parts["test"]
     length = training.sequence_length
     return pack_tokens(texts, tokenizer, length), pack_tokens(held_out, tokenizer, length)

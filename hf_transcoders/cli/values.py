@@ -1,4 +1,4 @@
-"""Types of command-line values, and where results may be written: refused before any work."""
+"""Types of command-line values, and checks of output folders before any work starts."""
 
 import argparse
 import math
@@ -8,12 +8,12 @@ from pathlib import Path
 from ..errors import TranscoderError
 
 
-# What fits a tensor of indices.
+# Largest integer of a tensor.
 _LARGEST = 2**63 - 1
 
 
 def whole(minimum: int, maximum: int = _LARGEST):
-    """A type for options that take a whole number between two bounds, both included."""
+    """Type of options that take a whole number between two bounds, both included."""
 
     def convert(text: str) -> int:
         try:
@@ -29,17 +29,22 @@ def whole(minimum: int, maximum: int = _LARGEST):
 
 
 def positive(text: str) -> float:
-    """A type for options that take a number above zero."""
+    """Type of options that take a positive number."""
     return _real(text, 0, math.inf, "a number above 0")
 
 
+def factor(text: str) -> float:
+    """Type of options that take a positive factor."""
+    return _real(text, 0, 1e9, "a number above 0 and below a billion")
+
+
 def inner_share(text: str) -> float:
-    """A type for options that take a share, neither nothing nor all."""
-    return _real(text, 0, 1, "a number between 0 and 1, but neither of them")
+    """Type of options that take a number between 0 and 1, both excluded."""
+    return _real(text, 0, 1, "a number between 0 and 1, both excluded")
 
 
 def share(text: str) -> float:
-    """A type for options that take a share between nothing and all."""
+    """Type of options that take a number between 0 and 1, both included."""
     return _real(text, math.nextafter(0, -1), math.nextafter(1, 2), "a number between 0 and 1")
 
 
@@ -58,7 +63,7 @@ seed = whole(0, 2**32 - 1)
 
 
 def device(name: str) -> str:
-    """A type for options that take a device of this machine."""
+    """Type of options that take a device of this machine."""
     import torch
 
     try:
@@ -75,7 +80,7 @@ def device(name: str) -> str:
 
 
 def unicode_text(text: str) -> str:
-    """A type for options that take text for a tokenizer, which reads Unicode only."""
+    """Type of options that take text for a tokenizer, which must be Unicode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -86,26 +91,18 @@ def unicode_text(text: str) -> str:
 
 
 def output_folder(path: str, option: str = "--output") -> Path:
-    """Where results go, refused before any work if it is a file or cannot be written."""
+    """Return the folder for results; a file or a folder that cannot be written is refused before any work starts."""
     if Path(path).exists() and not Path(path).is_dir():
-        raise TranscoderError(f"{path} is a file, but results go into a folder: give another {option}.")
+        raise TranscoderError(f"{path} is a file, but results need a folder: give another {option}.")
     _check_writable(path, option)
     return Path(path)
 
 
-def output_file(path: str, option: str = "--output") -> Path:
-    """The file that results go into, refused before any work if it is a folder or cannot be written."""
-    if Path(path).is_dir():
-        raise TranscoderError(f"{path} is a folder, but results go into a file: give another {option}.")
-    _check_writable(Path(path).parent, option)
-    return Path(path)
-
-
 def _check_writable(folder, option):
-    """Refuse a folder that cannot be made or written."""
+    """Refuse a folder that cannot be created or written."""
     folder = Path(folder).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
-        raise TranscoderError(f"{existing} is a file, so that nothing can be written below it: give another {option}.")
+        raise TranscoderError(f"{existing} is a file, so nothing can be written below it: give another {option}.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise TranscoderError(f"Nothing may be written in {existing}: give another {option}.")
+        raise TranscoderError(f"{existing} is not writable: give another {option}.")

@@ -1,4 +1,4 @@
-"""An endless, shuffled, exactly resumable stream of activation batches."""
+"""Endless streams of shuffled activation batches that resume exactly."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,30 +14,30 @@ from .row_facts import RowDigest
 
 class ActivationStream:
     """
-    Batches of activations in random order.
+    A stream of activation batches in random order.
 
-    Neighbouring tokens are alike, so a batch of them would be one long sentence. The stream fills a block of
-    `buffer_tokens` activations from chunks in random order, permutes it and hands it out batch by batch; then it fills
-    the next. No token is lost: what a chunk has left over begins the next block.
+    Neighboring tokens have similar activations. The stream fills a block of `buffer_tokens` activations from chunks in
+    random order, permutes it and yields it batch by batch; then it fills the next block. No token is lost: the remaining
+    tokens of a chunk begin the next block.
 
-    Where it stands is four numbers and the seed ([`~ActivationStream.state_dict`]): the chunk that the block began with,
-    how many of its tokens an earlier block had used, and how many tokens of the block are gone. Loading them makes the
-    block again, bit for bit. Of a streamed dataset there is also a digest of the rows that were read up to the end of the
-    block; they are read again, and must be the same.
+    The state of the stream is four numbers and the seed ([`~ActivationStream.state_dict`]): the first chunk of the block, the
+    number of its tokens in earlier blocks, and the number of tokens of the block that were used. Loading a state restores
+    the block bit for bit. For a streamed dataset the state also has a digest of the rows up to the end of the block, which
+    are read again and must be the same.
 
     Args:
         harvester ([`ActivationHarvester`]):
-            Where activations come from.
+            Source of activations.
         batch_size (`int`, *optional*, defaults to 2048):
-            Tokens of one batch.
+            Number of tokens per batch.
         buffer_tokens (`int`, *optional*, defaults to 65536):
-            Tokens of one block; rounded down to whole batches, and to one epoch where the data is shorter.
+            Number of tokens per block, rounded down to whole batches, and to one epoch if the data is shorter.
         seed (`int`, *optional*, defaults to 0):
-            Of both orders, that of chunks in an epoch and that of tokens in a block.
+            Seed for the order of chunks in an epoch and of tokens in a block.
         shard, num_shards (`int`, *optional*, defaults to 0 and 1):
-            Which part of the data this stream reads, and how many parts there are: each has chunks of its own.
+            Part of the data for this stream, and number of parts. Each part has its own chunks.
         progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a bar while a block is filled.
+            Whether to show a progress bar while a block is filled.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ActivationStream:
                 )
             found = harvester.row_facts
             epoch = found.rows // num_shards * found.kept // found.rows
-            # Where nothing is left at all, reading says so.
+            # Data without any activations is refused when it is read.
             if 0 < epoch < batch_size:
                 raise TranscoderError(
                     f"The text is too short: {found.rows} rows of {found.tokens / found.rows:.4g} tokens leave {epoch} "
@@ -78,24 +78,24 @@ class ActivationStream:
         self._chunks: Iterator | None = None
         self._carry: dict[str, torch.Tensor] | None = None
         self._block: dict[str, torch.Tensor] | None = None
-        # Where the next chunk comes from, and how many tokens of it to pass over.
+        # Position of the next chunk, and number of its tokens to skip.
         self._epoch, self._position, self._skip = 0, 0, 0
-        # Where the current block began, and what is gone of it.
+        # Start of the current block, and number of its tokens that were used.
         self._block_start = (0, 0, 0)
         self._block_number, self._offset = 0, 0
-        # Of a stream: what was read of this epoch, and what had been read when the block was full, epoch by epoch.
+        # For a streamed dataset: rows read in this epoch, and rows read when the block was full, by epoch.
         self._read: RowDigest | None = None
         self._block_rows: list[str] = []
         self._expected_rows: list[str] | None = None
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of one block."""
+        """Number of tokens per block."""
         return self.batches_per_block * self.batch_size
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far, as far as blocks have been filled."""
+        """Number of passes over the data in the blocks filled so far."""
         return self._epoch + (self._position / len(self._order(self._epoch)) if self._num_chunks else 0.0)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -104,7 +104,7 @@ class ActivationStream:
             order = self._permutation()
             for number in range(self._offset, self.batches_per_block):
                 chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-                # Before the batch is handed out, so that a state saved while it is in use counts it as gone.
+                # Before the batch is yielded, so that a state saved meanwhile counts it as used.
                 self._offset = number + 1
                 yield {site: values[chosen] for site, values in self._block.items()}
             self._block = None
@@ -112,13 +112,13 @@ class ActivationStream:
             self._offset = 0
 
     def sample(self, tokens: int) -> dict[str, torch.Tensor]:
-        """Up to `tokens` activations of the current block, site -> `(tokens, width)`. Nothing is used up."""
+        """Up to `tokens` activations of the current block, site -> `(tokens, width)`, without consuming them."""
         self._fill()
         chosen = self._permutation()[:tokens]
         return {site: values[chosen] for site, values in self._block.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: plain numbers, to be saved with a checkpoint."""
+        """The state of the stream for a checkpoint, as plain numbers."""
         return {
             "block_start": list(self._block_start),
             "block_number": self._block_number,
@@ -130,24 +130,24 @@ class ActivationStream:
         }
 
     def mismatches(self, state: dict[str, Any]) -> list[str]:
-        """What keeps this stream from continuing where a saved one stood, as [`differences`] says it."""
+        """The [`differences`] that keep this stream from continuing from a saved state."""
         settings = {"seed": self.seed, "block tokens": self.block_tokens, "num shards": self.num_shards}
         return differences({name: state[name.replace(" ", "_")] for name in settings}, settings)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Continues where a saved stream stood. The batch size may be another, as long as it divides what is gone of the
-        block: another number of processes or of accumulated batches takes the same tokens in other portions.
+        Continues from a saved state. The batch size may differ if it divides the number of used tokens of the block: another
+        number of processes or accumulated batches splits the same tokens differently.
         """
         state = checked_state(state)
         if found := self.mismatches(state):
             raise TranscoderError(
-                f"The checkpoint was made with {'; '.join(found)}: resume with the same data and settings, or start anew."
+                f"The checkpoint was made with {'; '.join(found)}: resume with the same data and settings, or start again."
             )
         if state["offset"] % self.batch_size:
             raise TranscoderError(
-                f"The checkpoint stands {state['offset']} tokens into a block, which batches of {self.batch_size} do not "
-                "reach: resume with the batch size of the checkpoint, or one that divides it."
+                f"The checkpoint is {state['offset']} tokens into a block, which is not a multiple of the batch size {self.batch_size}: "
+                "resume with the batch size of the checkpoint, or one that divides it."
             )
         self._block_start = tuple(state["block_start"])
         self._epoch, self._position, self._skip = self._block_start
@@ -155,7 +155,7 @@ class ActivationStream:
         self._chunks = self._carry = self._block = None
         self._expected_rows = state.get("rows_read") or None
         if self._offset == self.batches_per_block:
-            # The block was used up to the last batch: make it once more to know where the next begins.
+            # The block was fully used: fill it once more to find the start of the next one.
             self._fill()
             self._block = None
             self._block_number += 1
@@ -201,14 +201,14 @@ class ActivationStream:
             self._block_rows.append(self._read.digest())
         if self._expected_rows not in (None, self._block_rows):
             raise TranscoderError(
-                "The streamed dataset gives other rows than those that the checkpoint was made with: resume with the same "
-                "text in the same order, or start anew."
+                "The streamed dataset has other rows than those of the checkpoint: resume with the same "
+                "text in the same order, or start again."
             )
         self._expected_rows = None
         self._block = block
 
     def _next_chunk(self) -> dict[str, torch.Tensor]:
-        """The chunk at the cursor, without the tokens that were used already."""
+        """The chunk at the cursor, without its used tokens."""
         if self._carry is not None:
             carry, self._carry = self._carry, None
             return carry
@@ -238,24 +238,23 @@ class ActivationStream:
 
 class ShardedStream:
     """
-    Batches that take equally from several shards of the data, each shuffled by itself.
+    A stream of batches that take equally from several shards of the data, each of which is shuffled separately.
 
-    Which tokens a step sees then depends on the number of shards alone, and not on how many processes share them: of
-    `num_shards` shards process r of n reads the shards r, r + n, r + 2n ..., and the batches of all processes together
-    are those of one process that reads all shards. With a single shard of its own, a process gets the batches of its
-    [`ActivationStream`] as they are.
+    The tokens of a step then depend only on the number of shards, not on the number of processes: process r of n reads the
+    shards r, r + n, r + 2n ..., and the batches of all processes together are those of one process that reads all shards.
+    With a single shard, a process gets the batches of its [`ActivationStream`] unchanged.
 
     Args:
         harvester ([`ActivationHarvester`]):
-            Where activations come from; all shards share it and its caches.
+            Source of activations, shared by all shards with its caches.
         batch_size (`int`):
-            Tokens of one batch of this process.
+            Number of tokens per batch of this process.
         num_shards (`int`, *optional*, defaults to 1):
-            Shards of the data, over all processes: a multiple of `world_size` that divides `batch_size * world_size`.
+            Number of shards over all processes: a multiple of `world_size` that divides `batch_size * world_size`.
         rank, world_size (`int`, *optional*, defaults to 0 and 1):
-            This process, and how many there are.
+            Rank of this process, and number of processes.
         kwargs:
-            `buffer_tokens` (of each shard), `seed` and `progress`, as for [`ActivationStream`].
+            `buffer_tokens` (of each shard), `seed` and `progress`, same as in [`ActivationStream`].
     """
 
     def __init__(
@@ -287,7 +286,7 @@ class ShardedStream:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far, as far as blocks have been filled."""
+        """Number of passes over the data in the blocks filled so far."""
         return next(iter(self.shards.values())).epoch
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -295,21 +294,21 @@ class ShardedStream:
             yield _joined(parts)
 
     def sample(self, tokens: int) -> dict[str, torch.Tensor]:
-        """Up to `tokens` activations of the first shard, site -> `(tokens, width)`. Nothing is used up."""
+        """Up to `tokens` activations of the first shard, site -> `(tokens, width)`, without consuming them."""
         return next(iter(self.shards.values())).sample(tokens)
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
-        """Shard -> where its stream stands."""
+        """Shard -> state of its stream."""
         return {shard: stream.state_dict() for shard, stream in self.shards.items()}
 
     def load_state_dict(self, states: dict[int, dict[str, Any]]) -> None:
-        """Continues where the shards of this process stood."""
+        """Continues from the saved states of this process's shards."""
         for shard, stream in self.shards.items():
             stream.load_state_dict(states[shard])
 
 
 def checked_state(state: Any) -> dict[str, Any]:
-    """A saved state, or the error that says it is damaged."""
+    """Checks a saved state, and raises a [`TranscoderError`] if it is damaged."""
     numbers = ("block_number", "offset", "block_tokens", "num_shards")
     has_numbers = isinstance(state, dict) and all(
         type(state.get(name)) is int and state[name] >= 0 for name in numbers
@@ -317,7 +316,7 @@ def checked_state(state: Any) -> dict[str, Any]:
     start = state.get("block_start") if has_numbers else None
     whole = isinstance(start, list | tuple) and [type(x) is int and x >= 0 for x in start] == [True] * 3
     if not whole or type(state.get("seed")) is not int or not isinstance(state.get("rows_read", []), list):
-        raise TranscoderError("The place in the data that the checkpoint gives is damaged: take another checkpoint.")
+        raise TranscoderError("The position in the data in the checkpoint is damaged: take another checkpoint.")
     return state
 
 
@@ -328,7 +327,7 @@ def _joined(parts):
 
 
 def _mix(*numbers: int) -> int:
-    """One seed of several numbers, so that no two uses share a sequence."""
+    """One seed from several numbers, so that no two uses share a sequence."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 12345) % (2**63 - 1)

@@ -1,4 +1,4 @@
-"""Texts in batches that a language model reads as it reads each of them alone."""
+"""Batch texts so that a language model computes the same for each as without batching."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from .rows import read_row
 @dataclass(frozen=True)
 class TextBatch:
     """
-    Some texts of one forward pass.
+    A batch of texts for one forward pass.
 
-    Padding is on the right, where causality keeps it away from every token and positions count from the first one.
+    Padding is on the right, so that no token attends to it and positions count from the first token.
 
     Args:
-        numbers (`list[int]`): Which texts they are.
-        lengths (`list[int]`): Tokens of each.
+        numbers (`list[int]`): Numbers of the texts.
+        lengths (`list[int]`): Number of tokens of each text.
         input_ids (`torch.LongTensor` of shape `(batch, longest)`): Token ids, padded with 0.
         real (`torch.BoolTensor` of shape `(batch, longest)`): Tokens of the texts.
     """
@@ -32,14 +32,14 @@ class TextBatch:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Arguments of the model: `input_ids`, and `attention_mask` where there is padding."""
+        """Arguments of the model: `input_ids`, and `attention_mask` if there is padding."""
         if len(set(self.lengths)) == 1:
             return {"input_ids": self.input_ids}
         return {"input_ids": self.input_ids, "attention_mask": self.real.to(self.input_ids.dtype)}
 
 
 def read_text(row: Mapping, what: str = "A row") -> torch.Tensor:
-    """The tokens of a row that count, `(tokens,)`; arguments as in [`read_row`]."""
+    """The tokens `(tokens,)` of a row without padding; arguments as in [`read_row`]."""
     return torch.tensor(read_row(row, what))
 
 
@@ -50,16 +50,16 @@ def text_batches(
     numbers: Sequence[int] | None = None,
 ) -> Iterator[TextBatch]:
     """
-    Texts in batches in which each has the positions that it has alone, those of similar length together.
+    Batches texts of similar length, each with the positions that it has alone.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model that will read them.
-        texts (`Sequence[torch.LongTensor]`): Token ids of each text, `(tokens,)`. Empty ones are in no batch.
-        batch_size (`int`, *optional*): Most texts of one batch. By default as many as can share a forward pass.
-        numbers (`Sequence[int]`, *optional*): What the texts are called in [`TextBatch`]; by default 0, 1 and so on.
+        model ([`~transformers.PreTrainedModel`]): Model that reads the texts.
+        texts (`Sequence[torch.LongTensor]`): Token ids `(tokens,)` of each text. Empty texts are left out.
+        batch_size (`int`, *optional*): Largest number of texts per batch. By default as many as can share a forward pass.
+        numbers (`Sequence[int]`, *optional*): Numbers of the texts in [`TextBatch`]. Defaults to 0, 1 and so on.
 
     Yields:
-        [`TextBatch`] on the model's device. Run each before the next is asked for.
+        [`TextBatch`]: batch on the model's device. Run it before the next one is requested.
     """
     numbers = range(len(texts)) if numbers is None else numbers
     lengths = [len(text) for text in texts]
@@ -75,7 +75,7 @@ def text_batches(
 
 
 def pad_texts(texts: Sequence[torch.Tensor], numbers: Sequence[int], device: torch.device) -> TextBatch:
-    """One [`TextBatch`] of some texts, in their order."""
+    """A [`TextBatch`] of texts, in their order."""
     lengths = [len(text) for text in texts]
     if len(set(lengths)) == 1:
         input_ids = torch.stack(list(texts))

@@ -1,4 +1,4 @@
-"""Token blocks -> activations of a base model, one chunk of rows at a time."""
+"""Harvest activations of a base model from token rows, one chunk at a time."""
 
 import contextlib
 from collections import OrderedDict
@@ -28,39 +28,39 @@ from .rows import token_rows
 
 class ActivationHarvester:
     """
-    Activations of chunks of token rows. Chunk i is always the same rows in the same batch, so that asking for it again,
+    Harvests activations of chunks of token rows. Chunk i always has the same rows in the same batch, so harvesting it again,
     in another epoch or after a restart, gives the same bits.
 
-    Each row gives the activations that its text has alone, however it is padded (see [`read_row`]). Left out are tokens
-    that would teach a dictionary little and dominate its loss: the first `skip_first` tokens of a text (language models
-    park an attention sink there: at SmolLM2's layer 29 its MLP output is 11 times the usual norm), the given special
-    tokens, and tokens whose activation at any site is more than `outlier_factor` times as long as the chunk's median.
+    The activations of a row do not depend on its padding (see [`read_row`]). Tokens that would dominate the loss without
+    much to learn are left out: the first `skip_first` tokens of a text (the attention sink of language models: at layer 29
+    of SmolLM2 its MLP output is 11 times the usual norm), the given special tokens, and tokens whose activation at any site
+    is more than `outlier_factor` times the median norm of the chunk.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model. It is never changed, and runs in evaluation mode.
+            Language model. It is never changed, and runs in evaluation mode.
         dataset (`Sequence` or `Iterable` of rows with `input_ids` and, where they are padded, `attention_mask`):
-            Token blocks, as [`pack_tokens`] makes them, or texts of any lengths.
+            Token blocks, such as those of [`pack_tokens`], or texts of any lengths.
         sites (`Iterable[str]`):
-            Where to read.
+            Sites to capture.
         rows_per_chunk (`int`, *optional*, defaults to 16):
-            Rows of one forward.
+            Number of rows per forward pass.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens left out at the start of each text.
+            Number of tokens left out at the start of each text.
         special_token_ids (`Sequence[int]`, *optional*):
-            Tokens left out wherever they stand.
+            Tokens left out everywhere.
         outlier_factor (`float`, *optional*, defaults to 10.0):
-            See above; `None` keeps all.
+            Factor of the median norm above which tokens are left out, see above. `None` keeps all.
         dtype (`torch.dtype`, *optional*):
-            What activations are stored in. Defaults to the base model's own.
+            Type of the stored activations. Defaults to that of the base model.
         seed (`int`, *optional*, defaults to 0):
-            Decides, once for all epochs, which rows share a chunk.
+            Seed for the assignment of rows to chunks, which is the same in all epochs.
         autocast (`Callable`, *optional*):
-            Makes the context of the forward, such as `accelerator.autocast`.
+            Function that returns the context of the forward pass, such as `accelerator.autocast`.
         cache_dir (`str` or `Path`, *optional*):
-            Folder in which chunks are kept as safetensors for later runs.
+            Folder that caches chunks as safetensors for later runs.
         memory_cache_bytes (`int`, *optional*, defaults to 0):
-            How many bytes of chunks to keep in memory for later epochs.
+            Size of the cache of chunks in memory for later epochs, in bytes.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class ActivationHarvester:
 
     @property
     def num_chunks(self) -> int | None:
-        """Chunks of one epoch; `None` for a stream, whose end is not known."""
+        """Number of chunks per epoch; `None` for a stream of unknown length."""
         return -(-len(self.dataset) // self.rows_per_chunk) if self._is_sized else None
 
     def chunks(self, order: Iterable[int], start: int = 0, read: RowDigest | None = None):
         """
-        Yields `(site -> (tokens, width))` for the chunks of `order` (a stream has its own order; of it `order` picks the
-        numbers to read), beginning at the `start`-th of them. `read` gets the rows of a stream as they are read.
+        Yields the activations of chunks, site -> `(tokens, width)`, in the given order from the `start`-th (a stream is read in
+        its own order, and `order` selects its chunks). `read` is updated with the rows of a stream as they are read.
         """
         if self._is_sized:
             for index in list(order)[start:]:
@@ -139,18 +139,18 @@ class ActivationHarvester:
             yield self._harvest(rows)
 
     def remember(self, memory_cache_bytes: int) -> None:
-        """Keep up to so many bytes of chunks in memory from now on, where they are needed again."""
+        """Keeps chunks in memory from now on, up to a number of bytes."""
         self._memory_left = memory_cache_bytes
 
     def chunk(self, index: int) -> dict[str, torch.Tensor]:
-        """Activations of one chunk: site -> `(tokens, width)`, from the cache where it has them."""
+        """The activations of one chunk, site -> `(tokens, width)`, from the cache if it has them."""
         if index in self._memory:
             return self._memory[index]
         path = self._cache_dir / f"chunk-{index:06d}.safetensors" if self._cache_dir else None
         values = self._read(path) if path is not None and path.exists() else None
         if values is None:
             rows = self._row_order[index * self.rows_per_chunk : (index + 1) * self.rows_per_chunk].tolist()
-            values = self._harvest((row, self.dataset[row]) for row in rows)
+            values = self._harvest((row, self.dataset[row]) for row in rows)  # pyright: ignore[reportIndexIssue]
             if path is not None:
                 with atomic_file(path) as partial:
                     save_file({site: value.contiguous().cpu() for site, value in values.items()}, partial)
@@ -161,7 +161,7 @@ class ActivationHarvester:
         return values
 
     def _read(self, path):
-        """A chunk from the cache; `None` where its file is damaged, and the chunk is harvested again and replaced."""
+        """A chunk from the cache; `None` if its file is damaged, so that it is harvested again."""
         try:
             values = load_file(path)
         except (SafetensorError, OSError):
@@ -176,14 +176,14 @@ class ActivationHarvester:
 
     @torch.no_grad()
     def _harvest(self, rows: Iterable[tuple[int, Mapping]]) -> dict[str, torch.Tensor]:
-        """Activations of some rows, given with their numbers."""
+        """The activations of rows, which are given with their numbers."""
         numbers, rows = zip(*rows, strict=True)
         texts = [read_text(row, f"Row {number}") for number, row in zip(numbers, rows, strict=True)]
         check_tokens(self.base_model, texts, "Row", numbers)
         if any(map(len, texts)):
             parts = [self._kept(batch, batch.real.clone()) for batch in text_batches(self.base_model, texts)]
         else:
-            # Nothing is kept of a token that there is not; only the model knows how wide nothing is.
+            # Without tokens, the model is run on one that is left out, because only it knows the widths.
             nothing = pad_texts([torch.zeros(1, dtype=torch.long)], [0], input_device(self.base_model))
             parts = [self._kept(nothing, torch.zeros_like(nothing.real))]
         kept = parts[0] if len(parts) == 1 else {site: torch.cat([p[site] for p in parts]) for site in self.sites}
@@ -194,10 +194,10 @@ class ActivationHarvester:
         return kept
 
     def _kept(self, batch, keep) -> dict[str, torch.Tensor]:
-        """Activations of a batch at the tokens of `keep` that are neither the first of a text nor special."""
+        """The activations of a batch at the tokens of `keep` that are neither the first of a text nor special."""
         with self.autocast(), in_eval_mode(self.base_model), capture(self.base_model, self.sites) as activations:
             self.base_model(**batch.inputs)
-            # The layers of a split model are on several devices.
+            # The layers of a model may be on several devices.
             shape = batch.input_ids.shape
             values = {site: activations.of_tokens(site, shape).to(batch.input_ids.device) for site in self.sites}
         keep[:, : self.skip_first] = False
@@ -206,7 +206,7 @@ class ActivationHarvester:
         return {site: value[keep].to(self.dtype) for site, value in values.items()}
 
     def _inside(self, values) -> torch.Tensor | None:
-        """Which tokens are no outliers at any site; refuses activations that are not numbers."""
+        """Mask of the tokens that are not outliers at any site. Refuses activations that are not finite."""
         inside = None
         for site, value in values.items():
             if value.shape[0] == 0:
@@ -224,14 +224,14 @@ class ActivationHarvester:
 
     @cached_property
     def row_facts(self) -> RowFacts | None:
-        """Length and digest of the dataset; `None` for a stream, which is read only once."""
+        """The length and digest of the dataset; `None` for a stream, which is read only once."""
         if not self._is_sized:
             return None
         return scan_rows(self.dataset, self.skip_first, self.special_token_ids.tolist())
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Everything that the activations depend on, as JSON data: base model, rows and settings."""
+        """All inputs of the activations as JSON data: base model, rows and settings."""
         rows = self.row_facts
         return {
             "base_model": model_facts(self.base_model),
@@ -251,7 +251,7 @@ class ActivationHarvester:
         }
 
     def _fingerprint(self) -> str:
-        """A key that changes with everything the activations depend on."""
+        """A key that changes with any input of the activations."""
         return digest_of(self.facts).rpartition(":")[2]
 
     def _autocasts(self) -> bool:

@@ -1,6 +1,6 @@
-"""Rows of JSON and JSON Lines files, read one by one.
+"""Read rows of JSON and JSON Lines files one by one.
 
-Arrow's own reader ends the process where a block of a file begins with `null`.
+Arrow's reader crashes the process if a block of a file begins with `null`.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from ..text.strict_json import json_items, parse_json
 from .text_files import open_text
 
 
-# Rows that say which columns there are.
+# Number of rows from which the columns are inferred.
 _LOOKED_AT = 1000
 # Blanks, and the byte order mark.
 _BLANK = b" \t\r\n\xef\xbb\xbf"
@@ -21,16 +21,16 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 def json_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
     """
-    The objects of a file: one a line, or the items of one list, or a single one. In a list of strings each is a `text`.
+    Reads the objects of a file: one per line, the items of a list, or a single object. Strings in a list become a `text`.
 
     Args:
-        path (`str` or `os.PathLike`): The file, compressed or not.
+        path (`str` or `os.PathLike`): Path of the file, compressed or not.
 
     Returns:
-        `Iterator[tuple[str, dict]]`: Where each object stands, for messages, and the object.
+        `Iterator[tuple[str, dict]]`: position of each object, for messages, and the object.
 
     Raises:
-        [`TranscoderError`]: the file is not JSON, or holds something else; objects before the fault have been given by then.
+        [`TranscoderError`]: the file is not JSON, or has other values. Objects before the error are yielded first.
     """
     with open_text(path) as file:
         lines = enumerate(file, start=1)
@@ -69,7 +69,7 @@ def _object(value, where):
 
 
 def json_columns(files: Sequence[str]) -> dict[str, bool]:
-    """The columns of the first rows of files, and whether each holds text.
+    """Infer the columns of files from their first rows, and whether each has text.
 
     Raises:
         [`TranscoderError`]: a row cannot be read.
@@ -88,12 +88,12 @@ def json_columns(files: Sequence[str]) -> dict[str, bool]:
 
 def json_dataset(files: Sequence[str], column: str, streaming: bool, split: str):
     """
-    One column of JSON files as a dataset: `text`, or `input_ids` under its own name.
+    Loads one column of JSON files as a dataset: as `text`, or `input_ids` with its own name.
 
     Args:
-        files (`Sequence[str]`): The files.
-        column (`str`): The column.
-        streaming (`bool`): Whether to read rows as they are needed.
+        files (`Sequence[str]`): Paths of the files.
+        column (`str`): Name of the column.
+        streaming (`bool`): Whether to read rows when they are needed.
         split (`str`): Name of the split.
 
     Returns:

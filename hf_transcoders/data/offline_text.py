@@ -1,7 +1,7 @@
-"""The offline text source: the English docstrings of the packages that are already installed.
+"""An offline text source: English docstrings of the installed packages.
 
-Real technical prose that needs no download, the same for the same package versions. The packages are never imported;
-their source files are parsed and only the docstrings are read.
+It is technical prose that needs no download and is the same for the same package versions. The packages are not imported;
+their source files are parsed, and only the docstrings are read.
 """
 
 import ast
@@ -18,7 +18,7 @@ from ..errors import TranscoderError
 from ..files import cache_folder
 
 
-# Packages that hold enough prose to be worth parsing; those that are not installed are left out.
+# Packages with enough prose to be worth parsing; those that are not installed are left out.
 DOCSTRING_PACKAGES = (
     "stdlib",
     "torch",
@@ -36,7 +36,7 @@ DOCSTRING_PACKAGES = (
     "matplotlib",
 )
 
-# Part of the cache key: raise it whenever the same files would give other texts.
+# Part of the cache key: increment it when the same files give other texts.
 _VERSION = 1
 _SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "_vendor", "__pycache__"}
 _STOP_WORDS = frozenset(
@@ -48,20 +48,20 @@ _EXAMPLE_HEADING = re.compile(r"\s*(?:Examples?|Usage)\b.{0,3}(?:\n\s*[-=~]+)?")
 
 def docstring_texts(*, min_chars=200, limit=None, packages=None):
     """
-    English docstrings of the installed packages, as a dataset.
+    Loads English docstrings of the installed packages as a dataset.
 
-    Doctests, code blocks and tables are cut out. What is left is kept if it is long enough, reads like English, and
-    repeats mostly new lines: a docstring more than half of which has been seen before is dropped, which removes exact
-    copies and the thousands that differ in a class name only. The files are read in the order of a hash of their
-    names, so that every part of the result is alike, and the first `limit` texts are the same whatever `limit` is.
-    The result is cached in the folder `HF_TRANSCODERS_CACHE` (`HF_HOME/hf_transcoders` if that is not set), under a key
-    made of the names and sizes of the source files.
+    Doctests, code blocks and tables are removed. A docstring is kept if the rest is long enough, is English, and consists
+    mostly of new lines: if more than half of it was seen before, it is dropped, which removes exact copies and the thousands
+    that differ only in a class name. Files are read in the order of a hash of their names, so that all parts of the result
+    are similar, and the first `limit` texts are the same for any `limit`. The result is cached in the folder
+    `HF_TRANSCODERS_CACHE` (`HF_HOME/hf_transcoders` if that is not set), under a key made of the names and sizes of the source
+    files.
 
     Args:
         min_chars (`int`, *optional*, defaults to 200):
-            Shortest text to keep, in characters.
+            Length of the shortest text to keep, in characters.
         limit (`int`, *optional*):
-            Stop after this many texts. Without it all files are parsed, which takes up to a minute.
+            Number of texts to load. By default all files are parsed, which takes up to a minute.
         packages (`Sequence[str]`, *optional*, defaults to `DOCSTRING_PACKAGES`):
             Import names of the packages to read; `"stdlib"` stands for Python's standard library. Those that are not
             installed are left out.
@@ -81,7 +81,7 @@ def docstring_texts(*, min_chars=200, limit=None, packages=None):
         key.update(f"{name} {path.stat().st_size}\n".encode())
     cache = str(cache_folder())
 
-    # An empty cache would be a different, unclear error, now and every time after.
+    # An empty cache would cause a less clear error, now and later.
     if next(_docstring_rows(files, min_chars, limit=1), None) is None:
         raise TranscoderError(
             f"No docstring of at least {min_chars} characters was found in the packages {', '.join(packages)}: name "
@@ -97,7 +97,7 @@ def docstring_texts(*, min_chars=200, limit=None, packages=None):
 
 
 def _source_files(packages):
-    """`(name, path)` of every source file; sorting by a hash mixes the packages and does not depend on which exist."""
+    """`(name, path)` of every source file, sorted by a hash, which mixes the packages independently of which exist."""
     files = {}
     for package in packages:
         if package == "stdlib":
@@ -134,7 +134,7 @@ def _docstring_rows(files, min_chars, limit):
 
 def _docstrings_of_file(path, min_chars):
     source = path.read_bytes()
-    # Parsing is nearly all of the time spent here.
+    # Parsing takes nearly all of the time.
     if b'"""' not in source and b"'''" not in source:
         return
     try:
@@ -150,7 +150,7 @@ def _docstrings_of_file(path, min_chars):
 
 
 def _scopes(body):
-    """The classes and functions in a body, in source order, without a walk through every expression."""
+    """The classes and functions in a body, in source order, without visiting expressions."""
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
@@ -161,7 +161,7 @@ def _scopes(body):
 
 
 def _prose(docstring):
-    """The paragraphs that are made of words, without the code, tables and addresses."""
+    """The paragraphs of prose, without code, tables and addresses."""
     kept = []
     for paragraph in re.split(r"\n\s*\n", _FENCED_CODE.sub("\n\n", docstring)):
         characters = "".join(paragraph.split())
@@ -178,7 +178,7 @@ def _is_english(text):
 
 
 def _is_repeated(text, seen_lines):
-    """Whether most of the text has been seen; if not, remember its lines."""
+    """Whether most lines of a text were seen before; if not, its lines are added to the seen ones."""
     lines = [" ".join(re.findall(r"[a-z]+", line)) for line in text.lower().splitlines()]
     lines = [line for line in lines if len(line) >= 20]
     if 2 * sum(len(line) for line in lines if line in seen_lines) > sum(map(len, lines)):

@@ -1,12 +1,12 @@
-"""Packing documents into rows of equally many tokens."""
+"""Pack documents into rows of equal length."""
 
 from itertools import chain
 
 from ..errors import TranscoderError
-from .rows import read_row, refuse_splits
+from .rows import read_row, refuse_splits, token_rows
 
 
-# Documents packed together. A batch's tail is dropped, so a larger batch loses less and a smaller one starts sooner.
+# Documents packed together. The tail of each batch is dropped: larger batches lose less, and smaller ones start sooner.
 _BATCH_SIZE = 1000
 
 
@@ -14,13 +14,12 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     """
     Tokenize documents, join them, and cut the stream of tokens into rows of exactly `sequence_length`.
 
-    Every document is followed by the separator, and rows run across documents, so no padding is needed. To a model such a
-    row is one text: where a document ends is not kept, and its tokens attend to those of the documents before it. Of
-    documents that are tokenized already, only the tokens that their `attention_mask` counts are packed. Documents are
-    packed a thousand at a time, and the tail of each thousand that does not fill a row is dropped: fewer than
-    `sequence_length` tokens. Nothing is carried from one thousand to the next, so that a stream can resume exactly.
-    The rows depend neither on `num_proc` nor on whether the dataset is streamed. Both steps are `map` calls that
-    `datasets` caches as usual.
+    Every document is followed by the separator, and rows run across documents, so no padding is needed. For a model such a
+    row is one text: the ends of documents are not kept, and tokens attend to those of earlier documents in the row. For
+    documents that are already tokenized, padding by their `attention_mask` is removed. Documents are packed a thousand at a
+    time, and the tail of each thousand that does not fill a row is dropped (fewer than `sequence_length` tokens). Nothing is
+    carried over to the next thousand, so a stream can resume exactly. The rows do not depend on `num_proc` and streaming.
+    Both steps are `map` calls that `datasets` caches as usual.
 
     Args:
         texts ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -30,20 +29,19 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the base model.
         sequence_length (`int`, *optional*, defaults to 128):
-            Tokens per row, the beginning-of-sequence token included.
+            Number of tokens per row, including the beginning-of-sequence token.
         add_bos (`bool`, *optional*):
-            Whether each row begins with the tokenizer's beginning-of-sequence token. By default as the tokenizer does
-            for a single text: yes for Gemma, no for GPT-2 and SmolLM2. Where a document that begins with one, such as a
-            chat template makes, is first in a row, there is no second one.
+            Whether each row begins with the tokenizer's beginning-of-sequence token. Defaults to the tokenizer's
+            behavior for a single text: yes for Gemma, no for GPT-2 and SmolLM2. A document that already begins with one,
+            such as from a chat template, gets no second one.
         separator (`str`, *optional*):
-            Text put after every document, `""` for nothing. By default the tokenizer's end-of-sequence token, if it
-            has one.
+            Text after every document, `""` for none. Defaults to the tokenizer's end-of-sequence token, if it has one.
         num_proc (`int`, *optional*):
             Number of processes that tokenize. Not used for a stream.
 
     Returns:
-        [`~datasets.Dataset`] or [`~datasets.IterableDataset`], as was given, with one column `input_ids`: `int32` rows
-        of length `sequence_length`.
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`], like `texts`, with one column `input_ids`: `int32` rows of
+        length `sequence_length`.
 
     Raises:
         [`TranscoderError`]: The dataset has neither column, there is too little text for one row, the dataset is packed
@@ -109,12 +107,37 @@ def pack_tokens(texts, tokenizer, sequence_length=128, *, add_bos=None, separato
     return packed
 
 
+def packed_rows(dataset, tokenizer, sequence_length, tokenizer_argument="processing_class"):
+    """
+    Return rows with `input_ids` unchanged, and pack rows with `text`.
+
+    Args:
+        dataset (`datasets.Dataset`, `datasets.IterableDataset`, `Iterable[Mapping]` or `None`): Rows, or texts.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer of the base model.
+        sequence_length (`int`): Tokens per packed row.
+        tokenizer_argument (`str`, *optional*, defaults to `"processing_class"`): Name of the argument that is the tokenizer,
+            for the message.
+
+    Raises:
+        [`TranscoderError`]: the dataset holds texts and there is no tokenizer, or it is a dictionary of splits.
+    """
+    if dataset is None:
+        return None
+    dataset = token_rows(dataset)
+    columns = getattr(dataset, "column_names", None)
+    if columns is None or "input_ids" in columns or "text" not in columns:
+        return dataset
+    if tokenizer is None:
+        raise TranscoderError(f"The dataset holds text: give the tokenizer of the model as `{tokenizer_argument}`.")
+    return pack_tokens(dataset, tokenizer, sequence_length)
+
+
 def _tokenize(batch, tokenizer):
     texts = [text for text in batch["text"] if text]
     if not texts:
         return {"input_ids": []}
-    # A document may be longer than the model's context, because it is cut into rows later; verbose=False stops the
-    # warning about that.
+    # A document may be longer than the model's context, because it is cut into rows later; verbose=False silences the
+    # warning about it.
     encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False)
     return {"input_ids": [ids for ids in encoding["input_ids"] if ids]}
 
@@ -137,7 +160,7 @@ def _pack(batch, bos, separator, sequence_length):
 
 
 def _packed_length(documents):
-    """The length all rows are declared to have, or `None`."""
+    """The declared length of all rows, or `None`."""
     from datasets import List
 
     feature = documents.features["input_ids"] if documents.features is not None else None
@@ -145,7 +168,7 @@ def _packed_length(documents):
 
 
 def bos_token_ids(tokenizer, add_bos=None):
-    """The beginning-of-sequence token as a list of one, or an empty list; by default as the tokenizer does for a text."""
+    """The beginning-of-sequence token as a list, which is empty without one; by default as the tokenizer does for a text."""
     bos = tokenizer.bos_token_id
     if add_bos is None:
         add_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]

@@ -1,4 +1,4 @@
-"""How many tokens a dataset has, and a digest of all of them, in one pass."""
+"""Count and digest the tokens of a dataset in one pass."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from ..fingerprint import digest_of, new_hash
 from .rows import read_row
 
 
-# Rows that are read at once: a few megabytes.
+# Number of rows that are read at a time: a few megabytes.
 _ROWS = 4096
 
 
 @dataclass(frozen=True)
 class RowFacts:
     """
-    What was found in the rows of a dataset.
+    Counts and digest of the rows of a dataset.
 
     Args:
-        rows (`int`): How many there are.
-        tokens (`int`): Tokens in them, without padding.
-        kept (`int`): Of these, how many are left without the first of each row and without special tokens.
-        digest (`str`): Of all tokens in their order: the same for the same texts, however they are stored and padded.
+        rows (`int`): Number of rows.
+        tokens (`int`): Number of tokens, without padding.
+        kept (`int`): Number of tokens without the first ones of each row and without special tokens.
+        digest (`str`): Digest of all tokens in order, which does not depend on storage and padding.
     """
 
     rows: int
@@ -33,48 +33,48 @@ class RowFacts:
 
 
 class RowDigest:
-    """A digest of rows that are read one after the other, in portions of any size."""
+    """A digest of rows that are added in portions of any size."""
 
     def __init__(self):
         self._ids, self._lengths = new_hash(), new_hash()
 
     def update(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """
-        Add rows.
+        Adds rows.
 
         Args:
-            ids (`np.ndarray` of shape `(tokens,)`): The tokens of the rows, one row after the other.
-            lengths (`np.ndarray` of shape `(rows,)`): Tokens of each row.
+            ids (`np.ndarray` of shape `(tokens,)`): Concatenated tokens of the rows.
+            lengths (`np.ndarray` of shape `(rows,)`): Number of tokens of each row.
         """
         self._ids.update(np.ascontiguousarray(ids, dtype="<i8"))
         self._lengths.update(np.ascontiguousarray(lengths, dtype="<i8"))
 
     def watch(self, rows: Iterable[Mapping]) -> Iterator[Mapping]:
-        """The same rows, each added to the digest before it is handed on."""
+        """Yields rows, each of which is first added to the digest."""
         for row in rows:
             ids = read_row(row)
             self.update(ids, np.array([len(ids)]))
             yield row
 
     def digest(self) -> str:
-        """The digest of what was added so far."""
+        """The digest of the rows added so far."""
         return digest_of([self._ids.hexdigest(), self._lengths.hexdigest()])
 
 
 def is_sized(dataset: Any) -> bool:
-    """Whether rows can be asked for by number, so that they have an order and an end."""
+    """Whether rows can be accessed by number."""
     return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
 def scan_rows(dataset: Sequence[Mapping], skip_first: int = 0, special_token_ids: Iterable[int] = ()) -> RowFacts:
     """
-    Read all rows of a dataset.
+    Counts and digests all rows of a dataset.
 
     Args:
         dataset (`Sequence` of rows with `input_ids` and, where they are padded, `attention_mask`):
-            A [`~datasets.Dataset`] or a list.
-        skip_first (`int`, *optional*, defaults to 0): Tokens of each row that `kept` leaves out.
-        special_token_ids (`Iterable[int]`, *optional*): Tokens that `kept` leaves out wherever they stand.
+            [`~datasets.Dataset`] or list of rows.
+        skip_first (`int`, *optional*, defaults to 0): Number of first tokens of each row that are not in `kept`.
+        special_token_ids (`Iterable[int]`, *optional*): Tokens that are not in `kept`.
 
     Returns:
         [`RowFacts`]
@@ -95,7 +95,7 @@ def scan_rows(dataset: Sequence[Mapping], skip_first: int = 0, special_token_ids
 
 
 def dataset_digest(dataset: Any) -> Any:
-    """The digest of rows with `input_ids` or `text`; of several datasets, one for each; `None` of a stream."""
+    """The digest of rows with `input_ids` or `text`, or one for each of several datasets; `None` for a stream."""
     if isinstance(dataset, Mapping):
         return {str(name): dataset_digest(part) for name, part in dataset.items()}
     if not is_sized(dataset):
@@ -110,7 +110,7 @@ def dataset_digest(dataset: Any) -> Any:
 
 
 def _portions(dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and lengths of some thousand rows at a time."""
+    """Tokens and lengths of a few thousand rows at a time."""
     for start in range(0, len(dataset), _ROWS):
         stop = min(start + _ROWS, len(dataset))
         yield _from_arrow(dataset, start, stop) or _from_rows(dataset[number] for number in range(start, stop))
@@ -122,7 +122,7 @@ def _from_rows(rows: Iterable[Mapping]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_arrow(dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The same straight from the columns of a [`~datasets.Dataset`]; `None` where these are not plain lists of numbers."""
+    """Tokens and lengths from the columns of a [`~datasets.Dataset`]; `None` if these are not plain lists of numbers."""
     form = getattr(dataset, "format", None)
     if not hasattr(dataset, "with_format") or not isinstance(form, dict) or form.get("type") == "custom":
         return None
@@ -133,8 +133,8 @@ def _from_arrow(dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]
     parts = [_flat(table.column(name).combine_chunks()) for name in columns]
     if any(part is None for part in parts):
         return None
-    (ids, lengths), *masks = parts
-    for mask, mask_lengths in masks:
+    (ids, lengths), *masks = parts  # pyright: ignore[reportGeneralTypeIssues]
+    for mask, mask_lengths in masks:  # pyright: ignore[reportGeneralTypeIssues]
         if not np.array_equal(mask_lengths, lengths):
             return None
         real = mask != 0
@@ -145,7 +145,7 @@ def _from_arrow(dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _flat(column) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values and lengths of a column of lists of whole numbers."""
+    """Concatenated values and lengths of a column of lists of integers."""
     import pyarrow as pa
 
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

@@ -1,4 +1,4 @@
-"""What a row of a token dataset says: the tokens of one text, however they were padded."""
+"""Read the rows of a token dataset, without padding."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,24 +10,24 @@ from ..errors import TranscoderError
 
 def read_row(row: Mapping, what: str = "A row") -> np.ndarray:
     """
-    The tokens of a row that count: those that its `attention_mask` does not mark as padding.
+    Reads the tokens of a row that its `attention_mask` does not mark as padding.
 
-    Wherever this library reads a row, in training, evaluation or circuits, it reads these tokens and nothing else: padding on
-    the left, on the right or in between is taken out, so that a text gives the numbers that it gives alone. Without
-    `attention_mask` every token counts. Documents that were packed into one row are one text: where one ends is not
-    known, and later ones attend to earlier ones. Other columns, such as `labels`, are not read.
+    In training, evaluation and circuits, the library uses exactly these tokens: padding on the left, on the right or in
+    between is removed, so that results do not depend on it. Without `attention_mask` every token counts. Documents that were
+    packed into one row are one text: their ends are not known, and later ones attend to earlier ones. Other columns, such as
+    `labels`, are not read.
 
     Args:
         row (`Mapping`):
-            `input_ids` and, where there is padding, `attention_mask`, as lists, arrays or tensors; of shape `(tokens,)`, or
-            `(1, tokens)` as a tokenizer returns them.
-        what (`str`, *optional*, defaults to `"A row"`): What the row is called in an error.
+            `input_ids` and, with padding, `attention_mask`, as lists, arrays or tensors of shape `(tokens,)`, or `(1, tokens)`
+            as returned by a tokenizer.
+        what (`str`, *optional*, defaults to `"A row"`): Name of the row in errors.
 
     Returns:
-        `np.ndarray` of shape `(tokens,)`, int64; empty where the row has none.
+        `np.ndarray` of shape `(tokens,)`: token ids in int64, empty if the row has none.
 
     Raises:
-        [`TranscoderError`]: the row has no `input_ids`, these are not whole numbers, or the mask does not fit them.
+        [`TranscoderError`]: the row has no `input_ids`, these are not integers, or the mask has another shape.
     """
     if not isinstance(row, Mapping) or row.get("input_ids") is None:
         has = f"it has {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"it is a {type(row).__name__}"
@@ -56,37 +56,37 @@ def read_row(row: Mapping, what: str = "A row") -> np.ndarray:
 
 
 def row_bytes(row: Mapping) -> bytes:
-    """What a row says, for digests: the same bytes for the same tokens, however they are padded and stored."""
+    """The tokens of a row as bytes, for digests: the same for the same tokens, independent of padding and storage."""
     ids = read_row(row)
     return len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes()
 
 
 def token_rows(dataset: Iterable[Mapping] | Mapping) -> Sequence | Iterable:
     """
-    The rows of what was given as a dataset.
+    Returns the rows of a dataset in any form.
 
     Args:
         dataset (`Iterable[Mapping]` or `Mapping`):
-            A dataset in any format, a list of rows, or what a tokenizer returned for several texts.
+            Dataset in any format, list of rows, or output of a tokenizer for several texts.
 
     Returns:
-        The dataset itself where its rows are mappings already.
+        The rows as mappings: the dataset itself if possible.
 
     Raises:
-        [`TranscoderError`]: it is a mapping of several datasets, such as a `DatasetDict`.
+        [`TranscoderError`]: the argument is a mapping of several datasets, such as a `DatasetDict`.
     """
     refuse_splits(dataset)
     if isinstance(dataset, Mapping):
         return split_rows(dataset)
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") not in (None, "custom"):
-        # Rows of lists. A transform is the user's own, and makes the rows.
-        return dataset.with_format(None)
+        # Rows of lists. A custom transform of the user is kept.
+        return dataset.with_format(None)  # pyright: ignore[reportAttributeAccessIssue]
     return dataset
 
 
 def split_rows(batch: Mapping) -> list[dict[str, Any]]:
-    """The rows of what a tokenizer returned for one text or several."""
+    """The rows in the output of a tokenizer for one text or several."""
     columns = {name: batch[name] for name in ("input_ids", "attention_mask") if batch.get(name) is not None}
     ids = columns["input_ids"]
     if len(ids) and np.ndim(ids[0]) == 0:
@@ -95,7 +95,7 @@ def split_rows(batch: Mapping) -> list[dict[str, Any]]:
 
 
 def is_several(dataset: Any) -> bool:
-    """Whether this is several datasets by name, such as a `DatasetDict`, and not one."""
+    """Whether the argument is several datasets by name, such as a `DatasetDict`."""
     return isinstance(dataset, Mapping) and "input_ids" not in dataset
 
 
@@ -105,7 +105,7 @@ def one_dataset(dataset: Any) -> Any:
 
 
 def refuse_splits(dataset: Any) -> None:
-    """Raises [`TranscoderError`] where several datasets were given for one."""
+    """Raises a [`TranscoderError`] if several datasets were given instead of one."""
     if is_several(dataset):
         names = list(map(str, dataset))
         raise TranscoderError(
@@ -122,10 +122,10 @@ def _integers(values) -> np.ndarray | None:
 
 
 def _array(values) -> np.ndarray:
-    """Of numbers in any form; what a tokenizer returns for one text has a row around it."""
+    """Numbers in any form as an array; the output of a tokenizer for one text has an additional dimension."""
     try:
         array = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
-    except ValueError:  # Lists of several lengths.
+    except ValueError:  # Lists of different lengths.
         return np.array([None])
     return array[0] if array.ndim == 2 and len(array) == 1 else array
 

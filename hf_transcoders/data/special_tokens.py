@@ -1,22 +1,22 @@
-"""From a text to the tokens that a model reads, with the special tokens at its beginning once."""
+"""Encode texts without duplicating the special tokens at their beginning."""
 
 from collections.abc import Sequence
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
     """
-    Token ids of a text, special tokens included, as its tokenizer gives them. A text that begins with them already, as a
-    chat template makes it, is left as it is: these are the ids of `apply_chat_template(tokenize=True)`.
+    Encodes a text with the special tokens of its tokenizer. If the text already begins with them, as from a chat template,
+    they are not added again: the ids are those of `apply_chat_template(tokenize=True)`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        text (`str`): The text.
+        text (`str`): Text to encode.
 
     Returns:
         `list[int]`
     """
     whole = list(tokenizer(text).input_ids)
-    # The beginning-of-sequence token, and in some models more. Words may be repeated too, but these are the text's own.
+    # The beginning-of-sequence token and, for some models, more. Repeated words are part of the text.
     for length in range(1, len(whole) // 2 + 1):
         if whole[:length] == whole[length : 2 * length]:
             plain = list(tokenizer(text, add_special_tokens=False).input_ids)
@@ -26,6 +26,6 @@ def encode_text(tokenizer, text: str) -> list[int]:
 
 
 def with_beginning(ids: Sequence[int], beginning: Sequence[int]) -> list[int]:
-    """Token ids behind those that a text begins with, unless they begin with these already."""
+    """Token ids prefixed with the special tokens, unless they already begin with them."""
     ids, beginning = list(ids), list(beginning)
     return ids if ids[: len(beginning)] == beginning else beginning + ids

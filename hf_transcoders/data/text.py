@@ -1,4 +1,4 @@
-"""Documents from the Hub, from local files, or from the offline source, in one column `text`."""
+"""Load documents from the Hub, from local files, or from the offline source."""
 
 import glob
 import os
@@ -20,34 +20,33 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
 
     Args:
         source (`str` or `os.PathLike`):
-            One of:
+            Source of the documents:
 
             - `"docstrings"`: the English docstrings of the installed packages, which needs no network
               (see [`docstring_texts`]);
-            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files, text in UTF-8,
-              compressed (`.jsonl.gz`) or not; a name that exists is that file, brackets and all. In a `.txt`
-              file the documents are the paragraphs between blank lines; a word-level WikiText file becomes its
-              articles, detokenized;
-            - the id of a dataset on the Hub, given to [`~datasets.load_dataset`].
+            - a local file, a folder, or a glob of `.txt`, `.jsonl`, `.json`, `.parquet` or `.csv` files, in UTF-8,
+              compressed (`.jsonl.gz`) or not; an existing file takes precedence over a glob. In a `.txt` file the
+              documents are the paragraphs between blank lines; a word-level WikiText file is split into its articles
+              and detokenized;
+            - the id of a dataset on the Hub, for [`~datasets.load_dataset`].
         split (`str`, *optional*, defaults to `"train"`):
-            Split to load. Local files are all of the split `train`; in a folder, file names such as `test.txt` tell.
+            Split to load. Local files belong to `train`; in a folder, file names such as `test.txt` determine the split.
         name (`str`, *optional*):
             Configuration of a Hub dataset, such as `"wikitext-103-raw-v1"`.
         text_column (`str`, *optional*):
-            Column that holds the text. By default `text`, or else the only column of strings.
+            Name of the column with the text. Defaults to `text`, or the only column of strings.
         streaming (`bool`, *optional*, defaults to `False`):
-            Read the documents as they are needed, instead of downloading and converting all of them first.
+            Whether to read documents when they are needed, instead of downloading and converting all of them first.
         limit (`int`, *optional*):
-            Keep the first `limit` documents.
+            Number of documents to keep.
 
     Returns:
-        [`~datasets.Dataset`], or [`~datasets.IterableDataset`] if `streaming`, with one column `text`. A dataset that
-        is already tokenized (it has a column `input_ids`, and no `text_column` was asked for) keeps that one instead, and
-        its `attention_mask`.
+        [`~datasets.Dataset`], or [`~datasets.IterableDataset`] if `streaming`, with one column `text`. A tokenized dataset
+        (with a column `input_ids`, and without `text_column`) keeps that column and its `attention_mask` instead.
 
     Raises:
-        [`TranscoderError`]: The source does not exist, cannot be reached or read, is empty, or has no column of text
-            that can be told from the others.
+        [`TranscoderError`]: the source does not exist, cannot be reached or read, is empty, or has no unambiguous column
+            of text.
     """
     from datasets import load_dataset
 
@@ -72,22 +71,22 @@ def load_texts(source, *, split="train", name=None, text_column=None, streaming=
             check_files(files, kind)
         read = _read_json if kind == "json" else _read_files
         dataset = read(source, kind, splits, split, text_column, streaming)
-        # What reports and configurations call it: the file, not the reader's name ("text") and not its folder.
+        # The name in reports and configurations: the file, not the name of the reader ("text") and not its folder.
         dataset.info.dataset_name = printable(os.path.basename(os.path.normpath(source)))
     if limit is None:
         return dataset
-    return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))
+    return dataset.take(limit) if streaming else dataset.select(range(min(limit, len(dataset))))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def hub_dataset_id(dataset):
     """
-    The id on the Hub that a dataset was downloaded from.
+    Returns the Hub id that a dataset was downloaded from.
 
     Args:
-        dataset ([`~datasets.Dataset`] or any other rows): What is asked about; packed and filtered ones still know it.
+        dataset ([`~datasets.Dataset`] or any other rows): Dataset, which may be packed and filtered.
 
     Returns:
-        `str`, or `None` where the dataset does not say: it is local, streamed, or no `datasets.Dataset`.
+        `str`, or `None` if it is not known: the dataset is local, streamed, or not a `datasets.Dataset`.
     """
     downloads = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
     for url in downloads:
@@ -97,13 +96,13 @@ def hub_dataset_id(dataset):
 
 
 def _local_files(source, name):
-    """The kind of the local files that a source names, and split -> files; `None` for a dataset that `datasets` finds."""
+    """The kind of the local files of a source, and split -> files; `None` for a dataset that `datasets` loads."""
     try:
         path = Path(source).expanduser()
     except RuntimeError as error:
         raise TranscoderError(f"There is no file {source!r}: {error}.") from error
     if path.is_dir():
-        # What describes its files itself, as a copy of a dataset on the Hub does, is read by that.
+        # A folder that describes its files, such as a copy of a dataset on the Hub, is loaded by `datasets`.
         if name is not None or _describes_itself(path):
             for file in path.rglob("*"):
                 if kind_of(file) == "json" and file.is_file():
@@ -112,7 +111,7 @@ def _local_files(source, name):
             return None
         return files_of_folder(path)
 
-    # A name that exists is that file, whatever a glob would make of it.
+    # An existing file takes precedence over a glob.
     files = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     if files:
         kinds = {kind_of(file) for file in files}
@@ -146,8 +145,8 @@ def _read_files(source, kind, splits, split, text_column, streaming):
     """Text, Parquet and CSV files, read by `datasets`."""
     from datasets import load_dataset
 
-    # A byte order mark is no part of the text. Pandas takes the first columns of rows with too many values for an index,
-    # so that all others move.
+    # A byte order mark is not part of the text. Pandas takes the first columns of rows with too many values as an index,
+    # which shifts all others.
     options = {
         "text": {"sample_by": "paragraph", "encoding": "utf-8-sig"},
         "csv": {"encoding": "utf-8-sig", "index_col": False},
@@ -159,7 +158,7 @@ def _read_files(source, kind, splits, split, text_column, streaming):
     first = _first_row(source, dataset)
     if kind != "text":
         return _select_text(source, dataset, first, text_column)
-    # Lines are put together again here, so that a WikiText article is seen as a whole.
+    # Lines are joined again, so that WikiText articles are complete.
     dataset = dataset.map(
         _split_documents, batched=True, **({} if streaming else {"desc": "Splitting into documents"})
     )
@@ -171,7 +170,7 @@ def _read_json(source, kind, splits, split, text_column, streaming):
     from datasets import ReadInstruction
 
     with _explained(source, local=True):
-        # A split may be a part, such as `train[:10%]`.
+        # A split may be a slice, such as `train[:10%]`.
         asked = ReadInstruction.from_spec(split)
         names = {part.splitname for part in asked.to_absolute(dict.fromkeys(splits, 1))}
         if len(names) > 1 or (streaming and split not in splits):
@@ -190,11 +189,11 @@ def _read_json(source, kind, splits, split, text_column, streaming):
     rows = [
         row for part in asked.to_absolute({name: len(dataset)}) for row in range(len(dataset))[part.from_ : part.to]
     ]
-    return dataset.select(rows)
+    return dataset.select(rows)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _first_row(source, dataset):
-    """The first row; a stream opens its files here, so their errors and their emptiness show here too."""
+    """The first row. A stream opens its files here, so errors and empty files are found here too."""
     with _explained(source, local=os.path.exists(source)):
         first = next(iter(dataset), None)
     if first is None:
@@ -204,11 +203,11 @@ def _first_row(source, dataset):
 
 @contextmanager
 def _explained(source, local=False):
-    """Turn what `datasets` raises for a source that it cannot find or read into one sentence."""
+    """Turn errors of `datasets` for a missing or unreadable source into one sentence."""
     try:
         yield
     except Exception as error:
-        # The builder's own error only says that there was one. Readers of damaged files fail in every way.
+        # The error of the builder has no reason. Readers of damaged files raise many kinds of errors.
         cause = error.__cause__ or error
         reason = printable(str(cause).strip().split("\n")[0].rstrip(".")[:300]) or "nothing in it could be read"
         advice = (
@@ -223,10 +222,10 @@ def _select_text(source, dataset, first, text_column):
     columns = dataset.column_names or list(first)
     if text_column is None and "input_ids" in columns:
         return dataset.select_columns([name for name in ("input_ids", "attention_mask") if name in columns])
-    # A copy is made of the features whenever they are asked for.
+    # Every access makes a copy of the features.
     features = dataset.features
     if features is None:
-        # A stream may not know its features before it is read.
+        # The features of a stream may be unknown before it is read.
         strings = [column for column in columns if isinstance(first[column], str)]
     else:
         strings = [
@@ -238,7 +237,7 @@ def _select_text(source, dataset, first, text_column):
 
 
 def _text_column(source, columns, strings, text_column):
-    """The column that holds the text, or the token ids."""
+    """The name of the column with the text or the token ids."""
     if text_column is None:
         if "input_ids" in columns:
             return "input_ids"

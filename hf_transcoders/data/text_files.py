@@ -1,4 +1,4 @@
-"""Which local files hold text, of which kind, and of which split."""
+"""Find local text files, their kinds and their splits."""
 
 import contextlib
 import os
@@ -14,23 +14,23 @@ from ..text.printable import printable
 
 logger = logging.get_logger(__name__)
 
-#: Suffix -> the reader of `datasets` for such files.
+#: Suffix -> reader of `datasets`.
 KINDS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-# What `datasets` takes the names of files and folders for.
+# Names of files and folders -> split, as in `datasets`.
 _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "dev": "validation",
     "val": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
-# The start of a compressed file that is looked at, and how much larger it may be once expanded: prose shrinks to a third,
-# logs to a fiftieth.
+# Size of the start of a compressed file that is checked, and its largest compression ratio: prose shrinks to a third, logs
+# to a fiftieth.
 _COMPRESSED_BYTES, _EXPANDED_BYTES, _LARGEST_RATIO = 1 << 18, 1 << 25, 200
 _START_BYTES = 1 << 16
 
 
 def kind_of(path: str | os.PathLike) -> str | None:
-    """The kind of a file by its name, in capitals or not, compressed or not; `None` for others."""
+    """The kind of a file by its name, in any case, compressed or not; `None` for other files."""
     name = os.path.basename(os.fspath(path)).lower()
     stem, suffix = os.path.splitext(name)
     if suffix in _COMPRESSIONS:
@@ -41,14 +41,14 @@ def kind_of(path: str | os.PathLike) -> str | None:
 
 def files_of_folder(folder: Path) -> tuple[str, dict[str, list[str]]]:
     """
-    The text files of a folder, hidden ones left out.
+    Finds the text files of a folder, except hidden ones.
 
     Returns:
-        `tuple[str, dict[str, list[str]]]`: The most common kind, and split -> its files. Names such as `test.txt` or
-        `validation/part.txt` tell the split; where none does, all files are of `train`.
+        `tuple[str, dict[str, list[str]]]`: the most common kind, and split -> files. Names such as `test.txt` or
+        `validation/part.txt` determine the split; without such names all files belong to `train`.
 
     Raises:
-        [`TranscoderError`]: there is none, or two kinds are equally common.
+        [`TranscoderError`]: there are no text files, or two kinds are equally common.
     """
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
@@ -97,7 +97,7 @@ def suffixes() -> str:
 
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike) -> Iterator:
-    """A file as bytes, expanded if its name says that it is compressed."""
+    """Opens a file for bytes, decompressed according to its name."""
     with open(path, "rb") as raw:
         with _expanded(path, raw) as file:
             yield file
@@ -121,7 +121,7 @@ def _expanded(path, raw):
     except TranscoderError:
         raise
     except Exception as error:
-        # Each of the libraries has errors of its own.
+        # Each library has its own errors.
         raise TranscoderError(
             f"{printable(path)} is not a whole {compression} file: copy or download it again."
         ) from error
@@ -129,11 +129,11 @@ def _expanded(path, raw):
 
 def check_files(files: Sequence[str], kind: str) -> None:
     """
-    Look at the start of files before a reader gets them.
+    Checks the start of files before they are read.
 
     Raises:
-        [`TranscoderError`]: a file cannot be read, is damaged, holds something else than its name says, or expands to many
-            times its size.
+        [`TranscoderError`]: a file cannot be read, is damaged, is of another kind than its name, or expands to many times
+            its size.
     """
     for path in files:
         try:
@@ -157,7 +157,7 @@ def check_files(files: Sequence[str], kind: str) -> None:
 
 
 def _check_expansion(path):
-    """Refuse a small file that would fill the disk, by what its start expands to."""
+    """Refuse a compressed file that would fill the disk, by the size of its expanded start."""
     if os.path.splitext(path)[1].lower() not in _COMPRESSIONS:
         return
     with open(path, "rb") as raw, _expanded(path, raw) as file:

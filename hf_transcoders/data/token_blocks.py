@@ -1,5 +1,6 @@
-"""Texts to measure on, and which of their tokens count."""
+"""Token blocks for evaluations, and masks of the tokens that count."""
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,42 +19,42 @@ from .rows import token_rows
 @dataclass(frozen=True)
 class BlockBatch(TextBatch):
     """
-    Some blocks of one forward pass.
+    A batch of blocks for one forward pass.
 
     Args:
-        mask (`torch.BoolTensor` of shape `(batch, longest)`): The tokens that count.
+        mask (`torch.BoolTensor` of shape `(batch, longest)`): Tokens that count.
     """
 
     mask: torch.Tensor
 
     @property
     def predicting(self) -> torch.Tensor:
-        """The tokens that count and have a next token in their block, `(batch, longest - 1)`."""
+        """Mask `(batch, longest - 1)` of the tokens that count and have a next token in their block."""
         return self.mask[:, :-1] & self.real[:, 1:]
 
     @property
     def labels(self) -> torch.Tensor:
-        """The next tokens of those, `(tokens,)`."""
+        """The next tokens `(tokens,)` of the predicting ones."""
         return self.input_ids[:, 1:][self.predicting]
 
 
 class TokenBlocks:
-    """The first blocks of a dataset, in memory: what each row says, without padding.
+    """The first blocks of a dataset in memory, without padding.
 
     Args:
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids` and, where they are padded, `attention_mask`; a map-style or iterable dataset, or a list.
-            It is read from its start, and no further than needed. What counts of a row is as in [`read_row`].
+            Rows with `input_ids` and, if they are padded, `attention_mask`, as a map-style or iterable dataset or a list.
+            It is read from its start as far as needed, see [`read_row`].
         max_tokens (`int`):
-            How many counted tokens are wanted; the last block may bring a few more.
+            Number of tokens that count; the last block may add a few more.
         skip_first (`int`):
-            Tokens at the start of every block that do not count.
+            Number of tokens at the start of every block that do not count.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens that do not count.
 
     Attributes:
-        texts (`Sequence[torch.LongTensor]`): The tokens of each block, `(tokens,)`. Block i is row i of the dataset.
-        masks (`Sequence[torch.BoolTensor]`): Which of them count.
+        texts (`Sequence[torch.LongTensor]`): Tokens `(tokens,)` of each block. Block i is row i of the dataset.
+        masks (`Sequence[torch.BoolTensor]`): Masks of the tokens that count.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class TokenBlocks:
             raise TranscoderError(f"max_tokens is {max_tokens}; give a number of at least 1.")
         if skip_first < 0:
             raise TranscoderError(f"skip_first is {skip_first}; give the number of positions to leave out, 0 or more.")
+        self.skip_first, self.special_token_ids = skip_first, list(special_token_ids or [])
         self.texts = _read(dataset, max_tokens, skip_first)
-        special = torch.tensor(list(special_token_ids or []), dtype=torch.long)
+        special = torch.tensor(self.special_token_ids, dtype=torch.long)
         self.masks = []
         for text in self.texts:
             mask = ~torch.isin(text, special) if len(special) else torch.ones(len(text), dtype=torch.bool)
@@ -80,55 +82,58 @@ class TokenBlocks:
 
     @property
     def tokens(self) -> int:
-        """How many tokens count."""
+        """Number of tokens that count."""
         return sum(int(mask.sum()) for mask in self.masks)
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each block."""
+        """Number of tokens of each block."""
         return [len(text) for text in self.texts]
 
     @cached_property
     def input_ids(self) -> torch.Tensor:
-        """All blocks, `(blocks, longest)`, padded on the right with 0."""
+        """Token ids of all blocks `(blocks, longest)`, padded on the right with 0."""
         return pad_sequence(self.texts, batch_first=True)
 
     @cached_property
     def mask(self) -> torch.Tensor:
-        """The tokens of `input_ids` that count, `(blocks, longest)`."""
+        """Mask `(blocks, longest)` of the tokens of `input_ids` that count."""
         return pad_sequence(self.masks, batch_first=True)
 
     def first(self, max_tokens: int) -> "TokenBlocks":
-        """The leading blocks that hold `max_tokens` counted tokens, or all of them where there are fewer."""
+        """The first blocks with `max_tokens` tokens that count, or all blocks if there are fewer."""
         seen, predicts, blocks = 0, False, 0
         for mask in self.masks:
             if seen >= max_tokens and predicts:
                 break
-            # Of a block of one counted token nothing is predicted.
+            # Nothing is predicted from a block of one token.
             seen, predicts, blocks = seen + int(mask.sum()), predicts or bool(mask[:-1].any()), blocks + 1
         return self._part(range(blocks))
 
     def split(self, parts: int) -> list["TokenBlocks"]:
-        """The blocks that count in `parts` runs of nearly equal length, fewer where there are fewer blocks."""
+        """Splits the blocks with tokens that count into `parts` consecutive groups, or fewer if there are fewer blocks."""
         counted = [number for number, mask in enumerate(self.masks) if mask.any()]
         parts = min(parts, len(counted))
         ends = [len(counted) * i // parts for i in range(parts + 1)]
         return [self._part(counted[start:end]) for start, end in itertools.pairwise(ends)]
 
     def _part(self, numbers: Iterable[int]) -> "TokenBlocks":
-        part = object.__new__(TokenBlocks)
+        part = copy.copy(self)
+        # Derived from the texts and masks of all blocks.
+        for name in ("input_ids", "mask"):
+            part.__dict__.pop(name, None)
         part.texts, part.masks = zip(*((self.texts[number], self.masks[number]) for number in numbers), strict=True)
         return part
 
     def batches(
         self, model: PreTrainedModel, batch_size: int, numbers: Sequence[int] | None = None
     ) -> Iterator[BlockBatch]:
-        """Blocks on the device of the model that will read them; see [`text_batches`].
+        """Batch blocks on the device of a model, see [`text_batches`].
 
         Args:
-            model ([`~transformers.PreTrainedModel`]): The model.
-            batch_size (`int`): Most blocks of one batch.
-            numbers (`Sequence[int]`, *optional*): Which blocks; all by default. Empty ones are in no batch.
+            model ([`~transformers.PreTrainedModel`]): Model that reads the blocks.
+            batch_size (`int`): Largest number of blocks per batch.
+            numbers (`Sequence[int]`, *optional*): Numbers of the blocks. All by default; empty blocks are left out.
 
         Raises:
             [`TranscoderError`]: the model cannot read a block.

@@ -1,4 +1,4 @@
-"""Tokens as text that tells them apart."""
+"""Decode tokens to distinguishable texts."""
 
 import re
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
     r"""
-    The text of each token on its own.
+    Decodes each token on its own.
 
-    A token that is part of a character is shown by its bytes, `\xe6\x9d`; one that the tokenizer does not have, such as the
-    rows that fill up a vocabulary, by its number, `<id 50300>`. Leading spaces that SentencePiece decoders drop are kept.
+    Tokens that are part of a character are shown as bytes, `\xe6\x9d`, and ids that the tokenizer does not have, such as
+    padding rows of a vocabulary, as `<id 50300>`. Leading spaces that SentencePiece decoders drop are kept.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
         ids (`Sequence[int]`): Token ids.
 
     Returns:
-        `list[str]`: one text for each id.
+        `list[str]`: one text per id.
     """
     ids = list(map(int, ids))
     pieces = {id_: _piece(tokenizer, id_) for id_ in dict.fromkeys(ids)}
@@ -30,19 +30,19 @@ def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """A token as a label, with the spaces at its ends and the line breaks to be seen: `␣the`, `⏎`."""
+    """A token as a label with visible spaces at its ends and visible line breaks: `␣the`, `⏎`."""
     text = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return "␣" * len(text) or "∅" if before == len(text) else "␣" * before + text.strip(" ") + "␣" * after
 
 
 def _piece(tokenizer, id_):
-    """What the vocabulary has for an id; `None` where it has nothing."""
+    """The entry of the vocabulary for an id; `None` if there is none."""
     try:
         (piece,) = tokenizer.convert_ids_to_tokens([id_])
     except (IndexError, KeyError, OverflowError):
         return None
-    # What some tokenizers answer for any number.
+    # The answer of some tokenizers for any id.
     is_filler = piece is not None and piece == getattr(tokenizer, "unk_token", None) and id_ != tokenizer.unk_token_id
     return None if is_filler else piece
 
@@ -59,7 +59,7 @@ def _text(tokenizer, id_, piece, text):
 
 
 def _byte_text(tokenizer, id_, byte):
-    """A token that stands for a byte: as its character where no other token does, such as the line break of Llama 2."""
+    """A byte token: as its character if there is no other token for it, such as the line break of Llama 2."""
     character = chr(byte)
     piece = "▁" if character == " " else character
     shown = character in "\n\r\t" or 0x20 <= byte < 0x7F
@@ -69,15 +69,15 @@ def _byte_text(tokenizer, id_, byte):
 
 
 def _bytes_text(piece, text):
-    """A piece of a byte-level vocabulary, in which every byte has a character of its own."""
+    """A piece of a byte-level vocabulary, in which every byte has its own character."""
     if all(character in _BYTES for character in piece):
         return bytes(_BYTES[character] for character in piece).decode("utf-8", "backslashreplace")
-    # The character itself, which decoders also write for what they cannot read.
+    # The character itself, which decoders also write for invalid bytes.
     return text if "\ufffd" in piece else None
 
 
 def _byte_characters() -> dict[str, int]:
-    """Character -> byte, as GPT-2 writes bytes: those that print are themselves, the others follow from 256 on."""
+    """Character -> byte in the encoding of GPT-2: printable bytes are themselves, and the others start at 256."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in set(shown)]
     return {chr(byte): byte for byte in shown} | {chr(256 + number): byte for number, byte in enumerate(hidden)}

@@ -1,4 +1,4 @@
-"""Turning the word-level WikiText files back into articles that read as they were written."""
+"""Convert word-level WikiText files back to articles."""
 
 import re
 
@@ -6,14 +6,14 @@ import re
 # Paragraphs with more unknown words than this are dropped.
 _MAX_UNKNOWN = 0.1
 
-# A heading stands between blank lines; a formula cut at its equals sign looks like one but does not.
-# Of several blank lines one is looked at: a longer match is tried anew from every line of a long gap.
+# A heading is between blank lines, unlike a formula that is cut at its equals sign. Only one blank line is matched: a longer
+# match would be tried again from every line of a long gap.
 _ARTICLE_START = re.compile(r"\n[^\S\n]*\n = (?![=\s]).+ = \n[^\S\n]*\n")
 _SECTION_HEADING = re.compile(r"=(?: =)* (.+?) =(?: =)*")
 
 
 def is_wikitext(text):
-    """Whether the text has the layout of the WikiText files, recognised by ` = Title = ` lines between blank ones."""
+    """Whether a text has the layout of WikiText files, recognized by ` = Title = ` lines between blank lines."""
     return _ARTICLE_START.search("\n" + text) is not None
 
 
@@ -29,7 +29,7 @@ def wikitext_articles(text):
             Content of a WikiText file, tokenized (`wiki.train.tokens`) or raw.
 
     Returns:
-        `list[str]`: One text per article that has any left, paragraphs separated by blank lines.
+        `list[str]`: one text per nonempty article, with paragraphs separated by blank lines.
     """
     text = "\n" + text
     starts = [match.start() for match in _ARTICLE_START.finditer(text)]
@@ -49,7 +49,7 @@ def _article(text):
             level = next(index for index, word in enumerate(words) if word != "=")
             if level == 1 and (paragraphs or headings):
                 continue  # a formula cut at its equals sign
-            # A heading replaces those of its level and below that no text has followed.
+            # A heading replaces earlier ones of its level and below without text.
             headings = [entry for entry in headings if entry[0] < level]
             headings.append((level, heading[1].split()))
         elif words.count("<unk>") <= _MAX_UNKNOWN * len(words):
@@ -62,7 +62,7 @@ def _article(text):
 _OPENING = re.compile(r"([(\[{$£€#]) ")
 _CLOSING = re.compile(r" ([,.;:!?)\]}%]|'(?:s|m|d|re|ve|ll)\b|n't\b)")
 _NUMBER_JOIN = re.compile(r" @([-,.])@ ")
-# The apostrophe of a contraction is split from the letter before it as well: "Don 't".
+# The apostrophe of a contraction is also split from the letter before it: "Don 't".
 _CONTRACTION = re.compile(r"n 't\b")
 _POSSESSIVE = re.compile(r"s '(?= )")
 _DOUBLE_QUOTED = re.compile(r'" ([^"]*?) "')
@@ -71,8 +71,7 @@ _NUMBER_RANGE = re.compile(r"(?<=\d) – (?=\d)")
 
 def detokenize(words):
     """
-    Join the words of one WikiText line as they were written: `a guest @-@ starring role , 9 @.@ 87 %` becomes
-    `a guest-starring role, 9.87%`.
+    Detokenizes one WikiText line: `a guest @-@ starring role , 9 @.@ 87 %` becomes `a guest-starring role, 9.87%`.
     """
     text = " ".join(words)
     text = _NUMBER_JOIN.sub(r"\1", text)

@@ -1,4 +1,4 @@
-"""Metrics of dictionaries, and the evaluators that measure them inside a language model.
+"""Evaluate dictionaries inside a language model, and measure drift.
 
 Names are imported on first use: `metrics` needs the `evaluate` library, the others do not.
 """

@@ -1,9 +1,9 @@
 from .drift import DriftProbe as DriftProbe
 from .drift import DriftReport as DriftReport
-from .drift import FeatureChange as FeatureChange
 from .drift import measure_drift as measure_drift
-from .evaluator import EvaluationReport as EvaluationReport
+from .evaluation_report import EvaluationReport as EvaluationReport
 from .evaluator import TranscoderEvaluator as TranscoderEvaluator
+from .feature_changes import FeatureChange as FeatureChange
 from .metrics import FVU as FVU
 from .metrics import KL as KL
 from .metrics import L0 as L0

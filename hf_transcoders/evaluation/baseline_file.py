@@ -1,4 +1,4 @@
-"""Baselines of drift as they stand in files, checked so that a model can be compared with what loads."""
+"""Check drift baselines that are read from files."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _METRICS = ("fvu", "normalized_mse", "l0", "ce_spliced", "kl_spliced")
 
 
 def read_facts(text: str, source: str) -> dict[str, Any]:
-    """The numbers of a baseline, with NaN for those that were not finite.
+    """Reads the metrics of a baseline, with NaN for numbers that were not finite.
 
     Raises:
         [`TranscoderError`]: an entry is missing or of the wrong kind.
@@ -43,17 +43,17 @@ def _check_numbers(holder, names, source):
 def check_tensors(
     tensors: Mapping[str, Tensor], sizes: Mapping[str, int], tokens: Tensor, kl_rows: list[int], blocks: Tensor
 ) -> None:
-    """Refuse tensors that are not those of a probe.
+    """Refuses tensors that do not belong to a probe.
 
     Args:
-        tensors (`Mapping[str, Tensor]`): What the file holds.
-        sizes (`Mapping[str, int]`): Features of each dictionary.
-        tokens (`Tensor` of shape `(groups,)`): Tokens of each group of blocks.
-        kl_rows (`list[int]`): Predictions of each batch that are compared.
-        blocks (`Tensor` of shape `(blocks, seq)`): The probe text.
+        tensors (`Mapping[str, Tensor]`): Tensors of the file.
+        sizes (`Mapping[str, int]`): Number of features of each dictionary.
+        tokens (`Tensor` of shape `(groups,)`): Number of tokens of each group of blocks.
+        kl_rows (`list[int]`): Number of predictions of each batch that are compared.
+        blocks (`Tensor` of shape `(blocks, seq)`): Token ids of the probe text.
 
     Raises:
-        [`TranscoderError`]: one is missing, of another shape or type, or out of its range.
+        [`TranscoderError`]: a tensor is missing, has another shape or type, or is out of range.
     """
     for name, size in sizes.items():
         for part, most in (("fired", tokens[:, None]), ("activation", math.inf)):
@@ -83,7 +83,7 @@ def _tensor(tensors, name, shape, whole=False):
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != shape or tensor.is_floating_point() == whole or tensor.is_complex():
         raise TranscoderError(f"'{name}' is missing, or of another shape or type")
-    # float8 does no arithmetic.
+    # There is no arithmetic in float8.
     if tensor.element_size() == 1 or (not whole and not tensor.isfinite().all()):
         raise TranscoderError(f"'{name}' is not of finite numbers")
     return tensor

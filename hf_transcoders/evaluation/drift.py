@@ -1,11 +1,10 @@
-"""How far a language model has moved from what it was, in terms of the features of its old transcoders.
+"""Measure how far a fine-tuned language model has drifted, by the features of transcoders of the original model.
 
-The same tokens are run before and after, so every comparison is paired. What a difference says about other text of the
-kind is uncertain; the uncertainty is found by leaving out one group of blocks after another (the jackknife), which needs
-no assumption about how the tokens of one text hang together.
+The same tokens are run before and after, so every comparison is paired. The uncertainty of a difference is estimated by
+leaving out one group of blocks after another (the jackknife), which makes no assumption about correlations between tokens
+of one text.
 """
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.token_blocks import TokenBlocks
 from ..dictionaries import named_dictionaries
 from ..errors import TranscoderError
-from ..features.feature_examples import FeaturePeaks, find_peaks
+from ..features.top_activations import TopActivations, find_top_activations
 from ..files import atomic_file
 from ..lm.architectures import locate
 from ..lm.modes import in_eval_mode
@@ -35,80 +34,44 @@ from ..text.strict_json import to_json
 from .baseline_file import check_tensors, read_facts
 from .evaluation_report import TOGETHER, format_number
 from .evaluator import ORIGINAL, TranscoderEvaluator
+from .feature_changes import (
+    FALSE_DISCOVERY_RATE,
+    MIN_FIRINGS,
+    TOLERANCE,
+    FeatureChange,
+    FeatureChanges,
+    discoveries,
+)
 from .statistics import LossStatistics, NextTokenComparison
 
 
 logger = logging.get_logger(__name__)
 
-# Groups of blocks that the jackknife leaves out in turn.
+# Largest number of groups of blocks for the jackknife.
 _MAX_GROUPS = 32
-# Before and after together. Features that fire less often are not judged: of a handful of firings the jackknife takes the
-# spread for smaller than it is.
-_MIN_FIRINGS = 20
-# A change, in nats, up to which a feature counts as the same: 10%. The same tokens are compared, so that far smaller changes
-# stand out from chance, and after a few steps every feature has one.
-_TOLERANCE = 0.1
-# Of the features that are listed as changed, the share that may have been listed by chance.
-_FALSE_DISCOVERY_RATE = 0.05
-# Places in which a feature fires most that its label is made of.
+# Top activations of a feature in its label.
 _LABEL_CONTEXTS = 3
 _RECONSTRUCTION_METRICS = ("fvu", "normalized_mse")
 
 
 @dataclass
-class FeatureChange:
-    r"""
-    A feature that fires otherwise than it did.
-
-    Args:
-        dictionary (`str`): Name of the dictionary.
-        feature (`int`): Number of the feature.
-        label (`str`, *optional*): Where it fired most at the baseline; `None` where it never did, or without tokenizer.
-        rate_before, rate_after (`float`): Share of tokens it fires on.
-        log_odds_change, log_odds_error (`float`):
-            Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
-        mean_before, mean_after (`float`): Mean activation over the tokens it fires on; 0 where it never does.
-        log_mean_change, log_mean_error (`float`):
-            Change in the logarithm of that mean, and its standard error; `nan` where it does not fire in at least two
-            groups of blocks, before and after.
-    """
-
-    dictionary: str
-    feature: int
-    label: str | None
-    rate_before: float
-    rate_after: float
-    log_odds_change: float
-    log_odds_error: float
-    mean_before: float
-    mean_after: float
-    log_mean_change: float
-    log_mean_error: float
-
-    @property
-    def description(self) -> str:
-        """The label, or why there is none."""
-        return self.label or ("" if self.rate_before else "never fired at the baseline")
-
-
-@dataclass
 class DriftReport:
     """
-    What a probe has found.
+    Result of a [`DriftProbe`].
 
     Args:
         dictionaries (`dict[str, dict[str, float]]`):
-            For each dictionary, of the old transcoder on the activations of now: `fvu`, `normalized_mse`, `l0`;
-            `ce_spliced`, the cross-entropy of the model of now with the reconstruction in place of the true output;
-            `kl_spliced`, the divergence of its predictions by that; and `features_changed`, the share of its features
-            whose firing rate or mean activation has changed by more than 10%, beyond what chance explains (features that
-            fire less than 20 times, before and after together, are not judged: more probe text judges more of them).
+            Metrics of each original dictionary on the current model: `fvu`, `normalized_mse`, `l0`; `ce_spliced`, the
+            cross-entropy with the reconstruction in place of the true output; `kl_spliced`, the divergence of the
+            predictions under this replacement; and `features_changed`, the share of features whose firing rate or mean
+            activation has changed by more than 10%, beyond chance (features that fire less than 20 times, before and
+            after together, are not judged: more probe text judges more of them).
         model (`dict[str, float]`):
-            `ce`, the cross-entropy of the model itself; `kl`, the mean KL divergence of its predictions from those at
-            the baseline, in nats; `top1_agreement` with them.
-        together (`dict[str, float]`, *optional*): `ce_spliced` and `kl_spliced` with every dictionary in place at once.
-        changed (`list[FeatureChange]`): The features that changed most, surest and largest first.
-        protocol (`dict`): Model, tokens, precision, as in [`EvaluationReport`], and how changes were judged.
+            Metrics of the current model: `ce`, its cross-entropy; `kl`, the mean KL divergence of its predictions from
+            those at the baseline, in nats; and `top1_agreement` with them.
+        together (`dict[str, float]`, *optional*): `ce_spliced` and `kl_spliced` with all dictionaries spliced in at once.
+        changed (`list[FeatureChange]`): Features that changed most, by the lower confidence bound of the change.
+        protocol (`dict`): Model, tokens and precision, as in [`EvaluationReport`], and thresholds of changed features.
     """
 
     dictionaries: dict[str, dict[str, float]]
@@ -118,17 +81,17 @@ class DriftReport:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def scalars(self, prefix: str = "probe/") -> dict[str, float]:
-        """Every number under one name: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
+        """All metrics in one `dict`: `probe/<dictionary>/fvu`, `probe/ce`, `probe/together/ce_spliced` ..."""
         groups = {f"{name}/": values for name, values in self.dictionaries.items()}
         groups |= {"": self.model, "together/": self.together or {}}
         return {f"{prefix}{group}{name}": value for group, values in groups.items() for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """The report as plain values."""
         return asdict(self)
 
-    def table(self) -> str:
-        """The numbers and the features that changed most, as plain text."""
+    def to_text(self) -> str:
+        """The metrics and the features that changed most, as text for a terminal."""
         lines = [f"model: {_facts(self.model)}"]
         lines += [f"{name}: {_facts(values)}" for name, values in self.dictionaries.items()]
         if self.together is not None:
@@ -144,36 +107,38 @@ class DriftReport:
             )
         return "\n".join(map(printable, lines))
 
+    __str__ = to_text
+
 
 class DriftProbe:
     """
-    Measures a model once, and later says how far it has moved.
+    Measures the drift of a language model from a baseline.
 
-    Everything is computed in the precision of the model's weights, in eval mode and without gradients; the model is left
-    as it was found. The same model gives the same numbers, and no change.
+    Everything is computed in the precision of the model's weights, in eval mode and without gradients, and the model is
+    left unchanged. The same model gives the same metrics and no changed features.
 
     Args:
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Dictionaries trained on the model before it changes.
         dataset (`Iterable[Mapping]`):
-            The probe: rows with `input_ids` and, where they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
+            Probe text: rows with `input_ids` and, if they are padded, `attention_mask`, as for [`TranscoderEvaluator`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Turns tokens back to text, for the labels of features. Without it they have none.
+            Tokenizer that decodes tokens for the labels of features. Without it features have no labels.
         num_features (`int`, *optional*, defaults to 20):
-            How many of the features that changed most a report names.
+            Number of changed features in a report.
         max_tokens (`int`, *optional*, defaults to 16,384):
-            Tokens for fidelity and features.
+            Number of tokens for fidelity and features.
         max_loss_tokens (`int`, *optional*, defaults to 4,096):
-            Tokens for cross-entropies, which cost part of a forward for each dictionary.
+            Number of tokens for cross-entropies, which cost part of a forward pass for each dictionary.
         max_kl_tokens (`int`, *optional*, defaults to 256):
-            Tokens whose predictions at the baseline are kept, `vocab_size` numbers each, to compare later ones with. 0
-            leaves out `kl` and `top1_agreement`.
+            Number of tokens whose logits at the baseline are kept, `vocab_size` numbers each. 0 leaves out `kl` and
+            `top1_agreement`.
         batch_size (`int`, *optional*, defaults to 8):
-            Blocks per forward.
+            Number of blocks per forward pass.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
+            Number of tokens at the start of every block that are left out, as in [`TranscoderEvaluator`].
         special_token_ids (`Sequence[int]`, *optional*):
-            Tokens that are left out wherever they stand.
+            Tokens that are left out everywhere.
 
     Example:
 
@@ -181,7 +146,7 @@ class DriftProbe:
     >>> probe = DriftProbe(transcoders, pack_tokens(probe_texts, tokenizer), tokenizer=tokenizer)
     >>> probe.take_baseline(model)
     >>> finetune(model)
-    >>> print(probe.measure(model).table())
+    >>> print(probe.measure(model))
     ```
     """
 
@@ -207,35 +172,33 @@ class DriftProbe:
         self.max_loss_tokens = max_loss_tokens
         self.max_kl_tokens = max_kl_tokens
         self.batch_size = batch_size
-        self.skip_first = skip_first
-        self.special_token_ids = list(special_token_ids or [])
         self.blocks = TokenBlocks(
             dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
         )
         if sum(bool(mask.any()) for mask in self.blocks.masks) < 2:
             raise TranscoderError(
-                "The probe text is a single block, which cannot tell a change from chance: give at least two, better some "
-                "dozens."
+                "The probe text is a single block, which cannot tell a change from chance: give at least two, or better a few "
+                "dozen."
             )
         self.groups = self.blocks.split(_MAX_GROUPS)
         self.baseline: _Measurement | None = None
 
     def check(self, model: torch.nn.Module) -> None:
         """
-        Raises [`TranscoderError`] where the dictionaries are not those of `model`.
+        Raises a [`TranscoderError`] if the dictionaries do not fit the model.
         """
         model = language_model(model)
         self._evaluator(model).check(self.dictionaries)
 
     def take_baseline(self, model: torch.nn.Module) -> None:
         """
-        Measures the model that later ones are compared with.
+        Measures the baseline that later models are compared with.
 
         Args:
-            model (`torch.nn.Module`): The model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
+            model (`torch.nn.Module`): Language model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
 
         Raises:
-            [`TranscoderError`]: the dictionaries are not those of this model.
+            [`TranscoderError`]: the dictionaries do not fit this model.
         """
         self.check(model)
         self.baseline = self._measure(language_model(model), first=True)
@@ -251,7 +214,7 @@ class DriftProbe:
         Compares a model with the baseline.
 
         Args:
-            model (`torch.nn.Module`): As for [`~DriftProbe.take_baseline`].
+            model (`torch.nn.Module`): Same as in [`~DriftProbe.take_baseline`].
 
         Returns:
             [`DriftReport`]
@@ -264,7 +227,7 @@ class DriftProbe:
         return self._report(self._measure(language_model(model)))
 
     def baseline_report(self) -> DriftReport:
-        """The baseline, compared with itself."""
+        """The report of the baseline compared with itself."""
         return self._report(self.baseline)
 
     # ---------------------------------------------------------------------------------------------------- measuring
@@ -272,12 +235,9 @@ class DriftProbe:
     def _evaluator(self, model):
         return TranscoderEvaluator(
             model,
-            [{"input_ids": text} for text in self.blocks.texts],
+            self.blocks,
             batch_size=self.batch_size,
-            max_tokens=sum(self.blocks.lengths),
             max_loss_tokens=self.max_loss_tokens,
-            skip_first=self.skip_first,
-            special_token_ids=self.special_token_ids,
             progress=False,
         )
 
@@ -292,7 +252,11 @@ class DriftProbe:
             by_group = [evaluator.measure_fidelity(named, blocks) for blocks in self.groups]
             losses = evaluator.measure_losses(named, together=together)
             logits = self._kl_logits(model)
-            peaks = self._find_peaks(model) if first and self.tokenizer is not None else {}
+            top = {}
+            if first and self.tokenizer is not None:
+                top = find_top_activations(
+                    model, named, self.blocks, num_contexts=_LABEL_CONTEXTS, batch_size=self.batch_size
+                )
         fired, activation, metrics = {}, {}, {}
         for name in named:
             fired[name] = torch.stack([features[name].sums["fired"] for _, features in by_group]).cpu()
@@ -316,7 +280,7 @@ class DriftProbe:
             fired=fired,
             activation=activation,
             kl_logits=logits,
-            peaks=peaks,
+            top_activations=top,
             protocol=protocol,
         )
 
@@ -324,7 +288,7 @@ class DriftProbe:
         return self.blocks.first(self.max_kl_tokens) if self.max_kl_tokens else None
 
     def _kl_logits(self, model) -> list[Tensor]:
-        """Logits of a few blocks each, in the order of the blocks, `(tokens, vocab_size)`."""
+        """Logits `(tokens, vocab_size)` of a few blocks each, in the order of the blocks."""
         if self.max_kl_tokens == 0:
             return []
         blocks = self._kl_blocks()
@@ -334,14 +298,9 @@ class DriftProbe:
             parts = logits_of(model, rows).float().cpu().split(batch.predicting.sum(1).tolist())
             for number, part in zip(batch.numbers, parts, strict=True):
                 logits[number] = part
-        # Together, as they were before blocks could differ in length: files of earlier runs stay readable.
+        # In batches of blocks, as in files of earlier versions, which remain readable.
         chunks = [logits[start : start + self.batch_size] for start in range(0, len(logits), self.batch_size)]
         return [torch.cat([part for part in chunk if len(part)]) for chunk in chunks if any(map(len, chunk))]
-
-    def _find_peaks(self, model):
-        return find_peaks(
-            model, self.dictionaries, self.blocks, num_contexts=_LABEL_CONTEXTS, batch_size=self.batch_size
-        )
 
     # ---------------------------------------------------------------------------------------------------- comparing
 
@@ -349,10 +308,12 @@ class DriftProbe:
         before = self.baseline
         tokens = torch.tensor([group.tokens for group in self.groups], dtype=torch.float64)
         changes = {
-            name: _Changes(tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name])
+            name: FeatureChanges(
+                tokens, before.fired[name], before.activation[name], now.fired[name], now.activation[name]
+            )
             for name in self.dictionaries
         }
-        significant = _discoveries({name: change.p_values() for name, change in changes.items()})
+        significant = discoveries({name: change.p_values() for name, change in changes.items()})
         dictionaries = {
             name: {**now.metrics[name], "features_changed": significant[name].double().mean().item()}
             for name in self.dictionaries
@@ -366,9 +327,9 @@ class DriftProbe:
                 **now.protocol,
                 "kl_tokens": sum(map(len, before.kl_logits)),
                 "groups": len(self.groups),
-                "false_discovery_rate": _FALSE_DISCOVERY_RATE,
-                "min_firings": _MIN_FIRINGS,
-                "tolerance": _TOLERANCE,
+                "false_discovery_rate": FALSE_DISCOVERY_RATE,
+                "min_firings": MIN_FIRINGS,
+                "tolerance": TOLERANCE,
             },
         )
 
@@ -384,7 +345,7 @@ class DriftProbe:
             if old.shape != new.shape:
                 raise TranscoderError(
                     f"The baseline has predictions over {old.shape[-1]} tokens and this model over {new.shape[-1]}: compare "
-                    "models of one vocabulary."
+                    "models with the same vocabulary."
                 )
             statistics.update(*NextTokenComparison(old, its_labels)(new))
         computed = statistics.compute()
@@ -406,28 +367,28 @@ class DriftProbe:
         ]
 
     def _label(self, name, feature):
-        if self.tokenizer is None or name not in self.baseline.peaks:
+        if self.tokenizer is None or name not in self.baseline.top_activations:
             return None
-        return self.baseline.peaks[name].label(feature, self.blocks.texts, self.tokenizer)
+        return self.baseline.top_activations[name].label(feature, self.blocks.texts, self.tokenizer)
 
     # ---------------------------------------------------------------------------------------------------- files
 
     def save_baseline(self, path: str | os.PathLike) -> None:
-        """Writes the baseline to a safetensors file, so that a run that continues later is compared with the same one."""
+        """Writes the baseline to a safetensors file, to continue a run later with the same baseline."""
         tensors, metadata = self.baseline.to_tensors(self._input_ids())
         with atomic_file(path) as partial:
             save_file(tensors, partial, metadata)
 
     def _input_ids(self) -> Tensor:
-        """The probe text, `(blocks, longest)`, with -1 where there is none: 0 is a token."""
+        """Token ids of the probe text, `(blocks, longest)`, padded with -1."""
         return pad_sequence(self.blocks.texts, batch_first=True, padding_value=-1)
 
     def load_baseline(self, path: str | os.PathLike) -> None:
         """
-        Reads what [`~DriftProbe.save_baseline`] wrote.
+        Reads a baseline written by [`~DriftProbe.save_baseline`].
 
         Raises:
-            [`TranscoderError`]: it was taken with other dictionaries or on other probe text, or is damaged.
+            [`TranscoderError`]: the file is damaged, or of other dictionaries or other probe text.
         """
         sizes = {name: d.config.num_features for name, d in self.dictionaries.items()}
         try:
@@ -441,18 +402,18 @@ class DriftProbe:
                 check_tensors(tensors, sizes, tokens, self._kl_rows(), self._input_ids())
         except Exception as error:
             raise TranscoderError(
-                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): remove it, and drift is measured from the model "
-                "as it is."
+                f"{path} cannot be read ({printable(error)[:300].rstrip('.')}): delete it to measure drift from the current "
+                "model."
             ) from error
         if found != sizes or not same_text:
             raise TranscoderError(
                 f"The baseline in {path} was taken with other transcoders or on other probe text: continue with the same "
-                "ones, or begin in a new folder."
+                "ones, or start in a new folder."
             )
         self.baseline = _Measurement.from_tensors(facts, tensors)
 
     def _kl_rows(self) -> list[int]:
-        """How many predictions of each batch are compared."""
+        """Number of compared predictions in each batch."""
         if self.max_kl_tokens == 0:
             return []
         counts = [int(mask[:-1].sum()) for mask in self._kl_blocks().masks]
@@ -468,11 +429,11 @@ def measure_drift(
     **kwargs,
 ) -> DriftReport:
     """
-    How far one model is from another, in terms of the features of the first one's transcoders.
+    Measures the drift between two models, by the features of transcoders of the first.
 
     Args:
-        before, after (`torch.nn.Module`): A model as it was, and fine-tuned.
-        transcoders, dataset, kwargs: As for [`DriftProbe`].
+        before, after (`torch.nn.Module`): Original and fine-tuned model.
+        transcoders, dataset, kwargs: Same as in [`DriftProbe`].
 
     Returns:
         [`DriftReport`]
@@ -480,7 +441,7 @@ def measure_drift(
     Example:
 
     ```python
-    >>> print(measure_drift(base, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer).table())
+    >>> print(measure_drift(model, finetuned, transcoders, pack_tokens(texts, tokenizer), tokenizer=tokenizer))
     ```
     """
     probe = DriftProbe(transcoders, dataset, **kwargs)
@@ -490,7 +451,7 @@ def measure_drift(
 
 @dataclass
 class _Measurement:
-    """One model on the probe text: metrics, and for each dictionary its features' sums `(groups, num_features)`."""
+    """Measurement of one model: metrics, and sums `(groups, num_features)` over the features of each dictionary."""
 
     metrics: dict[str, dict[str, float]]
     ce: float
@@ -498,15 +459,15 @@ class _Measurement:
     fired: dict[str, Tensor]
     activation: dict[str, Tensor]
     kl_logits: list[Tensor]
-    peaks: dict[str, FeaturePeaks]
+    top_activations: dict[str, TopActivations]
     protocol: dict[str, Any]
 
     def to_tensors(self, input_ids: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {"input_ids": input_ids.contiguous()}
         for name in self.fired:
             tensors |= {f"{name}/fired": self.fired[name], f"{name}/activation": self.activation[name]}
-        for name, peaks in self.peaks.items():
-            tensors |= {f"{name}/peaks/{part}": getattr(peaks, part) for part in ("values", "rows", "positions")}
+        for name, top in self.top_activations.items():
+            tensors |= {f"{name}/peaks/{part}": getattr(top, part) for part in ("values", "rows", "positions")}
         tensors |= {f"kl_logits/{i:05d}": logits for i, logits in enumerate(self.kl_logits)}
         facts = {key: getattr(self, key) for key in ("metrics", "ce", "together", "protocol")}
         return tensors, {"facts": to_json(facts, indent=None)}
@@ -519,94 +480,12 @@ class _Measurement:
             fired={name: tensors[f"{name}/fired"] for name in names},
             activation={name: tensors[f"{name}/activation"] for name in names},
             kl_logits=[tensors[key] for key in sorted(tensors) if key.startswith("kl_logits/")],
-            peaks={
-                name: FeaturePeaks(*(tensors[f"{name}/peaks/{part}"] for part in ("values", "rows", "positions")))
+            top_activations={
+                name: TopActivations(*(tensors[f"{name}/peaks/{part}"] for part in ("values", "rows", "positions")))
                 for name in names
                 if f"{name}/peaks/values" in tensors
             },
         )
-
-
-class _Changes:
-    """What changed in the features of one dictionary, with standard errors; all `(num_features,)`, in float64."""
-
-    def __init__(self, tokens, fired_before, activation_before, fired_after, activation_after):
-        self.tokens = tokens.sum()
-        self.before, self.after = (fired_before, activation_before), (fired_after, activation_after)
-        self.groups = len(tokens)
-
-        def change(function):
-            def difference(select):
-                old = function(select(tokens), *(select(sums) for sums in self.before))
-                return function(select(tokens), *(select(sums) for sums in self.after)) - old
-
-            whole = difference(lambda sums: sums.sum(0))
-            left_out = torch.stack([difference(lambda sums, g=g: sums.sum(0) - sums[g]) for g in range(self.groups)])
-            deviation = (left_out - left_out.mean(0)).square().sum(0)
-            return whole, (deviation * (self.groups - 1) / self.groups).sqrt()
-
-        self.log_odds, self.log_odds_error = change(_log_odds)
-        self.log_mean, self.log_mean_error = change(_log_mean)
-
-    def p_values(self) -> Tensor:
-        """`(2, num_features)`: of the firing rates, and of the mean activations; 1 for features that fire too rarely."""
-        p_values = torch.stack(
-            [
-                _p_value(self.log_odds, self.log_odds_error, self.groups),
-                _p_value(self.log_mean, self.log_mean_error, self.groups),
-            ]
-        )
-        firings = self.before[0].sum(0) + self.after[0].sum(0)
-        return p_values.where(firings >= _MIN_FIRINGS, 1.0)
-
-    def sizes(self) -> Tensor:
-        """The change that there is at least, with 95% confidence: the larger of the two, in nats."""
-        least = [
-            change.abs() - 1.96 * error
-            for change, error in ((self.log_odds, self.log_odds_error), (self.log_mean, self.log_mean_error))
-        ]
-        return torch.stack(least).nan_to_num(-math.inf).amax(0)
-
-    def facts(self, feature: int) -> dict[str, float]:
-        facts = {}
-        for when, (fired, activation) in (("before", self.before), ("after", self.after)):
-            fired, activation = fired[:, feature].sum(), activation[:, feature].sum()
-            facts[f"rate_{when}"] = (fired / self.tokens).item()
-            facts[f"mean_{when}"] = (activation / fired.clamp(min=1)).item()
-        for key in ("log_odds", "log_mean"):
-            facts[f"{key}_change"] = getattr(self, key)[feature].item()
-            facts[f"{key}_error"] = getattr(self, f"{key}_error")[feature].item()
-        return facts
-
-
-def _log_odds(tokens, fired, activation):
-    return ((fired + 0.5) / (tokens - fired + 0.5)).log()
-
-
-def _log_mean(tokens, fired, activation):
-    return (activation / fired).log()
-
-
-def _p_value(change: Tensor, error: Tensor, groups: int) -> Tensor:
-    """
-    How likely such a change is by chance where the true one is within the tolerance: two-sided, by Student's t with
-    `groups - 1` degrees of freedom; 1 where the change itself is within it, or none was measured.
-    """
-    freedom = groups - 1
-    excess = (change.abs() - _TOLERANCE).clamp(min=0)
-    square = (excess / error).square().where(excess != 0, 0)
-    # Wallace (1959): the normal deviate that is as unlikely as a t.
-    normal = (freedom * (square / freedom).log1p()).sqrt() * (8 * freedom + 1) / (8 * freedom + 3)
-    return torch.special.erfc(normal / math.sqrt(2)).nan_to_num(1.0)
-
-
-def _discoveries(p_values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The features one of whose p-values is small enough among all of them (Benjamini and Hochberg 1995)."""
-    ordered = torch.cat([values.flatten() for values in p_values.values()]).sort().values
-    ranks = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype)
-    accepted = ordered[ordered <= ranks * _FALSE_DISCOVERY_RATE / len(ordered)]
-    threshold = accepted[-1] if len(accepted) else -1.0
-    return {name: (values <= threshold).any(0) for name, values in p_values.items()}
 
 
 def _spliced(losses, name) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What an evaluation found, and under which protocol."""
+"""The report of an evaluation: metrics and protocol."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from ..text.strict_json import finite, read_json, to_json
 from .report_file import check_report
 
 
-#: Metric -> the heading it gets in tables. Also their order.
+#: Metric -> its heading in tables, in their order.
 METRICS = {
     "l0": "L0",
     "l1": "L1",
@@ -45,7 +45,7 @@ METRICS = {
     "dead_fraction": "dead fraction",
 }
 
-#: The ones shown when many dictionaries are listed below each other.
+#: Metrics in tables with one row per dictionary.
 HEADLINE_METRICS = (
     "l0",
     "fvu",
@@ -57,7 +57,7 @@ HEADLINE_METRICS = (
     "dead_fraction",
 )
 
-#: What the language model does with a dictionary in place, and with its output ablated instead.
+#: Metrics of the language model with a dictionary spliced in, and with its output ablated.
 REPLACEMENT_METRICS = (
     "ce_spliced",
     "ce_mean_ablated",
@@ -70,26 +70,26 @@ REPLACEMENT_METRICS = (
     "top1_agreement_zero_ablated",
 )
 
-# Finite whatever a dictionary does, unless something is broken; the others may be the ratio to a variance or damage of 0.
+# Finite for every intact dictionary; the others are ratios whose denominator may be 0.
 _ALWAYS_FINITE = ("l0", "l1", "mse", "ce_original", "ce_spliced", "ce_zero_ablated", "ce_mean_ablated", "kl")
 
-#: Name under which a whole set spliced in at once is listed.
+#: Name for all dictionaries spliced in at once.
 TOGETHER = "all together"
 
-# So many dictionaries stand beside each other with all their metrics; more stand below each other with a few.
+# Largest number of dictionaries with one column each and all metrics; more have one row each with the headline metrics.
 _NARROW = 4
 
 
 @dataclass
 class EvaluationReport:
-    """The numbers of one evaluation.
+    """The metrics of one evaluation.
 
     Args:
         dictionaries (`dict[str, dict]`):
-            For each dictionary its `metrics` (`dict[str, float]`, named as in [`~evaluation_report.METRICS`]), its
-            `density_histogram` and its `config` (sites, size and activation).
+            `metrics` (`dict[str, float]`, named as in [`~evaluation_report.METRICS`]), `density_histogram` and `config`
+            (sites, size and activation) of each dictionary.
         protocol (`dict`):
-            How they were measured: model and revision, data, tokens, positions left out, ablations, precision,
+            Conditions of the measurement: model and revision, data, tokens, positions left out, ablations, precision,
             versions.
         together (`dict[str, float]`, *optional*):
             Loss metrics with all dictionaries spliced in at once, against all their outputs ablated at once.
@@ -101,10 +101,10 @@ class EvaluationReport:
 
     def of(self, name: str) -> dict[str, Any]:
         """
-        What `config.evaluation` of one dictionary keeps, so that its numbers travel with its weights.
+        The evaluation of one dictionary, for the field `evaluation` of its configuration.
 
         Args:
-            name (`str`): The dictionary's name in the report.
+            name (`str`): Name of the dictionary in the report.
 
         Returns:
             `dict`: `metrics`, `density_histogram` and `protocol`, with `None` for numbers that are not finite.
@@ -120,10 +120,10 @@ class EvaluationReport:
 
     def save_into(self, folder: str | os.PathLike) -> None:
         """
-        Writes the numbers into the `config.json` of saved dictionaries, in the field `evaluation`.
+        Writes the evaluation into the `config.json` of saved dictionaries, in the field `evaluation`.
 
         Args:
-            folder (`str` or `os.PathLike`): Of the dictionary or set that was measured.
+            folder (`str` or `os.PathLike`): Folder of the evaluated dictionary or set.
         """
         folder = Path(folder)
         before: dict[Path, tuple | None] = {}
@@ -143,7 +143,7 @@ class EvaluationReport:
             return {name: (path, parse_saved(opening(path).read_bytes(), str(path))) for name, path in paths.items()}
 
         configs = read_settled(folder, read)
-        # All at once, and only where the folder still holds what was read: else it would have weights of another save.
+        # All files at once, and only if the folder was not saved again meanwhile.
         with atomic_directory(folder, unchanged=before) as partial:
             for name, (path, config) in configs.items():
                 target = partial / path.relative_to(folder)
@@ -155,7 +155,7 @@ class EvaluationReport:
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence for each dictionary whose numbers are not finite, so that they say nothing of it."""
+        """A sentence for each dictionary whose metrics are not finite."""
         found = []
         for name, values in self.columns().items():
             numbers = {metric: values[metric] for metric in _ALWAYS_FINITE if metric in values}
@@ -173,7 +173,7 @@ class EvaluationReport:
         return {name: entry["metrics"] for name, entry in self.dictionaries.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, with `None` for numbers that are not finite, and `warnings` if there are any."""
+        """The report as plain values, with `None` for numbers that are not finite, and `warnings` if there are any."""
         content = finite(asdict(self))
         return {**content, "warnings": self.warnings} if self.warnings else content
 
@@ -183,13 +183,13 @@ class EvaluationReport:
 
     @classmethod
     def load_json(cls, path: str | os.PathLike) -> "EvaluationReport":
-        """Read a report that [`~EvaluationReport.save_json`] wrote; numbers that were not finite come back as `nan`.
+        """Read a report written by [`~EvaluationReport.save_json`]; numbers that were not finite are `nan`.
 
         Raises:
-            [`TranscoderError`]: the file cannot be read, or is not such a report.
+            [`TranscoderError`]: the file cannot be read, or is not a report.
         """
         content = read_json(path)
-        # Follow from the numbers.
+        # Computed from the metrics.
         content.pop("warnings", None)
         check_report(content, str(path), TOGETHER)
         report = cls(**content)
@@ -198,23 +198,25 @@ class EvaluationReport:
         return report
 
     def columns(self) -> dict[str, dict[str, float]]:
-        """Metrics by dictionary, and under `"all together"` those of the whole set."""
+        """Metrics by dictionary, and those of the whole set under `"all together"`."""
         columns = self.metrics
         if self.together is not None:
             columns[TOGETHER] = self.together
         return columns
 
-    def table(self) -> str:
-        """Numbers and protocol as aligned plain text."""
+    def to_text(self) -> str:
+        """Metrics and protocol as aligned text for a terminal."""
         head, *rows = self._cells()
         parts = [aligned(head, rows)]
         parts += [f"{title}:\n\n{aligned(cells[0], cells[1:])}" for title, cells in self._replacement()]
         parts.append(paired(self.protocol_lines()))
-        # Last, where a terminal stands.
+        # Last, next to the prompt of the terminal.
         return "\n\n".join([*parts, *(f"WARNING: {printable(text)}" for text in self.warnings)])
 
+    __str__ = to_text
+
     def markdown(self) -> str:
-        """The same for a model card."""
+        """Metrics and protocol as Markdown."""
         head, *rows = self._cells()
         parts = [table(head, rows)]
         parts += [f"{title}:\n\n{table(cells[0], cells[1:])}" for title, cells in self._replacement()]
@@ -258,7 +260,7 @@ class EvaluationReport:
         return self._row_each(HEADLINE_METRICS)
 
     def _replacement(self) -> list[tuple[str, list[list[str]]]]:
-        """Of a set that was measured as a whole, and whose first table has the headlines only: what is behind them."""
+        """A table of replacement metrics, for a set whose first table has the headline metrics only."""
         if self.together is None or len(self.columns()) <= _NARROW:
             return []
         original = format_number(self.together["ce_original"])
@@ -276,19 +278,19 @@ class EvaluationReport:
         ]
 
     def _measured(self, metrics: Iterable[str]) -> list[str]:
-        """Those that some dictionary has: a report of an earlier version does not know all of them."""
+        """The metrics that some dictionary has: reports of earlier versions lack some of them."""
         return [metric for metric in metrics if any(metric in values for values in self.columns().values())]
 
 
 def block_lengths(protocol: Mapping[str, Any]) -> str:
-    """How many tokens the blocks of a measurement have, such as `128` or `12 to 128`."""
+    """Number of tokens in the blocks of a measurement, such as `128` or `12 to 128`."""
     longest = protocol["sequence_length"]
     shortest = protocol.get("shortest_sequence", longest)
     return f"{longest}" if shortest == longest else f"{shortest} to {longest}"
 
 
 def format_number(value: float | None) -> str:
-    """Four significant digits, and a dash for what was not measured."""
+    """A number with four significant digits, or a dash if it was not measured."""
     if value is None:
         return "-"
     if value == 0 or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Measuring dictionaries inside the language model they were made for."""
+"""Evaluate dictionaries inside their language model."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -50,7 +50,10 @@ logger = logging.get_logger(__name__)
 # Elements of the largest temporaries: features of some tokens, logits of some positions.
 _MAX_ELEMENTS = 2**23
 
-# How many changed models keep their final hidden states before their losses are computed together.
+# Tokens for fidelity, sparsity and dead features by default.
+_MAX_TOKENS = 100_000
+
+# Number of changed models whose final hidden states are kept until their losses are computed together.
 _MAX_PENDING = 16
 
 #: Key of the unchanged model among the losses.
@@ -60,51 +63,52 @@ ORIGINAL = ("original", "")
 class TranscoderEvaluator:
     """Measures fidelity, sparsity and loss of dictionaries on a dataset of token blocks.
 
-    Nothing is computed twice: one forward of the base model that ends at the last site feeds the fidelity of all
-    dictionaries and the means for the mean-ablation; the losses of the unchanged and the ablated model are shared by
-    dictionaries with the same output; a changed model is run from the first block that the change can reach.
+    Nothing is computed twice: one forward pass of the base model up to the last site serves the fidelity of all
+    dictionaries and the means for mean-ablation; the losses of the unchanged and the ablated model are shared by
+    dictionaries with the same output site; a changed model is run from the first block that the change can reach.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The causal language model.
+            Causal language model.
         dataset (`Iterable[Mapping]`):
-            Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`: each text gives the
-            numbers that it gives alone (see [`read_row`]).
+            Rows with `input_ids`, such as those of [`pack_tokens`], or padded rows with `attention_mask`, which give the same
+            metrics as without padding (see [`read_row`]); or [`TokenBlocks`].
         batch_size (`int`, *optional*, defaults to 8):
-            Blocks per forward.
+            Number of blocks per forward pass.
         max_tokens (`int`, *optional*, defaults to 100,000):
-            Tokens for fidelity, sparsity and dead features.
+            Number of tokens for fidelity, sparsity and dead features.
         max_loss_tokens (`int`, *optional*, defaults to 20,000):
-            Tokens for losses, which cost a forward for each dictionary and ablation. At most `max_tokens` are used.
+            Number of tokens for losses, which cost a forward pass for each dictionary and ablation. At most `max_tokens` are
+            used.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start of every block that are left out of all metrics and keep their true activation.
+            Number of tokens at the start of every block that are left out of all metrics and keep their true activation.
             Models use the first token as an attention sink, with activations hundreds of times the usual norm;
             a dictionary that was not trained on it should not be judged on it.
         special_token_ids (`Sequence[int]`, *optional*):
-            Tokens that are treated in the same way wherever they stand.
+            Tokens that are left out everywhere in the same way.
         dataset_name, dataset_split (`str`, *optional*):
-            How the report names the data. By default what a `datasets.Dataset` knows about itself.
+            Name and split of the data in the report. Defaults to those of a `datasets.Dataset`.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show progress bars.
 
     Example:
 
     ```python
-    >>> evaluator = TranscoderEvaluator(base, held_out_blocks)
+    >>> evaluator = TranscoderEvaluator(model, held_out_blocks)
     >>> report = evaluator.evaluate(transcoders)
-    >>> print(report.table())
+    >>> print(report)
     ```
     """
 
     def __init__(
         self,
         base_model: PreTrainedModel,
-        dataset: Iterable[Mapping],
+        dataset: Iterable[Mapping] | TokenBlocks,
         *,
         batch_size: int = 8,
-        max_tokens: int = 100_000,
+        max_tokens: int | None = None,
         max_loss_tokens: int = 20_000,
-        skip_first: int = 1,
+        skip_first: int | None = None,
         special_token_ids: Sequence[int] | None = None,
         dataset_name: str | None = None,
         dataset_split: str | None = None,
@@ -117,12 +121,20 @@ class TranscoderEvaluator:
                 raise TranscoderError(f"`{name}` is {value}; give at least 1.")
         self.base_model = base_model
         self.batch_size = batch_size
-        self.skip_first = skip_first
-        self.special_token_ids = list(special_token_ids or [])
         self.progress = progress
-        self.blocks = TokenBlocks(
-            dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids
-        )
+        if not isinstance(dataset, TokenBlocks):
+            self.blocks = TokenBlocks(
+                dataset,
+                max_tokens=_MAX_TOKENS if max_tokens is None else max_tokens,
+                skip_first=1 if skip_first is None else skip_first,
+                special_token_ids=special_token_ids,
+            )
+        elif max_tokens is skip_first is special_token_ids is None:
+            self.blocks = dataset
+        else:
+            raise TranscoderError(
+                "`max_tokens`, `skip_first` and `special_token_ids` are those of the given `TokenBlocks`: leave them out."
+            )
         self.loss_blocks = self.blocks.first(max_loss_tokens)
         known_name, known_split = _describe(dataset)
         self.dataset_name = dataset_name or known_name
@@ -135,14 +147,14 @@ class TranscoderEvaluator:
         dictionaries: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
         together: bool = False,
     ) -> EvaluationReport:
-        """Measure dictionaries one by one and, if asked, all spliced in at once.
+        """Evaluate dictionaries one by one and, optionally, all spliced in at once.
 
         Args:
             dictionaries ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
-                What to measure.
+                Dictionaries to evaluate.
             together (`bool`, *optional*, defaults to `False`):
-                Also measure the losses with every dictionary in place at once, each reading the stream that those
-                below have changed. No two of them may then write to one site.
+                Whether to measure the losses with all dictionaries spliced in at once as well, each reading the residual
+                stream that earlier ones have changed. No two of them may then write to the same site.
 
         Returns:
             [`EvaluationReport`]
@@ -189,11 +201,11 @@ class TranscoderEvaluator:
     def measure_fidelity(
         self, named: Mapping[str, TranscoderModel], blocks: TokenBlocks | None = None
     ) -> tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]:
-        """The statistics behind fidelity and sparsity, from one forward for all dictionaries.
+        """Measure the statistics of fidelity and sparsity, on the same forward passes for all dictionaries.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
-            blocks ([`TokenBlocks`], *optional*): Where to measure; by default all blocks of the evaluator.
+            named (`Mapping[str, TranscoderModel]`): Dictionaries by name, which run in evaluation mode.
+            blocks ([`TokenBlocks`], *optional*): Blocks to measure on. Defaults to all blocks of the evaluator.
 
         Returns:
             `tuple[dict[str, ReconstructionStatistics], dict[str, FeatureStatistics]]`: both by dictionary.
@@ -230,7 +242,7 @@ class TranscoderEvaluator:
     # ---------------------------------------------------------------------------------------------------- losses
 
     def _variants(self, named, means, together):
-        """Every change to the base model whose losses are wanted."""
+        """The changes to the base model whose losses are measured."""
         model = self.base_model
         variants = []
         for site, mean in means.items():
@@ -267,15 +279,15 @@ class TranscoderEvaluator:
         means: Mapping[Site, torch.Tensor] | None = None,
         together: bool | Mapping[str, Sequence[str]] = False,
     ) -> dict[tuple[str, str], LossStatistics]:
-        """The statistics behind the losses of the unchanged model and of every changed one.
+        """Measure the losses of the unchanged model and of the model with each dictionary spliced in or ablated.
 
         Args:
-            named (`Mapping[str, TranscoderModel]`): The dictionaries, which run in evaluation mode.
+            named (`Mapping[str, TranscoderModel]`): Dictionaries by name, which run in evaluation mode.
             means (`Mapping[Site, torch.Tensor]`, *optional*):
-                The mean `(d_out,)` at each output site. Without them nothing is ablated.
+                Mean `(d_out,)` at each output site. Without means nothing is ablated.
             together (`bool` or `Mapping[str, Sequence[str]]`, *optional*, defaults to `False`):
-                Also with every dictionary in place at once, or with several groups of them: a name for each group and the
-                dictionaries in it, no two of which write to one site.
+                Whether to splice in all dictionaries at once as well, or several groups of them: name of a group -> its
+                dictionaries, no two of which write to the same site.
 
         Returns:
             `dict[tuple[str, str], LossStatistics]`: under `("original", "")`, `("spliced", <dictionary>)`,
@@ -289,17 +301,17 @@ class TranscoderEvaluator:
     def measure_changes(
         self, changes: Mapping[str, Callable[[torch.Tensor], AbstractContextManager]], first_block: int = 0
     ) -> dict[str, LossStatistics]:
-        """The statistics behind the losses of the model under changes of any kind.
+        """Measure the losses of the model under arbitrary changes.
 
         Args:
             changes (`Mapping[str, Callable]`):
-                Name -> a function that takes the mask `(batch, seq)` of the positions that count and returns a context
-                manager, within which the base model's decoder is changed. "original" is taken.
+                Name -> function that takes the mask `(batch, seq)` of the positions that count and returns a context
+                manager in which the base model is changed. The name "original" is reserved.
             first_block (`int`, *optional*, defaults to 0):
-                The first block that a change can reach or read; those below are not run again.
+                First block that a change can reach or read; earlier blocks are not run again.
 
         Returns:
-            `dict[str, LossStatistics]`: by name, and under "original" those of the unchanged model.
+            `dict[str, LossStatistics]`: statistics by name, and those of the unchanged model under "original".
         """
         variants = [_Variant(("changed", name), first_block, change) for name, change in changes.items()]
         with in_eval_mode(self.base_model):
@@ -316,7 +328,7 @@ class TranscoderEvaluator:
             with record_block_outputs(model, {variant.start - 1 for variant in variants if variant.start}) as below:
                 original = final_hidden_states(model, **batch.inputs)[:, :-1][counted]
             pending = {ORIGINAL: original}
-            # Logits are many times as wide as hidden states.
+            # Logits are many times wider than hidden states.
             most = _MAX_PENDING if runs_head_apart(model, batch.input_ids) else 1
             for variant in variants:
                 with ExitStack() as stack:
@@ -331,7 +343,7 @@ class TranscoderEvaluator:
         return losses
 
     def _update_losses(self, losses, original, labels, pending):
-        """Take in the final hidden states of several models, a few positions at a time."""
+        """Update losses with the final hidden states of several models, a few positions at a time."""
         model = self.base_model
         positions = max(1, _MAX_ELEMENTS // vocabulary_size(model))
         for start in range(0, len(labels) if pending else 0, positions):
@@ -343,7 +355,7 @@ class TranscoderEvaluator:
     # ----------------------------------------------------------------------------------------------------- around
 
     def check(self, named: Mapping[str, TranscoderModel], together: bool = False) -> None:
-        """Raises [`TranscoderError`] where a dictionary does not fit the base model, or two do not fit together."""
+        """Raise a [`TranscoderError`] if a dictionary does not fit the base model, or two of them write to the same site."""
         check_fits(self.base_model, named)
         sites = {}
         for name, dictionary in named.items():
@@ -360,7 +372,7 @@ class TranscoderEvaluator:
         )
 
     def protocol(self, loss_tokens: int) -> dict[str, Any]:
-        """How the numbers were measured, as [`EvaluationReport`] has it."""
+        """The protocol of an [`EvaluationReport`]."""
         config = self.base_model.config
         bos = getattr(config.get_text_config(), "bos_token_id", None)
         texts = [text for text in self.blocks.texts if len(text)]
@@ -376,8 +388,8 @@ class TranscoderEvaluator:
             "sequence_length": max(lengths),
             **({"shortest_sequence": min(lengths)} if min(lengths) != max(lengths) else {}),
             "begins_with_bos": bos is not None and all(int(text[0]) == bos for text in texts),
-            "skip_first": self.skip_first,
-            "special_token_ids": self.special_token_ids,
+            "skip_first": self.blocks.skip_first,
+            "special_token_ids": self.blocks.special_token_ids,
             "ablation": "output set to zero, and to its mean over the fidelity tokens",
             "dtype": str(self.base_model.dtype).removeprefix("torch."),
             "device": input_device(self.base_model).type,
@@ -387,7 +399,7 @@ class TranscoderEvaluator:
 
 @dataclass
 class _Variant:
-    """A changed base model: the first block that the change can reach, and how to make it at some positions."""
+    """A change to the base model: the first block that it can reach, and a function that applies it to positions."""
 
     key: tuple[str, str]
     start: int
@@ -422,7 +434,7 @@ def _output(dictionary) -> Site:
 
 
 def _describe(dataset) -> tuple[str | None, str | None]:
-    """Name and split that a `datasets.Dataset` or `IterableDataset` knows of itself; nothing for other iterables."""
+    """Name and split of a `datasets.Dataset` or `IterableDataset`; `None` for other iterables."""
     if type(dataset).__module__.partition(".")[0] != "datasets":
         return None, None
     return dataset.info.dataset_name, str(dataset.split) if dataset.split else None

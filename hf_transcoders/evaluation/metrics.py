@@ -1,7 +1,7 @@
-"""The metrics as modules of the `evaluate` library.
+"""Metrics as modules of the `evaluate` library.
 
-They take sufficient statistics of batches, not activations (which `evaluate` would spend seconds encoding), and leave
-the formulas to `statistics`:
+Their inputs are sufficient statistics of batches, not activations (which `evaluate` would take seconds to encode), and the
+formulas are those of `statistics`:
 
 ```python
 >>> import evaluate
@@ -18,6 +18,8 @@ the formulas to `statistics`:
 {'l0': 64.0, 'fvu': 0.21}
 ```
 """
+
+from typing import TypeVar
 
 import datasets
 import evaluate
@@ -38,16 +40,16 @@ _VECTOR = datasets.Sequence(datasets.Value("float64"))
 
 _INPUTS = """
 Args:
-    {columns}: sums over the tokens of each batch, one row per batch, as `as_batch` makes them.
+    {columns}: sums over the tokens of each batch, one row per batch, as returned by `as_batch`.
 """
 
 
 def as_batch(*statistics: SumStatistics) -> dict[str, list]:
-    """The sums of accumulators that saw the same tokens, as one row for `add_batch`.
+    """Convert accumulators over the same tokens to one row for `add_batch`.
 
     Args:
         statistics ([`ReconstructionStatistics`], [`FeatureStatistics`] or [`LossStatistics`]):
-            What to hand on.
+            Accumulators of a batch.
 
     Returns:
         `dict[str, list]`: one column per sum, each with one row.
@@ -55,8 +57,11 @@ def as_batch(*statistics: SumStatistics) -> dict[str, list]:
     return {name: [total.tolist()] for accumulator in statistics for name, total in accumulator.sums.items()}
 
 
+_Statistics = TypeVar("_Statistics", bound=SumStatistics)
+
+
 class _Metric(evaluate.Metric):
-    """A metric over columns of sums: `columns` are added up over batches and given to `result` as tensors."""
+    """A metric over columns of sums: `columns` are summed over batches and passed to `result` as tensors."""
 
     columns: dict[str, datasets.Value | datasets.Sequence]
 
@@ -75,7 +80,7 @@ class _Metric(evaluate.Metric):
         raise NotImplementedError
 
 
-def _restore(statistics: SumStatistics, sums: dict[str, torch.Tensor]) -> SumStatistics:
+def _restore(statistics: _Statistics, sums: dict[str, torch.Tensor]) -> _Statistics:
     for name, total in sums.items():
         statistics.sums[name] += total
     return statistics
@@ -91,7 +96,7 @@ class L0(_Metric):
 
 
 class DeadFeatures(_Metric):
-    """Share of features that fired on none of the tokens, and how many tokens that were."""
+    """Share of features that never fired, and the number of tokens."""
 
     columns = {"tokens": _NUMBER, "fired": _VECTOR}
 
@@ -128,7 +133,7 @@ class ExplainedVariance(FVU):
 
 
 class LossRecovered(_Metric):
-    """Share of the loss increase under ablation that splicing in the dictionary avoids.
+    """Share of the loss increase under ablation that is avoided by splicing in the dictionary.
 
     The columns are sums over tokens of the cross-entropy of the unchanged model, of the model with the dictionary
     spliced in, and of the ablated model.

@@ -1,8 +1,8 @@
-"""Sufficient statistics of every metric, and the metrics as functions of them.
+"""Sufficient statistics of all metrics, and the metrics computed from them.
 
-Each accumulator keeps nothing but sums over tokens, in one dictionary of float64 tensors: adding two accumulators, or
-all-reducing their sums over a process group, gives the statistics of all the tokens together. `update` never waits for
-the device; `compute` does, once.
+Each accumulator keeps only sums over tokens, in one `dict` of float64 tensors: adding two accumulators, or all-reducing
+their sums over a process group, gives the statistics of all tokens together. `update` never waits for the device; `compute`
+waits once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class SumStatistics:
         shapes (`dict[str, tuple[int, ...]]`):
             Name and shape of every sum. `tokens`, the number of tokens seen, is added.
         device (`torch.device`, *optional*):
-            Where the sums live; the tensors given to `update` must be there too.
+            Device of the sums and of the tensors given to `update`.
 
     Attributes:
         sums (`dict[str, torch.Tensor]`):
-            The whole state. Every entry is additive.
+            The whole state, in which every entry is additive.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], device: torch.device | str | None = None):
@@ -58,7 +58,7 @@ class SumStatistics:
         return self
 
     def reset(self) -> None:
-        """Forget every token, in place."""
+        """Reset all sums to zero, in place."""
         for total in self.sums.values():
             total.zero_()
 
@@ -80,7 +80,7 @@ def _floats(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 class ReconstructionStatistics(SumStatistics):
-    r"""How well reconstructions match their targets.
+    r"""Fidelity of reconstructions to their targets.
 
     With target \\(y\\), reconstruction \\(\hat y\\), \\(T\\) tokens of width \\(d\\) and \\(\bar y\\) the mean target
     over all \\(T\\) tokens, `compute` gives
@@ -101,7 +101,7 @@ class ReconstructionStatistics(SumStatistics):
         d_out (`int`):
             Width of the targets.
         device (`torch.device`, *optional*):
-            Where the sums live.
+            Device of the sums.
     """
 
     def __init__(self, d_out: int, device: torch.device | str | None = None):
@@ -125,18 +125,18 @@ class ReconstructionStatistics(SumStatistics):
 
         Args:
             target (`torch.Tensor` of shape `(..., d_out)`):
-                What should have been reconstructed.
+                Targets.
             reconstruction (`torch.Tensor` of shape `(..., d_out)`):
-                What was.
+                Reconstructions of the targets.
             mask (`torch.BoolTensor` of shape `(...)`, *optional*):
-                The tokens to count; all by default.
+                Tokens to count. All by default.
         """
         if target.shape != reconstruction.shape or target.shape[-1] != self.d_out:
             raise TranscoderError(
                 f"Targets {tuple(target.shape)} and reconstructions {tuple(reconstruction.shape)} must have the same "
                 f"shape and end in d_out = {self.d_out}."
             )
-        # On a CPU, temporaries of 2 MB stay in the cache and in the allocator's hands: twice as fast as one whole pass.
+        # On a CPU, temporaries of 2 MB stay in the cache and in the allocator: twice as fast as one whole pass.
         rows = max(1, 2**19 // self.d_out) if target.device.type == "cpu" else max(1, target.numel())
         masks = mask.reshape(-1, 1).split(rows) if mask is not None else itertools.repeat(None)
         targets, reconstructions = target.reshape(-1, self.d_out), reconstruction.reshape(-1, self.d_out)
@@ -151,24 +151,24 @@ class ReconstructionStatistics(SumStatistics):
             target = target.where(keep, 0)
             reconstruction = reconstruction.where(keep, 0)
 
-        # float32 sums of squares lose the variance under a large mean. So the squares are taken about a vector near
-        # the mean (any would do: what follows is exact algebra) and moved back to the origin in float64.
-        centre = target[::16].mean(0) if keep is None else target.sum(0) / tokens.clamp(min=1).float()
-        deviation = target - centre
+        # float32 sums of squares lose the variance under a large mean. So the squares are computed relative to a vector
+        # near the mean (any vector gives the same result in exact arithmetic) and shifted back in float64.
+        center = target[::16].mean(0) if keep is None else target.sum(0) / tokens.clamp(min=1).float()
+        deviation = target - center
         if keep is not None:
             deviation = deviation.where(keep, 0)
-        shift, centre = deviation.sum(0).to(tokens.dtype), centre.to(tokens.dtype)
+        shift, center = deviation.sum(0).to(tokens.dtype), center.to(tokens.dtype)
         deviation_square = self._norms(deviation).square().sum()
 
         target_norm, reconstruction_norm = self._norms(target), self._norms(reconstruction)
         error_square = self._norms(target - reconstruction).square()
-        # y . r from the three norms: no further pass over the data, and as exact unless the two are at right angles.
+        # y . r from the three norms: no further pass over the data, and as exact unless the two are orthogonal.
         product = (target_norm.square() + reconstruction_norm.square() - error_square) / 2
         tiny = torch.finfo(torch.float32).tiny
         self._add(
             tokens=tokens,
-            target=shift + tokens * centre,
-            target_square=deviation_square + (centre * (2 * shift + tokens * centre)).sum(),
+            target=shift + tokens * center,
+            target_square=deviation_square + (center * (2 * shift + tokens * center)).sum(),
             error_square=error_square.sum(),
             reconstruction_square=reconstruction_norm.square().sum(),
             product=product.sum(),
@@ -180,12 +180,12 @@ class ReconstructionStatistics(SumStatistics):
         return torch.linalg.vector_norm(rows, dim=-1).to(self.sums["tokens"].dtype)
 
     def mean_target(self) -> Tensor:
-        """The mean target, `(d_out,)`, in float64."""
+        """The mean target `(d_out,)` in float64."""
         sums = self._seen()
         return sums["target"] / sums["tokens"]
 
     def compute(self) -> dict[str, float]:
-        """The metrics named above. An FVU over targets that never vary is `inf` (or `nan` with no error either)."""
+        """The metrics of the class. The FVU of constant targets is `inf` (`nan` if the error is zero too)."""
         sums = self._seen()
         variance = (sums["target_square"] - sums["target"].square().sum() / sums["tokens"]).clamp(min=0)
         fvu = sums["error_square"] / variance
@@ -203,7 +203,7 @@ class ReconstructionStatistics(SumStatistics):
 
 
 class FeatureStatistics(SumStatistics):
-    r"""How often and how strongly features fire.
+    r"""Sparsity and strength of feature activations.
 
     `compute` gives
 
@@ -214,9 +214,9 @@ class FeatureStatistics(SumStatistics):
 
     Args:
         num_features (`int`):
-            Size of the dictionary.
+            Number of features of the dictionary.
         device (`torch.device`, *optional*):
-            Where the sums live.
+            Device of the sums.
     """
 
     def __init__(self, num_features: int, device: torch.device | str | None = None):
@@ -237,11 +237,11 @@ class FeatureStatistics(SumStatistics):
             features (`torch.Tensor` of shape `(..., num_features)`, `(..., k)` with `indices`, `(n,)` with `offsets`):
                 Feature activations.
             indices (`torch.LongTensor`, *optional*, of the shape of `features`):
-                The feature that each value belongs to, each feature named at most once a token.
+                Number of the feature of each value, at most once per token.
             mask (`torch.BoolTensor` of shape `(...)`, *optional*):
-                The tokens to count; all by default.
+                Tokens to count. All by default.
             offsets (`torch.LongTensor` of shape `(tokens + 1,)`, *optional*):
-                Where the values of each token begin, when tokens have different numbers of them.
+                Start of the values of each token, if tokens have different numbers of values.
         """
         if offsets is not None:
             tokens = len(offsets) - 1
@@ -261,7 +261,7 @@ class FeatureStatistics(SumStatistics):
                 features = features.where(mask[..., None], 0)
         if indices is None:
             features = features.reshape(-1, self.num_features)
-            # Counts in float32 are exact up to 2**24 tokens a batch, and twice as fast as in int64.
+            # Counts in float32 are exact up to 2**24 tokens per batch, and twice as fast as in int64.
             fired = features.bool().sum(0, dtype=torch.float32)
             activation = features.sum(0, dtype=torch.float32)
             absolute = self._sum(torch.linalg.vector_norm(features, ord=1, dim=-1, dtype=torch.float32))
@@ -274,17 +274,17 @@ class FeatureStatistics(SumStatistics):
         self._add(tokens=tokens, absolute=absolute, fired=fired, activation=activation)
 
     def density(self) -> Tensor:
-        """Share of tokens each feature fired on, `(num_features,)`."""
+        """Share of tokens `(num_features,)` each feature fired on."""
         sums = self._seen()
         return sums["fired"] / sums["tokens"]
 
     def mean_activation(self) -> Tensor:
-        """Mean activation of each feature over the tokens it fired on, `(num_features,)`; 0 where it never fired."""
+        """Mean activation `(num_features,)` over the tokens each feature fired on; 0 if it never fired."""
         sums = self._seen()
         return sums["activation"] / sums["fired"].clamp(min=1)
 
     def compute(self) -> dict[str, float]:
-        """The metrics named above."""
+        """The metrics of the class."""
         sums = self._seen()
         return _floats(
             {
@@ -296,14 +296,14 @@ class FeatureStatistics(SumStatistics):
 
 
 class LossStatistics(SumStatistics):
-    r"""What a change inside a language model does to its next-token predictions.
+    r"""Effect of a change inside a language model on its next-token predictions.
 
     `compute` gives `ce`, the mean cross-entropy in nats; `kl`, the mean of \\(KL(p_{original} \| p)\\) in nats; and
     `top1_agreement`, the share of tokens whose most likely successor is unchanged.
 
     Args:
         device (`torch.device`, *optional*):
-            Where the sums live.
+            Device of the sums.
     """
 
     def __init__(self, device: torch.device | str | None = None):
@@ -311,11 +311,11 @@ class LossStatistics(SumStatistics):
 
     @torch.no_grad()
     def update(self, ce: Tensor, kl: Tensor, top1_agreement: Tensor) -> None:
-        """Add a batch of per-token values, all of one shape, as [`NextTokenComparison`] returns them."""
+        """Add a batch of per-token values of the same shape, as returned by [`NextTokenComparison`]."""
         self._add(tokens=ce.numel(), ce=self._sum(ce), kl=self._sum(kl), top1_agreement=self._sum(top1_agreement))
 
     def compute(self) -> dict[str, float]:
-        """The metrics named above."""
+        """The metrics of the class."""
         sums = self._seen()
         return _floats({name: sums[name] / sums["tokens"] for name in ("ce", "kl", "top1_agreement")})
 
@@ -327,10 +327,10 @@ class NextTokenComparison:
         original_logits (`torch.Tensor` of shape `(..., vocab_size)`):
             Logits of the unchanged model.
         labels (`torch.LongTensor` of shape `(...)`):
-            The tokens that did come next.
+            Tokens that come next in the text.
     """
 
-    # Stands for log 0: times a probability of 0 it gives 0, where -inf would give nan.
+    # Replaces log 0: multiplied by a probability of 0 it gives 0, where -inf would give nan.
     _LOG_ZERO = -1e30
 
     @torch.no_grad()
@@ -364,7 +364,7 @@ class NextTokenComparison:
 
 
 def ce_recovered(ce_original: float, ce_spliced: float, ce_ablated: float) -> float:
-    r"""Share of the loss increase under ablation that the dictionary avoids.
+    r"""Share of the loss increase under ablation that is avoided by splicing in the dictionary.
 
     \\((CE_{ablated} - CE_{spliced}) / (CE_{ablated} - CE_{original})\\): 1 when splicing the dictionary in costs
     nothing, 0 when it is no better than the ablation, `nan` when the ablation itself costs nothing.
@@ -375,13 +375,13 @@ def ce_recovered(ce_original: float, ce_spliced: float, ce_ablated: float) -> fl
         ce_spliced (`float`):
             Cross-entropy with the output replaced by the reconstruction.
         ce_ablated (`float`):
-            Cross-entropy with the output replaced by zero, or by its mean. State which.
+            Cross-entropy with the output replaced by zero or by its mean.
     """
     damage = ce_ablated - ce_original
     return (ce_ablated - ce_spliced) / damage if damage else float("nan")
 
 
-#: Where the bins of a density histogram end, as log10: from one token in a million to every token.
+#: Edges of the bins of a density histogram in log10: from one token in a million to every token.
 DENSITY_EDGES = [edge / 2 for edge in range(-12, 1)]
 
 

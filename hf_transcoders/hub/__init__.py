@@ -1,4 +1,4 @@
-"""Publishing: the model card, pushing to the Hub, code for those without this package, a Hub on this machine to try."""
+"""Publish dictionaries and graphs on the Hub: model cards, uploads and remote code."""
 
 from .cards import TranscoderCard, card_of_folder, make_card, render_card
 from .upload import push, push_folder

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub, in one sentence."""
+"""Turn errors of the Hub client into one-sentence messages."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from ..errors import TranscoderError
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
-    """Turns what goes wrong between here and the Hub into one sentence that says what to do."""
+    """Turns errors of the Hub client into a [`TranscoderError`] of one sentence that says what to do."""
     try:
         yield
     except TranscoderError:
         raise
     except Exception as error:
-        # The reason of a failed upload lies under the client's own words for it.
+        # The reason for a failed upload is in the cause of the client's own error.
         chain: list[BaseException] = [error]
         while chain[-1].__cause__ is not None:
             chain.append(chain[-1].__cause__)
@@ -35,7 +35,7 @@ def hub_errors(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
 
 
 def _explain(error: BaseException, repo_id: str, token: str | bool | None) -> str | None:
-    again = "push again, and what has arrived there is not sent twice."
+    again = "push again, and files that arrived are not sent twice."
     if isinstance(error, OfflineModeIsEnabled):
         return "The Hub is switched off by HF_HUB_OFFLINE: unset it to push."
     if isinstance(error, HFValidationError):
@@ -62,11 +62,11 @@ def _explain(error: BaseException, repo_id: str, token: str | bool | None) -> st
             return f"Somebody else pushed to {repo_id} at the same moment: push again."
         if status >= 500:
             return f"The Hub failed in the middle of the push (status {status}): {again}"
-        return f"The Hub refused the push to {repo_id} ({' '.join(str(error).split())}): mend that and push again."
+        return f"The Hub refused the push to {repo_id} ({' '.join(str(error).split())}): fix that and push again."
     if isinstance(error, HTTPError):
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"The connection to the Hub at {constants.ENDPOINT} failed ({reason}): check the network and {again}"
     if isinstance(error, RuntimeError) and error.__cause__ is None:
-        # How the client for large files tells of a transfer that broke off.
+        # The client for large files reports an interrupted transfer in this way.
         return f"The upload to {repo_id} broke off ({' '.join(str(error).split())}): {again}"
     return None

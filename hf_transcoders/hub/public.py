@@ -1,4 +1,4 @@
-"""Names and texts as others may see them: without the paths of this machine."""
+"""Remove local paths from names and texts before they are published."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,19 +7,19 @@ from typing import Any
 from ..dictionaries import is_hub_id
 
 
-# From the root, from home or from here, as POSIX or Windows write it; not inside a word, a link or another path.
+# Absolute, home-relative and relative paths of POSIX and Windows; not inside a word, a link or another path.
 _START = r"(?:file:[/\\]+|~[\w.-]*[/\\]|\.{1,2}[/\\]|/|[A-Za-z]:[/\\]|\\\\)"
 _PATH = re.compile(rf"""(?<![\w:/.~\\-]){_START}[^\s"'`<>|*?,;()\[\]{{}}]+""")
 _WHOLE_PATH = re.compile(rf"{_START}[^\n]+")
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
-# Keys under which folders and files of this machine stand, and those under which models do, however they are written.
+# Endings of keys whose values are local folders and files, and of those whose values are models.
 _PLACES = ("_dir", "_folder", "_file", "_checkpoint")
 _NAMES = ("model", "name_or_path", "run_name", "from")
 
 
 def public_name(name: str | None) -> str | None:
     """
-    What others may see of the name of a model: a Hub id as it is, and of a folder on this machine the last part.
+    The public name of a model: a Hub id as it is, and the last part of the path of a local folder.
 
     Args:
         name (`str`, *optional*): Hub id, or path as POSIX or Windows write it.
@@ -33,25 +33,25 @@ def public_name(name: str | None) -> str | None:
 
 def public_text(text: str, names: Mapping[str, str] | None = None) -> str:
     """
-    A text in which every path of this machine is cut to its last part.
+    A copy of a text in which every local path is cut to its last part.
 
     Args:
         text (`str`): The text.
-        names (`Mapping[str, str]`, *optional*): Further names that are not to be seen -> what stands in their place.
+        names (`Mapping[str, str]`, *optional*): Further names to hide -> their replacements.
     """
     for name, public in (names or {}).items():
         text = text.replace(name, public)
-    return _PATH.sub(lambda found: public_name(found[0]), text)
+    return _PATH.sub(lambda found: public_name(found[0]), text)  # pyright: ignore[reportCallIssue]
 
 
 def public_values(value: Any, names: Mapping[str, str] | None = None, key: str = "") -> Any:
     """
-    A copy of JSON values in which every path of this machine is cut to its last part.
+    A copy of JSON values in which every local path is cut to its last part.
 
     Args:
         value (`Any`): Dicts, lists, texts, numbers.
-        names (`Mapping[str, str]`, *optional*): As for [`public_text`].
-        key (`str`, *optional*): The key under which the value stands.
+        names (`Mapping[str, str]`, *optional*): Same as in [`public_text`].
+        key (`str`, *optional*): Key of the value in its object.
     """
     if isinstance(value, str) and value:
         if key.endswith(_PLACES):
@@ -67,7 +67,7 @@ def public_values(value: Any, names: Mapping[str, str] | None = None, key: str =
 
 
 def hidden_names(names: Iterable[Any]) -> dict[str, str]:
-    """Those of some names of models that others may not see as they are -> what stands in their place."""
+    """Names of models that contain a local path -> their public names."""
     given = {name for name in names if isinstance(name, str) and name}
     return {name: public_name(name) for name in sorted(given, key=len, reverse=True) if public_name(name) != name}
 

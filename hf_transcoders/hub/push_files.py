@@ -1,4 +1,4 @@
-"""Which files a push has: those of the dictionaries, what training says of them, the run's records."""
+"""Select the files of a push: dictionaries, facts from training, and the records of the run."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from ..text.strict_json import read_json, to_json
 from ..tracking.local import ALERTS, FOLDER, HISTOGRAMS, IMAGES, RUN_FILE, SCALARS, TABLES, read_lines
 from ..tracking.run import Run
 from .public import hidden_names, public_values
-from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_code_files, write_remote_code
+from .remote_code import AUTO_MAP, CODE_FILES, remote_code_files, write_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -35,17 +35,17 @@ _DICTIONARY_FILE = re.compile(
     + "|".join(map(re.escape, CODE_FILES))
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What training leaves beside them that others can use.
+# Files of a training run that are useful to others.
 _FACTS = ("evaluation.json", "training_args.json")
 
 
 def dictionary_files(folder: str | os.PathLike) -> dict[str, Path]:
     """
-    The files of the dictionary or set that lies in a folder, and what training says of it. Code that is not this package's,
-    and what a symbolic link brings in from elsewhere, is not among them.
+    Lists the files of the dictionary or set in a folder, and the facts from its training. Code that is not from this package
+    is left out, and symbolic links to files outside of the folder are refused.
 
     Returns:
-        `dict[str, Path]`: Path inside the folder, with `/` -> file.
+        `dict[str, Path]`: path inside the folder, with `/` -> file.
     """
     folder = Path(folder)
     if (folder / INDEX_NAME).is_file():
@@ -68,7 +68,7 @@ def dictionary_files(folder: str | os.PathLike) -> dict[str, Path]:
 
 
 def _may_go(path: Path, folder: Path) -> bool:
-    """Whether a file of a folder is there and is what its name says."""
+    """Whether a file exists and may be published."""
     file = folder / path
     if not file.is_file():
         return False
@@ -80,7 +80,7 @@ def _may_go(path: Path, folder: Path) -> bool:
     if path.name in CODE_FILES and file.read_bytes() != remote_code_files()[path.name].encode():
         logger.warning(
             f"{file} is not the model's code as this version of hf_transcoders has it and is not pushed: push with "
-            "`remote_code=True` to have it written anew."
+            "`remote_code=True` to write it again."
         )
         return False
     return True
@@ -88,12 +88,12 @@ def _may_go(path: Path, folder: Path) -> bool:
 
 def published(files: Mapping[str, Path], records: Mapping[str, Path] | None = None) -> dict[str, Path | bytes]:
     """
-    Files as they go to the Hub: descriptions and records without the paths of this machine, and configurations without a word
-    of code that does not go.
+    Prepares files for the Hub: descriptions and records without local paths, and configurations without references to code
+    that is not pushed.
 
     Args:
         files (`Mapping[str, Path]`): Path in the repo -> file, as [`dictionary_files`] finds them.
-        records (`Mapping[str, Path]`, *optional*): The same for those that [`run_records`] finds.
+        records (`Mapping[str, Path]`, *optional*): Path in the repo -> file, as [`run_records`] finds them.
 
     Returns:
         `dict[str, Path | bytes]`: path in the repo -> file, or its changed content.
@@ -118,7 +118,7 @@ def published(files: Mapping[str, Path], records: Mapping[str, Path] | None = No
         if path.endswith(".json") and (values := _readable(file)) is not None:
             result[path] = _content(values, names)
         elif path.endswith(".jsonl"):
-            # Texts that features were seen on stay as they are.
+            # Example texts of features are published unchanged.
             shown = (
                 read_lines(file) if "/tables/" in path else [public_values(line, names) for line in read_lines(file)]
             )
@@ -129,7 +129,7 @@ def published(files: Mapping[str, Path], records: Mapping[str, Path] | None = No
 
 
 def check_weights(files: Mapping[str, Path]) -> None:
-    """Refuses dictionaries whose weights are not what their configurations ask for, by their headers."""
+    """Refuses dictionaries whose weights do not match their configurations, by the headers of the files."""
     for path, file in files.items():
         if PurePosixPath(path).name == CONFIG_NAME:
             saved = open_dictionary(Files(file.parent))
@@ -141,7 +141,7 @@ def _content(values: Mapping[str, Any], names: Mapping[str, str], **options) -> 
 
 
 def _readable(file: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; `None`, with a warning, where it cannot be read."""
+    """The content of a JSON file; `None`, with a warning, if it cannot be read."""
     try:
         return read_json(file, allow_nan=True)
     except TranscoderError as error:
@@ -151,20 +151,16 @@ def _readable(file: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def with_remote_code(folder: str | os.PathLike) -> Iterator[Path]:
-    """A copy of what lies in a folder, with the model's code."""
+    """A temporary copy of the dictionary or set in a folder, with the model's code."""
     with tempfile.TemporaryDirectory() as copy:
-        files = dictionary_files(folder)
-        for name, path in files.items():
+        for name, path in dictionary_files(folder).items():
             link_or_copy(path, Path(copy, name))
-        for name in files:
-            if PurePosixPath(name).name == "config.json":
-                write_remote_code(Path(copy, name).parent)
-        write_code_files(copy)
+        write_remote_code(copy)
         yield Path(copy)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Gives a file that will not be written over a second name; where the disk cannot do that, copies it."""
+    """Hard-links a file that will not be overwritten, or copies it where the disk has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -174,14 +170,14 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
     """
-    What others can use of a run's records: facts, curves, histograms, tables and pictures.
+    Selects the records of a run that are useful to others: facts, curves, histograms, tables and pictures.
 
     Args:
-        run ([`Run`], *optional*): The run.
-        largest (`int`, *optional*, defaults to 10 MiB): Bytes above which a file stays here.
+        run ([`Run`], *optional*): Recorded run.
+        largest (`int`, *optional*, defaults to 10 MiB): Size in bytes of the largest file to publish.
 
     Returns:
-        `dict[str, Path]`: Path in the repo -> file. A file that seems to hold an access token is left out.
+        `dict[str, Path]`: path in the repo -> file. A file that may contain an access token is left out.
     """
     if run is None or run.folder is None:
         return {}
@@ -201,13 +197,13 @@ def run_records(run: Run | None, largest: int = 10 * 2**20) -> dict[str, Path]:
 
 
 def is_record(path: str) -> bool:
-    """Whether a path in a repo is that of such a record."""
+    """Whether a path in a repo is one of a record that a push publishes."""
     names = "|".join(map(re.escape, (RUN_FILE, SCALARS, HISTOGRAMS, ALERTS)))
     return re.fullmatch(rf"{FOLDER}/({names}|{TABLES}/[\w.-]+\.jsonl|{IMAGES}/[\w.-]+\.png)", path) is not None
 
 
 def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
-    """The repo's files that belong to dictionaries there, as its own index and configuration name them."""
+    """Files of the dictionaries that a repo holds, as its index and configuration list them."""
     folders = set()
     if prefix + INDEX_NAME in there:
         with contextlib.suppress(TranscoderError):
@@ -217,7 +213,7 @@ def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
         kind = parse_saved(read(prefix + CONFIG_NAME), f"{CONFIG_NAME} in the repo").get("model_type")
         if kind != "transcoder":
             raise TranscoderError(
-                f"The repo holds a model of another kind ({kind}) at that place, which a push would overwrite: push to a "
+                f"The repo holds a model of another kind ({kind}) at that path, which a push would overwrite: push to a "
                 "repo of its own, or give a `subfolder`."
             )
         folders.add(prefix.rstrip("/"))

@@ -1,8 +1,8 @@
-"""The package's model as two files that stand alone: what `AutoModel` runs for people who have not installed it.
+"""Join the model's code into two self-contained files, for `AutoModel` where this package is not installed.
 
 transformers fetches, beside a repo's `config.json`, only the files named in its `auto_map` and their siblings. So the
-modules that the model is made of are joined into one file at save time, from the very source that is running: there is
-no second copy to keep in step.
+modules of the model are joined into one file when it is saved, from the source that is running: there is no second copy
+to maintain.
 """
 
 import ast
@@ -34,23 +34,26 @@ Written by `save_pretrained(..., remote_code=True)`. Apache-2.0, the hf_transcod
 
 
 def write_remote_code(folder: str | os.PathLike) -> None:
-    """Makes a saved dictionary load without this package: adds its code, and says so in `config.json`."""
-    write_code_files(folder)
-    config = Path(folder, "config.json")
-    values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-    write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    """
+    Adds the model's code to a saved dictionary or set, so that it loads without this package.
 
-
-def write_code_files(folder: str | os.PathLike) -> None:
-    """Writes the two files alone."""
-    for name, source in remote_code_files().items():
-        write_text(Path(folder, name), source)
+    Args:
+        folder (`str` or `os.PathLike`): Folder of the dictionary or set; the `config.json` of each dictionary names the code.
+    """
+    configs = list(Path(folder).rglob("config.json"))
+    for config in configs:
+        values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+        write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    # For a sub-folder of a repo, transformers looks for code at the top.
+    for place in {Path(folder), *(config.parent for config in configs)}:
+        for name, source in remote_code_files().items():
+            write_text(place / name, source)
 
 
 @functools.cache
 def remote_code_files() -> dict[str, str]:
     """
-    The files, from the modules of this package.
+    Joins the modules of this package into the files.
 
     Returns:
         `dict[str, str]`: File name -> source, which imports nothing of this package.
@@ -77,7 +80,7 @@ def _path(module: str) -> Path | None:
 
 
 def _origin(node: ast.ImportFrom, module: str) -> str:
-    """The full name of the module that `from ... import` names inside `module`."""
+    """The full name of the module in a `from ... import` statement of `module`."""
     parts = module.split(".")
     package = parts if _path(module).name == "__init__.py" else parts[:-1]
     base = package[: len(package) - node.level + 1]
@@ -95,7 +98,7 @@ def _is_module(node: ast.ImportFrom, alias: ast.alias, module: str) -> bool:
 
 
 def _order(module: str, found: list[str] | None = None) -> list[str]:
-    """`module` and everything it imports from this package, each after what it needs."""
+    """`module` and all modules of this package that it imports, each after its own imports."""
     found = [] if found is None else found
     for statement in ast.parse(_path(module).read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.ImportFrom) and statement.level:
@@ -112,13 +115,13 @@ def _order(module: str, found: list[str] | None = None) -> list[str]:
 
 def _join(modules: list[str], wanted: str, joined: Collection[str] = (), outside: Set[str] = frozenset()) -> str:
     """
-    The statements of all modules that `wanted` needs, under the imports that they need.
+    Joins the statements of several modules that a class needs, after the imports that they need.
 
     Args:
-        modules (`list[str]`): Each after what it needs.
-        wanted (`str`): The class the file is for.
-        joined (`Collection[str]`, *optional*): Those of them that the configuration's file was made from.
-        outside (`Set[str]`, *optional*): What that file has of them.
+        modules (`list[str]`): Names of the modules, each after its own imports.
+        wanted (`str`): Name of the class.
+        joined (`Collection[str]`, *optional*): Names of the modules that the configuration's file was made from.
+        outside (`Set[str]`, *optional*): Names that the configuration's file defines.
     """
     statements, imports = [], {}
     for module in modules:
@@ -135,7 +138,7 @@ def _join(modules: list[str], wanted: str, joined: Collection[str] = (), outside
                 continue
             if module in joined and not _defined(statement) - outside:
                 continue
-            # With the comments above it.
+            # Including the comments above it.
             text = "".join(lines[begin:end]).strip("\n")
             statements.append((statement, text))
     lazily_annotated = imports.pop("annotations", None) is not None
@@ -152,7 +155,7 @@ def _join(modules: list[str], wanted: str, joined: Collection[str] = (), outside
 
 
 def _without_package_imports(module: str) -> str:
-    """A module's source without what only holds inside the package."""
+    """The source of a module without imports of this package and methods that publish."""
     source = _path(module).read_text(encoding="utf-8")
     tree = ast.parse(source)
     # Replacements of (line, column) ranges, columns in bytes as `ast` counts them.
@@ -165,8 +168,8 @@ def _without_package_imports(module: str) -> str:
         elif isinstance(node, ast.ImportFrom) and node.level:
             aliases.update(alias.name for alias in node.names if _is_module(node, alias, module))
             cuts.append(_lines(node))
-        elif isinstance(node, ast.FunctionDef) and _publishes(node, module):
-            # Pushing stays with the package; the class then has the methods of `PreTrainedModel`.
+        elif isinstance(node, ast.FunctionDef) and _stays_with_package(node, module):
+            # Pushing and other formats need the package; without it, the class has the methods of `PreTrainedModel`.
             cuts.append(_lines(node))
         else:
             for child in ast.iter_child_nodes(node):
@@ -187,9 +190,11 @@ def _lines(node) -> tuple[tuple[int, int], tuple[int, int], str]:
     return (first, 0), (node.end_lineno, node.end_col_offset), ""
 
 
-def _publishes(function: ast.FunctionDef, module: str) -> bool:
+def _stays_with_package(function: ast.FunctionDef, module: str) -> bool:
+    """Whether a method publishes, or reads the formats of other libraries."""
+    rooms = (f"{_NAME}.hub", f"{_NAME}.models.foreign")
     return any(
-        isinstance(node, ast.ImportFrom) and node.level and _origin(node, module).startswith(f"{_NAME}.hub")
+        isinstance(node, ast.ImportFrom) and node.level and _origin(node, module).startswith(rooms)
         for node in ast.walk(function)
     )
 
@@ -221,7 +226,7 @@ def _refuse_double_names(statements) -> None:
 
 
 def _needed(statements, wanted: str):
-    """The statements that define `wanted` or what it needs; also those that define nothing and are run for their effect."""
+    """The statements that define `wanted` and the names it needs, and those that are run for their effect only."""
     kept = [
         i for i, (statement, _) in enumerate(statements) if wanted in _defined(statement) or not _defined(statement)
     ]

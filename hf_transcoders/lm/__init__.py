@@ -1,10 +1,10 @@
-"""The way into a base language model: where to read and write, reading, and replacing."""
+"""Read, replace and ablate activations of the base language model."""
 
 from .architectures import Architecture, architecture_of, locate, num_layers, register_architecture, site_width
 from .attention import AttentionCall, edit_attention
 from .capture import capture
 from .freeze import FrozenRun, frozen, record_frozen
-from .offline_models import offline_model
+from .offline_models import load_language_model, offline_model
 from .replace import ablate, replace, splice
 from .sites import Site
 
@@ -19,6 +19,7 @@ __all__ = [
     "capture",
     "edit_attention",
     "frozen",
+    "load_language_model",
     "locate",
     "num_layers",
     "offline_model",

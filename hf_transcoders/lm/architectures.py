@@ -1,14 +1,13 @@
-"""Where each model family keeps its blocks, norms, attention and MLPs."""
+"""Names of the blocks, norms, attention and MLP modules of each model family."""
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import TranscoderError
+from .hooks import Location
 from .linear_maps import acting_module, embedding_width, is_embedding, is_linear, map_size
 from .sites import Site
 from .wrappers import takes_model
@@ -54,11 +53,11 @@ class Architecture:
         attention_output (`str`, *optional*):
             The projection from the heads back to the hidden size.
         embedding_multiplier (`float`, *optional*, defaults to 1.0):
-            What token embeddings are multiplied with before the first block.
+            Factor on token embeddings before the first block.
         residual_multiplier (`float`, *optional*, defaults to 1.0):
-            What the outputs of attention and MLP are multiplied with before they are added to the residual stream.
+            Factor on the outputs of attention and MLP before they are added to the residual stream.
         logit_multiplier (`float`, *optional*, defaults to 1.0):
-            What the output of the unembedding is multiplied with.
+            Factor on the output of the unembedding.
         parallel_residual (`bool` or `str`, *optional*, defaults to `False`):
             Whether attention and MLP both read the block's input; a string names the config attribute that decides.
         pre_norm (`bool` or `str`, *optional*, defaults to `True`):
@@ -93,36 +92,6 @@ class Architecture:
     pre_norm: bool | str = True
     flat_mlp: bool = False
     adds_in_place: bool = False
-
-
-@dataclass(frozen=True)
-class Location:
-    """A [`Site`] found in a model.
-
-    Args:
-        module (`torch.nn.Module`):
-            The module whose input or output is the value.
-        side (`"in"` or `"out"`):
-            Which of the two: its first input, or its output (the first element where that is a tuple).
-        block (`torch.nn.Module`, *optional*):
-            Set where `module` sees batch and positions as one axis, or may do so: a module whose input still has both,
-            the block or the decoder.
-        scale (`float`, *optional*, defaults to 1.0):
-            The value is the module's times this.
-        copied (`bool`, *optional*, defaults to `False`):
-            Whether the model may change the module's tensor in place later, so that the value has to be a copy.
-    """
-
-    module: nn.Module
-    side: Literal["in", "out"]
-    block: nn.Module | None = None
-    scale: float = 1.0
-    copied: bool = False
-
-    @property
-    def place(self) -> tuple[nn.Module, str]:
-        """What two locations have in common of which one would undo what is written at the other."""
-        return self.module, self.side
 
 
 def _llama_like(prefix="", **changes):
@@ -360,7 +329,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     """The [`Architecture`] of a causal language model or of its base model.
 
     Raises:
-        [`TranscoderError`]: the family is not known, or this model of it normalises the residual stream itself.
+        [`TranscoderError`]: the family is not known, or this model of it normalizes the residual stream itself.
     """
     model_type = model.config.model_type
     architecture = _ARCHITECTURES.get(model_type)
@@ -375,7 +344,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
         architecture = architecture(model.config.get_text_config())
     if not _decided_by(model, architecture.pre_norm):
         raise TranscoderError(
-            f"This {model_type} model normalises the residual stream itself"
+            f"This {model_type} model normalizes the residual stream itself"
             f"{f' (`{architecture.pre_norm}=False`)' if isinstance(architecture.pre_norm, str) else ''}, so the points of "
             "its blocks do not add up; use sites of the form 'module:<dotted name>:out' instead."
         )
@@ -396,7 +365,7 @@ def has_parallel_residual(model: PreTrainedModel) -> bool:
 
 @takes_model
 def num_layers(model: PreTrainedModel) -> int:
-    """How many decoder blocks the model has."""
+    """Number of decoder blocks of the model."""
     return len(_blocks(model))
 
 
@@ -418,7 +387,7 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
     """
     site = Site.parse(site)
     if site.module is not None:
-        # What an unknown model does with its tensors afterwards, nobody knows.
+        # An unknown model may change its tensors in place later.
         return Location(_named_module(model, site.module), site.point, model.get_decoder(), copied=True)
     if site.head is not None:
         raise TranscoderError(
@@ -482,7 +451,7 @@ def site_width(model: PreTrainedModel, site: Site | str) -> int | None:
 
 
 def _ends(names):
-    """The first and last module of what an [`Architecture`] names by one module or by two."""
+    """First and last module of an entry of an [`Architecture`] that names one module or two."""
     return (names, names) if isinstance(names, str) else names
 
 

@@ -1,4 +1,4 @@
-"""Reading and changing what happens inside attention: queries, keys, values, patterns and outputs of single heads."""
+"""Read and change queries, keys, values, attention patterns and outputs of single heads."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from .wrappers import opens_on_model
 
 NAME = "hf_transcoders"
 
-# Who edits attention now: `id` of a config or an attention module -> editors, the outermost block first.
+# Editors by `id` of a config or an attention module, the outermost block first.
 _editors: dict[int, tuple["_Editor", ...]] = {}
 
 
@@ -37,11 +37,11 @@ class AttentionCall:
             Keys, after the rotary embedding, and values, those of a cache included. With grouped queries several heads
             share one.
         mask (`torch.Tensor` of shape `(batch or 1, 1, queries, keys)`):
-            0 where a query may look and the lowest number elsewhere; causality and sliding windows are in it.
+            0 where a query may attend and the lowest number elsewhere, including causality and sliding windows.
         module (`torch.nn.Module`):
             The attention module.
         options (`dict`):
-            What else the model passes: `scaling`, `dropout`, `softcap` and the like.
+            Other arguments of the model, such as `scaling`, `dropout` and `softcap`.
     """
 
     layer: int
@@ -56,13 +56,13 @@ class AttentionCall:
         """The model's own eager attention on this call.
 
         Returns:
-            `tuple`: z, what the heads read, `(batch, queries, heads, head_dim)`, and the pattern
+            `tuple`: Outputs z of the heads, `(batch, queries, heads, head_dim)`, and the pattern
             `(batch, heads, queries, keys)`.
         """
         return _eager(self.module)(self.module, self.query, self.key, self.value, self.mask, **self.options)
 
     def mix(self, pattern: torch.Tensor) -> torch.Tensor:
-        """What the heads read if they look as `pattern` says: z, `(batch, queries, heads, head_dim)`."""
+        """Outputs z of the heads for an attention pattern, `(batch, queries, heads, head_dim)`."""
         groups = pattern.shape[1] // self.value.shape[1]
         return (pattern @ self.value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
@@ -70,12 +70,12 @@ class AttentionCall:
 def softmax_pattern(
     products: torch.Tensor, mask: torch.Tensor, scaling: float, options: dict[str, Any], sinks: torch.Tensor | None
 ) -> torch.Tensor:
-    """Where heads look, as most families compute it: a softmax, scaled, capped and with sinks where the model has them.
+    """Attention patterns as most families compute them: a softmax with scaling, and with soft-cap and sinks if there are any.
 
     Args:
         products (`torch.Tensor` of shape `(..., queries, keys)`): Products of queries and keys.
-        mask (`torch.Tensor`): What is added, in a shape that broadcasts.
-        scaling (`float`): What the products are multiplied with.
+        mask (`torch.Tensor`): Mask that is added to the scores, in a shape that broadcasts.
+        scaling (`float`): Factor on the products.
         options (`dict`): Those of the [`AttentionCall`].
         sinks (`torch.Tensor`, *optional*): Scores of nothing, in a shape that broadcasts to `(..., queries, 1)`.
 
@@ -118,10 +118,10 @@ def edit_attention(
     z: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None,
     compute: Callable[[AttentionCall], torch.Tensor] | None = None,
 ) -> Iterator[None]:
-    """Read or change parts of attention in every forward of `model` inside the `with` block, `generate` included.
+    """Read or change parts of attention in every forward pass of `model` inside the `with` block, `generate` included.
 
-    Each function is called as `function(tensor, layer)` in every layer and answers with the tensor to use instead, or
-    with `None` to leave it. Without functions the logits are those of eager attention, bit for bit. Blocks may be
+    Each function is called as `function(tensor, layer)` in every layer and returns the tensor to use instead, or `None`
+    to leave it. Without functions the logits are those of eager attention, bit for bit. Blocks may be
     nested; the functions of the inner one see what those of the outer one have changed.
 
     A block acts on the thread that entered it and on threads that are started inside it; see [`capture`]. The model runs
@@ -136,9 +136,9 @@ def edit_attention(
             Get the keys (after the rotary embedding) and values, `(batch, kv_heads, keys, head_dim)`, those of a cache
             included. With grouped queries several heads share one.
         pattern (`Callable`, *optional*):
-            Gets where each head looks, `(batch, heads, queries, keys)`, with rows that sum to 1.
+            Gets the attention patterns, `(batch, heads, queries, keys)`, with rows that sum to 1.
         z (`Callable`, *optional*):
-            Gets what each head read, `(batch, heads, queries, head_dim)`, before the output projection.
+            Gets the outputs of the heads, `(batch, heads, queries, head_dim)`, before the output projection.
         compute (`Callable`, *optional*):
             Computes z, `(batch, queries, heads, head_dim)`, from an [`AttentionCall`] in place of the model; patterns
             are then not computed.
@@ -154,19 +154,19 @@ def edit_attention(
     >>> with edit_attention(model, pattern=lambda pattern, layer: pattern.detach()):
     ...     model(input_ids).logits[0, -1, target].backward()
 
-    >>> # Let head 3 of layer 8 look at the first token.
-    >>> def look_at_first(pattern, layer):
+    >>> # Let head 3 of layer 8 attend to the first token.
+    >>> def attend_to_first(pattern, layer):
     ...     if layer == 8:
     ...         pattern[:, 3] = 0
     ...         pattern[:, 3, :, 0] = 1
     ...         return pattern
-    >>> with edit_attention(model, pattern=look_at_first):
+    >>> with edit_attention(model, pattern=attend_to_first):
     ...     model.generate(input_ids)
     ```
     """
     if compute is not None and (pattern is not None or z is not None):
         raise TranscoderError(
-            "`compute` gives what heads read, so that `pattern` and `z` would not be called: leave them out, or change "
+            "`compute` returns the outputs of the heads, so `pattern` and `z` would not be called: leave them out, or change "
             "the pattern inside `compute`."
         )
     modules = attention_modules(model)
@@ -181,7 +181,7 @@ def edit_attention(
 
 
 def _add_editor(stack, edited, editor):
-    """Let `editor` have a say at a config or module until `stack` closes; stacks may close in any order."""
+    """Register `editor` for a config or module until `stack` closes; stacks may close in any order."""
 
     # Holds `edited`, whose number nothing else gets meanwhile.
     def remove():
@@ -196,7 +196,7 @@ def _add_editor(stack, edited, editor):
 
 
 def _acting_at(edited) -> list[_Editor]:
-    """Those editors at a config or module that act on the forward pass at hand."""
+    """Editors of a config or module that act on the current forward pass."""
     editors = _editors.get(id(edited), ())
     acting = [editor for editor in editors if editor.scope.acts()]
     if editors and not acting:
@@ -238,7 +238,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def num_heads(model: PreTrainedModel) -> tuple[int, int]:
-    """How many query heads and how many key-value heads a layer has."""
+    """Number of query heads and of key-value heads of a layer."""
     config = model.config.get_text_config()
     return config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
@@ -260,7 +260,7 @@ def _attention(module, query, key, value, attention_mask, **options):
     if computing:
         if len(computing) > 1 or any(editor.pattern is not None or editor.z is not None for editor in editors):
             raise TranscoderError(
-                "Attention is computed in a way of its own here (patching does that), which leaves out the patterns and "
+                "Attention is replaced by another computation here (as in patching), which leaves out the patterns and "
                 "outputs that another `edit_attention` around it changes: do one after the other."
             )
         return computing[0].compute(call), None
@@ -273,7 +273,7 @@ def _attention(module, query, key, value, attention_mask, **options):
 
 
 def _apply(editors, layer, part, tensor):
-    """The tensor after all functions for this part, and whether any of them answered."""
+    """The tensor after all functions for this part, and whether any of them returned a new one."""
     changed = False
     for editor in editors:
         function = getattr(editor, part)

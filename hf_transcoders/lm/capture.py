@@ -1,4 +1,4 @@
-"""Reading activations of a base model, without running more of it than they need."""
+"""Read activations of a language model, and run no more of it than they need."""
 
 import functools
 import inspect
@@ -18,10 +18,10 @@ from .wrappers import opens_on_model
 
 
 class Activations(Mapping):
-    """The activations of the last forward, by site: `activations["layers.8.mlp.in"]`, `(batch, seq, width)`.
+    """The activations of the last forward pass, by site: `activations["layers.8.mlp.in"]`, `(batch, seq, width)`.
 
     Keys are [`Site`] objects or their text. Tensors are the model's own, not detached. Each forward replaces them.
-    Threads that share it each have those of their own last forward.
+    Threads that share it each have those of their own last forward pass.
     """
 
     def __init__(self, sites: list[Site], stop: bool):
@@ -33,11 +33,11 @@ class Activations(Mapping):
         site = Site.parse(site)
         values = self._values.get()
         if site not in values:
-            raise KeyError(f"'{site}' was not reached by the last forward, or is not among the captured sites")
+            raise KeyError(f"'{site}' was not reached by the last forward pass, or is not among the captured sites")
         return values[site]
 
     def of_tokens(self, site: Site | str, shape: torch.Size) -> torch.Tensor:
-        """The activations at a site, once it is certain that they are of the tokens `(batch, seq)` that were given.
+        """The activations at a site, after a check that they belong to the tokens `(batch, seq)` that were given.
 
         Raises:
             [`TranscoderError`]: the module works on something else.
@@ -69,11 +69,11 @@ class Activations(Mapping):
 
 
 class _Enough(Exception):
-    """Ends a forward in which every capture has what it wants."""
+    """Ends a forward pass in which every capture has what it wants."""
 
 
 class _Running(threading.local):
-    """The captures whose forward is running in this thread, outermost call first."""
+    """Captures of the forward passes that run in this thread, outermost call first."""
 
     def __init__(self):
         self.captures: list[Activations] = []
@@ -87,13 +87,13 @@ _running = _Running()
 def capture(
     model: PreTrainedModel, sites: str | Site | Iterable[str | Site], stop: bool = True
 ) -> Iterator[Activations]:
-    """Read the activations at some sites in every forward of `model` inside the `with` block.
+    """Read the activations at some sites in every forward pass of `model` inside the `with` block.
 
     Enter the block once and call the model as often as you like: each call replaces the activations. Within the block
     `use_cache` is `False` unless the call says otherwise, or passes a cache. A compiled model runs uncompiled in it.
 
     The block acts on the thread that entered it, and on threads that are started inside it and tasks that are submitted to
-    a `ThreadPoolExecutor` there, which share it; each of them has the activations of its own last forward. Other threads
+    a `ThreadPoolExecutor` there, which share it; each of them has the activations of its own last forward pass. Other threads
     have blocks of their own, or call the model as it is. Blocks may be left in any order.
 
     Args:
@@ -104,14 +104,14 @@ def capture(
         sites (`str`, [`Site`] or an iterable of them):
             Where to read.
         stop (`bool`, *optional*, defaults to `True`):
-            End the forward as soon as every site has been reached; `model(...)` then returns `None`. Nested captures
-            end it once all of them have what they want, so one with `stop=False` lets every forward run to its end.
+            End the forward pass as soon as every site has been reached; `model(...)` then returns `None`. Nested captures
+            end it once all of them have what they want, so one with `stop=False` lets every forward pass run to its end.
 
     Returns:
-        [`Activations`]: a mapping from site to tensor, empty until the first forward.
+        [`Activations`]: a mapping from site to tensor, empty until the first forward pass.
 
     Raises:
-        [`TranscoderError`]: a site is misspelt, or the model does not have it.
+        [`TranscoderError`]: a site is misspelled, or the model does not have it.
 
     Example:
 

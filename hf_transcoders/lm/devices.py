@@ -1,4 +1,4 @@
-"""Where a model is, and where it takes its inputs."""
+"""Devices of a model and of its inputs."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from ..errors import TranscoderError
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes tokens: the device of its input embeddings.
+    """Device of a model's inputs: that of its input embeddings.
 
     `model.device` is that of the first parameter, which in an offloaded model is "meta" and in a split one any of several.
     """
@@ -16,7 +16,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """Where a module computes: the device of its weights, or that which accelerate loads them to."""
+    """Device that a module computes on: that of its weights, or the one that accelerate loads them to."""
     for part in module.modules():
         device = _execution_device(getattr(part, "_hf_hook", None))
         if device is not None:

@@ -1,4 +1,4 @@
-"""Which tokens a forward gets, also within `generate`, and what it returns."""
+"""Tokens and outputs of forward passes, inside `generate` too."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from .hooks import before_call
 
 @dataclass(frozen=True)
 class ForwardTokens:
-    """The tokens of one forward.
+    """The tokens of one forward pass.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): Missing where embeddings were given.
@@ -22,7 +22,7 @@ class ForwardTokens:
         start (`int`): How many tokens of each row a cache holds already: the position of the first one given.
         length (`int`): Tokens given for each row.
         real (`torch.BoolTensor` of shape `(batch, start + length)`, *optional*):
-            What the attention mask does not mark as padding; missing where nothing is.
+            Tokens that the attention mask does not mark as padding; missing if there is no padding.
     """
 
     input_ids: torch.Tensor | None
@@ -33,7 +33,7 @@ class ForwardTokens:
 
 
 def before_forward(stack: ExitStack, model: PreTrainedModel, function: Callable[[ForwardTokens], None]):
-    """Call `function` with its [`ForwardTokens`] before each forward of `model`'s decoder, until `stack` closes."""
+    """Call `function` with its [`ForwardTokens`] before each forward pass of `model`'s decoder, until `stack` closes."""
     decoder = model.get_decoder()
 
     def announce(module, args, kwargs):
@@ -57,7 +57,7 @@ _PLAIN = {"return_dict": True, "output_router_logits": False}
 
 @contextmanager
 def named_outputs(model: PreTrainedModel) -> Iterator[None]:
-    """Let forward passes of a model return named outputs and compute nothing else, whatever its config says."""
+    """Let forward passes of a model return named outputs and compute nothing extra, whatever its config says."""
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
     earlier = [
         (config, name, getattr(config, name))
@@ -94,7 +94,7 @@ def forward_logits(model: PreTrainedModel, **inputs) -> torch.Tensor:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
-        inputs: What its forward takes.
+        inputs: Arguments of its forward method.
 
     Returns:
         `torch.Tensor` of shape `(batch, seq, vocab)`.

@@ -1,4 +1,4 @@
-"""A language model whose norms, attention patterns and MLPs are held as they were in one run."""
+"""Freeze norm scales, attention patterns and MLP outputs of a language model at one run."""
 
 import functools
 import threading
@@ -27,21 +27,21 @@ from .wrappers import measures_model, opens_on_model
 
 @dataclass(frozen=True)
 class FrozenRun:
-    """What [`record_frozen`] keeps of a run; all tensors are detached.
+    """Recorded values of one run, from [`record_frozen`]; all tensors are detached.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, seq)`):
             The prompts.
         norms (`dict[torch.nn.Module, Callable]`):
-            Norm module -> the linear map, [`frozen_norm`], that it is at the scales of this run.
+            Linear map ([`frozen_norm`]) of each norm at the scales of this run.
         patterns (`list[torch.Tensor]`):
-            Where the heads of each layer look, `(batch, heads, seq, seq)`.
+            Attention patterns of each layer, `(batch, heads, seq, seq)`.
         mlp_outputs (`list[torch.Tensor]`):
             `mlp.out` of each layer, `(batch, seq, hidden)`.
         mlp_others (`list[tuple]`):
-            What the module of each layer's `mlp.out` returns beside it: nothing, but for the routers of some families.
+            Other outputs of the module of each layer's `mlp.out`: none, except for the routers of some families.
         activations (`dict[Site, torch.Tensor]`):
-            The activations at the sites that were asked for, `(batch, seq, width)`.
+            Activations at the requested sites, `(batch, seq, width)`.
     """
 
     input_ids: torch.Tensor
@@ -55,7 +55,7 @@ class FrozenRun:
 @measures_model
 @torch.no_grad()
 def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
-    """Run a model once and keep what [`frozen`] needs.
+    """Run a model once and record what [`frozen`] needs.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -63,7 +63,7 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
         input_ids (`torch.LongTensor` of shape `(batch, seq)`):
             The prompts, of one length and without padding.
         sites (an iterable of `str` or [`Site`], *optional*):
-            Where to keep the activations as well.
+            Sites whose activations are recorded too.
 
     Returns:
         [`FrozenRun`]
@@ -108,11 +108,11 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
 @opens_on_model
 @contextmanager
 def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Iterator[None]:
-    """Hold norm scales and attention patterns as they were in a recorded run, inside the `with` block.
+    """Freeze norm scales and attention patterns at a recorded run inside the `with` block.
 
     Each norm is then a linear map plus its bias, each head a fixed linear map of the residual stream. With `mlps` the
     outputs of the MLP modules are constants too, so that the final hidden states are an affine function of the
-    embeddings and of whatever is added to the residual stream. (A soft-cap on the logits, as in Gemma 2, is not
+    embeddings and of everything that is added to the residual stream. (A soft-cap on the logits, as in Gemma 2, is not
     frozen.) On the recorded prompt the model computes what it always does, up to rounding. Gradients go through values
     and norms, and through MLPs unless these are frozen.
 
@@ -123,7 +123,7 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
         model ([`~transformers.PreTrainedModel`]):
             The model that was recorded, plain or wrapped. It runs in the mode it is in: with dropout it is another one.
         run ([`FrozenRun`]):
-            What [`record_frozen`] returned. One recorded prompt serves batches of any size that repeat it; of several,
+            Result of [`record_frozen`]. One recorded prompt serves batches of any size that repeat it; of several,
             each belongs to one row of the batch.
         mlps (`bool`, *optional*, defaults to `False`):
             Whether to freeze the outputs of the MLPs.
@@ -156,12 +156,12 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
 
 
 class _Hold(threading.local):
-    """Puts recorded values at the positions of the recorded prompt. Each thread has a forward pass of its own at hand."""
+    """Puts recorded values at the positions of the recorded prompt. Each thread has its own current forward pass."""
 
     def __init__(self, run: FrozenRun):
         self.run = run
         self.tokens = None
-        # How many positions of the forward at hand are frozen: all that the prompt has, or none.
+        # Number of frozen positions of the current forward pass: those of the prompt, or 0.
         self.count = 0
 
     def begin(self, tokens: ForwardTokens):
@@ -178,7 +178,7 @@ class _Hold(threading.local):
             )
         if tokens.real is not None:
             raise TranscoderError(
-                "The frozen run has no padding, and the model got some: give it prompts of one length, or one at a time."
+                "The frozen run has no padding, but the model got padded input: give it prompts of one length, or one at a time."
             )
         if tokens.input_ids is not None and not (tokens.input_ids[:, :length] == prompts).all():
             raise TranscoderError(
@@ -208,14 +208,14 @@ class _Hold(threading.local):
     def pattern(self, pattern: torch.Tensor, layer: int) -> torch.Tensor | None:
         if self.count == 0:
             return None
-        # Later positions, and the free places of a cache, are not looked at from the prompt.
+        # The prompt does not attend to later positions or to the free places of a cache.
         recorded = F.pad(self.run.patterns[layer], (0, pattern.shape[-1] - self.count))
         recorded = recorded.expand(len(pattern), -1, -1, -1)
         return torch.cat([recorded, pattern[:, :, self.count :]], dim=2)
 
 
 def keep_others(stack: ExitStack, model: PreTrainedModel, layer: int, others: list[tuple]) -> None:
-    """Set `others[layer]` to what the module of the layer's `mlp.out` returns beside it, in every forward until `stack` closes."""
+    """Set `others[layer]` to the other outputs of the module of the layer's `mlp.out` in every forward pass until `stack` closes."""
 
     def keep(module, args, output):
         others[layer] = output[1:] if isinstance(output, tuple) else ()

@@ -1,4 +1,4 @@
-"""The weights of single attention heads, whatever way a family stores them."""
+"""Weights of single attention heads, for every way in which a family stores them."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def output_weight(model: PreTrainedModel, layer: int) -> torch.Tensor:
 
 
 def output_bias(model: PreTrainedModel, layer: int) -> torch.Tensor | None:
-    """What the output projection of a layer adds at every token, `(hidden,)`."""
+    """Bias of the output projection of a layer, `(hidden,)`."""
     return output_map(model, layer)[1]
 
 
@@ -51,7 +51,7 @@ def value_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torc
 
 
 def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
-    """The module that takes what the heads of a layer read back to the hidden size."""
+    """The module that projects the outputs of a layer's heads to the hidden size."""
     name = architecture_of(model).attention_output
     module = attention_modules(model)[layer]
     if name is None:
@@ -63,7 +63,7 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 def check_projected(model: PreTrainedModel, part: str) -> None:
-    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is no linear map of what attention reads."""
+    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is not a linear map of what attention reads."""
     architecture = architecture_of(model)
     if architecture.fused_qkv is None and getattr(architecture, part) is None:
         raise TranscoderError(

@@ -1,6 +1,6 @@
-"""Hooks, and methods that answer instead of a module's own: the one place where anything is attached to a model.
+"""Hooks and method wrappers: everything that is attached to a model is attached here.
 
-What is attached acts on the forward passes that its [`Scope`] names; to those of other threads the model is as it was.
+Hooks and wrappers act on the forward passes of their [`Scope`]; in other threads the model stays unchanged.
 """
 
 import functools
@@ -8,7 +8,8 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,9 +18,34 @@ from ..errors import TranscoderError
 from .threads import Scope, attaching
 
 
-if TYPE_CHECKING:
-    # Sites are found in models of any wrapping, and what unwraps them has hooks.
-    from .architectures import Location
+@dataclass(frozen=True)
+class Location:
+    """A [`Site`] found in a model.
+
+    Args:
+        module (`torch.nn.Module`):
+            The module whose input or output is the value.
+        side (`"in"` or `"out"`):
+            Which of the two: its first input, or its output (the first element where that is a tuple).
+        block (`torch.nn.Module`, *optional*):
+            Set where `module` sees batch and positions as one axis, or may do so: a module whose input still has both,
+            the block or the decoder.
+        scale (`float`, *optional*, defaults to 1.0):
+            The value is the module's times this.
+        copied (`bool`, *optional*, defaults to `False`):
+            Whether the model may change the module's tensor in place later, so that the value has to be a copy.
+    """
+
+    module: nn.Module
+    side: Literal["in", "out"]
+    block: nn.Module | None = None
+    scale: float = 1.0
+    copied: bool = False
+
+    @property
+    def place(self) -> tuple[nn.Module, str]:
+        """A key that is equal for locations of which one write would undo the other."""
+        return self.module, self.side
 
 
 def before_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Module, tuple, dict], Any]):
@@ -32,13 +58,13 @@ def after_call(stack: ExitStack, module: nn.Module, function: Callable[[nn.Modul
     _register_after(stack, module, _Hook(Scope.of(stack), function))
 
 
-def read_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], None]):
-    """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward until `stack` closes."""
+def read_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], None]):
+    """Call `function` with the value at `location`, `(batch, seq, width)`, in every forward pass until `stack` closes."""
     _attach(stack, location, function, writes=False)
 
 
-def write_at(stack: ExitStack, location: "Location", function: Callable[[torch.Tensor], torch.Tensor]):
-    """Replace the value at `location` by `function(value)` in every forward until `stack` closes.
+def write_at(stack: ExitStack, location: Location, function: Callable[[torch.Tensor], torch.Tensor]):
+    """Replace the value at `location` by `function(value)` in every forward pass until `stack` closes.
 
     Whoever reads there sees the new value, no matter which of the two was attached first; of several writers the one
     attached last has the last word.
@@ -47,12 +73,12 @@ def write_at(stack: ExitStack, location: "Location", function: Callable[[torch.T
 
 
 def wrap_forward(stack: ExitStack, module: nn.Module, forward: Callable):
-    """Let calls of `module` run `forward`, until `stack` closes; see [`wrap_method`]."""
+    """Replace the forward method of `module` until `stack` closes; see [`wrap_method`]."""
     wrap_method(stack, module, "forward", forward)
 
 
 def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable):
-    """Let `method` answer to `module.<name>`, until `stack` closes; stacks may close in any order.
+    """Replace `module.<name>` by `method` until `stack` closes; stacks may close in any order.
 
     Args:
         stack (`ExitStack`): Closes when the module's own method is to be back.
@@ -73,7 +99,7 @@ def wrap_method(stack: ExitStack, module: nn.Module, name: str, method: Callable
 
 
 class _WrappedMethod:
-    """What answers for a method that is wrapped: the wrappers that act on the call at hand, and the module's own method."""
+    """A wrapped method: the wrappers that act on the current call, and the module's own method."""
 
     def __init__(self, module: nn.Module, name: str):
         self.module = module
@@ -81,6 +107,7 @@ class _WrappedMethod:
         # An instance attribute hides the class's; a module may already have one (accelerate's hooks set `forward`).
         self.earlier = module.__dict__.get(name)
         self.wrappers: tuple[tuple[Scope, Callable], ...] = ()
+        self.__wrapped__: Callable
         # Signature, name and documentation are those of the method.
         functools.update_wrapper(self, getattr(module, name))
 
@@ -121,11 +148,11 @@ class _Hook:
 class _SiteHook(_Hook):
     """Shows the value at a location to a function, and puts the function's answer in its place if it `writes`."""
 
-    def __init__(self, scope: Scope, location: "Location", function: Callable, writes: bool):
+    def __init__(self, scope: Scope, location: Location, function: Callable, writes: bool):
         super().__init__(scope, function)
         self.location = location
         self.writes = writes
-        # Of the forward pass at hand in each thread, where the module sees batch and positions as one axis.
+        # Shape of the current forward pass in each thread, where the module sees batch and positions as one axis.
         self.batch_shape = None if location.block is None else threading.local()
 
     def __call__(self, module, args, more=None):
@@ -177,7 +204,7 @@ class _SiteHook(_Hook):
         result = result.reshape(value.shape)
         if scale != 1:
             return result / scale
-        # What is written may be one tensor expanded, or kept by whoever wrote it.
+        # The new value may be an expanded tensor, or one that its writer keeps.
         return result.clone() if copied else result
 
 

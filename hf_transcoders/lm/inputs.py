@@ -1,4 +1,4 @@
-"""Which rows of tokens a model can read, and which of them can share a forward pass."""
+"""Check rows of tokens, and group those that can share a forward pass."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +27,7 @@ def check_tokens(
     Args:
         model ([`~transformers.PreTrainedModel`]): A language model.
         rows (`Sequence[torch.LongTensor]`): Token ids of each row, `(tokens,)`.
-        what (`str`, *optional*, defaults to `"The prompt"`): What a row is called in the error.
+        what (`str`, *optional*, defaults to `"The prompt"`): Name of a row in the error.
         numbers (`Sequence[int]`, *optional*): Numbers of the rows, which then follow its name.
         extrapolate (`bool`, *optional*, defaults to `True`):
             Whether rows may be longer than the model was made for, where its positions are computed. They always may where
@@ -57,13 +57,13 @@ def check_tokens(
         name = _name(what, numbers, lengths.index(longest))
         raise TranscoderError(f"{name} has {longest} tokens and the model's context {context}: shorten it.")
     if not grows:
-        logger.warning_once(
+        logger.warning_once(  # pyright: ignore[reportAttributeAccessIssue]
             f"There is text of more than the {context} tokens that the model was made for: its positions are extrapolated."
         )
 
 
 def has_position_table(model: PreTrainedModel) -> bool:
-    """Whether positions are looked up in a table, so that there are none beyond its end (GPT-2, OPT, GPT-J)."""
+    """Whether positions come from a table of fixed length, so that longer inputs are impossible (GPT-2, OPT, GPT-J)."""
     tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     tables |= {name for name, _ in model.named_buffers() if name.endswith("embed_positions")}
     return any(part == "wpe" or "position" in part for name in tables for part in name.split("."))

@@ -1,4 +1,4 @@
-"""The linear map that a module computes, whatever wraps, adapts, quantizes or offloads its weight."""
+"""Linear maps of modules, including wrapped, adapted, quantized and offloaded ones."""
 
 import functools
 import sys
@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ class LinearMap:
 
 
 def linear_map(module: nn.Module, name: str) -> LinearMap:
-    """The linear map that a module computes now: adapters in it, switched on and unmerged, are part of the map.
+    """The linear map that a module computes now, including active adapters that are not merged.
 
     Of a plain `nn.Linear` or `Conv1D` it is the parameters themselves, offloaded or not. Everything else is run on unit
     vectors, in evaluation mode and without hooks, so that it does not matter which adapter or quantization it is. Weights
@@ -51,7 +52,7 @@ def linear_map(module: nn.Module, name: str) -> LinearMap:
 
     Args:
         module (`torch.nn.Module`): A projection of the model, or its head.
-        name (`str`): What it is called where it is refused.
+        name (`str`): Name of the module in errors.
 
     Returns:
         [`LinearMap`], in fp32 at least where the module had to be run.
@@ -77,7 +78,7 @@ def linear_map(module: nn.Module, name: str) -> LinearMap:
 
 
 def linear_rows(module: nn.Module, outputs: torch.Tensor, name: str) -> LinearMap:
-    """Rows of [`linear_map`], for some outputs `(k,)` alone: of a large vocabulary the others are never computed."""
+    """Rows of [`linear_map`] for some outputs `(k,)`; the other rows, of a large vocabulary for example, are never computed."""
     module = acting_module(module)
     read = _read(module)
     if read is not None:
@@ -130,7 +131,7 @@ def apply_weight(module: nn.Module, rows: torch.Tensor, name: str) -> torch.Tens
 
 
 def outputs_at(module: nn.Module, outputs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that computes some outputs `(k,)` of a module as its forward does, from then on even if that is hidden."""
+    """A function that computes some outputs `(k,)` of a module as its forward method does, even if that is replaced later."""
     acting = acting_module(module)
     read = _read(acting)
     if read is not None:
@@ -141,24 +142,24 @@ def outputs_at(module: nn.Module, outputs: torch.Tensor) -> Callable[[torch.Tens
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether reading the weight of a module costs nothing: it is the parameter itself, in memory."""
+    """Whether the weight of a module is a plain parameter in memory, which costs nothing to read."""
     module = acting_module(module)
     return _is_read(module) and not any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module has weights that are codes. It may round what it reads too, and is then its map up to that."""
+    """Whether a module has quantized weights. Such a module may also round its inputs, and equals its map only up to that."""
     parameters = acting_module(module).parameters()
     return any(type(each) not in (nn.Parameter, torch.Tensor) or each.dtype not in _FLOATS for each in parameters)
 
 
 def map_size(module: nn.Module) -> tuple[int, int]:
-    """How many outputs and inputs a linear module has.
+    """Number of outputs and of inputs of a linear module.
 
     Raises:
         [`TranscoderError`]: it is no module of this kind.
     """
-    base = _base_module(module)
+    base: Any = _base_module(module)
     for outputs, inputs in (("out_features", "in_features"), ("nf", "nx"), ("outfeatures", "infeatures")):
         if isinstance(getattr(base, outputs, None), int):
             width = getattr(base, inputs, None)
@@ -176,7 +177,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def linear_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """The linear layers in a module, in order, each with whatever adapter is around it; never the parts of an adapter."""
+    """The linear layers in a module, in order, each with the adapter around it, if any; never the parts of an adapter."""
     if is_linear(module):
         yield module
         return
@@ -190,17 +191,17 @@ def is_embedding(module: nn.Module) -> bool:
 
 
 def num_embeddings(embedding: nn.Module) -> int:
-    """How many tokens an embedding knows."""
+    """Number of tokens of an embedding."""
     return _base_module(acting_module(embedding)).num_embeddings
 
 
 def embedding_width(embedding: nn.Module) -> int:
-    """How wide an embedding is."""
+    """Width of an embedding."""
     return _base_module(acting_module(embedding)).embedding_dim
 
 
 def adapters_at_work(model: nn.Module) -> tuple:
-    """Which adapters of PEFT are switched on or merged in each module, and how strongly: equal as long as nobody switched one."""
+    """State of the PEFT adapters of each module (active, merged, scales): equal as long as no adapter is switched."""
     if "peft" not in sys.modules:
         return ()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -219,7 +220,7 @@ def adapters_at_work(model: nn.Module) -> tuple:
 
 
 def acting_module(module: nn.Module) -> nn.Module:
-    """The module that answers for a wrapper of PEFT, where that only passes on what it gets.
+    """The module that acts for a PEFT wrapper that only passes on its inputs.
 
     So it is with copies that were trained in place of a module (`modules_to_save`, LN tuning), with adapters that are
     switched off and with merged ones.
@@ -246,19 +247,20 @@ def acting_module(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def loaded(module: nn.Module) -> Iterator[None]:
-    """Have the weights of a module that accelerate offloaded in memory, inside the `with` block."""
+    """Keep the weights of a module that accelerate offloaded in memory inside the `with` block."""
     if not is_offloaded(module):
         yield
         return
-    module._hf_hook.pre_forward(module)
+    hook: Any = module._hf_hook
+    hook.pre_forward(module)
     try:
         yield
     finally:
-        module._hf_hook.post_forward(module, None)
+        hook.post_forward(module, None)
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate loads the module's own weights for each forward and they are elsewhere now."""
+    """Whether accelerate loads the module's own weights for each forward pass and they are elsewhere now."""
     return hasattr(module, "_hf_hook") and any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
@@ -271,7 +273,7 @@ def runs_own_forward(module: nn.Module, forward: Callable) -> bool:
 
 
 def _base_module(module):
-    """What is inside all wrappers, at work or not."""
+    """The module inside all wrappers, active or not."""
     while True:
         inner = [module._modules.get(name) for name in ("base_layer", "original_module", "token_adapter")]
         inner = [each for each in inner if each is not None]
@@ -286,7 +288,7 @@ def _is_read(module):
 
 
 def _read(module) -> LinearMap | None:
-    """The map of a module that multiplies with a tensor that it holds; `None` of any other."""
+    """The map of a module that multiplies by a tensor it holds; `None` for any other module."""
     if not _is_read(module):
         return None
     with loaded(module):
@@ -305,7 +307,7 @@ def _not_loaded(module):
 
 
 def _refresh(module):
-    """What hooks of `torch.nn.utils` (weight and spectral norm, pruning) do before each forward: make the weight anew."""
+    """Run the hooks of `torch.nn.utils` (weight and spectral norm, pruning), which compute the weight before each forward pass."""
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__.startswith("torch.nn.utils."):
             hook(module, None)
@@ -313,7 +315,7 @@ def _refresh(module):
 
 @contextmanager
 def _alone(module, name) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """Within the block, a function that runs a module on rows `(n, inputs)` and nothing else: `(n, outputs)`, fp32 at least."""
+    """Yields a function that runs a module alone on rows `(n, inputs)`, and returns `(n, outputs)` in fp32 at least."""
     device, dtype = module_device(module), _input_dtype(module)
     if device.type == "meta":
         raise _not_loaded(module)
@@ -342,7 +344,7 @@ def _alone(module, name) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
 
 
 def _input_dtype(module) -> torch.dtype:
-    """What a module takes: that of its weights, or fp32 where these are no floating-point numbers."""
+    """Dtype of a module's inputs: that of its weights, or fp32 if these are not floating-point numbers."""
     weight = getattr(_base_module(module), "weight", None)
     return weight.dtype if weight is not None and weight.dtype in _FLOATS else torch.float32
 
@@ -359,7 +361,7 @@ class _Pick:
 
 
 def _pulled(module, name, count, functional) -> LinearMap:
-    """Functionals of the outputs `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
+    """Functions of the outputs, `(n, outputs) -> (n,)`, one for each of `count` rows, as rows of the map, by autograd."""
     _, inputs = map_size(module)
     with _alone(module, name) as run:
         with torch.enable_grad():
@@ -374,7 +376,7 @@ def _pulled(module, name, count, functional) -> LinearMap:
 
 
 def _check(module, name, run, expected, functional, count=4):
-    """Refuses a module that is something else than its map on random rows, small and large."""
+    """Refuse a module that differs from its map on random rows, small and large."""
     _, inputs = map_size(module)
     for size in (1.0, 30.0):
         rows = size * torch.randn(count, inputs, generator=torch.Generator().manual_seed(0))
@@ -383,7 +385,7 @@ def _check(module, name, run, expected, functional, count=4):
 
 
 def _check_sums(module, name, run, inputs):
-    """Refuses a module of which a sum is not the sum of the parts."""
+    """Refuse a module whose output for a sum is not the sum of its outputs."""
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(4, inputs, generator=generator), 30 * torch.randn(4, inputs, generator=generator)
     outputs = run(one + other)

@@ -1,4 +1,4 @@
-"""What decides about the numbers that a language model gives."""
+"""A fingerprint of everything that determines the outputs of a language model."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -77,9 +77,9 @@ def _without_names(value: Any) -> Any:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers, switches and names among a module's attributes, such as the epsilon of a norm or the scale of LoRA."""
+    """Numbers, flags and names among a module's attributes, such as the epsilon of a norm or the scale of LoRA."""
     if isinstance(module, PreTrainedModel):
-        return {}  # Its configuration says it.
+        return {}  # They are in its configuration.
     settings = {
         name: value
         for name, value in vars(module).items()
@@ -112,12 +112,12 @@ def _is_plain(value: Any) -> bool:
 def _taking_part(
     module: nn.Module, path: str = "", idle: Collection[str] = ()
 ) -> Iterator[tuple[str, nn.Module, Any]]:
-    """Path, module and those of its tensors to leave out, for every module but those of adapters that are not in use."""
+    """Path, module and tensors to leave out, for every module except those of inactive adapters."""
     names = _adapter_names(module)
     active = _active_adapters(module)
     wrapped = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
     if names and not active and not _merged_adapters(module) and isinstance(wrapped, nn.Module):
-        # It does what the layer does that it was put in place of.
+        # It acts as the layer that it replaces.
         yield from _taking_part(wrapped, path)
         return
     yield path, module, idle
@@ -140,7 +140,7 @@ def _merged_adapters(module: nn.Module) -> list[str]:
 
 
 def _adapter_containers(module: nn.Module) -> dict[str, nn.Module]:
-    """Attribute -> adapters by name, of a module that PEFT has put in place of another."""
+    """Adapters by name, for each attribute of a module that PEFT put in place of another."""
     if not hasattr(module, "_active_adapter"):
         return {}
     return {
@@ -151,14 +151,14 @@ def _adapter_containers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _adapter_names(module: nn.Module) -> set[str]:
-    return {adapter for container in _adapter_containers(module).values() for adapter in container.keys()}
+    return {adapter for container in _adapter_containers(module).values() for adapter in container.keys()}  # pyright: ignore[reportCallIssue]
 
 
 # ---------------------------------------------------------------------------------------------------- tensors
 
 
 def _tensor_digests(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """The tensors of a module without its children, as it saves them (with the scales of quantised ones), and buffers."""
+    """Tensors of a module without its children, as it saves them (with the scales of quantized ones), and its buffers."""
     direct = [*module._parameters.values(), *module._buffers.values()]
     if hasattr(module, "_hf_hook") and any(tensor is not None and tensor.is_meta for tensor in direct):
         # Offloaded: the weights come into memory for as long as they are read.
@@ -188,7 +188,7 @@ def _loaded_tensor_digests(module: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _follows_input(module: nn.Module) -> bool:
-    """Whether a rotary embedding takes its frequencies from the length of the text at hand."""
+    """Whether a rotary embedding's frequencies depend on the length of the input."""
     types = getattr(module, "rope_type", None) or ""
     types = types.values() if isinstance(types, dict) else [types]
     return any("dynamic" in kind or "longrope" in kind for kind in types)

@@ -1,4 +1,4 @@
-"""Models in evaluation mode for as long as something is measured."""
+"""Keep models in evaluation mode during a measurement."""
 
 import threading
 from collections.abc import Iterator

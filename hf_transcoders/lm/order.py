@@ -1,137 +1,53 @@
-"""The residual stream as the place where everything adds up: what is written to it, and what is read from it, when."""
+"""The points of a transformer block, and the order in which they read from and write to the residual stream."""
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-
-from ..errors import TranscoderError
-from .architectures import architecture_of, has_parallel_residual, locate
-from .linear_maps import apply_weight, map_size
-from .norms import FrozenNorm, NormGain, frozen_norm, norm_gain
-from .sites import Site
+from dataclasses import dataclass
 
 
-#: What the head of a model is called where its weights are refused.
-UNEMBEDDING = "the unembedding"
-_RESIDUAL = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
+@dataclass(frozen=True)
+class Point:
+    """One point of a transformer block.
 
-
-def reads_from_stream(site: Site) -> bool:
-    """Whether what is at a site is the residual stream, or the stream behind a norm."""
-    return site.point in (*_RESIDUAL, "attn.in", "mlp.in")
-
-
-def writes_to_stream(site: Site) -> bool:
-    """Whether what is at a site is added to the residual stream (behind a post-norm, if any), or is the stream."""
-    return site.point in (*_RESIDUAL, "attn.out", "attn.branch", "mlp.out", "mlp.branch")
-
-
-def reading_stage(model: PreTrainedModel, site: Site) -> int:
-    """When a site reads the stream: it sees what was written at this stage or an earlier one.
-
-    Layer l begins at stage 2l; its attention writes at 2l + 1, and its MLP, which reads then, at 2l + 2. With a parallel
-    residual both read at 2l and write at 2l + 2.
-    """
-    _check(reads_from_stream(site), site, "does not read the residual stream")
-    between = 0 if has_parallel_residual(model) else 1
-    return 2 * site.layer + (_RESIDUAL | {"attn.in": 0, "mlp.in": between})[site.point]
-
-
-def writing_stage(model: PreTrainedModel, site: Site) -> int:
-    """When what is written at a site is in the stream; see [`reading_stage`]."""
-    _check(writes_to_stream(site), site, "does not write to the residual stream")
-    attention = 2 if has_parallel_residual(model) else 1
-    stages = _RESIDUAL | {"attn.out": attention, "attn.branch": attention, "mlp.out": 2, "mlp.branch": 2}
-    return 2 * site.layer + stages[site.point]
-
-
-def norm_before(model: PreTrainedModel, site: Site) -> nn.Module | None:
-    """The norm between the stream and a site that reads it, or `None` where the site is the stream."""
-    _check(reads_from_stream(site), site, "does not read the residual stream")
-    if site.point in _RESIDUAL:
-        return None
-    architecture = architecture_of(model)
-    name = architecture.attention_norm if site.point == "attn.in" else architecture.mlp_norm
-    return None if name is None else _submodule(model, site, name)
-
-
-def norm_behind(model: PreTrainedModel, site: Site) -> nn.Module | None:
-    """The post-norm between a site and the stream that it writes to, or `None` where there is none."""
-    _check(writes_to_stream(site), site, "does not write to the residual stream")
-    if site.point not in ("attn.out", "mlp.out"):
-        return None
-    architecture = architecture_of(model)
-    name = architecture.attention_post_norm if site.point == "attn.out" else architecture.mlp_post_norm
-    return None if name is None else _submodule(model, site, name)
-
-
-def stream_before(model: PreTrainedModel, site: Site) -> Site:
-    """The point of the residual stream that a site reads."""
-    stage = reading_stage(model, site)
-    return Site("resid_mid" if stage % 2 else "resid_pre", site.layer) if site.point not in _RESIDUAL else site
-
-
-def read_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
-    """What readers at a site, `(..., width)`, read from the residual stream, up to the scale of the norm before it."""
-    norm = norm_before(model, site)
-    return rows if norm is None else norm_gain(norm, rows.shape[-1]).pull(rows)
-
-
-def written_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
-    """What directions at a site, `(..., width)`, are in the residual stream, up to the scale of a post-norm, if any."""
-    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
-    rows = rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
-    return rows if multiplier == 1 else rows * multiplier
-
-
-def multiplier_behind(model: PreTrainedModel, site: Site) -> float:
-    """What values at a site are multiplied with before they are added to the stream, beside a post-norm."""
-    _check(writes_to_stream(site), site, "does not write to the residual stream")
-    return architecture_of(model).residual_multiplier if site.point in ("attn.out", "mlp.out") else 1.0
-
-
-def map_behind(model: PreTrainedModel, site: Site, at: torch.Tensor) -> FrozenNorm | None:
-    """
-    The linear map from what is at a site to what is added to the stream for it: the post-norm at the scale that it has at
-    `at (..., hidden)`, and the family's multiplier; `None` where there is neither.
-    """
-    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
-    if norm is None:
-        if multiplier == 1:
-            return None
-        return FrozenNorm(at.new_full((*at.shape[:-1], 1), multiplier), NormGain(at.new_ones(at.shape[-1]), False))
-    linear = frozen_norm(norm, at)
-    return FrozenNorm(linear.scale * multiplier, linear.gain)
-
-
-def direct_logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """Logits that directions of the residual stream write, `(..., vocabulary)` in the dtype of `rows`.
-
-    Up to the scale of the final norm, with that of the logits; biases, a soft-cap and all that later layers make of them are left out.
+    A block has four steps that write to the residual stream: a dictionary of the incoming stream (0), attention (1), the
+    MLP (2), and a dictionary of the outgoing stream (3).
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model.
-        rows (`torch.Tensor` of shape `(..., hidden)`): Directions, on the model's device.
+        reads (`int`, *optional*): Steps of the block that come before the stream is read here; `None` where the value is
+            not the stream, or the stream after a norm.
+        writes (`int`, *optional*): Step at which the value is added to the stream, or becomes the stream.
+        linear (`bool`, *optional*, defaults to `True`): Whether the value is linear in earlier writes to the stream, once
+            attention patterns and norm scales are frozen.
+        writable (`bool`, *optional*, defaults to `True`): Whether a module of the model passes the value on, so that
+            another can take its place.
     """
-    unembedding = model.get_output_embeddings()
-    width = map_size(unembedding)[1]
-    if rows.shape[-1] != width:
-        raise TranscoderError(
-            f"The logits of this model are not read from the residual stream: it is {rows.shape[-1]} wide and the "
-            f"unembedding {width}."
-        )
-    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
-    rows = norm_gain(norm, rows.shape[-1]).push(rows) * architecture_of(model).logit_multiplier
-    return apply_weight(unembedding, rows, UNEMBEDDING)
+
+    reads: int | None = None
+    writes: int | None = None
+    linear: bool = True
+    writable: bool = True
 
 
-def _submodule(model, site, name):
-    return locate(model, Site("resid_pre", site.layer)).module.get_submodule(name)
+#: Every point of a block, in the order in which a sequential block reaches them.
+POINTS = {
+    "resid_pre": Point(reads=0, writes=0),
+    "attn.in": Point(reads=1),
+    "attn.out": Point(writes=1),
+    "attn.branch": Point(writes=1),
+    "resid_mid": Point(reads=2, writes=1, writable=False),
+    "mlp.in": Point(reads=2),
+    "mlp.out": Point(writes=2, linear=False),
+    "mlp.branch": Point(writes=2, linear=False),
+    "resid_post": Point(reads=3, writes=3),
+}
+
+#: Steps of a block: one more than the last of its points writes at.
+STEPS = 4
 
 
-def _check(fits, site, what):
-    if not fits:
-        raise TranscoderError(
-            f"'{site}' {what}, so nothing else connects to it by weights alone: use a dictionary from mlp.in to mlp.branch, "
-            "or one on the stream."
-        )
+def reading_step(point: str, parallel: bool = False) -> int | None:
+    """Steps of the block that come before a point reads the stream.
+
+    Args:
+        point (`str`): One of [`POINTS`].
+        parallel (`bool`, *optional*, defaults to `False`): Whether attention and MLP both read the block's input.
+    """
+    return POINTS["attn.in"].reads if parallel and point == "mlp.in" else POINTS[point].reads

@@ -1,4 +1,4 @@
-"""Running only those parts of a language model whose result is not known yet."""
+"""Run only the parts of a language model whose results are not known yet."""
 
 import weakref
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _apart: "weakref.WeakKeyDictionary[PreTrainedModel, bool]" = weakref.WeakKeyDict
 
 
 def block_of(model: PreTrainedModel, site: Site | str) -> int:
-    """The first block whose output depends on a site, or 0 where that is not known: outside blocks, in unknown families."""
+    """The first block whose output depends on a site, or 0 if that is unknown (outside blocks, or in unknown families)."""
     site = Site.parse(site)
     if site.layer is not None:
         return site.layer
@@ -54,7 +54,7 @@ def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
         try:
             found = _head_logits(model, _decoder_states(model, ids)[0]).float()
         except Exception:
-            # Whatever it is that this model does, it has to be run as a whole.
+            # The model does something unknown, so it has to run as a whole.
             _apart[model] = False
         else:
             _apart[model] = found.shape == whole.shape and bool((found - whole).norm() <= 1e-2 * whole.norm())
@@ -74,7 +74,7 @@ def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, **input
 def logits_of(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
     """The model's logits for some final hidden states.
 
-    The model's own forward computes them, soft-caps and scales included; only its decoder is not run.
+    The model's own forward pass computes them, soft-caps and scales included; only its decoder is not run.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
@@ -87,14 +87,14 @@ def logits_of(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tens
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many logits a token has."""
+    """Number of logits of a token."""
     head = model.get_output_embeddings()
     return model.config.get_text_config().vocab_size if head is None else map_size(head)[0]
 
 
 @contextmanager
 def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[dict[int, Any]]:
-    """Keep what some blocks return in each forward, as they return it."""
+    """Keep the outputs of some blocks in each forward pass."""
     outputs = {}
     with ExitStack() as stack:
         for layer in layers:
@@ -108,12 +108,12 @@ def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[d
 
 @contextmanager
 def restart_at(model: PreTrainedModel, layer: int, output_below: Any) -> Iterator[None]:
-    """Begin forwards at a block: those below are not run and answer what the last of them returned earlier.
+    """Begin forward passes at a block: the blocks below do not run and return the earlier output of the last of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A language model.
         layer (`int`): The first block to run.
-        output_below: What block `layer - 1` returned for the same inputs.
+        output_below: Output of block `layer - 1` for the same inputs.
     """
     with ExitStack() as stack:
         for below in range(layer):
@@ -123,7 +123,7 @@ def restart_at(model: PreTrainedModel, layer: int, output_below: Any) -> Iterato
 
 @dataclass
 class _DecoderOutput(BaseModelOutput):
-    """Final hidden states, and nothing of all else that a family's decoder may return beside them."""
+    """Final hidden states, without the other outputs that a family's decoder may return."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -140,7 +140,7 @@ def _head_logits(model, hidden_states):
     rows = hidden_states.unsqueeze(0)
     with ExitStack() as stack:
         _answer(stack, model.get_decoder(), _DecoderOutput(last_hidden_state=rows))
-        # The ids only have to be as many.
+        # Only the number of ids matters.
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
         return forward_logits(model, input_ids=ids, use_cache=False)[0]
 
@@ -150,5 +150,5 @@ def _block(model, layer) -> nn.Module:
 
 
 def _answer(stack, module, output):
-    """Let `module` return `output` instead of running, until `stack` closes."""
+    """Replace the output of `module`, which does not run, until `stack` closes."""
     wrap_forward(stack, module, lambda inner, *args, **kwargs: output)

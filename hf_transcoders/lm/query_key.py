@@ -1,4 +1,4 @@
-"""Queries and keys of one head as linear maps of what attention reads."""
+"""Queries and keys of one head as linear maps of the input of attention."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class QueryKey:
     Args:
         query, key (`torch.Tensor` of shape `(head_dim, hidden)`): The maps.
         query_bias, key_bias (`torch.Tensor` of shape `(head_dim,)`): Their constants.
-        scaling (`float`): What scores are multiplied with.
+        scaling (`float`): Factor on scores.
         query_position, key_position (`int`): The tokens.
-        probability (`float`): How much the head looks from one to the other.
+        probability (`float`): Attention weight between the two tokens.
     """
 
     query: torch.Tensor
@@ -67,14 +67,14 @@ def linear_query_key(
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(seq,)`): The prompt.
         layer, head (`int`): Which head.
-        query_position (`int`): Token that looks.
-        key_position (`int`, *optional*): Token that is looked at. By default the one that is looked at most.
+        query_position (`int`): Token that attends.
+        key_position (`int`, *optional*): Token that it attends to. Defaults to the one with the largest attention weight.
 
     Returns:
         [`QueryKey`]
 
     Raises:
-        [`TranscoderError`]: the head cannot look from one token to the other, or the model does something else to its
+        [`TranscoderError`]: the head cannot attend from one token to the other, or the model does something else to its
             queries and keys than a norm and a rotary embedding.
     """
     seen = {}
@@ -103,7 +103,7 @@ def linear_query_key(
         key_position = int(pattern.argmax())
     if call.mask is not None and call.mask[0, 0, query_position, key_position] < -1e4:
         raise TranscoderError(
-            f"Heads of layer {layer} cannot look from token {query_position} to token {key_position}: choose an earlier "
+            f"Heads of layer {layer} cannot attend from token {query_position} to token {key_position}: choose an earlier "
             "token, within the layer's window if it has one."
         )
     parts = []

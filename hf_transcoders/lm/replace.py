@@ -1,7 +1,7 @@
-"""Writing into a base model: dictionaries in place of its modules, and ablations."""
+"""Write into a language model: splice in dictionaries, and ablate activations."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -11,22 +11,23 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import locate, site_width
-from .hooks import read_at, write_at
+from .hooks import write_at
 from .sites import Site, parse_sites
+from .splicing import SplicedDictionary
 from .threads import OfThread
 from .wrappers import opens_on_model
 
 
 class Replacement(Mapping):
-    """What [`replace`], [`splice`] and [`ablate`] yield: features of the last forward, by output site.
+    """Features of the last forward pass by output site, as [`replace`], [`splice`] and [`ablate`] yield them.
 
     Keys are [`Site`] objects or their text; the mapping is empty unless features were asked for.
 
-    Threads that share it each have the features of their own last forward, and a mask of their own once they set one.
+    Threads that share it each have the features of their own last forward pass, and a mask of their own once they set one.
 
     Attributes:
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
-            The positions where the replacement applies, all if `None`. May be set anew before each forward.
+            The positions where the replacement applies, all if `None`. Can be changed before each forward pass.
     """
 
     def __init__(self, mask: torch.Tensor | None):
@@ -74,14 +75,14 @@ class Replacement(Mapping):
 @opens_on_model
 @contextmanager
 def replace(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     replacements: Mapping[str | Site, nn.Module],
     *,
     error: Literal["drop", "keep"] = "drop",
     mask: torch.Tensor | None = None,
     features: bool = False,
 ) -> Iterator[Replacement]:
-    """Put dictionaries in place of activations in every forward of `model` inside the `with` block.
+    """Replace activations by dictionaries in every forward pass of `base_model` inside the `with` block.
 
     Each dictionary reads the activation at its `config.input_site` and its reconstruction is written at the output
     site. Several dictionaries work together: those further up read the stream that those below have changed.
@@ -90,19 +91,20 @@ def replace(
     and on threads that are started inside it, as that of [`capture`] does.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
         replacements (`Mapping[str | Site, torch.nn.Module]`):
-            Output site to dictionary. A dictionary is called as `dictionary(inputs, output_features=...)` with
-            `inputs` `(batch, seq, d_in)` in its own dtype, and answers with `.reconstruction` `(batch, seq, d_out)`
-            and `.features` `(batch, seq, num_features)`.
+            Dictionary by output site. A dictionary is called as `dictionary(inputs, output_features=...)` with `inputs`
+            `(batch, seq, d_in)` in its own dtype, and returns `.reconstruction` `(batch, seq, d_out)` and `.features`
+            `(batch, seq, num_features)`. A dictionary at several sites is called once in each forward pass, and
+            `.reconstruction` may then be a mapping from site (`str`) to tensor.
         error (`"drop"` or `"keep"`, *optional*, defaults to `"drop"`):
             `"drop"` writes the reconstruction. `"keep"` adds what the reconstruction misses as a constant, so that
             the model computes exactly what it did before while gradients flow through the dictionary.
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
             Positions to replace; the others keep the true value. Can be changed through the yielded object.
         features (`bool`, *optional*, defaults to `False`):
-            Keep the features of the last forward in the yielded mapping. They are dense, so they can be big.
+            Keep the features of the last forward pass in the yielded mapping. They are dense, so they can be big.
 
     Returns:
         [`Replacement`]: a mapping from output site to features.
@@ -114,19 +116,22 @@ def replace(
     if error not in ("drop", "keep"):
         raise TranscoderError(f"error='{error}' is unknown; use 'drop' or 'keep'.")
     replacement = Replacement(mask)
-    reads, writes = [], {}
+    replacements = {Site.parse(site): dictionary for site, dictionary in replacements.items()}
+    sites_of: dict[nn.Module, list[Site]] = {}
     for site, dictionary in replacements.items():
-        site, source = Site.parse(site), Site.parse(dictionary.config.input_site)
-        _check_width(model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")
-        _check_width(model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")
-        read, written = locate(model, source), locate(model, site)
-        spliced = _Spliced(replacement, site, source, dictionary, error, features, read.scale / written.scale)
-        if read.place == written.place:
-            writes[site] = spliced.rewrite
-        else:
-            reads.append((source, spliced.read))
-            writes[site] = spliced.write
-    with _edited(model, reads, writes):
+        source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+        _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
+        _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
+        sites_of.setdefault(dictionary, []).append(site)
+    _check_writable(base_model, replacements)
+    spliced = []
+    for dictionary, sites in sites_of.items():
+        work = _Reconstruction(replacement, dictionary, sites, error, features)
+        source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+        spliced.append(SplicedDictionary(base_model, source, sites, work.compute, work.write))
+    with ExitStack() as stack:
+        for dictionary in spliced:
+            dictionary.attach(stack)
         yield replacement
 
 
@@ -138,15 +143,15 @@ def ablate(
     value: float | torch.Tensor | Mapping[str | Site, float | torch.Tensor] = 0.0,
     mask: torch.Tensor | None = None,
 ) -> Iterator[Replacement]:
-    """Hold the activations at some sites constant in every forward of `model` inside the `with` block.
+    """Set the activations at some sites to constants in every forward pass of `model` inside the `with` block.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             As in [`replace`].
         sites (`str`, [`Site`] or an iterable of them):
-            Where to write.
+            Sites to write at.
         value (`float`, `torch.Tensor` or a mapping from site to either, *optional*, defaults to 0.0):
-            What to write: zero, a mean activation `(width)`, or anything that broadcasts to `(batch, seq, width)`.
+            Value to write: zero, a mean activation `(width)`, or anything that broadcasts to `(batch, seq, width)`.
         mask (`torch.BoolTensor` of shape `(batch, seq)`, *optional*):
             Positions to ablate; the others keep the true value. Can be changed through the yielded object.
 
@@ -165,18 +170,19 @@ def ablate(
     else:
         values = dict.fromkeys(sites, value)
     replacement = Replacement(mask)
-    writes = {}
-    for site in sites:
-        constant = torch.as_tensor(values[site])
+    constants = {site: torch.as_tensor(values[site]) for site in sites}
+    for site, constant in constants.items():
         if constant.dim() > 0:
             _check_width(model, site, constant.shape[-1], f"The value for '{site}' writes")
-        writes[site] = _Constant(replacement, constant).write
-    with _edited(model, [], writes):
+    _check_writable(model, sites)
+    with ExitStack() as stack:
+        for site, constant in constants.items():
+            write_at(stack, locate(model, site), functools.partial(_write_constant, replacement, constant))
         yield replacement
 
 
 def splice(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     dictionaries: nn.Module | Iterable[nn.Module] | Mapping[str, nn.Module],
     *,
     error: Literal["drop", "keep"] = "keep",
@@ -186,10 +192,10 @@ def splice(
     """[`replace`] with each dictionary at the output site of its own config; by default only to read the features.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             As in [`replace`].
         dictionaries (`torch.nn.Module`, an iterable of them, or a mapping with them as values):
-            What to splice in.
+            Dictionaries to splice in.
         error, features, mask:
             As in [`replace`].
 
@@ -214,84 +220,58 @@ def splice(
         dictionaries = [dictionaries]
     replacements = {}
     for dictionary in dictionaries:
-        site = Site.parse(dictionary.config.output_site)
-        if site in replacements:
-            raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
-        replacements[site] = dictionary
-    return replace(model, replacements, error=error, mask=mask, features=features)
+        for site in dictionary.config.output_sites:  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
+            if site in replacements:
+                raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
+            replacements[site] = dictionary
+    return replace(base_model, replacements, error=error, mask=mask, features=features)
 
 
-class _Spliced:
-    """One dictionary at work: what it reads on its way through the forward, and what it writes."""
+class _Reconstruction:
+    """One dictionary at work: its output in a forward pass, and its reconstruction at each of its sites."""
 
-    def __init__(self, replacement, site, source, dictionary, error, features, ratio):
+    def __init__(self, replacement, dictionary, sites, error, features):
         self.replacement = replacement
-        self.site = site
-        self.source = source
         self.dictionary = dictionary
+        self.sites = sites
         self.error = error
         self.features = features
-        # Of the value at the source to that at the site, where both are one place.
-        self.ratio = ratio
-        # Of the forward pass at hand in each thread.
-        self.at_hand = threading.local()
 
-    def read(self, inputs):
-        self.at_hand.inputs = inputs
-
-    def write(self, value):
-        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
-        if inputs is None:
-            raise TranscoderError(
-                f"A dictionary that writes to '{self.site}' cannot read '{self.source}': the model reaches that later."
-            )
-        return self._reconstruct(inputs, value)
-
-    def rewrite(self, value):
-        return self._reconstruct(value if self.ratio == 1 else value * self.ratio, value)
-
-    def _reconstruct(self, inputs, value):
+    def compute(self, inputs):
         weight = next(self.dictionary.parameters(), inputs)
         output = self.dictionary(inputs.to(weight.device, weight.dtype), output_features=self.features)
         if self.features:
-            self.replacement._keep_features(self.site, output.features)
-        new = output.reconstruction.to(value.device)
+            for site in self.sites:
+                self.replacement._keep_features(site, output.features)
+        return output.reconstruction
+
+    def write(self, site, reconstruction, value):
+        new = reconstruction[str(site)] if isinstance(reconstruction, Mapping) else reconstruction
+        new = new.to(value.device)
         if self.error == "keep":
             # The same as new + (value - new).detach(), but without its rounding.
             new = value.detach() + (new - new.detach())
         return self.replacement._where_masked(new.to(value.dtype), value)
 
 
-class _Constant:
-    def __init__(self, replacement, constant):
-        self.replacement = replacement
-        self.constant = constant
-
-    def write(self, value):
-        new = self.constant.to(value.device, value.dtype).expand_as(value)
-        return self.replacement._where_masked(new, value)
+def _write_constant(replacement, constant, value):
+    new = constant.to(value.device, value.dtype).expand_as(value)
+    return replacement._where_masked(new, value)
 
 
-@contextmanager
-def _edited(model, reads, writes: Mapping[Site, Callable]):
-    """Attach the readers and writers of one replacement, once it is certain that all of them can be."""
-    targets = {}
-    for site in writes:
+def _check_writable(model, sites: Iterable[Site]) -> None:
+    """Refuse sites that cannot be written, before anything has been attached to the model."""
+    places = {}
+    for site in sites:
         if site.point == "resid_mid":
             raise TranscoderError(
                 f"'{site}' can be read but not written: the model has no module that passes it on; write to "
                 f"'layers.{site.layer}.attn.branch' instead."
             )
         place = locate(model, site).place
-        if place in targets:
-            raise TranscoderError(f"'{targets[place]}' and '{site}' are one place in this model; write to one.")
-        targets[place] = site
-    with ExitStack() as stack:
-        for site in targets.values():
-            write_at(stack, locate(model, site), writes[site])
-        for site, read in reads:
-            read_at(stack, locate(model, site), read)
-        yield
+        if place in places:
+            raise TranscoderError(f"'{places[place]}' and '{site}' are one place in this model; write to one.")
+        places[place] = site
 
 
 def _check_width(model, site, width, who):

@@ -1,23 +1,12 @@
-"""Names for places in a language model that can be read from or written to."""
+"""Sites: names for the places of a language model that can be read or written."""
 
 import difflib
 import re
 from dataclasses import dataclass
 
 from ..errors import TranscoderError
+from .order import POINTS
 
-
-POINTS = (
-    "resid_pre",
-    "attn.in",
-    "attn.out",
-    "attn.branch",
-    "resid_mid",
-    "mlp.in",
-    "mlp.out",
-    "mlp.branch",
-    "resid_post",
-)
 
 HEAD_POINTS = ("query", "key", "value", "pattern", "z")
 
@@ -30,7 +19,7 @@ class Site:
 
     - `layers.8.mlp.in`: a layer (counted from 0) and one of the points of a transformer block.
     - `layers.8.attn.head.3.z`: a head (counted from 0) and one of `query`, `key` (both after the rotary embedding),
-      `value`, `pattern` and `z`, what the head read. With grouped queries the number of a `key` or `value` is that of
+      `value`, `pattern` and `z`, the output of the head. With grouped queries the number of a `key` or `value` is that of
       the key-value head. Such places are inside attention: see [`edit_attention`] and patching.
     - `module:model.layers.8.mlp.down_proj:in`: the input or output of any module, by its name in `named_modules()`.
 
@@ -79,7 +68,7 @@ class Site:
         else:
             valid = self.point in ("in", "out") and self.layer is None and self.module != ""
         if not valid:
-            raise TranscoderError(_misspelt(str(self)))
+            raise TranscoderError(_misspelled(str(self)))
 
     @classmethod
     def parse(cls, site: "str | Site") -> "Site":
@@ -96,7 +85,7 @@ class Site:
             return cls(point=in_block[2], layer=int(in_block[1]))
         if in_module := re.fullmatch(r"module:(.+):(in|out)", site):
             return cls(point=in_module[2], module=in_module[1])
-        raise TranscoderError(_misspelt(site))
+        raise TranscoderError(_misspelled(site))
 
     def __str__(self):
         if self.head is not None:
@@ -116,7 +105,7 @@ def parse_sites(sites) -> list[Site]:
     return parsed
 
 
-def _misspelt(text):
+def _misspelled(text):
     layer, head = (re.findall(r"\d+", text) + ["0", "0"])[:2]
     known = [f"layers.{layer}.{point}" for point in POINTS]
     known += [f"layers.{layer}.attn.head.{head}.{point}" for point in HEAD_POINTS]

@@ -1,4 +1,4 @@
-"""Which forward passes a change to a model acts on: those of the thread that made it, and of what is started there."""
+"""Limit changes of a model to the forward passes of one thread, and of threads that it starts."""
 
 import functools
 import threading
@@ -24,7 +24,7 @@ attaching = threading.RLock()
 
 
 class Shared:
-    """A context that several blocks need: the first of them enters it, and the last leaves it, in whatever order they go.
+    """A context that several blocks share: the first block enters it, and the last one leaves it, in any order.
 
     Args:
         make (`Callable`): Gives the context manager.
@@ -36,7 +36,7 @@ class Shared:
         self._context = ExitStack()
 
     def hold(self, stack: ExitStack):
-        """Be in the context until `stack` closes."""
+        """Hold the context until `stack` closes."""
         with attaching:
             if self._count == 0:
                 self._context.enter_context(self._make())
@@ -52,7 +52,7 @@ class Shared:
 
 @contextmanager
 def patched(owner: type, name: str, value: Any):
-    """Another value of an attribute of a class, inside the `with` block."""
+    """Replace an attribute of a class inside the `with` block."""
     earlier = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -62,13 +62,13 @@ def patched(owner: type, name: str, value: Any):
 
 
 class Scope:
-    """The forward passes that something attached to a model acts on, from now until a stack closes.
+    """The forward passes that a hook or wrapper acts on until a stack closes.
 
     They are those of this thread, and of threads that are started, and tasks that are submitted to a pool of threads, while
     it is attached, from here or from such a thread.
 
     Args:
-        stack (`ExitStack`): What it is attached until.
+        stack (`ExitStack`): Closes when it is detached.
     """
 
     __slots__ = ("_owner",)
@@ -87,7 +87,7 @@ class Scope:
 
     @classmethod
     def of(cls, stack: ExitStack) -> "Scope":
-        """The scope of what is attached until `stack` closes: one for all that is attached to it from here."""
+        """The scope of everything that this thread attaches to `stack`."""
         scope = _of_stacks.get(stack)
         # A stack may have been closed, or handed to another thread, since.
         if scope is None or scope not in scope._owner or scope._owner is not _here.scopes:
@@ -95,14 +95,14 @@ class Scope:
         return scope
 
     def acts(self) -> bool:
-        """Whether the forward pass at hand is one of them."""
+        """Whether the current forward pass is one of them."""
         scopes = _here.scopes
         if scopes is None:
             return self._acts_on_foreign_thread()
         return self in scopes
 
     def warn_if_left_out(self):
-        """Say once that a change does not act on a thread that does nothing to models itself."""
+        """Warn once if a change is left out in a thread that itself changes no model."""
         if not _here.scopes and self in self._owner:
             logger.warning_once(
                 "A model was called in a thread while another thread changes it, and the change was left out: a `with` "
@@ -113,7 +113,7 @@ class Scope:
         if len({id(scope._owner) for scope in list(_open)}) > 1:
             raise TranscoderError(
                 "Several threads read or change models, and autograd computes a forward pass again (gradient "
-                "checkpointing) in a thread of its own, which belongs to none of them: do it in one thread at a time, or "
+                "checkpointing) in a separate thread, which belongs to none of them: do it in one thread at a time, or "
                 "call `model.gradient_checkpointing_disable()`."
             )
         return self in self._owner
@@ -125,7 +125,7 @@ class Scope:
 
 
 class OfThread(Generic[T]):
-    """A value that each thread sets for itself; a thread that has set none gets the one that was set last."""
+    """A value per thread; a thread without its own gets the one that was set last."""
 
     def __init__(self, value: T):
         self._last = value
@@ -144,7 +144,7 @@ class OfThread(Generic[T]):
 
 
 class _Here(threading.local):
-    """What acts on the forward passes of a thread; `None` in a thread that Python did not start, such as autograd's."""
+    """Scopes that act in a thread; `None` in a thread that Python did not start, such as autograd's."""
 
     def __init__(self):
         thread = threading.current_thread()
@@ -161,7 +161,7 @@ _here = _Here()
 
 @contextmanager
 def _handing_on():
-    """Threads that are started, and tasks that are given to a pool, take over what acts on the thread that does so."""
+    """Let new threads, and tasks that are submitted to a pool, inherit the scopes of the thread that starts them."""
     start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
     def start_here(thread):
@@ -188,7 +188,7 @@ def _run_in(scopes, function, *args, **kwargs):
 
 @contextmanager
 def _without_compiled_code():
-    """Compiled code runs as it was before it was compiled: what `torch.compile` made of a model skips newer hooks."""
+    """Run compiled models uncompiled: code from `torch.compile` skips hooks that are added later."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

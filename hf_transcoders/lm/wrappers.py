@@ -1,4 +1,4 @@
-"""From what people call their model to the language model inside: the door of every function that takes one."""
+"""Unwrap PEFT, data parallelism, Accelerate and torch.compile, for every function that takes a language model."""
 
 import functools
 import inspect
@@ -17,8 +17,8 @@ from .hooks import wrap_forward, wrap_method
 from .modes import in_eval_mode
 
 
-# What functions call the language model that they take.
-NAMES = ("model", "base_model", "base")
+# Parameter names of the language model.
+NAMES = ("model", "base_model")
 
 
 def language_model(model: nn.Module) -> PreTrainedModel:
@@ -27,7 +27,7 @@ def language_model(model: nn.Module) -> PreTrainedModel:
     in its layers (LoRA and its kin) stay at work.
 
     Args:
-        model (`torch.nn.Module`): What a training loop calls its model.
+        model (`torch.nn.Module`): The model, plain or wrapped.
 
     Returns:
         [`~transformers.PreTrainedModel`]
@@ -39,7 +39,7 @@ def language_model(model: nn.Module) -> PreTrainedModel:
 
 
 def takes_model(function: Callable) -> Callable:
-    """Let a function get the inner one of the language model that it takes as `model`, `base_model` or `base`.
+    """Unwrap the language model that a function takes as `model` or `base_model`.
 
     The model runs in the mode it is in, training or evaluation.
     """
@@ -54,7 +54,7 @@ def takes_model(function: Callable) -> Callable:
 
 
 def measures_model(function: Callable) -> Callable:
-    """As [`takes_model`], for a function that measures: the model is in evaluation mode until it returns."""
+    """As [`takes_model`], for a function that measures: the model is in evaluation mode during the call."""
     unwrapped = _Unwrapped(function)
 
     @functools.wraps(function)
@@ -67,7 +67,7 @@ def measures_model(function: Callable) -> Callable:
 
 
 def opens_on_model(function: Callable) -> Callable:
-    """As [`takes_model`], for a context manager in whose block users call the model as they have it, wrapped or not."""
+    """As [`takes_model`], for a context manager: inside its block, the model may be called wrapped or not."""
     unwrapped = _Unwrapped(function)
 
     @functools.wraps(function)
@@ -84,9 +84,9 @@ def opens_on_model(function: Callable) -> Callable:
 
 @contextmanager
 def in_own_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Run `model` in the precision of its weights, also where a Trainer has put autocast around its forward."""
+    """Run `model` in the precision of its weights, also where a Trainer has put autocast around its forward pass."""
     with ExitStack() as stack:
-        # accelerate keeps the forward that it wraps.
+        # accelerate keeps the forward pass that it wraps.
         if (forward := model.__dict__.get("_original_forward")) is not None:
             wrap_forward(stack, model, lambda inner, *args, **kwargs: forward(*args, **kwargs))
         stack.enter_context(torch.autocast(input_device(model).type, enabled=False))
@@ -94,7 +94,7 @@ def in_own_precision(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Unwrapped:
-    """The arguments of a function, with the inner one of the language model among them."""
+    """Replaces the language model among the arguments of a function by the unwrapped one."""
 
     def __init__(self, function):
         names = list(inspect.signature(function).parameters)
@@ -102,7 +102,7 @@ class _Unwrapped:
         self.position = names.index(self.name)
 
     def __call__(self, args, kwargs):
-        """The layers of the model from outside in, and the arguments; no layers where the model is missing."""
+        """The wrappers from outside in and the model itself, and the new arguments; no layers if the model is missing."""
         if len(args) > self.position:
             layers = _layers(args[self.position])
             return layers, (*args[: self.position], layers[-1], *args[self.position + 1 :]), kwargs
@@ -113,20 +113,20 @@ class _Unwrapped:
 
 
 def _layers(model) -> list[nn.Module]:
-    """A model and what its wrappers hold, in whatever order they were put around it; the Transformers model is the last."""
+    """All wrappers from outside in, in any order of wrapping, and the Transformers model as the last."""
     if isinstance(model, PreTrainedModel) and not _is_compiled_copy(model):
         return [model]
     inner = _inner(model) if isinstance(model, nn.Module) else model
     if inner is model:
         raise TranscoderError(
-            f"{type(model).__name__} is no Transformers model: give a causal language model, plain or wrapped by PEFT, "
+            f"{type(model).__name__} is not a Transformers model: give a causal language model, plain or wrapped by PEFT, "
             "torch.compile or data parallelism."
         )
     return [model, *_layers(inner)]
 
 
 def _inner(model):
-    """What is inside of one or more wrappers."""
+    """The model inside one or more wrappers."""
     if is_peft_available():
         from peft import PeftMixedModel, PeftModel
         from peft.tuners.tuners_utils import BaseTuner
@@ -149,7 +149,7 @@ def _is_compiled_copy(model):
 
 
 def _lead_to(stack, model, wrapper):
-    """Let calls of a wrapper that holds copies of `model` run `model` itself, where things are attached."""
+    """Make a wrapper that holds copies of `model` run `model` itself, which has the hooks."""
     if isinstance(wrapper, nn.DataParallel) and len(wrapper.device_ids) > 1:
 
         def forward(inner, *args, **kwargs):

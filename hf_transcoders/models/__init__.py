@@ -1,4 +1,4 @@
-"""What is trained, saved and shared: one dictionary, and sets of them."""
+"""Sparse dictionaries: configuration, model, and sets of several dictionaries."""
 
 from transformers import AutoConfig, AutoModel
 

@@ -1,11 +1,12 @@
-"""From pre-activations to features: one small class per activation.
+"""The activation functions of dictionaries: one small class for each.
 
-A new activation is one class with `encode` (and, where it has them, `parameters`, `penalty`, `threshold_update`), an
-entry in `ACTIVATIONS` and its name in the configuration.
+A new activation is one class with `encode` (and, if needed, `parameters`, `penalty`, `magnitude` and `shift_`), an entry in
+`ACTIVATIONS` and its name in the configuration.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from .modeling_transcoder import TranscoderModel
 
 
+TokenFunction = Callable[[torch.Tensor], torch.Tensor]
+
+
 @dataclass
 class Encoded:
     """
@@ -29,11 +33,11 @@ class Encoded:
 
     Args:
         dense (`torch.Tensor` of shape `(rows, num_features)`, *optional*):
-            The features, where the activation computes all of them.
+            All features, if the activation computes all of them.
         offsets, indices, values (`torch.Tensor`, *optional*):
-            The active ones only, in the layout of `ops.sparse`, where it computes few.
+            Active features only, in the layout of `ops.sparse`, if the activation computes few.
         pre_activations (`torch.Tensor` of shape `(rows, num_features)`, *optional*):
-            Kept for activations whose penalty needs them.
+            Pre-activations, if the penalty of the activation needs them.
     """
 
     dense: torch.Tensor | None = None
@@ -49,35 +53,40 @@ class Encoded:
 
 
 class Activation:
-    """What a dictionary does with `x @ W_enc.T + b_enc`. Stateless: its parameters belong to the model."""
+    """Activation function on `x @ W_enc.T + b_enc`. Stateless: its parameters belong to the model."""
 
-    #: Further parameters of shape `(num_features,)` and where they start (a number, or the configuration's field).
+    #: Additional parameters of shape `(num_features,)` and their initial values (a number, or a field of the configuration).
     parameters: dict[str, float | str] = {}
-    #: Those of them that are in units of the pre-activations and follow when these are rescaled.
+    #: Names of those parameters that are rescaled together with the pre-activations.
     pre_activation_parameters: tuple[str, ...] = ()
 
     def encode(self, model: TranscoderModel, inputs: torch.Tensor) -> Encoded:
-        """Features of `inputs (rows, d_in)`, already normalised and centred."""
+        """Features of `inputs (rows, d_in)`, which are already normalized and centered."""
         raise NotImplementedError
 
     def penalty(
-        self, model: TranscoderModel, inputs, targets, encoded: Encoded, mask, across_processes: bool = False
+        self, model: TranscoderModel, inputs: torch.Tensor, encoded: Encoded, error: TokenFunction, mean: TokenFunction
     ) -> dict[str, torch.Tensor]:
         """
-        Loss terms besides the reconstruction, per token, each already weighted with its coefficient. `mask (rows,)` is
-        `None` or names the tokens that count and `across_processes` says whether other processes have more of the batch,
-        for terms that depend on an average over it.
+        Loss terms besides the reconstruction, per token, each already weighted with its coefficient.
+
+        Args:
+            model ([`TranscoderModel`]): The dictionary.
+            inputs (`torch.Tensor` of shape `(rows, d_in)`): Normalized inputs.
+            encoded ([`Encoded`]): Their features.
+            error (`Callable`): Scaled squared error `(rows,)` of a reconstruction `(rows, d_out)`.
+            mean (`Callable`): Mean over the tokens of the batch of values `(rows, ...)`.
         """
         return {}
 
     def magnitude(self, model: TranscoderModel) -> tuple[torch.Tensor | float, torch.Tensor]:
         """
-        An active feature is `gain * (W_enc x) + bias`: both of them, `(num_features,)` or, for a gain of one, a number.
+        Gain and bias `(num_features,)` of active features, which are `gain * (W_enc x) + bias`. A gain of one is a number.
         """
         return 1.0, model.b_enc
 
     def shift_(self, model: TranscoderModel, shift: torch.Tensor) -> None:
-        """Adds `shift (num_features,)` to every pre-activation, as folding an input offset needs it."""
+        """Adds `shift (num_features,)` to every pre-activation, to fold an input offset."""
         model.b_enc.add_(shift)
 
 
@@ -87,7 +96,7 @@ class ReLU(Activation):
     def encode(self, model, inputs):
         return Encoded(dense=model.pre_activations(inputs).relu())
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         return _l1(model, encoded.dense)
 
 
@@ -98,7 +107,7 @@ class TopK(Activation):
         k = model.config.k
 
         def select(scores):
-            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)
+            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)  # pyright: ignore[reportCallIssue]
             return offsets, topk(scores, k).reshape(-1)
 
         return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select, rowwise=True))
@@ -129,14 +138,14 @@ class JumpReLU(Activation):
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         config = model.config
         if not config.l0_coefficient:
             return {}
         active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
         if config.target_l0 is not None:
-            # The distance from the target is one of averages; every token carries the same share of it.
-            active = (token_mean(active, mask, across_processes) / config.target_l0 - 1).square().expand_as(active)
+            # The penalty is on the average L0; every token carries the same share of it.
+            active = (mean(active) / config.target_l0 - 1).square().expand_as(active)
         return {"l0_loss": config.l0_coefficient * active}
 
 
@@ -152,14 +161,14 @@ class Gated(Activation):
         magnitude = products * model.r_mag.exp() + _nan_where(model.b_enc, model.b_mag)
         return Encoded(dense=magnitude.relu() * (gate > 0), pre_activations=gate)
 
-    def penalty(self, model, inputs, targets, encoded, mask, across_processes=False):
+    def penalty(self, model, inputs, encoded, error, mean):
         gate = encoded.pre_activations.relu()
-        # The gate learns through a reconstruction of its own, by a decoder that must not learn from it (Eq. 8).
+        # The gate learns from its own reconstruction, through a decoder that must not learn from it (Eq. 8).
         frozen_bias = 0.0 if model.b_dec is None else model.b_dec.detach()
         reconstruction = F.linear(gate, model.decoder_weight.detach().T) + frozen_bias
         if model.W_skip is not None:
             reconstruction = reconstruction + F.linear(inputs, model.W_skip.detach())
-        return {"gate_loss": model.reconstruction_error(reconstruction, targets, mask), **_l1(model, gate)}
+        return {"gate_loss": error(reconstruction), **_l1(model, gate)}
 
     def magnitude(self, model):
         return model.r_mag.exp(), model.b_mag
@@ -171,8 +180,8 @@ class Gated(Activation):
 
 def token_mean(values: torch.Tensor, mask: torch.Tensor | None, across_processes: bool = False) -> torch.Tensor:
     """
-    Mean of `values (rows, ...)` over the rows that `mask (rows,)` lets through; over all of them without a mask. Across
-    processes it is the mean over the rows of all of them, and its gradient is that of this process's own mean: processes
+    Mean of `values (rows, ...)` over the rows selected by `mask (rows,)`, or over all rows without a mask. With
+    `across_processes` it is the mean over the rows of all processes, with the gradient of this process's own mean: processes
     average their gradients.
     """
     if mask is None:
@@ -190,8 +199,7 @@ def token_mean(values: torch.Tensor, mask: torch.Tensor | None, across_processes
 
 def _nan_where(suspect: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """
-    `bias`, and NaN where `suspect` is NaN. What is larger than NaN, or NaN than what, is nothing: a feature would be off, and
-    nobody would see why.
+    `bias`, and NaN where `suspect` is NaN. Comparisons with NaN are false, so a feature would be silently off.
     """
     return torch.where(suspect.isnan(), torch.nan, bias)
 

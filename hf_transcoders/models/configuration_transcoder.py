@@ -17,13 +17,13 @@ from ..text.strict_json import read_json
 
 logger = logging.get_logger(__name__)
 
-# Raised when a file written by this version can no longer be understood by an older one.
+# Incremented when older versions can no longer read files of this version.
 FORMAT_VERSION = 1
 
-#: What weights can be stored and computed in.
+#: Types of weights.
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-# With these fields Transformers would load something else, or in another way.
+# Fields that change what transformers loads, or how.
 _INSTRUCTIONS = (
     "quantization_config",
     "attn_implementation",
@@ -33,10 +33,10 @@ _INSTRUCTIONS = (
     "configuration_files",
 )
 
-# Copying nested values takes a call for each level, and Python has room for a thousand.
+# Copying nested values recurses once per level, and Python allows a thousand levels.
 _DEEPEST = 50
 
-# Numbers beyond it are infinite in the precision that losses are computed in.
+# Larger numbers are infinite in the precision of the losses.
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
@@ -50,9 +50,9 @@ class TranscoderConfig(PreTrainedConfig):
 
     Args:
         d_in (`int`, *optional*, defaults to 768):
-            Width of the activations that are read.
+            Width of the input activations.
         d_out (`int`, *optional*, defaults to `d_in`):
-            Width of the activations that are predicted.
+            Width of the predicted activations.
         num_features (`int`, *optional*, defaults to 16384):
             Number of features (n), the rows of encoder and decoder.
         activation (`str`, *optional*, defaults to `"topk"`):
@@ -73,7 +73,7 @@ class TranscoderConfig(PreTrainedConfig):
             Prefix lengths, ascending and ending in `num_features`: the reconstruction loss is averaged over the
             dictionaries made of the first so many features (arXiv 2503.17547).
         normalization (`str`, *optional*, defaults to `"none"`):
-            How inputs and outputs are brought to a common scale, by buffers measured before training: `"none"`,
+            Normalization of inputs and outputs by buffers measured before training: `"none"`,
             `"scale"` (one number per site, so that an activation's expected squared norm is its width) or
             `"standardize"` (mean and standard deviation per dimension). Always foldable into the weights.
         decoder_init (`str`, *optional*):
@@ -82,12 +82,12 @@ class TranscoderConfig(PreTrainedConfig):
         decoder_bias_init (`str`, *optional*, defaults to `"mean"`):
             `"mean"` of the outputs, measured before training, or `"zero"`.
         center_encoder (`bool`, *optional*):
-            Whether `b_enc` starts at `-W_enc @ mean(inputs)`, so that features begin centred. Defaults to `True`
+            Whether `b_enc` starts at `-W_enc @ mean(inputs)`, so that features begin centered. Defaults to `True`
             unless a `pre_bias` (which starts at that mean) does the same.
         decoder_norm (`str`, *optional*, defaults to `"free"`):
             `"unit"` keeps every decoder row at norm one in training and removes the gradient along it.
         loss_reduction (`str`, *optional*, defaults to `"normalized"`):
-            How the squared error is scaled; with it, the meaning of every coefficient changes:
+            Scaling of the squared error, which changes the meaning of every coefficient:
             `"normalized"`: summed over dimensions, divided by the targets' total variance (`target_variance`);
             `"mean"`: mean over tokens and dimensions (code of arXiv 2309.08600);
             `"sum"`: summed over dimensions, mean over tokens (Eq. 5 of arXiv 2406.11944, Eq. 4 of arXiv 2309.08600);
@@ -102,24 +102,24 @@ class TranscoderConfig(PreTrainedConfig):
         l0_coefficient (`float`, *optional*, defaults to 0.0):
             Weight of the L0 penalty (`"jumprelu"`).
         target_l0 (`float`, *optional*):
-            (`"jumprelu"`) With it the penalty is `(L0 / target_l0 - 1)²` instead of L0.
+            Target of the L0 penalty (`"jumprelu"`), which is then `(L0 / target_l0 - 1)²` instead of L0.
         jumprelu_bandwidth (`float`, *optional*, defaults to 0.05):
             Width of the straight-through kernel, in units of the pre-activations.
         threshold_init (`float`, *optional*, defaults to 0.05):
-            Where JumpReLU thresholds start.
+            Initial value of JumpReLU thresholds.
         auxk_coefficient (`float`, *optional*, defaults to 0.03125):
             Weight of the AuxK loss, in which dead features predict what the live ones missed (arXiv 2406.04093, A.2).
         auxk (`int`, *optional*):
-            How many dead features take part per token. Defaults to `d_in // 2`.
+            Number of dead features per token in the AuxK loss. Defaults to `d_in // 2`.
         input_site (`str`, *optional*), output_site (`str`, *optional*):
-            Where the dictionary reads and writes, such as `layers.8.mlp.in` and `layers.8.mlp.branch`.
+            Sites that the dictionary reads from and writes to, such as `layers.8.mlp.in` and `layers.8.mlp.branch`.
         base_model_name_or_path (`str`, *optional*), base_model_revision (`str`, *optional*), base_model_type (`str`, *optional*):
-            The language model it was trained on.
+            Language model the dictionary was trained on.
         training_summary (`dict`, *optional*):
-            What it was trained on and how: data, tokens, context length, precision.
+            Training data and settings: data, tokens, context length, precision.
         evaluation (`dict`, *optional*):
-            How good it was found to be: `metrics`, `density_histogram` and `protocol`, as [`EvaluationReport.of`] gives
-            them; the model card is written from it. Training on makes it `None`.
+            Evaluation of the dictionary: `metrics`, `density_histogram` and `protocol`, as [`EvaluationReport.of`] returns
+            them, for the model card. Further training sets it to `None`.
     """
 
     model_type = "transcoder"
@@ -171,13 +171,18 @@ class TranscoderConfig(PreTrainedConfig):
         if self.center_encoder is None:
             self.center_encoder = not self.pre_bias and not self.tied
         super().__post_init__(**kwargs)
-        # Here, so that the error is the sentence itself; `validate_fields` repeats the checks before a save.
+        # Checked here, so that the error is the plain sentence; `validate_fields` repeats the checks before a save.
         self.validate_fields()
 
     @property
     def is_autoencoder(self) -> bool:
-        """Whether input and output are the same place, so that this is an SAE rather than a transcoder."""
+        """Whether input and output sites are the same, so that this is an SAE rather than a transcoder."""
         return self.tied or (self.input_site is not None and self.input_site == self.output_site)
+
+    @property
+    def output_sites(self) -> tuple[str, ...]:
+        """All sites that the dictionary writes at: of this class, at most one."""
+        return () if self.output_site is None else (self.output_site,)
 
     @property
     def is_sparse(self) -> bool:
@@ -187,15 +192,15 @@ class TranscoderConfig(PreTrainedConfig):
     @classmethod
     def for_model(cls, base_model, input_site, output_site=None, **kwargs) -> "TranscoderConfig":
         """
-        The configuration of a dictionary for a language model, with widths and names filled in.
+        Makes the configuration of a dictionary for a language model, with widths and names filled in.
 
         Args:
             base_model ([`~transformers.PreTrainedModel`] or [`~transformers.PreTrainedConfig`]):
-                The language model, plain or wrapped, or its configuration.
+                Language model, plain or wrapped, or its configuration.
             input_site (`str` or [`Site`]):
-                Where the dictionary reads.
+                Site that the dictionary reads from.
             output_site (`str` or [`Site`], *optional*, defaults to `input_site`):
-                What it predicts. Left out, the dictionary is an SAE.
+                Site that the dictionary predicts. By default the dictionary is an SAE.
             kwargs:
                 Any other argument of [`TranscoderConfig`]. For a `module:` site whose width is not the hidden size, give
                 `d_in` and `d_out`.
@@ -203,12 +208,12 @@ class TranscoderConfig(PreTrainedConfig):
         Returns:
             [`TranscoderConfig`]
         """
-        # `PreTrainedConfig` takes any name, so that a misspelt one would do nothing.
+        # `PreTrainedConfig` accepts any name, so a misspelled argument would have no effect.
         if unknown := sorted(set(kwargs) - {field.name for field in fields(cls)}):
             raise TranscoderError(
                 f"TranscoderConfig has no argument {', '.join(unknown)}: see its documentation for the names."
             )
-        # Wrappers of PEFT and torch.compile have the model's configuration; those of data parallelism do not.
+        # Wrappers of PEFT and torch.compile have the configuration of the model; those of data parallelism do not.
         while not hasattr(base_model, "config") and hasattr(base_model, "module"):
             base_model = base_model.module
         base_config = getattr(base_model, "config", base_model)
@@ -216,7 +221,7 @@ class TranscoderConfig(PreTrainedConfig):
         kwargs.setdefault("d_in", width)
         kwargs.setdefault("d_out", width)
         name = base_config.name_or_path or None
-        # A relative path would mean another folder, or a repo on the Hub, to whoever loads the dictionary elsewhere.
+        # A relative path would be another folder, or a repo on the Hub, when the dictionary is loaded elsewhere.
         kwargs.setdefault("base_model_name_or_path", os.path.abspath(name) if name and os.path.isdir(name) else name)
         kwargs.setdefault("base_model_revision", getattr(base_config, "_commit_hash", None))
         kwargs.setdefault("base_model_type", base_config.model_type)
@@ -224,7 +229,7 @@ class TranscoderConfig(PreTrainedConfig):
 
     @classmethod
     def own_fields(cls) -> list[str]:
-        """The names of the fields that a dictionary has and other models do not."""
+        """The names of the fields that are specific to dictionaries."""
         return [field.name for field in fields(cls) if field.name not in cls._general_fields()]
 
     @classmethod
@@ -234,8 +239,8 @@ class TranscoderConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """
-        The configuration that a `config.json` holds. Fields that are not of a dictionary are left out, and one that is missing
-        or of the wrong type is refused: with a default in its place the dictionary would be another function.
+        Makes a configuration from the content of a `config.json`. Unknown fields are left out, and missing fields or fields of
+        the wrong type are refused: with a default value the dictionary would compute another function.
         """
         if not isinstance(config_dict, dict):
             raise TranscoderError("config.json must hold an object at its top: save the dictionary again.")
@@ -246,11 +251,11 @@ class TranscoderConfig(PreTrainedConfig):
             )
         check_format_version(config_dict.get("format_version", FORMAT_VERSION))
         own = cls.own_fields()
-        # `evaluation` came later.
+        # `evaluation` was added later.
         if lacking := [name for name in own if name not in config_dict and name != "evaluation"]:
             raise TranscoderError(
                 f"config.json lacks {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}, without which the dictionary "
-                "would be another function: save it again, or copy its config.json from where it came."
+                "would compute another function: save it again, or copy its config.json from the original."
             )
         saved = {name: config_dict[name] for name in own if name in config_dict}
         values = saved | {name: kwargs.pop(name) for name in own if name in kwargs}
@@ -262,16 +267,16 @@ class TranscoderConfig(PreTrainedConfig):
                 )
             if _is_deeper(values.get(field.name), _DEEPEST):
                 raise TranscoderError(
-                    f"`{field.name}` in config.json is nested too deeply to be read: remove it, or copy the file from where it "
-                    "came."
+                    f"`{field.name}` in config.json is nested too deeply to be read: remove it, or copy the original "
+                    "file."
                 )
-        # What a new dictionary may leave open, and a saved one has settled.
+        # Fields that a new dictionary may leave to defaults, but a saved one must have.
         settled = ["d_out", "auxk", "decoder_init", "center_encoder"]
         settled += ["k"] if values["activation"] in ("topk", "batchtopk") else []
         if guessed := [name for name in settled if values[name] is None]:
             raise TranscoderError(
-                f"{', '.join(guessed)} in config.json is null, which says too little of what the dictionary computes: save it "
-                "again, or copy its config.json from where it came."
+                f"{', '.join(guessed)} in config.json is null, so the function of the dictionary is not known: save it "
+                "again, or copy its config.json from the original."
             )
         dtype = config_dict.get("dtype", config_dict.get("torch_dtype"))
         if dtype is not None:
@@ -285,26 +290,26 @@ class TranscoderConfig(PreTrainedConfig):
                 values[name] = config_dict[name]
         known = {*own, *cls._general_fields(), "model_type", "auto_map", "_name_or_path", "torch_dtype", "use_cache"}
         unknown = sorted(name for name in config_dict if name not in known)
-        # In place of a method or property it would break the class.
+        # A field with the name of a method or property would break the class.
         if harmful := [name for name in unknown if hasattr(cls, name) or name in _INSTRUCTIONS]:
             raise TranscoderError(
-                f"config.json has the fields {printable(', '.join(harmful))[:200]}, which no dictionary has: remove them, or get "
-                "the file from where it came."
+                f"config.json has the fields {printable(', '.join(harmful))[:200]}, which no dictionary has: remove them, or copy "
+                "the original file."
             )
         if unknown:
             logger.warning(
-                f"config.json has fields that a dictionary does not know, and they are left out: "
+                f"config.json has fields that dictionaries do not have, and they are left out: "
                 f"{printable(', '.join(unknown))[:200]}."
             )
         made = super().from_dict(values, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        # What the file said, for [`TranscoderModel.from_pretrained`] to see whether weights it finds there belong to it.
+        # The fields of the file, so that [`TranscoderModel.from_pretrained`] can check that its weights belong to them.
         config._saved_fields = copy.deepcopy(saved)
         return made
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike):
-        # The reader of Transformers lets repeated keys, deep nesting and bytes that are no text through.
+        # The reader of transformers accepts repeated keys, deep nesting and invalid UTF-8.
         return read_json(json_file)
 
     def to_dict(self) -> dict[str, Any]:
@@ -313,12 +318,12 @@ class TranscoderConfig(PreTrainedConfig):
         return values
 
     def dict_dtype_to_str(self, d: dict[str, Any]) -> None:
-        # That of Transformers goes on into `training_summary` and `evaluation`, where anything can stand under "dtype".
+        # The method of transformers descends into `training_summary` and `evaluation`, which may have any value under "dtype".
         if d.get("dtype") is not None:
             d["dtype"] = str(d["dtype"]).removeprefix("torch.")
 
     def validate_fields(self):
-        """Checks that the fields fit each other. Run when the configuration is made and before it is saved."""
+        """Checks that the fields are consistent. Called when the configuration is made and before it is saved."""
         self._check_sizes()
         self._check_decoder()
         self._check_matryoshka()
@@ -388,7 +393,7 @@ class TranscoderConfig(PreTrainedConfig):
 
 
 def check_format_version(version: object) -> None:
-    """Refuses a format that this version of the package cannot read, and says which to get."""
+    """Refuses a format that this version of the package cannot read."""
     if type(version) is not int or version < 1:
         raise TranscoderError(
             f"`format_version` is {printable(repr(version))[:60]}, but must be a whole number of at least 1: the file is "
@@ -402,7 +407,7 @@ def check_format_version(version: object) -> None:
 
 
 def _fits(value: object, kind: object) -> bool:
-    """Whether a JSON value is of a field's type; `true` is no number here."""
+    """Whether a JSON value has the type of a field; `true` is not a number."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return isinstance(value, str) and value in inner
@@ -416,7 +421,7 @@ def _fits(value: object, kind: object) -> bool:
 
 
 def _is_deeper(value: object, levels: int) -> bool:
-    """Whether lists and objects lie in each other more than so many levels deep."""
+    """Whether lists and objects are nested more than `levels` levels deep."""
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
@@ -424,7 +429,7 @@ def _is_deeper(value: object, levels: int) -> bool:
 
 
 def _words(kind: object) -> str:
-    """A field's type in words."""
+    """The type of a field in words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(repr, inner))}"

@@ -1,4 +1,4 @@
-"""The same function with simpler weights: what published formats and circuit tools expect."""
+"""Fold normalization, input offset and decoder norms into the weights without changing the function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .modeling_transcoder import TranscoderModel
 
 
-# Decoder norms this close to each other rank features as equal norms would.
+# Relative differences of decoder norms below this do not change the ranking of features.
 _EQUAL_NORMS = 1e-6
 
 
@@ -47,10 +47,10 @@ def fold_normalization_(model: TranscoderModel) -> TranscoderModel:
     for name in ("input_mean", "input_scale", "output_mean", "output_scale"):
         delattr(model, name)
     config.normalization = "none"
-    # The rows now carry the scale of the output; bringing them back to unit norm would change the function.
+    # The rows now include the scale of the output; normalizing them again would change the function.
     config.decoder_norm = "free"
     if config.target_variance is not None:
-        # It was measured on normalised targets; in the site's own units it is not known.
+        # It was measured on normalized targets; in the units of the site it is not known.
         config.target_variance = None
     return model
 
@@ -74,12 +74,12 @@ def fold_decoder_norm_(model: TranscoderModel) -> TranscoderModel:
     """
     With ν the norm of a decoder row: `W_dec ← W_dec / ν`, `W_enc, b_enc, threshold ← · ν`.
 
-    The k largest of rescaled pre-activations need not be the k largest: a TopK dictionary is folded only when its norms
-    are equal. A BatchTopK dictionary has a fixed threshold after training and becomes the equal JumpReLU dictionary.
+    Rescaling can change which k pre-activations are the largest, so a TopK dictionary is folded only if its norms are
+    equal. A BatchTopK dictionary has a fixed threshold after training and becomes the equivalent JumpReLU dictionary.
     """
     config = model.config
     norms = model.decoder_weight.norm(dim=-1)
-    # A feature that writes nothing keeps its scale.
+    # A feature with a zero decoder row keeps its scale.
     norms = torch.where(norms > 0, norms, torch.ones_like(norms))
     if config.activation == "topk" and (norms.max() - norms.min()) > _EQUAL_NORMS * norms.max():
         raise TranscoderError(

@@ -1,22 +1,23 @@
-"""A dictionary as the linear maps that it is once it is known which features are active."""
+"""The linear maps of a dictionary for a fixed set of active features."""
 
 import torch
 
+from ..errors import TranscoderError
 from .modeling_transcoder import TranscoderModel
 
 
 @torch.no_grad()
 def encoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What features read: where feature i is active, its activation is `rows[i] @ x + biases[i]`.
+    """Encoder rows of features: where feature i is active, its activation is `rows[i] @ x + biases[i]`.
 
-    Normalisation, `b_pre`, unit rows of a tied dictionary and the magnitudes of a gated one are in them.
+    Rows and biases include normalization, `b_pre`, the unit norm of a tied dictionary and the magnitudes of a gated one.
 
     Args:
         model ([`TranscoderModel`]): The dictionary.
-        features (`torch.LongTensor` of shape `(k,)`, *optional*): Which features. All by default.
+        features (`torch.LongTensor` of shape `(k,)`, *optional*): Numbers of the features. All by default.
 
     Returns:
-        `tuple`: rows `(k, d_in)` and biases `(k,)` in fp32, for activations `x` of the input site as they are.
+        `tuple`: Rows `(k, d_in)` and biases `(k,)` in fp32, for activations `x` of the input site as the model has them.
     """
     gain, bias = model.activation.magnitude(model)
     rows = _take(model.W_enc, features).float()
@@ -29,8 +30,20 @@ def encoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -
 
 
 @torch.no_grad()
-def decoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -> torch.Tensor:
-    """What features write per unit of activation, `(k, d_out)` in fp32, in the units of the output site."""
+def decoder_rows(
+    model: TranscoderModel, features: torch.Tensor | None = None, site: object | None = None
+) -> torch.Tensor:
+    """Decoder rows of features: what each writes at a site per unit of its activation.
+
+    Args:
+        model ([`TranscoderModel`]): The dictionary.
+        features (`torch.LongTensor` of shape `(k,)`, *optional*): Numbers of the features. All by default.
+        site (`str` or [`Site`], *optional*): One of `model.config.output_sites`; needed if there are several.
+
+    Returns:
+        `torch.Tensor` of shape `(k, d_out)` in fp32, in the units of the site.
+    """
+    model = _writing_at(model, site)
     rows = _take(model.W_enc if model.config.tied else model.W_dec, features).float()
     if model.config.tied:
         rows = torch.nn.functional.normalize(rows, dim=-1)
@@ -38,13 +51,18 @@ def decoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -
 
 
 @torch.no_grad()
-def skip_and_bias(model: TranscoderModel) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """What a dictionary writes besides its features: `skip @ x + bias`.
+def skip_and_bias(model: TranscoderModel, site: object | None = None) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Skip connection and bias of a dictionary, which writes `skip @ x + bias` besides its features.
+
+    Args:
+        model ([`TranscoderModel`]): The dictionary.
+        site (`str` or [`Site`], *optional*): One of `model.config.output_sites`; needed if there are several.
 
     Returns:
-        `tuple`: skip `(d_out, d_in)`, `None` without a skip connection, and bias `(d_out,)`, in fp32.
+        `tuple`: Skip connection `(d_out, d_in)`, or `None` if there is none, and bias `(d_out,)`, in fp32.
     """
-    bias = model.W_enc.new_zeros(model.config.d_out, dtype=torch.float32)
+    model = _writing_at(model, site)
+    bias = model.W_enc.new_zeros(model.config.d_out, dtype=torch.float32)  # pyright: ignore[reportCallIssue]
     if model.b_dec is not None:
         bias = bias + model.b_dec.float()
     skip = None
@@ -57,8 +75,20 @@ def skip_and_bias(model: TranscoderModel) -> tuple[torch.Tensor | None, torch.Te
     return skip, bias
 
 
+def _writing_at(model, site):
+    """The dictionary with the decoder of one of its sites; a dictionary of several sites gives it as `model.at(site)`."""
+    sites = model.config.output_sites
+    if site is None and len(sites) < 2:
+        return model
+    if str(site) not in sites:
+        raise TranscoderError(
+            f"site={site}: the dictionary writes at {', '.join(sites) or 'no site'}, so name one of these."
+        )
+    return model if len(sites) == 1 else model.at(str(site))
+
+
 def _on_raw_inputs(model, rows):
-    """Rows for inputs as they are instead of normalised and centred ones, and what to subtract from the products."""
+    """Rows for inputs that are not normalized or centered, and the constants to subtract from the products."""
     offset = 0.0
     if model.config.normalization != "none":
         rows = rows / model.input_scale

@@ -1,8 +1,8 @@
-"""The dictionary: encode, decode, and everything that is trained in one forward."""
+"""The dictionary model: encoding, decoding, losses, and loading and saving."""
 
 import math
-import os
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +12,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
-from ..files import atomic_directory
 from ..ops.sparse import sparse_decode
 from ..ops.topk import topk
 from ..text.printable import printable
 from . import folding
-from .activations import ACTIVATIONS, Encoded, token_mean
+from .activations import ACTIVATIONS, Activation, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
+from .publishing import PublishMixin
 from .saved_files import (
     HUB_ARGUMENTS,
-    WEIGHT_FILES,
     Files,
     SavedDictionary,
     bounds,
@@ -34,28 +33,25 @@ from .saved_files import (
 
 logger = logging.get_logger(__name__)
 
-# Where torch puts tensors of its own in memory: at multiples of so many bytes.
-_ALIGNMENT = 64
-
 
 @dataclass
 class TranscoderOutput(ModelOutput):
     """
-    What a [`TranscoderModel`] returns.
+    Output of a [`TranscoderModel`].
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `targets` are given):
             Sum of all loss terms.
         reconstruction (`torch.FloatTensor` of shape `(..., d_out)`):
-            The predicted activations, in the units of the output site.
+            Predicted activations, in the units of the output site.
         features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, see `output_features`):
             Feature activations.
         feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
-            The active features and their numbers.
+            Activations and numbers of the active features.
         feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, BatchTopK in training):
-            Where the part of each row begins in the flat `feature_values`.
+            Start of each row in the flat `feature_values`.
         losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `targets` are given):
-            The terms of the loss by name, each of shape `()` and already weighted.
+            Loss terms by name, each of shape `()` and already weighted.
     """
 
     loss: torch.FloatTensor | None = None
@@ -68,7 +64,7 @@ class TranscoderOutput(ModelOutput):
 
 
 def parameter_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...] | None]:
-    """The shape of each parameter of a dictionary; `None` for those that its configuration leaves out."""
+    """The shape of each parameter of a dictionary; `None` for parameters that its configuration leaves out."""
     n, d_in, d_out = config.num_features, config.d_in, config.d_out
     return {
         "W_enc": (n, d_in),
@@ -91,17 +87,17 @@ def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of everything that is saved of a dictionary."""
+    """The shape of each saved tensor of a dictionary."""
     shapes = {**parameter_shapes(config), **buffer_shapes(config)}
     return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
-class TranscoderModel(PreTrainedModel):
+class TranscoderModel(PublishMixin, PreTrainedModel):
     r"""
     One sparse dictionary: `features = activation(W_enc x + b_enc)`, `reconstruction = W_decᵀ features + b_dec`.
 
     Parameters: `W_enc (num_features, d_in)`, `b_enc (num_features,)`, `W_dec (num_features, d_out)`, `b_dec (d_out,)`;
-    where the configuration asks for them `b_pre (d_in,)`, `W_skip (d_out, d_in)`, `threshold (num_features,)`. Row i of
+    depending on the configuration `b_pre (d_in,)`, `W_skip (d_out, d_in)`, `threshold (num_features,)`. Row i of
     `W_enc` and `W_dec` belongs to feature i.
 
     It behaves as any [`~transformers.PreTrainedModel`]: `from_pretrained`, `save_pretrained`, `push_to_hub`, `AutoModel`.
@@ -118,7 +114,21 @@ class TranscoderModel(PreTrainedModel):
     """
 
     config: TranscoderConfig
-    config_class = TranscoderConfig
+    # For type checkers, which know nothing of `register_parameter`: what the configuration leaves out is `None` or absent.
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    b_pre: nn.Parameter | None
+    W_skip: nn.Parameter | None
+    r_mag: nn.Parameter
+    b_mag: nn.Parameter
+    threshold: torch.Tensor
+    input_mean: torch.Tensor
+    input_scale: torch.Tensor
+    output_mean: torch.Tensor
+    output_scale: torch.Tensor
+    config_class: type[TranscoderConfig] = TranscoderConfig
     base_model_prefix = "transcoder"
     main_input_name = "inputs"
     # The loss is a mean over the batch; the Trainer divides it under gradient accumulation.
@@ -129,9 +139,9 @@ class TranscoderModel(PreTrainedModel):
 
     def __init__(self, config: TranscoderConfig):
         super().__init__(config)
-        # `add_model_tags` appends to this list; the class's own belongs to all dictionaries.
+        # `add_model_tags` appends to this list, and the list of the class is shared by all dictionaries.
         self.model_tags = list(self.model_tags)
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation: Activation = ACTIVATIONS[config.activation]()
         for name, shape in parameter_shapes(config).items():
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
         for name, shape in buffer_shapes(config).items():
@@ -170,40 +180,40 @@ class TranscoderModel(PreTrainedModel):
 
     @property
     def encoder_weight(self) -> torch.Tensor:
-        """Encoder rows as used, shape `(num_features, d_in)`: of unit norm in a tied dictionary."""
+        """Effective encoder rows `(num_features, d_in)`: normalized to unit norm in a tied dictionary."""
         return F.normalize(self.W_enc, dim=-1) if self.config.tied else self.W_enc
 
     @property
     def decoder_weight(self) -> torch.Tensor:
-        """Decoder rows as used, shape `(num_features, d_out)`."""
+        """Effective decoder rows `(num_features, d_out)`."""
         return self.encoder_weight if self.config.tied else self.W_dec
 
     def normalize_input(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs on the scale and centre that `W_enc` expects."""
+        """Normalizes and centers inputs as `W_enc` expects them."""
         if self.config.normalization != "none":
             inputs = (inputs.float() - self.input_mean) / self.input_scale
         inputs = inputs.to(self.W_enc.dtype)
         return inputs if self.b_pre is None else inputs - self.b_pre
 
     def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets on the scale in which the loss is computed."""
+        """Normalizes targets to the scale of the loss."""
         if self.config.normalization != "none":
             targets = (targets.float() - self.output_mean) / self.output_scale
         return targets
 
     def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        """A reconstruction back in the units of the output site."""
+        """Converts a reconstruction back to the units of the output site."""
         if self.config.normalization != "none":
             reconstruction = reconstruction * self.output_scale + self.output_mean
         return reconstruction
 
     def pre_activations(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`inputs @ W_enc.T + b_enc` for inputs that [`~TranscoderModel.normalize_input`] has seen."""
+        """`inputs @ W_enc.T + b_enc` for inputs normalized by [`~TranscoderModel.normalize_input`]."""
         return F.linear(inputs, self.encoder_weight, self.b_enc)
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """
-        Feature activations.
+        Computes feature activations.
 
         Args:
             inputs (`torch.Tensor` of shape `(..., d_in)`): Activations at the input site.
@@ -218,12 +228,12 @@ class TranscoderModel(PreTrainedModel):
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """
-        The reconstruction that feature activations stand for.
+        Computes the reconstruction from feature activations.
 
         Args:
             features (`torch.Tensor` of shape `(..., num_features)`): Feature activations.
             inputs (`torch.Tensor` of shape `(..., d_in)`, *optional*):
-                Activations at the input site; needed by a dictionary with a skip connection.
+                Activations at the input site, required by a dictionary with a skip connection.
 
         Returns:
             `torch.Tensor` of shape `(..., d_out)`.
@@ -235,14 +245,14 @@ class TranscoderModel(PreTrainedModel):
         if features.shape[-1] != self.config.num_features:
             raise TranscoderError(
                 f"The features are {features.shape[-1]} wide and this dictionary has {self.config.num_features}: "
-                "give what its own `encode` returns."
+                "give the output of its own `encode`."
             )
-        centred = None if self.W_skip is None else self.normalize_input(inputs)
+        centered = None if self.W_skip is None else self.normalize_input(inputs)
         reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
-        return self.denormalize_output(self._add_linear_part(reconstruction, centred))
+        return self.denormalize_output(self._add_linear_part(reconstruction, centered))
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
-        """Normalised reconstruction of `(rows, d_in)` normalised inputs."""
+        """Normalized reconstruction of normalized inputs `(rows, d_in)`."""
         if encoded.dense is not None:
             reconstruction = F.linear(encoded.dense, self.decoder_weight.T)
         else:
@@ -271,20 +281,19 @@ class TranscoderModel(PreTrainedModel):
             inputs (`torch.Tensor` of shape `(..., d_in)`):
                 Activations at the input site.
             targets (`torch.Tensor` of shape `(..., d_out)`, *optional*):
-                Activations at the output site; with them the loss is computed.
+                Activations at the output site, to compute the loss.
             mask (`torch.BoolTensor` of shape `(...)`, *optional*):
-                Tokens that count in the loss. All of them by default.
+                Tokens that count in the loss. All by default.
             dead_features (`torch.LongTensor` of shape `(n_dead,)`, *optional*):
-                Features that have not fired for long; the AuxK loss revives them.
+                Features that have not fired for a long time, to be revived by the AuxK loss.
             sparsity_scale (`float`, *optional*, defaults to 1.0):
-                Factor on L1 and L0 penalties, for their warm-up.
+                Factor of the L1 and L0 penalties, for their warm-up.
             output_features (`bool`, *optional*, defaults to `True`):
-                Whether to return all features densely. Training does without where the activation is sparse; one that
-                computes all of them returns them anyway.
+                Whether to return all features densely. Activations that compute all features return them in any case.
             across_processes (`bool`, *optional*, defaults to `False`):
-                Whether the batch is one part of a larger one that all processes of a run share. What a loss takes from the
-                whole batch (the energy AuxK is measured in, the L0 that `target_l0` aims at) is then averaged over all of
-                them, so that the average of their gradients is that of the larger batch.
+                Whether the batch is one process's part of a larger batch. Averages over the batch inside a loss (the energy
+                in the AuxK loss, the L0 compared with `target_l0`) are then taken over all processes, so that the mean of
+                their gradients is the gradient of the larger batch.
 
         Returns:
             [`TranscoderOutput`]
@@ -303,11 +312,12 @@ class TranscoderModel(PreTrainedModel):
             if mask is not None:
                 self._check_tokens(mask.shape, lead, "mask")
             if not len(rows):
-                raise TranscoderError("There are no tokens to take a loss of: give at least one, or no `targets`.")
+                raise TranscoderError("There are no tokens for a loss: give at least one, or no `targets`.")
             flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
+            batch_mean = partial(token_mean, mask=flat_mask, across_processes=across_processes)
             losses = self._losses(
-                rows, flat_targets, encoded, normalized, flat_mask, dead_features, sparsity_scale, across_processes
+                rows, flat_targets, encoded, normalized, flat_mask, batch_mean, dead_features, sparsity_scale
             )
             loss = sum(losses.values())
 
@@ -333,10 +343,10 @@ class TranscoderModel(PreTrainedModel):
         self, reconstruction: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Scaled squared error of every token, by `config.loss_reduction`.
+        Squared error of every token, scaled by `config.loss_reduction`.
 
         Args:
-            reconstruction, targets (`torch.Tensor` of shape `(rows, d_out)`): Both normalised.
+            reconstruction, targets (`torch.Tensor` of shape `(rows, d_out)`): Normalized reconstruction and targets.
             mask (`torch.BoolTensor` of shape `(rows,)`, *optional*): Tokens whose variance scales the error.
 
         Returns:
@@ -352,34 +362,34 @@ class TranscoderModel(PreTrainedModel):
             return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
-            # NaN where there is none, as for one token: nothing says then what a large error is.
+            # NaN without any variance, as for one token: the scale of the error is then not defined.
             variance, constant = _variance(targets, mask)
             undefined = constant if mask is None else constant & mask.any()
             variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
         return squared.sum(-1) / variance
 
-    def _losses(self, rows, targets, encoded, reconstruction, mask, dead_features, sparsity_scale, across_processes):
+    def _losses(self, rows, targets, encoded, reconstruction, mask, batch_mean, dead_features, sparsity_scale):
         config = self.config
-        if config.matryoshka_sizes:
-            per_token = self._matryoshka_error(rows, targets, encoded, mask)
-        else:
-            per_token = self.reconstruction_error(reconstruction, targets, mask)
+        error = partial(self.reconstruction_error, targets=targets, mask=mask)
+        per_token = (
+            self._matryoshka_error(rows, targets, encoded, error) if config.matryoshka_sizes else error(reconstruction)
+        )
         losses = {"reconstruction_loss": token_mean(per_token, mask)}
-        penalties = self.activation.penalty(self, rows, targets, encoded, mask, across_processes)
+        penalties = self.activation.penalty(self, rows, encoded, error, batch_mean)
         for name, penalty in penalties.items():
             scale = 1.0 if name == "gate_loss" else sparsity_scale
             losses[name] = scale * token_mean(penalty, mask)
         if config.auxk_coefficient and dead_features is not None and dead_features.numel():
             residual = targets - reconstruction.float()
-            auxk = self._auxk(rows, residual, dead_features, mask, across_processes)
+            auxk = self._auxk(rows, residual, dead_features, batch_mean)
             losses["auxk_loss"] = token_mean(auxk, mask)
         return losses
 
-    def _matryoshka_error(self, rows, targets, encoded, mask):
-        """Mean over the nested dictionaries; each is the one before plus the features of one more group."""
+    def _matryoshka_error(self, rows, targets, encoded, error):
+        """Mean error over the nested dictionaries, each of which adds one group of features to the one before."""
         sizes = self.config.matryoshka_sizes
         reconstruction = self._add_linear_part(torch.zeros_like(targets), rows)
-        error = 0.0
+        total = 0.0
         decoder = self.decoder_weight
         for start, end in zip([0, *sizes], sizes, strict=False):
             if encoded.dense is not None:
@@ -389,13 +399,13 @@ class TranscoderModel(PreTrainedModel):
                 offsets = F.pad(inside.cumsum(0), (1, 0))[encoded.offsets]
                 group = sparse_decode(offsets, encoded.indices[inside], encoded.values[inside], decoder)
                 reconstruction = reconstruction + group
-            error = error + self.reconstruction_error(reconstruction, targets, mask)
-        return error / len(sizes)
+            total = total + error(reconstruction)
+        return total / len(sizes)
 
-    def _auxk(self, rows, residual, dead_features, mask, across_processes):
+    def _auxk(self, rows, residual, dead_features, batch_mean):
         """
-        Squared error of what the top dead features make of the residual, over the residual's own square
-        (arXiv 2406.04093, A.2). The residual is a constant here; encoder and decoder of the dead features learn.
+        Squared error of the residual's reconstruction by the top dead features, over the squared norm of the residual
+        (arXiv 2406.04093, A.2). The residual is a constant; encoder and decoder of the dead features learn.
         """
         config = self.config
         residual = residual.detach()
@@ -407,15 +417,15 @@ class TranscoderModel(PreTrainedModel):
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
         error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
-        energy = token_mean(residual.square().sum(-1), mask, across_processes).clamp(min=1e-12)
-        # A handful of dead features cannot explain much: they should not weigh as much as a full set.
+        energy = batch_mean(residual.square().sum(-1)).clamp(min=1e-12)
+        # A few dead features cannot explain much, so they weigh less than a full set.
         share = min(1.0, dead_features.numel() / config.auxk)
         return config.auxk_coefficient * share * error / energy
 
     def effective_l1_coefficient(self) -> float | None:
         """
-        The L1 coefficient as it would be against a squared error summed over dimensions, the form in which the papers
-        write their losses. `None` where it depends on data not yet seen.
+        The equivalent L1 coefficient for a squared error that is summed over dimensions, as in the papers. `None` if it
+        depends on data not yet seen.
         """
         config = self.config
         if config.loss_reduction == "sum":
@@ -431,12 +441,12 @@ class TranscoderModel(PreTrainedModel):
     @torch.no_grad()
     def initialize_from_activations_(self, inputs: torch.Tensor, targets: torch.Tensor) -> "TranscoderModel":
         """
-        Sets what should be measured rather than guessed: normalisation, `b_pre`, `b_enc`, `b_dec` and
-        `config.target_variance`. Called once, before training.
+        Initializes normalization, `b_pre`, `b_enc`, `b_dec` and `config.target_variance` from a sample of activations.
+        Called once, before training.
 
         Args:
-            inputs (`torch.Tensor` of shape `(tokens, d_in)`): A sample of activations at the input site.
-            targets (`torch.Tensor` of shape `(tokens, d_out)`): The same tokens at the output site.
+            inputs (`torch.Tensor` of shape `(tokens, d_in)`): Sample of activations at the input site.
+            targets (`torch.Tensor` of shape `(tokens, d_out)`): Activations of the same tokens at the output site.
 
         Returns:
             [`TranscoderModel`]: itself.
@@ -447,9 +457,9 @@ class TranscoderModel(PreTrainedModel):
         config = self.config
         inputs, targets = inputs.float(), targets.float()
         if not len(inputs):
-            raise TranscoderError("There are no tokens to measure scales and biases on: give thousands.")
+            raise TranscoderError("There are no tokens to measure scales and biases on: give thousands of them.")
         if len(inputs) == 1:
-            logger.warning("One token says nothing about scales and variance: everything stays as it is.")
+            logger.warning("Scales and variance cannot be measured on one token, so the dictionary is left as it is.")
             return self
         for side, values in (("input", inputs), ("output", targets)):
             variance, constant = _variance(values)
@@ -473,15 +483,15 @@ class TranscoderModel(PreTrainedModel):
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
         if config.center_encoder:
-            centred = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
-            self.activation.shift_(self, centred - self.b_enc)
+            centered = -(self.encoder_weight @ self.normalize_input(inputs).mean(0))
+            self.activation.shift_(self, centered - self.b_enc)
         if self.b_dec is not None and config.decoder_bias_init == "mean":
             self.b_dec.copy_(mean_target)
         return self
 
     @torch.no_grad()
     def project_gradient_(self) -> None:
-        """Before an optimizer step: removes what would only change the norm of decoder rows kept at unit norm."""
+        """Before an optimizer step: removes the gradient along decoder rows that are kept at unit norm."""
         if self.config.decoder_norm == "unit" and self.W_dec is not None and self.W_dec.grad is not None:
             direction = F.normalize(self.W_dec, dim=-1)
             along = (self.W_dec.grad * direction).sum(-1, keepdim=True)
@@ -489,7 +499,7 @@ class TranscoderModel(PreTrainedModel):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """After an optimizer step: decoder rows back to unit norm, JumpReLU thresholds not below zero."""
+        """After an optimizer step: normalizes decoder rows and clamps JumpReLU thresholds at zero."""
         if self.config.decoder_norm == "unit" and self.W_dec is not None:
             self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8))
         if self.config.activation == "jumprelu":
@@ -500,14 +510,14 @@ class TranscoderModel(PreTrainedModel):
         self, feature_values: torch.Tensor, decay: float = 0.99, across_processes: bool = False
     ) -> None:
         """
-        After a training step of a BatchTopK dictionary: moves the inference threshold towards the smallest activation
-        that the batch let through.
+        After a training step of a BatchTopK dictionary: moves the inference threshold towards the smallest active feature
+        of the batch.
 
         Args:
             feature_values (`torch.Tensor` of shape `(n_pairs,)`): `TranscoderOutput.feature_values` of the step.
-            decay (`float`, *optional*, defaults to 0.99): Of the moving average.
+            decay (`float`, *optional*, defaults to 0.99): Decay of the moving average.
             across_processes (`bool`, *optional*, defaults to `False`):
-                Whether every process has a batch of its own; the threshold moves towards the mean of what they let through.
+                Whether to move the threshold towards the mean over the batches of all processes.
         """
         if feature_values.numel() == 0:
             return
@@ -521,122 +531,101 @@ class TranscoderModel(PreTrainedModel):
     # ------------------------------------------------------------------------------------------------ same function, other weights
 
     def fold_normalization_(self) -> "TranscoderModel":
-        """Moves input and output normalisation into the weights. The function stays the same."""
+        """Folds input and output normalization into the weights without changing the function."""
         return folding.fold_normalization_(self)
 
     def fold_pre_bias_(self) -> "TranscoderModel":
-        """Moves `b_pre` into `b_enc` (and `b_dec` where there is a skip connection). The function stays the same."""
+        """Folds `b_pre` into `b_enc` (and `b_dec` with a skip connection) without changing the function."""
         return folding.fold_pre_bias_(self)
 
     def fold_decoder_norm_(self) -> "TranscoderModel":
-        """Gives every decoder row norm one and scales its feature instead. The function stays the same."""
+        """Scales every decoder row to unit norm, and its feature inversely, without changing the function."""
         return folding.fold_decoder_norm_(self)
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *args,
-        push_to_hub: bool = False,
-        remote_code: bool = False,
-        **kwargs,
-    ):
-        """
-        Saves configuration and weights (safetensors), all of them or none: whenever the process dies, the folder holds
-        one whole save, and so does whoever loads from it meanwhile. Arguments as in
-        [`~transformers.PreTrainedModel.save_pretrained`], and:
-
-        Args:
-            remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to put the model's code beside it, for `AutoModel.from_pretrained(..., trust_remote_code=True)`
-                where this package is not installed.
-            push_to_hub (`bool`, *optional*, defaults to `False`):
-                Whether to push it too, with those of `kwargs` that [`~TranscoderModel.push_to_hub`] takes; `repo_id` is
-                by default the folder's name.
-        """
-        # The Transformers API has publishing as a method of the model: these imports point up, so they wait for a call.
-        from ..hub.remote_code import write_remote_code
-        from ..hub.upload import take_push_arguments
-
-        push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
-        if not kwargs.get("is_main_process", True):
-            return
-        # Under FSDP no process holds a whole tensor; offloaded ones are elsewhere.
+    def _save_files(self, folder, *args, **kwargs) -> None:
+        # Under FSDP no process holds a whole tensor; offloaded tensors are elsewhere.
         held = [(n, t) for n, t in self.state_dict().items() if not t.is_meta and not hasattr(t, "to_local")]
         if broken := [name for name, tensor in held if not all(map(math.isfinite, bounds(tensor)))]:
             logger.warning(
-                f"{', '.join(broken)} of the dictionary saved into {save_directory} has NaN or infinite numbers, with which it "
-                "cannot be loaded: save one from before."
+                f"{', '.join(broken)} of the saved dictionary has NaN or infinite numbers, so it cannot be loaded: save an "
+                "earlier one."
             )
-        # Where code for others lies is a fact of the folder that a dictionary came from, not of the next one.
+        # Where remote code lies is a fact of the folder that a dictionary was loaded from, not of the next one.
         self.config.__dict__.pop("auto_map", None)
-        # A single file left from an earlier save would be loaded instead of the shards of this one.
-        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
-            super().save_pretrained(partial, *args, **kwargs)
-            if remote_code:
-                write_remote_code(partial)
-        if push_to_hub:
-            self.push_to_hub(remote_code=remote_code, **push_arguments)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Publishes the dictionary with its card. See [`~hf_transcoders.hub.push`] for the arguments: `commit_message`,
-        `private`, `token`, `revision`, `create_pr`, `subfolder`, `remote_code` ...
-
-        Args:
-            repo_id (`str`): Such as `"me/my-transcoder"`; made if it does not exist.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]
-        """
-        # Points up, for the same reason as in `save_pretrained`.
-        from ..hub.upload import push
-
-        return push(self, repo_id, **kwargs)
+        PreTrainedModel.save_pretrained(self, folder, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> "TranscoderModel":
         """
-        Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does, and
-        refuses files that are damaged or do not fit together before it makes a tensor. Only safetensors are read.
+        Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does. Files that
+        are damaged or do not match are refused before any tensor is made. Of native files, only safetensors are read.
+
+        Folders, repos and single files (`"owner/name/path/to/file"`) of other libraries are recognized by their files and
+        converted: see `docs/formats.md`. These arguments give what such files leave out:
+
+        Args:
+            base_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+                Language model that the dictionary belongs to. The loaded model is needed if the dictionary reads the output
+                of a norm before its gain.
+            input_site (`str`, *optional*), output_site (`str`, *optional*):
+                Sites that the dictionary reads and writes.
+            folded (`bool`, *optional*):
+                Whether the dictionary was trained on a model with folded norms and centered weights, the default of
+                TransformerLens.
+            scaling_factor (`float`, *optional*):
+                Factor on the inputs of a SAELens dictionary with `normalize_activations="expected_average_only_in"`.
+            layers (`int`, *optional*), width (`int` or `str`, *optional*), l0 (`float` or `str`, *optional*):
+                Choice of one dictionary in a repo that holds many, by the names of its folders; the nearest L0 is taken.
         """
         if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
             return super().from_pretrained(None, *model_args, **kwargs)
         if kwargs.pop("use_safetensors", None) is False:
             raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        files = Files(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
-        saved = open_dictionary(files, kwargs.pop("variant", None))
+        files = Files.at(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
+        # The file that is published for AutoModel knows no formats of other libraries, and lacks this method.
+        foreign = cls._open_foreign(files, kwargs) if hasattr(cls, "_open_foreign") else None
+        saved = foreign or open_dictionary(files, kwargs.pop("variant", None))
         return cls.from_saved(saved, *model_args, **kwargs)
 
     @classmethod
-    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs):
+    def _open_foreign(cls, files: Files, kwargs: dict) -> SavedDictionary | None:
+        """The opened dictionary of another library, or `None` for a native one."""
+        from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_choice, take_given
+
+        if (found := foreign_folder(files, take_choice(kwargs))) is None:
+            refuse_foreign_arguments(kwargs)
+            return None
+        return open_foreign(*found, take_given(kwargs))
+
+    @classmethod
+    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs) -> "TranscoderModel":
         """
         Loads a dictionary from its opened files.
 
         Args:
-            saved ([`SavedDictionary`]): The files.
-            model_args, kwargs: As for [`~TranscoderModel.from_pretrained`], without those that say where the files are.
+            saved ([`SavedDictionary`]): Opened files.
+            model_args, kwargs: Same as in [`~TranscoderModel.from_pretrained`], without the location of the files.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         config = cls._config_of(saved, kwargs)
         expect(saved, tensor_shapes(config), any_size=kwargs.get("ignore_mismatched_sizes", False))
         tensors = read_tensors(saved)
-        # Without a path, Transformers looks for nothing else: no adapters, no pickles, no other files.
-        model, info = super().from_pretrained(
+        # Without a path, transformers does not look for other files, such as adapters and pickles.
+        model, info = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
         )
         model.name_or_path = model.config.name_or_path = saved.path
         for name, tensor in model.state_dict().items():
             if tensor.dtype != tensors[name].dtype and not tensor.is_meta:
                 check_numbers(saved.place, name, tensor, converted=True)
-        _align_(model)
         return (model, info) if wants_info else model
 
     @classmethod
     def _config_of(cls, saved: SavedDictionary, kwargs: dict) -> TranscoderConfig:
-        """The configuration in a dictionary's files, changed by those of `kwargs` that are fields of it, or the one given."""
+        """The given configuration, or the saved one with the fields among `kwargs`."""
         config = kwargs.pop("config", None)
         if config is None:
             names = {field.name for field in fields(cls.config_class)} - {"dtype"}
@@ -645,14 +634,14 @@ class TranscoderModel(PreTrainedModel):
         if not isinstance(config, PreTrainedConfig):
             return cls.config_class.from_pretrained(config)
         read = getattr(config, "_saved_fields", None)
-        # `AutoModel` has read the configuration before the weights were opened: a save may have come in between.
+        # `AutoModel` has read the configuration before the weights were opened: the folder may have been saved in between.
         if read is not None and str(config.name_or_path) == saved.path:
             now = cls.config_class.from_dict(saved.fields)
             if now._saved_fields != read:
                 before = cls.config_class.from_dict(read)
                 if any(getattr(config, name) != getattr(before, name) for name in cls.config_class.own_fields()):
                     raise TranscoderError(
-                        f"{printable(saved.place)} was saved anew after its configuration was read: load it again."
+                        f"{printable(saved.place)} was saved again after its configuration was read: load it again."
                     )
                 return now
         return config
@@ -675,19 +664,7 @@ class TranscoderModel(PreTrainedModel):
 
 
 def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expected squared distance of rows from their mean, and whether that is zero up to the mean's rounding."""
+    """Mean squared distance of rows from their mean, and whether it is zero up to the rounding of the mean."""
     variance = token_mean((values - token_mean(values, mask)).square().sum(-1), mask)
     energy = token_mean(values.square().sum(-1), mask)
     return variance, variance <= energy * (8 * torch.finfo(values.dtype).eps) ** 2
-
-
-@torch.no_grad()
-def _align_(model: nn.Module) -> None:
-    """
-    Moves tensors that were mapped from a file to where torch would have put them. In a file they begin anywhere, and
-    matrix products of few rows round differently then (MKL picks another kernel): a loaded dictionary would not
-    compute the same bits as the one that was saved.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()

@@ -1,4 +1,4 @@
-"""The files of a saved dictionary: found, opened and compared with each other before a tensor is made."""
+"""Find, open and check the files of a saved dictionary."""
 
 import math
 import os
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import _add_variant
 from transformers.utils import cached_file
@@ -20,28 +22,35 @@ from .configuration_transcoder import FORMAT_VERSION, check_format_version
 
 
 CONFIG_NAME = "config.json"
-#: The names under which weights are saved: one file, or shards and their index.
+#: Names of weight files: a single file, or shards and their index.
 WEIGHT_FILES = "model*.safetensors*"
 WEIGHTS_NAME, SHARDS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_config.json"
+#: Ends of the names of weight files, by which a path to a file in a repo is told from one to a folder.
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 
-#: What tells where files lie, of the arguments of `from_pretrained`.
+#: Arguments of `from_pretrained` for the location of the files.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
-# As the headers of safetensors name them.
+# Torch puts tensors at multiples of this many bytes.
+_ALIGNMENT = 64
+# Elements that are copied and checked while they are in the cache: 4 MB of float32.
+_CACHED_ELEMENTS = 2**20
+
+# Names of the types in headers of safetensors.
 _DTYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass
 class SavedDictionary:
     """
-    The opened files of one dictionary; a later save to the same place changes nothing about them.
+    The opened files of one dictionary. A later save to the same folder does not change them.
 
     Args:
         path (`str`): Folder or Hub id.
-        place (`str`): Where in it they lie, for messages.
-        fields (`dict[str, Any]`): What `config.json` holds.
-        tensors (`dict[str, safe_open]`): Name of a tensor -> the opened file that holds it.
+        place (`str`): Folder or Hub id with subfolder, for messages.
+        fields (`dict[str, Any]`): Content of `config.json`.
+        tensors (`dict[str, safe_open]`): Name of a tensor -> opened file with the tensor.
     """
 
     path: str
@@ -52,29 +61,81 @@ class SavedDictionary:
 
 class Files:
     """
-    Where the files of a folder, or of a repo on the Hub, are on this machine.
+    The files of a folder, or of a repo on the Hub, which are downloaded when they are needed.
 
     Args:
         path (`str` or `os.PathLike`): Folder or Hub id.
-        subfolder (`str`, *optional*): Where in it the files lie.
-        hub: Those of [`HUB_ARGUMENTS`] that were given.
+        subfolder (`str`, *optional*): Folder of the files inside it.
+        hub: Arguments for downloads, see [`HUB_ARGUMENTS`].
     """
+
+    #: The one file in the folder that is meant, where the path named it.
+    file: str | None = None
 
     def __init__(self, path: str | os.PathLike, subfolder: str = "", **hub):
         self.path, self.subfolder, self.hub = str(path), subfolder or "", dict(hub)
         self.is_local = os.path.isdir(self.path)
         self.place = f"{self.path}/{subfolder}" if subfolder else self.path
 
+    @classmethod
+    def at(cls, path: str | os.PathLike, subfolder: str = "", **hub) -> "Files":
+        """Those of a path that can also lead to one file, or into a repo: `folder/ae.pt` or `owner/name/layer_3.safetensors`."""
+        path, file = str(path), None
+        if os.path.isfile(path):
+            path, file = os.path.split(path)
+        elif not os.path.isdir(path) and len(parts := path.split("/")) > 2 and all(parts):
+            path, inner = "/".join(parts[:2]), parts[2:]
+            if Path(inner[-1]).suffix in WEIGHT_SUFFIXES:
+                file = inner.pop()
+            subfolder = "/".join([*inner, *filter(None, [subfolder])])
+        files = cls(path or ".", subfolder, **hub)
+        files.file = file
+        return files
+
+    def names(self, levels: int = 3) -> list[str]:
+        """
+        Paths of the files inside, those of sub-folders included.
+
+        Args:
+            levels (`int`, *optional*, defaults to 3): How deep a local folder is searched.
+
+        Raises:
+            `OSError`: they cannot be listed.
+        """
+        if self.is_local:
+            return _names_in(Path(self.path, self.subfolder), levels)
+        asked = {name: self.hub.get(name) for name in ("revision", "token")}
+        try:
+            if self.hub.get("local_files_only") or is_offline_mode():
+                cache_dir = self.hub.get("cache_dir")
+                folder = snapshot_download(self.path, **asked, cache_dir=cache_dir, local_files_only=True)  # pyright: ignore[reportCallIssue]
+                return _names_in(Path(folder, self.subfolder), levels)
+            found = HfApi().repo_info(self.path, **asked)
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+            raise OSTranscoderError(
+                f"The files of {printable(self.place)} cannot be listed ({printable(error)[:200]})."
+            ) from error
+        # What is read afterwards comes from the commit that was listed.
+        self.hub["revision"] = found.sha
+        start = f"{self.subfolder}/" if self.subfolder else ""
+        return [entry.rfilename.removeprefix(start) for entry in found.siblings if entry.rfilename.startswith(start)]  # pyright: ignore[reportAttributeAccessIssue]
+
     def inside(self, name: str) -> "Files":
-        """Those of a folder in this one."""
+        """The files of a subfolder."""
         return Files(self.path, f"{self.subfolder}/{name}" if self.subfolder else name, **self.hub)
+
+    def parent(self) -> "Files | None":
+        """Those of the folder around this one; `None` at the top of a repo."""
+        if self.subfolder:
+            return Files(self.path, self.subfolder.rpartition("/")[0], **self.hub)
+        return Files(os.path.dirname(os.path.abspath(self.path))) if self.is_local else None
 
     def find(self, name: str, optional: bool = False) -> Path | None:
         """
-        The path of a file, downloaded if need be; `None` where there is none and it is optional.
+        The local path of a file, downloaded if needed; `None` if it does not exist and is optional.
 
         Raises:
-            `OSError`: there is none, and why.
+            `OSError`: the file does not exist, or cannot be downloaded.
         """
         if self.is_local:
             found = Path(self.path, self.subfolder, name)
@@ -93,16 +154,22 @@ class Files:
             **self.hub,
         )
         if found is not None:
-            # What else is read comes from the same commit.
+            # Further files are read from the same commit.
             self.hub["revision"] = extract_commit_hash(found, None) or self.hub.get("revision")
         return None if found is None else Path(found)
 
     def find_all(self, names: list[str]) -> list[Path]:
-        """As [`~Files.find`], several at once."""
+        """The local paths of several files, see [`~Files.find`]."""
         if self.is_local:
             return [self.find(name) for name in names]
         found = cached_files(self.path, names, subfolder=self.subfolder, **self.hub)
         return [Path(path) for path in found]
+
+
+def _names_in(folder: Path, levels: int) -> list[str]:
+    # A dictionary lies at most three folders deep; home folders and mounted disks are not searched through.
+    found = [path for level in range(1, levels + 2) for path in folder.glob("/".join("*" * level))]
+    return [path.relative_to(folder).as_posix() for path in found if path.is_file()]
 
 
 def open_dictionary(files: Files, variant: str | None = None) -> SavedDictionary:
@@ -110,8 +177,8 @@ def open_dictionary(files: Files, variant: str | None = None) -> SavedDictionary
     Opens a saved dictionary.
 
     Args:
-        files ([`Files`]): Where it lies.
-        variant (`str`, *optional*): That of the weights' names, as `save_pretrained` has it.
+        files ([`Files`]): Files of the dictionary.
+        variant (`str`, *optional*): Variant in the names of the weights, as in `save_pretrained`.
     """
     if not files.is_local:
         return open_files(files, variant)
@@ -121,7 +188,7 @@ def open_dictionary(files: Files, variant: str | None = None) -> SavedDictionary
 
 
 def open_files(files: Files, variant: str | None = None, opening=lambda path: path) -> SavedDictionary:
-    """The work of [`open_dictionary`]. `opening` is called with each path before it is opened, see [`read_settled`]."""
+    """Opens a saved dictionary inside [`read_settled`], whose `opening` is called with each path before it is opened."""
     if files.is_local and files.find(ADAPTER_NAME, optional=True):
         raise TranscoderError(
             f"{printable(files.place)} holds {ADAPTER_NAME}, and a dictionary has no adapters: remove that file, or give "
@@ -129,7 +196,7 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
         )
     path = opening(files.find(CONFIG_NAME))
     fields = parse_saved(path.read_bytes(), str(path))
-    # Says which version to get when this one is too old, whatever else is different then.
+    # First, because a newer format may differ in everything else.
     check_format_version(fields.get("format_version", FORMAT_VERSION))
     single = files.find(_add_variant(WEIGHTS_NAME, variant), optional=True)
     if single is not None:
@@ -146,15 +213,15 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
 
 def expect(saved: SavedDictionary, shapes: dict[str, tuple[int, ...]], any_size: bool = False) -> None:
     """
-    Compares the headers of the weights with what the configuration asks for.
+    Compares the headers of the weights with the configuration.
 
     Args:
-        saved ([`SavedDictionary`]): The files.
-        shapes (`dict[str, tuple[int, ...]]`): Name -> shape of every tensor that a dictionary of its configuration has.
-        any_size (`bool`, *optional*, defaults to `False`): Whether a tensor of another shape is to be made anew.
+        saved ([`SavedDictionary`]): Opened files.
+        shapes (`dict[str, tuple[int, ...]]`): Name -> shape of every tensor of a dictionary with its configuration.
+        any_size (`bool`, *optional*, defaults to `False`): Whether to accept other shapes; such tensors are initialized.
 
     Raises:
-        [`TranscoderError`]: a tensor is missing, too much, of another shape or of a type that is no floating point.
+        [`TranscoderError`]: a tensor is missing or unknown, or its shape or type is wrong.
     """
     weights = f"The weights in {printable(saved.place)}"
     again = "save the dictionary again or convert it from its own format"
@@ -164,8 +231,8 @@ def expect(saved: SavedDictionary, shapes: dict[str, tuple[int, ...]], any_size:
         )
     if further := sorted(saved.tensors.keys() - shapes.keys()):
         raise TranscoderError(
-            f"{weights} hold {printable(', '.join(further))[:200]}, for which its config.json has no use: the dictionary "
-            f"would compute something else, so {again}."
+            f"{weights} hold {printable(', '.join(further))[:200]}, which its config.json does not have: the dictionary "
+            f"would compute another function, so {again}."
         )
     found = {name: tuple(opened.get_slice(name).get_shape()) for name, opened in saved.tensors.items()}
     if not any_size and (other := sorted(name for name, shape in shapes.items() if found[name] != shape)):
@@ -174,41 +241,68 @@ def expect(saved: SavedDictionary, shapes: dict[str, tuple[int, ...]], any_size:
     for name, opened in saved.tensors.items():
         if (dtype := opened.get_slice(name).get_dtype()) not in _DTYPES:
             raise TranscoderError(
-                f"{weights} have {name} in {printable(dtype)}, which no dictionary is saved in: {again}, in float32, "
+                f"{weights} have {name} in {printable(dtype)}, which is not a type of dictionaries: {again}, in float32, "
                 "float64, bfloat16 or float16."
             )
 
 
+def saved_dtype(saved: SavedDictionary, name: str) -> torch.dtype:
+    """The type of a saved tensor, from the header of its file."""
+    return _DTYPES[saved.tensors[name].get_slice(name).get_dtype()]
+
+
 def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
-    """The tensors, which stay in the file until they are used, each checked by [`check_numbers`]."""
-    tensors = {name: opened.get_tensor(name) for name, opened in saved.tensors.items()}
-    for name, tensor in tensors.items():
-        check_numbers(saved.place, name, tensor)
+    """
+    Reads the tensors of a dictionary, and checks each by [`check_numbers`].
+
+    Tensors are mapped from their files, except those that are not aligned there as torch aligns them, which are copied:
+    MKL picks another kernel for them, so that matrix products of few rows round differently, and a loaded dictionary would
+    not compute the same bits as the saved one.
+    """
+    tensors = {}
+    for name, opened in saved.tensors.items():
+        mapped = opened.get_tensor(name)
+        if mapped.data_ptr() % _ALIGNMENT:
+            tensors[name], found = _copy_within_bounds(mapped)
+        else:
+            tensors[name], found = mapped, bounds(mapped)
+        check_numbers(saved.place, name, tensors[name], found)
     return tensors
 
 
+def _copy_within_bounds(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
+    """A copy of a tensor and its [`bounds`], in one pass: each part is checked while it is in the cache."""
+    copied = torch.empty_like(tensor)
+    parts = zip(copied.view(-1).split(_CACHED_ELEMENTS), tensor.view(-1).split(_CACHED_ELEMENTS), strict=True)
+    extremes = [torch.stack(torch.aminmax(part.copy_(mapped))) for part, mapped in parts]
+    return copied, bounds(torch.stack(extremes))
+
+
 def bounds(tensor: torch.Tensor) -> tuple[float, float]:
-    """The smallest and the largest number of a tensor; both are NaN where one of its numbers is."""
+    """The smallest and the largest number of a tensor, or NaN for both if one of its numbers is NaN."""
     # One pass, a hundred times faster than `isfinite`.
     return tuple(torch.stack(torch.aminmax(tensor.detach())).tolist())
 
 
-def check_numbers(place: str, name: str, tensor: torch.Tensor, converted: bool = False) -> None:
+def check_numbers(
+    place: str, name: str, tensor: torch.Tensor, found: tuple[float, float] | None = None, converted: bool = False
+) -> None:
     """
-    Refuses weights that are no numbers, and scales that cannot be divided by.
+    Refuses weights that are not finite, and scales that are not positive.
 
     Args:
-        place (`str`): Where the dictionary lies.
-        name (`str`): The tensor's name.
-        tensor (`torch.Tensor`): The tensor.
-        converted (`bool`, *optional*, defaults to `False`): Whether it is in another precision than in its file.
+        place (`str`): Folder or Hub id of the dictionary.
+        name (`str`): Name of the tensor.
+        tensor (`torch.Tensor`): Weights.
+        found (`tuple[float, float]`, *optional*): [`bounds`] of the tensor, if known.
+        converted (`bool`, *optional*, defaults to `False`): Whether the tensor was converted from another precision.
     """
-    low, high = bounds(tensor)
+    low, high = found or bounds(tensor)
     what = f"{name} in {printable(place)}"
     if converted:
         what, advice = f"{what} as {str(tensor.dtype).removeprefix('torch.')}", "load it in the precision of its file"
     else:
-        advice = "go back to a dictionary that was saved before"
+        advice = "go back to an earlier save"
     if not math.isfinite(low) or not math.isfinite(high):
         raise TranscoderError(
             f"{what} has NaN or infinite numbers, so nothing computed from it would mean anything: {advice}."
@@ -222,8 +316,8 @@ def parse_saved(content: str | bytes, source: str) -> dict[str, Any]:
     Reads a JSON file that was saved with weights.
 
     Args:
-        content (`str` or `bytes`): What the file holds.
-        source (`str`): The file, for messages.
+        content (`str` or `bytes`): Content of the file.
+        source (`str`): Path of the file, for messages.
     """
     try:
         return parse_json(content, source)
@@ -247,7 +341,7 @@ def _open(path: Path):
 
 
 def _open_shards(files: Files, index: Path, opening) -> dict[str, Any]:
-    """Every tensor of a sharded dictionary with the opened shard that holds it."""
+    """Name of each tensor of a sharded dictionary -> opened shard with the tensor."""
     shards = parse_saved(index.read_bytes(), str(index)).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise damaged(index, "it has no `weight_map`")

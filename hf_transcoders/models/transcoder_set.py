@@ -1,4 +1,4 @@
-"""Several dictionaries of one base model, in one repo."""
+"""Sets of dictionaries of one base model, saved together."""
 
 import json
 import os
@@ -6,50 +6,53 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
 from ..errors import TranscoderError
-from ..files import atomic_directory, inner_path, is_inside, read_settled, write_text
+from ..files import inner_path, is_inside, read_settled, write_text
 from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
+from .foreign import chosen, foreign_members, open_foreign, refuse_foreign_arguments, take_choice, take_given
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
-from .saved_files import HUB_ARGUMENTS, WEIGHT_FILES, Files, damaged, open_files, parse_saved
+from .publishing import PublishMixin
+from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, damaged, open_files, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
 
-# A folder, a key of the state dict and, with "/" for ".", a module name: all three must tell names apart.
+# A name is a folder, part of a key of the state dict and, with "/" for ".", a module name, and must be unique as each.
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 @dataclass
 class TranscoderSetOutput(ModelOutput):
     """
-    What a [`TranscoderSet`] returns.
+    Output of a [`TranscoderSet`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum over the dictionaries.
-        outputs (`dict[str, TranscoderOutput]`): The output of each dictionary, by its name.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the losses of the dictionaries.
+        outputs (`dict[str, TranscoderOutput]`): Outputs by name of the dictionary.
     """
 
     loss: torch.FloatTensor | None = None
     outputs: dict[str, TranscoderOutput] | None = None
 
 
-class TranscoderSet(nn.Module):
+class TranscoderSet(PublishMixin, nn.Module):
     """
     Dictionaries of one base model, by name. Saved as one folder or repo: an index file and a sub-folder for each
     dictionary, which also loads alone with `TranscoderModel.from_pretrained(repo, subfolder=name)`. A set need not cover
     every layer.
 
-    It reads like a dictionary: `transcoders["layers.8.mlp.transcoder"]`, `len`, `in`, `items()`.
+    It behaves like a `dict`: `transcoders["layers.8.mlp.transcoder"]`, `len`, `in`, `items()`.
 
     Args:
         dictionaries (`Mapping[str, TranscoderModel]` or `Iterable[TranscoderModel]`):
-            The dictionaries. Without names, each is named after its sites.
+            Dictionaries by name. Dictionaries without names are named after their sites.
     """
 
     accepts_loss_kwargs = False
@@ -68,13 +71,13 @@ class TranscoderSet(nn.Module):
                 f"The dictionaries belong to different base models ({', '.join(sorted(bases))}): make one set for each."
             )
         for name in named:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name):  # pyright: ignore[reportCallIssue]
                 raise TranscoderError(
                     f"'{name}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
                     "digits, '-', '_' and single dots between them."
                 )
         # Module names must not contain dots.
-        self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})
+        self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})  # pyright: ignore[reportCallIssue]
 
     def __getitem__(self, name: str) -> TranscoderModel:
         if name not in self:
@@ -90,13 +93,13 @@ class TranscoderSet(nn.Module):
     def __len__(self) -> int:
         return len(self.dictionaries)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self)
 
-    def values(self):
+    def values(self) -> list[TranscoderModel]:
         return list(self.dictionaries.values())
 
-    def items(self):
+    def items(self) -> list[tuple[str, TranscoderModel]]:
         return list(zip(self, self.dictionaries.values(), strict=True))
 
     @property
@@ -115,10 +118,10 @@ class TranscoderSet(nn.Module):
         """
         Args:
             activations (`Mapping[str, torch.Tensor]`):
-                Site -> activations of shape `(..., width)`. A dictionary whose output site is among them gets a loss.
+                Site -> activations of shape `(..., width)`. Dictionaries whose output site is among them have a loss.
             dead_features (`Mapping[str, torch.LongTensor]`, *optional*):
-                Dictionary name -> features for its AuxK loss.
-            sparsity_scale (`float`, *optional*, defaults to 1.0): Factor on L1 and L0 penalties.
+                Name of a dictionary -> dead features for its AuxK loss.
+            sparsity_scale (`float`, *optional*, defaults to 1.0): Factor of the L1 and L0 penalties.
             output_features (`bool`, *optional*, defaults to `True`): Whether to return all features densely.
             across_processes (`bool`, *optional*, defaults to `False`): See [`TranscoderModel.forward`].
 
@@ -144,43 +147,10 @@ class TranscoderSet(nn.Module):
         losses = [output.loss for output in outputs.values() if output.loss is not None]
         return TranscoderSetOutput(loss=sum(losses) if losses else None, outputs=outputs)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, remote_code: bool = False, **kwargs
-    ) -> None:
-        """
-        Saves index and dictionaries; nothing half-written is ever found in `save_directory`. Arguments as in
-        [`TranscoderModel.save_pretrained`].
-        """
-        # The Transformers API has publishing as a method of the model: these imports point up, so they wait for a call.
-        from ..hub.remote_code import write_code_files
-        from ..hub.upload import take_push_arguments
-
-        push_arguments = take_push_arguments(kwargs, save_directory) if push_to_hub else {}
-        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
-            for name, model in self.items():
-                model.save_pretrained(partial / name, remote_code=remote_code, **kwargs)
-            write_index(partial, {name: name for name in self}, self.base_model_name_or_path)
-            if remote_code:
-                # Loading a sub-folder of a repo, transformers looks for code at the top.
-                write_code_files(partial)
-        if push_to_hub:
-            self.push_to_hub(remote_code=remote_code, **push_arguments)
-
-    def push_to_hub(self, repo_id: str, **kwargs):
-        """
-        Publishes the set with its card. Dictionaries that were in the repo's set and are no longer in this one go from it
-        in the same commit. See [`~hf_transcoders.hub.push`] for the arguments.
-
-        Args:
-            repo_id (`str`): Such as `"me/my-transcoders"`; made if it does not exist.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]
-        """
-        # Points up, for the same reason as in `save_pretrained`.
-        from ..hub.upload import push
-
-        return push(self, repo_id, **kwargs)
+    def _save_files(self, folder, **kwargs) -> None:
+        for name, model in self.items():
+            model.save_pretrained(folder / name, **kwargs)
+        write_index(folder, {name: name for name in self}, self.base_model_name_or_path)
 
     @classmethod
     def from_pretrained(
@@ -196,44 +166,51 @@ class TranscoderSet(nn.Module):
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id of the set.
-            names (`Iterable[str]`, *optional*): Which dictionaries to load. All by default.
-            subfolder (`str`, *optional*, defaults to `""`): Where the set lies inside the repo.
-            kwargs: As for [`~TranscoderModel.from_pretrained`]: `revision`, `dtype`, `device_map`, `token` ...
+            names (`Iterable[str]`, *optional*): Names of the dictionaries to load. All by default.
+            subfolder (`str`, *optional*, defaults to `""`): Folder of the set inside the repo.
+            kwargs: Same as in [`~TranscoderModel.from_pretrained`]: `layers`, `width`, `l0`, `revision`, `dtype`,
+                `device_map`, `token` ...
 
         Returns:
             [`TranscoderSet`]
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         variant = kwargs.pop("variant", None)
-        files = Files(pretrained_model_name_or_path, subfolder, **hub)
-
-        def open_wanted(opening=lambda path: path):
-            folders = _folders(files, opening)
-            wanted = list(folders) if names is None else list(names)
-            if missing := [name for name in wanted if name not in folders]:
-                raise TranscoderError(
-                    f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(folders)}."
-                )
-            return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
-
+        files = Files.at(pretrained_model_name_or_path, subfolder, **hub)
         names = names if names is None else list(names)
-        # All of them are opened before one is loaded, so that they are of one save.
-        opened = read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
+        choice = take_choice(kwargs)
+        if choice and names is not None:
+            raise TranscoderError(
+                f"`names` and {', '.join(choice)} both say which dictionaries to load: give one of them."
+            )
+        if not _has_index(files) and (found := foreign_members(files)):
+            found = chosen(found, choice)
+            wanted = _chosen(found, names)
+            given = take_given(kwargs)
+            return cls(
+                {
+                    name: TranscoderModel.from_saved(open_foreign(*found[name], given), **dict(kwargs))  # pyright: ignore[reportCallIssue]
+                    for name in wanted
+                }
+            )
+        refuse_foreign_arguments(kwargs)
+
+        opened = open_set(files, names, variant, choice)
         return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
 
 
-# It has the methods of one; a second base class would only get in the way of nn.Module's own.
-Mapping.register(TranscoderSet)
+# It has the methods of a mapping; inheriting from Mapping would conflict with nn.Module.
+Mapping.register(TranscoderSet)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
     """
-    Makes a folder that holds dictionaries a set.
+    Writes the index of a set into a folder of dictionaries.
 
     Args:
-        folder (`str` or `os.PathLike`): The set's folder.
-        subfolders (`Mapping[str, str]`): Dictionary name -> its folder inside `folder`.
-        base_model (`str`, *optional*): What all of them belong to.
+        folder (`str` or `os.PathLike`): Folder of the set.
+        subfolders (`Mapping[str, str]`): Name of a dictionary -> its folder inside `folder`.
+        base_model (`str`, *optional*): Base model of the dictionaries.
     """
     index = {
         "format_version": FORMAT_VERSION,
@@ -248,14 +225,14 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
     Reads the index of a set.
 
     Args:
-        text (`str` or `bytes`): What the file holds.
-        source (`str`): The file, for messages.
+        text (`str` or `bytes`): Content of the file.
+        source (`str`): Path of the file, for messages.
 
     Returns:
-        `dict[str, str]`: dictionary name -> its folder inside the one of the set.
+        `dict[str, str]`: name of a dictionary -> its folder inside that of the set.
 
     Raises:
-        [`TranscoderError`]: it is damaged, of a newer format, or names a place outside of the set's folder.
+        [`TranscoderError`]: the index is damaged, has a newer format, or has a path outside of the set's folder.
     """
     index = parse_saved(text, source)
     entries = index.get("dictionaries")
@@ -266,32 +243,71 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
     folders = {name: inner_path(entry.get("subfolder"), source) for name, entry in entries.items()}
     if len(set(folders.values())) < len(folders):
         raise TranscoderError(
-            f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set anew."
+            f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set again."
         )
     return folders
 
 
-def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
+def open_set(
+    files: Files,
+    names: Iterable[str] | None = None,
+    variant: str | None = None,
+    choice: Mapping[str, Any] | None = None,
+) -> dict[str, SavedDictionary]:
     """
-    The folders of the dictionaries of a set on this machine, none of which leads out of the set's own.
+    Opens dictionaries of a saved set, all of one save.
 
     Args:
-        folder (`str` or `os.PathLike`): Where the set was saved.
+        files ([`Files`]): Files of the set.
+        names (`Iterable[str]`, *optional*): Names of the dictionaries to open. All by default.
+        variant (`str`, *optional*): Variant in the names of the weights, as in `save_pretrained`.
+        choice (`Mapping[str, Any]`, *optional*): Choice by `layers`, `width` and `l0`.
+    """
+    names = None if names is None else list(names)
+
+    def open_wanted(opening=lambda path: path):
+        folders = _folders(files, opening)
+        wanted = _chosen(chosen(folders, choice or {}), names)
+        return {name: open_files(files.inside(folders[name]), variant, opening) for name in wanted}
+
+    return read_settled(Path(files.path, files.subfolder), open_wanted) if files.is_local else open_wanted()
+
+
+def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
+    """
+    The folders of the dictionaries of a local set, all of them inside the folder of the set.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder of the set.
 
     Returns:
-        `dict[str, Path]`: dictionary name -> its folder.
+        `dict[str, Path]`: name of a dictionary -> its folder.
     """
     folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
     return {name: Path(folder, place) for name, place in folders.items()}
 
 
+def _has_index(files: Files) -> bool:
+    try:
+        return files.find(INDEX_NAME, optional=True) is not None
+    except OSError:  # Said in a sentence where the index is opened.
+        return True
+
+
+def _chosen(available: Mapping[str, object], names: list[str] | None) -> list[str]:
+    """The wanted names of the dictionaries of a set."""
+    if missing := [name for name in names or [] if name not in available]:
+        raise TranscoderError(f"The set has no dictionary {', '.join(missing)}: choose from {', '.join(available)}.")
+    return list(available) if names is None else names
+
+
 def _folders(files: Files, opening) -> dict[str, str]:
-    """Dictionary name -> its folder inside that of the set whose files these are."""
+    """Name of a dictionary -> its folder inside that of the set."""
     try:
         path = files.find(INDEX_NAME)
     except OSError as error:
         raise TranscoderError(
-            f"{printable(files.place)} is no set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
+            f"{printable(files.place)} is not a set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
             "or load a single dictionary with TranscoderModel.from_pretrained."
         ) from error
     folders = parse_index(opening(path).read_bytes(), str(path))
@@ -305,7 +321,7 @@ def _folders(files: Files, opening) -> dict[str, str]:
 
 
 def dictionary_name(config: TranscoderConfig) -> str:
-    """What a dictionary is called after its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
+    """The name of a dictionary by its sites, such as `layers.8.mlp.transcoder` or `layers.8.mlp.branch.sae`."""
     if config.output_site is None:
         return "sae" if config.is_autoencoder else "transcoder"
     place = config.output_site.replace(":", ".")

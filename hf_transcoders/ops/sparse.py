@@ -1,4 +1,4 @@
-"""Encode and decode with few active features per row: the arithmetic a TopK dictionary really needs.
+"""Sparse encode and decode for dictionaries with few active features per row.
 
 A batch of sparse features is stored as rows of (column, value) pairs one after the other: `offsets (rows + 1,)` says
 where each row begins, `indices (n_pairs,)` holds the feature numbers and `values (n_pairs,)` their activations.
@@ -20,8 +20,11 @@ _GATHER_CHUNK = 1 << 24
 # Scores that are made at a time when rows can be ranked one by one. On a CPU few enough to stay in its cache.
 _CPU_SCORES, _SCORES = 1 << 21, 1 << 28
 
-# Only the pattern of a CSR tensor is used here, and the message would greet every user of a TopK dictionary.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+# PyTorch warns once per process that CSR tensors are in beta, and every user of a TopK dictionary would see it. Only the
+# pattern of one is used here, so the first is made where nobody is warned; later ones cost nothing.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1))
 
 Select = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -37,12 +40,12 @@ def sparse_encode(
     of chosen features with a positive value receive a gradient: a feature that was chosen at zero is off.
 
     Args:
-        inputs (`torch.Tensor` of shape `(rows, d_in)`): What is encoded.
+        inputs (`torch.Tensor` of shape `(rows, d_in)`): Inputs of the encoder.
         weight (`torch.Tensor` of shape `(num_features, d_in)`): Encoder rows.
         bias (`torch.Tensor` of shape `(num_features,)`): Encoder bias.
         select (`Callable`): Maps pre-activations `(rows, num_features)` to `(offsets, indices)` of the chosen ones.
         rowwise (`bool`, *optional*, defaults to `False`):
-            Whether `select` looks at each row by itself. Pre-activations are then made a few rows at a time in one small
+            Whether `select` treats each row by itself. Pre-activations are then made a few rows at a time in one small
             buffer, and all of them together never exist.
 
     Returns:

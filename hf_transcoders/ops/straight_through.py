@@ -1,4 +1,4 @@
-"""Steps with a made-up gradient: the threshold of a JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435, section 3)."""
+"""Straight-through gradients for the threshold of a JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435, section 3)."""
 
 import torch
 from torch.autograd.function import once_differentiable

@@ -5,7 +5,7 @@ import torch
 
 # Wide enough that the second stage is small, narrow enough that few losers ride along; measured on 4,608 columns.
 _GROUP = 8
-# Share of a batch that the first guess of the batch threshold looks at.
+# Every so many scores of a batch are the sample for the first guess of the batch threshold.
 _SAMPLE_STRIDE = 61
 
 
@@ -18,8 +18,8 @@ def topk(scores: torch.Tensor, k: int) -> torch.Tensor:
     winners. The result is exact: the chosen scores are those of `torch.topk` (with ties, any of the tied columns).
 
     Args:
-        scores (`torch.Tensor` of shape `(rows, columns)`): What to rank.
-        k (`int`): How many columns to keep of each row.
+        scores (`torch.Tensor` of shape `(rows, columns)`): Scores to rank.
+        k (`int`): Number of columns to keep of each row.
 
     Returns:
         `torch.LongTensor` of shape `(rows, k)`.
@@ -44,8 +44,8 @@ def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Te
 
     Args:
         scores (`torch.Tensor` of shape `(rows, columns)`):
-            What to rank; scores that are not positive are never chosen, and NaN is larger than any number.
-        total (`int`): How many scores to keep over the whole batch.
+            Scores to rank; scores that are not positive are never chosen, and NaN is larger than any number.
+        total (`int`): Number of scores to keep over the whole batch.
 
     Returns:
         `tuple(torch.LongTensor, torch.LongTensor)`: `offsets` of shape `(rows + 1,)`, where each row's part begins, and
@@ -69,5 +69,5 @@ def batch_topk(scores: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _above(scores: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
-    """Where scores are above a threshold, or NaN: a batch of NaN must not look like one in which nothing is active."""
+    """Indices of scores that are above a threshold or NaN: a batch of NaN must not pass for one without active features."""
     return (scores <= threshold).logical_not_().nonzero().squeeze(-1)

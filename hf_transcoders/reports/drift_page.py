@@ -1,28 +1,31 @@
-"""The page on how a model drifts while it is fine-tuned."""
+"""HTML page of the drift of a model during fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 
 from ..evaluation.drift import DriftReport
 from ..evaluation.evaluation_report import block_lengths
 from . import plots
-from .page import page_templates, present
+from .html import page_templates, present
 
 
 def drift_page(
     title: str, history: Sequence[Mapping[str, float]], report: DriftReport, baseline: Mapping[str, float]
 ) -> str:
     """
-    The drift so far, as one self-contained HTML page: no script, no request to anywhere.
+    Render the drift so far as one self-contained HTML page, without scripts and without requests to the network.
 
     Args:
-        title (`str`): Heading of the page.
+        title (`str`):
+            Heading of the page.
         history (`Sequence[Mapping[str, float]]`):
-            One entry a measurement, oldest first: `step`, and the numbers under their names without the prefix `probe/`.
-        report ([`DriftReport`]): The newest measurement.
-        baseline (`Mapping[str, float]`): The numbers at the baseline, under the same names.
+            One entry per measurement, oldest first: `step`, and the metrics by their names without the prefix `probe/`.
+        report ([`DriftReport`]):
+            Latest measurement.
+        baseline (`Mapping[str, float]`):
+            Metrics of the baseline, by the same names.
 
     Returns:
-        `str`: the page.
+        `str`: HTML.
     """
     names = list(report.dictionaries)
     return (
@@ -45,26 +48,25 @@ def drift_page(
 
 
 def _curves(history, names):
-    yield plots.loss_curves(history, "fvu", "Error of the old transcoders", "FVU", names)
-    cross_entropies = {"ce": "the model itself"}
+    yield plots.loss_curves(history, "fvu", "Error of the original transcoders", "FVU", names)
+    cross_entropies = {"ce": "unchanged model"}
     cross_entropies |= {f"{name}/ce_spliced": f"{name} spliced in" for name in names}
     cross_entropies |= {"together/ce_spliced": "all spliced in"}
     yield _lines(history, cross_entropies, "Cross-entropy on the probe text", "nats per token")
-    yield _lines(history, {"kl": "KL"}, "Predictions moved from the baseline", "KL, nats per token")
+    yield _lines(history, {"kl": "KL"}, "Distance of the predictions from the baseline", "KL, nats per token")
     yield plots.loss_curves(history, "features_changed", "Features that changed", "share of features", names)
     for metric in sorted({key for entry in history for key in entry if key.startswith("task/")}):
         yield _lines(history, {metric: metric}, metric.removeprefix("task/"), "")
 
 
 def _lines(history, metrics, title, y_label):
-    """A chart of several metrics, each a curve of its own name."""
-    renamed = [
-        {"step": entry["step"]}
-        | {f"{label}/value": entry[metric] for metric, label in metrics.items() if metric in entry}
-        for entry in history
-    ]
-    present_names = [label for label in metrics.values() if any(f"{label}/value" in entry for entry in renamed)]
-    return plots.loss_curves(renamed, "value", title, y_label, present_names)
+    """A chart with one curve per metric."""
+    curves = {
+        label: [(entry["step"], entry[metric]) for entry in history if plots.is_finite(entry.get(metric))]
+        for metric, label in metrics.items()
+    }
+    present_curves = {label: points for label, points in curves.items() if points}
+    return plots.curves_over(present_curves, title, "optimizer steps", y_label)
 
 
 def _protocol(protocol):
@@ -72,6 +74,6 @@ def _protocol(protocol):
         "model": protocol["base_model"] or "unnamed",
         "tokens": f"{protocol['fidelity_tokens']:,} for features and FVU, {protocol['loss_tokens']:,} for cross-entropies, "
         f"{protocol['kl_tokens']:,} for KL",
-        "blocks": f"{block_lengths(protocol)} tokens, the first {protocol['skip_first']} left out",
+        "blocks": f"{block_lengths(protocol)} tokens, without the first {protocol['skip_first']}",
         "precision": f"{protocol['dtype']} on {protocol['device']}",
     }

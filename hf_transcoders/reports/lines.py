@@ -1,27 +1,25 @@
-"""Curves over one number, as SVG for pages and as PNG files."""
+"""Line charts as SVG for pages and as PNG files."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 from ..errors import TranscoderError
-from ..files import atomic_file
-from .pictures import new_figure
-from .plots import COLOURS, Chart
+from .pictures import legend_name, new_figure, save_figure
+from .plots import COLORS, Chart
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves of several names over one axis.
+    """A line chart with several curves.
 
     Args:
-        title (`str`): What they show.
-        x_label, y_label (`str`): What the axes are.
+        title (`str`): Title of the chart.
+        x_label, y_label (`str`): Labels of the axes.
         series (`Mapping[str, Sequence[tuple[float, float]]]`): Name -> points, from left to right.
-        levels (`Mapping[str, float]`, *optional*): Name -> a height that does not depend on x.
-        note (`str`, *optional*): A sentence beneath.
+        levels (`Mapping[str, float]`, *optional*): Name -> height of a horizontal line.
+        note (`str`, *optional*): Sentence below the chart.
     """
 
     title: str
@@ -33,53 +31,37 @@ class LineChart:
 
     def __post_init__(self):
         if len({x for points in self.series.values() for x, _ in points}) < 2:
-            raise TranscoderError(
-                f"The curves of '{self.title}' have fewer than two places: there is no line to draw."
-            )
+            raise TranscoderError(f"The curves of '{self.title}' have fewer than two points: give at least two.")
 
     def lines(self) -> dict[str, list[tuple[float, float]]]:
-        """Name -> points, levels among them as lines from end to end."""
+        """Name -> points, with levels as lines from end to end."""
         xs = [x for points in self.series.values() for x, _ in points]
         ends = (min(xs), max(xs))
         flat = {name: [(x, level) for x in ends] for name, level in self.levels.items()}
         return {**{name: list(points) for name, points in self.series.items()}, **flat}
 
     def svg(self) -> str:
-        """The curves as an `<svg>` element whose lines tell their names on hover."""
+        """Draw the chart as an `<svg>` element whose lines show their names on hover."""
         lines = self.lines()
         chart = Chart(self.title, self.x_label, self.y_label, list(lines), width=520, height=300)
-        points = [point for line in lines.values() for point in line]
-        chart.scale([x for x, _ in points], [y for _, y in points])
-        chart.end_at(max(x for x, _ in points))
-        for name, line in lines.items():
-            path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in line)
-            width = "1.2" if name in self.levels else "1.8"
-            chart.add(
-                f'<polyline points="{path}" fill="none" stroke-width="{width}" {chart.stroke(name)}>'
-                f"<title>{escape(name)}</title></polyline>"
-            )
+        chart.add_lines(lines, thin=self.levels)
         return chart.svg()
 
 
 def write_lines_png(path: str | os.PathLike, chart: LineChart) -> Path:
-    """Write curves as a PNG file.
+    """Write a line chart as a PNG file.
 
     Raises:
-        [`TranscoderError`]: matplotlib is not installed.
+        [`TranscoderError`]: Matplotlib is not installed.
     """
     figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(chart.lines().items()):
-        # Names are data: a `$` in one must not start a formula, nor a `_` keep it from the legend.
-        label = name.replace("$", r"\$").lstrip("_")
         style = {"linewidth": 1.1, "linestyle": "--"} if name in chart.levels else {"linewidth": 1.6}
-        axes.plot(*zip(*line, strict=True), color=COLOURS[number % len(COLOURS)], label=label, **style)
+        axes.plot(*zip(*line, strict=True), color=COLORS[number % len(COLORS)], label=legend_name(name), **style)
     axes.set_xlabel(chart.x_label, parse_math=False)
     axes.set_ylabel(chart.y_label, parse_math=False)
     axes.set_title(chart.title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    path = Path(path)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+    return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file."""
+"""HTML report of a run."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,34 +9,35 @@ from ..evaluation.evaluation_report import METRICS, TOGETHER, EvaluationReport, 
 from ..features.feature_examples import FeatureExplanation
 from ..files import write_text
 from . import plots
+from .html import page_templates, present
 
 
-#: What each metric says, for readers of the page.
+#: Metric -> its meaning, for readers of the page.
 MEANINGS = {
-    "l0": "Features active per token, on average.",
-    "l1": "Sum of a token's feature activations, on average.",
-    "mse": "Squared error, mean over all elements.",
+    "l0": "Mean number of active features per token.",
+    "l1": "Mean over tokens of the sum of feature activations.",
+    "mse": "Mean squared error over all elements.",
     "normalized_mse": "Squared error over the squared norm of the targets.",
     "fvu": "Fraction of variance unexplained: squared error over the variance of the targets. 0 is perfect, 1 is no "
     "better than the mean.",
     "explained_variance": "One minus FVU.",
-    "cosine": "Cosine between target and reconstruction, mean over tokens.",
-    "l2_ratio": "Norm of the reconstruction over that of the target, mean over tokens. Below 1: shrinkage.",
-    "relative_reconstruction_bias": "Squared norm of the reconstructions over their product with the targets. 1 is "
+    "cosine": "Mean cosine similarity of target and reconstruction over tokens.",
+    "l2_ratio": "Mean ratio of the norms of reconstruction and target over tokens. Below 1: shrinkage.",
+    "relative_reconstruction_bias": "Squared norm of the reconstructions over their inner product with the targets. 1 is "
     "unbiased.",
     "ce_original": "Cross-entropy of the unchanged model, in nats per token.",
-    "ce_spliced": "Cross-entropy with the reconstruction in place of the true output.",
+    "ce_spliced": "Cross-entropy with the reconstruction in place of the output.",
     "ce_zero_ablated": "Cross-entropy with the output set to zero.",
-    "ce_mean_ablated": "Cross-entropy with the output held at its mean.",
-    "ce_recovered_zero": "Share of the zero-ablation's damage that the dictionary avoids. 1 is perfect.",
-    "ce_recovered_mean": "Share of the mean-ablation's damage that the dictionary avoids. The stricter of the two.",
-    "kl": "KL divergence from the unchanged model's predictions, in nats per token.",
-    "kl_zero_ablated": "The same with the output set to zero.",
-    "kl_mean_ablated": "The same with the output held at its mean.",
-    "top1_agreement": "Share of tokens after which the most likely next token stays the same.",
-    "top1_agreement_zero_ablated": "The same with the output set to zero.",
-    "top1_agreement_mean_ablated": "The same with the output held at its mean.",
-    "dead_fraction": "Share of features that never fired on the tokens seen; it falls as more tokens are seen.",
+    "ce_mean_ablated": "Cross-entropy with the output set to its mean.",
+    "ce_recovered_zero": "Share of the loss increase of zero-ablation that the dictionary avoids. 1 is perfect.",
+    "ce_recovered_mean": "Share of the loss increase of mean-ablation that the dictionary avoids. The stricter of the two.",
+    "kl": "KL divergence from the predictions of the unchanged model, in nats per token.",
+    "kl_zero_ablated": "KL divergence with the output set to zero.",
+    "kl_mean_ablated": "KL divergence with the output set to its mean.",
+    "top1_agreement": "Share of tokens with the same most likely next token.",
+    "top1_agreement_zero_ablated": "Top-1 agreement with the output set to zero.",
+    "top1_agreement_mean_ablated": "Top-1 agreement with the output set to its mean.",
+    "dead_fraction": "Share of features that are never active on the tokens seen; it falls with more tokens.",
 }
 
 _CURVES = (
@@ -56,16 +57,16 @@ def write_report(
     features: Mapping[str, Sequence[FeatureExplanation]] | Sequence[FeatureExplanation] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a run's report as one self-contained HTML file: no script, no request to anywhere.
+    """Write the report of a run as one self-contained HTML file, without scripts and without requests to the network.
 
     Args:
         path (`str` or `os.PathLike`):
-            The file to write.
+            File to write.
         title, history, report, features, info:
             As for [`render_report`].
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
     html = render_report(title=title, history=history, report=report, features=features, info=info)
     return write_text(path, html)
@@ -79,9 +80,9 @@ def render_report(
     features: Mapping[str, Sequence[FeatureExplanation]] | Sequence[FeatureExplanation] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> str:
-    """A run's report as the text of one HTML page.
+    """Render the report of a run as one HTML page.
 
-    Every part may be missing; the page then leaves out its section.
+    Sections without data are left out.
 
     Args:
         title (`str`):
@@ -89,11 +90,11 @@ def render_report(
         history (`Sequence[Mapping[str, float]]`, *optional*):
             `trainer.state.log_history`.
         report ([`EvaluationReport`], *optional*):
-            Held-out numbers.
+            Metrics on held-out text.
         features (`Sequence[FeatureExplanation]` or a mapping from dictionary name to them, *optional*):
             Features to show.
         info (`Mapping[str, Any]`, *optional*):
-            Further facts for the top of the page, such as the training time.
+            Facts for the top of the page, such as the training time.
 
     Returns:
         `str`: HTML.
@@ -117,23 +118,6 @@ def render_report(
             features=features or {},
         )
     )
-
-
-def page_templates():
-    """The `jinja2.Environment` of all pages."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    # Autoescape is for everything that comes from a model, a data set or a file name; plots escape their own texts.
-    environment = Environment(
-        loader=PackageLoader("hf_transcoders.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["token"] = _visible
-    environment.filters["number"] = format_number
-    return environment
 
 
 def _cards(report):
@@ -184,17 +168,5 @@ def _fidelity_plots(report):
     )
 
 
-def present(svgs):
-    """The charts that there are, as text that a template does not escape again."""
-    from markupsafe import Markup
-
-    return [Markup(svg) for svg in svgs if svg is not None]
-
-
 def _percent(value):
     return f"{value:.1%}" if value == value else "-"
-
-
-def _visible(token):
-    """A token's text with its line breaks and tabs to be seen."""
-    return token.replace("\n", "⏎").replace("\t", "⇥") or "∅"

@@ -1,4 +1,4 @@
-"""Pictures as PNG, for trackers that show images."""
+"""Figures of matplotlib, and the scatter plot of an evaluation for trackers."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 from ..errors import TranscoderError
 from ..evaluation.evaluation_report import EvaluationReport
 from ..files import atomic_file
-from .plots import COLOURS, L0_LABEL
+from .plots import COLORS, L0_LABEL
 
 
-def new_figure(width: float, height: float):
-    """An empty `matplotlib.figure.Figure`, in inches, that needs no display.
+def new_figure(width: float, height: float, layout: str | None = "constrained"):
+    """Make an empty `matplotlib.figure.Figure` that needs no display, with its size in inches.
+
+    `pyplot` is not used, since it keeps figures and chooses a window system.
 
     Raises:
-        [`TranscoderError`]: matplotlib is not installed.
+        [`TranscoderError`]: Matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,25 +24,36 @@ def new_figure(width: float, height: float):
         raise TranscoderError(
             "A PNG needs matplotlib, which is not installed: pip install 'hf_transcoders[plots]'."
         ) from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+    figure = Figure(figsize=(width, height), layout=layout, dpi=130)
     FigureCanvasAgg(figure)
     return figure
 
 
+def save_figure(figure, path: str | os.PathLike, **options) -> Path:
+    """Write a figure as a PNG file; further arguments as for `Figure.savefig`."""
+    path = Path(path)
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png", **options)
+    return path
+
+
+def legend_name(name: str) -> str:
+    """Escape a name for legends of matplotlib, where `$` starts a formula and a leading `_` hides the entry."""
+    return name.replace("$", r"\$").lstrip("_")
+
+
 def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> Path:
     """
-    Where dictionaries stand between few active features and good reconstruction: FVU, and recovered loss, over L0.
+    Plot FVU and recovered loss of dictionaries over L0, as a PNG file.
 
     Args:
-        report ([`EvaluationReport`]): The numbers.
-        path (`str` or `os.PathLike`): The file to write.
+        report ([`EvaluationReport`]): Evaluation to plot.
+        path (`str` or `os.PathLike`): File to write.
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     axes = figure.subplots(1, 2)
     for axis, metric, label in (
         (axes[0], "fvu", "FVU (lower is better)"),
@@ -48,24 +61,20 @@ def sparsity_fidelity_png(report: EvaluationReport, path: str | os.PathLike) -> 
     ):
         for number, (name, entry) in enumerate(report.dictionaries.items()):
             metrics = entry["metrics"]
-            # Names are data: a `$` in one must not start a formula, nor a `_` keep it from the legend.
             axis.scatter(
                 [metrics["l0"]],
                 [metrics[metric]],
                 s=60,
-                color=COLOURS[number % len(COLOURS)],
-                label=name.replace("$", r"\$").lstrip("_"),
+                color=COLORS[number % len(COLORS)],
+                label=legend_name(name),
             )
         axis.set_xlabel(L0_LABEL)
         axis.set_ylabel(label)
-        # From 0 to 1, and further where a dictionary is worse than nothing.
+        # At least from 0 to 1; dictionaries worse than ablation exceed it.
         low, high = axis.get_ylim()
         axis.set_ylim(min(-0.05, low), max(1.05, high))
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
     if len(report.dictionaries) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
-    path = Path(path)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    return path
+    return save_figure(figure, path, dpi=110)

@@ -1,4 +1,4 @@
-"""Small charts as SVG text: no dependency, no script, readable on a light and on a dark page."""
+"""Small charts as SVG text, without dependencies and scripts, readable on light and dark pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from html import escape
 from ..evaluation.evaluation_report import EvaluationReport
 
 
-# Mid-tones: at least 3:1 against white and against near-black. Then the same again, dashed.
-COLOURS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
+# Contrast of at least 3:1 against white and near-black. Further curves repeat the colors with dashes.
+COLORS = ("#3b82f6", "#e8690b", "#2f9e54", "#b04fd0", "#0e93a8", "#e0435c", "#9a7b16", "#7a7f8c")
 DASHES = ("", "6 3", "2 3")
 
 L0_LABEL = "L0: active features per token"
@@ -21,59 +21,61 @@ _LEGEND_ROW = 19
 def loss_curves(
     history: Sequence[Mapping[str, float]], metric: str, title: str, y_label: str, names: Sequence[str] | None = None
 ) -> str | None:
-    """How a metric of each dictionary moved in training.
+    """Draw a metric of each dictionary over training.
 
     Args:
         history (`Sequence[Mapping[str, float]]`):
             `trainer.state.log_history`: entries with keys such as `tokens` and `<dictionary>/fvu`.
         metric (`str`):
-            What comes after the dictionary's name in a key.
+            Name of the metric, which follows the name of the dictionary in a key.
         title, y_label (`str`):
-            Texts of the chart.
+            Title and label of the chart.
         names (`Sequence[str]`, *optional*):
-            Order, and with it colours, of the dictionaries.
+            Order of the dictionaries, which determines their colors.
 
     Returns:
-        `str`: an `<svg>` element, or `None` where nothing moved: fewer than two points, or the same value all along.
+        `str`: An `<svg>` element, or `None` if there are fewer than two points or all values are equal.
     """
     x_key = "tokens" if any("tokens" in entry for entry in history) else "step"
     curves = {name: [] for name in names or ()}
     for entry in history:
         for key, value in entry.items():
             name, slash, its_metric = key.rpartition("/")
-            if slash and its_metric == metric and x_key in entry and _is_finite(value):
+            if slash and its_metric == metric and x_key in entry and is_finite(value):
                 curves.setdefault(name, []).append((entry[x_key], value))
+    return curves_over(curves, title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label)
+
+
+def curves_over(
+    curves: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str
+) -> str | None:
+    """Draw curves as an `<svg>` element, or return `None` if there are fewer than two points or all values are equal."""
     values = {y for points in curves.values() for _, y in points}
-    if max((len(points) for points in curves.values()), default=0) < 2 or len(values) == 1:
+    if max(map(len, curves.values()), default=0) < 2 or len(values) == 1:
         return None
-    chart = Chart(title, "tokens seen" if x_key == "tokens" else "optimizer steps", y_label, list(curves))
-    xs = [x for points in curves.values() for x, _ in points]
-    chart.scale(xs, values)
-    chart.end_at(max(xs))
-    for name, points in curves.items():
-        path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in points)
-        chart.add(f'<polyline points="{path}" fill="none" stroke-width="1.8" {chart.stroke(name)}/>')
+    chart = Chart(title, x_label, y_label, list(curves))
+    chart.add_lines(curves)
     return chart.svg()
 
 
 def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label: str) -> str | None:
-    """Where dictionaries stand between few active features and good reconstruction.
+    """Draw a fidelity metric of dictionaries over L0.
 
     Args:
         report ([`EvaluationReport`]):
-            The numbers.
+            Evaluation to draw.
         metric (`str`):
-            What to show over L0: `"fvu"` or `"ce_recovered_zero"`.
+            Metric to draw: `"fvu"` or `"ce_recovered_zero"`.
         title, y_label (`str`):
-            Texts of the chart.
+            Title and label of the chart.
 
     Returns:
-        `str`: an `<svg>` element, or `None` where no dictionary has both numbers.
+        `str`: An `<svg>` element, or `None` if no dictionary has both metrics.
     """
     points = {
         name: (entry["metrics"]["l0"], entry["metrics"][metric])
         for name, entry in report.dictionaries.items()
-        if _is_finite(entry["metrics"].get("l0")) and _is_finite(entry["metrics"].get(metric))
+        if is_finite(entry["metrics"].get("l0")) and is_finite(entry["metrics"].get(metric))
     }
     if not points:
         return None
@@ -81,7 +83,7 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
     chart.scale([x for x, _ in points.values()], [0.0, 1.0, *(y for _, y in points.values())])
     for name, (x, y) in points.items():
         chart.add(
-            f'<circle cx="{chart.x(x):.1f}" cy="{chart.y(y):.1f}" r="6" fill="{chart.colour(name)}" '
+            f'<circle cx="{chart.x(x):.1f}" cy="{chart.y(y):.1f}" r="6" fill="{chart.color(name)}" '
             f'fill-opacity="0.85" stroke="currentColor" stroke-opacity="0.5">'
             f"<title>{escape(name)}: {x:.4g}, {y:.4g}</title></circle>"
         )
@@ -89,10 +91,10 @@ def sparsity_fidelity(report: EvaluationReport, metric: str, title: str, y_label
 
 
 def density_histogram(report: EvaluationReport) -> str | None:
-    """How many features fire how often, for each dictionary, over log10 of the share of tokens.
+    """Draw a histogram of firing rates for each dictionary, with log10 of the share of tokens as the x axis.
 
     Returns:
-        `str`: an `<svg>` element, or `None` without dictionaries.
+        `str`: An `<svg>` element, or `None` without dictionaries.
     """
     histograms = {name: entry["density_histogram"] for name, entry in report.dictionaries.items()}
     if not histograms:
@@ -106,7 +108,7 @@ def density_histogram(report: EvaluationReport) -> str | None:
             steps += [(start, count), (end, count)]
         path = " ".join(f"{chart.x(x):.1f},{chart.y(y):.1f}" for x, y in [*steps, (edges[-1], 0)])
         chart.add(
-            f'<polygon points="{path}" fill="{chart.colour(name)}" fill-opacity="0.16" stroke-width="1.6" '
+            f'<polygon points="{path}" fill="{chart.color(name)}" fill-opacity="0.16" stroke-width="1.6" '
             f"{chart.stroke(name)}><title>{escape(name)}: {histogram['never_fired']} features never fired</title>"
             "</polygon>"
         )
@@ -114,7 +116,7 @@ def density_histogram(report: EvaluationReport) -> str | None:
 
 
 def short_number(value: float) -> str:
-    """`12`, `3.5k`, `1.2M`: for axes."""
+    """Format a number for an axis, such as `12`, `3.5k` or `1.2M`."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{unit}"
@@ -122,7 +124,7 @@ def short_number(value: float) -> str:
 
 
 class Chart:
-    """Axes, grid and legend; shapes are added in between."""
+    """Axes, grid and legend of a chart, to which shapes are added."""
 
     def __init__(
         self, title: str, x_label: str, y_label: str, names: list[str], width: int = _WIDTH, height: int = _HEIGHT
@@ -143,7 +145,7 @@ class Chart:
         self.y_range = (self.y_ticks[0], self.y_ticks[-1])
 
     def window(self, x_range, y_range, powers_of_two=False):
-        """Show just these ranges; with `powers_of_two` x is a logarithm."""
+        """Set the shown ranges; with `powers_of_two`, x values are logarithms to base 2."""
         self.x_range, self.y_range = x_range, y_range
         if powers_of_two:
             self.x_text = lambda exponent: short_number(2.0**exponent)
@@ -154,13 +156,22 @@ class Chart:
         self.y_ticks = [tick for tick in _ticks(y_range) if y_range[0] <= tick <= y_range[1]]
 
     def inside(self):
-        """Left, top, right and bottom of the area with the data."""
+        """Left, top, right and bottom of the data area."""
         return _LEFT, _TOP - 8, self.width - _RIGHT, self.height - _BOTTOM
 
-    def end_at(self, x):
-        """Close the x axis where the data ends."""
-        self.x_ticks = [tick for tick in self.x_ticks if tick <= x]
-        self.x_range = (self.x_range[0], x)
+    def add_lines(self, lines, thin=()):
+        """Scale the chart to lines of points by name, and draw them; their names show on hover."""
+        xs, ys = zip(*(point for line in lines.values() for point in line), strict=True)
+        self.scale(xs, ys)
+        # The x axis ends at the last point.
+        self.x_ticks = [tick for tick in self.x_ticks if tick <= max(xs)]
+        self.x_range = (self.x_range[0], max(xs))
+        for name, line in lines.items():
+            path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in line)
+            self.add(
+                f'<polyline points="{path}" fill="none" stroke-width="{1.2 if name in thin else 1.8}" {self.stroke(name)}>'
+                f"<title>{escape(name)}</title></polyline>"
+            )
 
     def x(self, value):
         low, high = self.x_range
@@ -170,12 +181,12 @@ class Chart:
         low, high = self.y_range
         return self.height - _BOTTOM - (value - low) / (high - low) * (self.height - _TOP - _BOTTOM)
 
-    def colour(self, name):
-        return COLOURS[self.names.index(name) % len(COLOURS)]
+    def color(self, name):
+        return COLORS[self.names.index(name) % len(COLORS)]
 
     def stroke(self, name):
-        dash = DASHES[self.names.index(name) // len(COLOURS) % len(DASHES)]
-        return f'stroke="{self.colour(name)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        dash = DASHES[self.names.index(name) // len(COLORS) % len(DASHES)]
+        return f'stroke="{self.color(name)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
     def add(self, shape):
         self.shapes.append(shape)
@@ -234,7 +245,7 @@ class Chart:
 
 
 def _ticks(values, count=5):
-    """Round numbers that enclose the values."""
+    """Return round numbers that enclose the values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = (low * 0.5, high * 1.5) if low > 0 else (low - 1, high + 1)
@@ -246,7 +257,7 @@ def _ticks(values, count=5):
 
 
 def even_steps(first: int, last: int, most: int = 8) -> list[int]:
-    """Whole numbers from `first` to `last`, at most so many."""
+    """Return at most `most` whole numbers from `first` to `last`."""
     return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
 
 
@@ -255,5 +266,6 @@ def _power(exponent):
     return "1" if exponent == 0 else f"10{superscript}"
 
 
-def _is_finite(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, neither NaN nor infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,10 +1,12 @@
-"""Case studies of the paper on transcoders, on any model."""
+"""Case studies of Dunefsky et al. (2024) on any model with transcoders."""
 
 from .blind.study import BlindFeature, BlindStudy, blind_study
-from .greater_than.study import GreaterThanStudy, YearFeature, greater_than_study
+from .greater_than.greater_than_report import save_greater_than
+from .greater_than.greater_than_results import GreaterThanStudy, YearFeature
+from .greater_than.study import greater_than_study
 from .published import PublishedStudy, published_study
+from .replacement.replacement_report import save_replacement
 from .replacement.study import ReplacedLayers, ReplacementStudy, replacement_study
-from .report import greater_than_text, replacement_text, save_greater_than, save_replacement
 
 
 __all__ = [
@@ -17,10 +19,8 @@ __all__ = [
     "YearFeature",
     "blind_study",
     "greater_than_study",
-    "greater_than_text",
     "published_study",
     "replacement_study",
-    "replacement_text",
     "save_greater_than",
     "save_replacement",
 ]

@@ -1,4 +1,4 @@
-"""Figures of the case studies of Dunefsky et al. (2024), for the one set of transcoders they are of.
+"""Published figures of the case studies of Dunefsky et al. (2024), which apply to one set of transcoders.
 
 Source: [Transcoders Find Interpretable LLM Feature Circuits](https://arxiv.org/abs/2406.11944), and the notebooks
 `greaterthan.ipynb` and `walkthrough.ipynb` released with it.
@@ -6,6 +6,8 @@ Source: [Transcoders Find Interpretable LLM Feature Circuits](https://arxiv.org/
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from ..reports.sections import Table
 
 
 _MODELS = ("gpt2", "openai-community/gpt2")
@@ -15,15 +17,15 @@ _TRANSCODERS = "pchlenski/gpt2-transcoders"
 @dataclass(frozen=True)
 class PublishedStudy:
     """
-    What a paper says of a study.
+    Published figures of a study.
 
     Args:
-        source (`str`): Paper and notebook.
-        figures (`Mapping[str, float]`): Our name of a number -> the published one.
-        footnotes (`list[str]`): Where the source contradicts itself, and what its settings were.
+        source (`str`): Paper and notebook with the figures.
+        figures (`Mapping[str, float]`): Name of a figure -> published value.
+        footnotes (`list[str]`): Settings and contradictions of the source.
         add_bos (`bool`): Whether its prompts begin with the beginning-of-sequence token.
-        skip_first (`int`): Positions at the start that it does not change.
-        layer (`int`, *optional*): The layer that it replaces, for figures of one layer.
+        skip_first (`int`): Number of positions at the start that it leaves unchanged.
+        layer (`int`, *optional*): Layer that it replaces, for figures of one layer.
     """
 
     source: str
@@ -48,11 +50,11 @@ GREATER_THAN = PublishedStudy(
         "crossing": 24,
     },
     footnotes=[
-        "Feature 5315 is the 24th by variance in the paper's text and the 23rd in its notebook, where the fall is from 22 "
-        "to 23 features.",
-        "The position of its paths (8 for the last token) says that the notebook's prompts begin with the "
-        "beginning-of-sequence token; it changes every position.",
-        "Endings are the 100 two-digit tokens; scores are means over 1701 to 1798.",
+        "Feature 5315 is the 24th by variance in the text of the paper and the 23rd in its notebook, where the score drops from "
+        "22 to 23 features.",
+        "The last token is at position 8 of its paths, so the prompts of the notebook begin with the beginning-of-sequence "
+        "token; every position is changed.",
+        "The endings are the 100 two-digit tokens; scores are means over the years 1701 to 1798.",
     ],
     layer=10,
 )
@@ -67,25 +69,39 @@ REPLACEMENT = PublishedStudy(
         "inner ce zero": 10.9406,
     },
     footnotes=[
-        "The text says that all MLPs are replaced, but the cell loads layers 0 to 10: compare with both rows.",
-        "The zero-ablated loss of 10.9406 is of the layers in the text between the first and the last.",
-        "100 batches of 128 x 128 tokens of OpenWebText, with every position replaced: other text gives other numbers.",
+        "The text says that all MLPs are replaced, but the cell loads layers 0 to 10: compare both rows.",
+        "The zero-ablated loss of 10.9406 applies to the layers between the first and the last.",
+        "Measured on 100 batches of 128 x 128 tokens of OpenWebText, with every position replaced: other text gives other numbers.",
     ],
 )
 
 
 def published_study(study: PublishedStudy, base_model: str | None, transcoders: str | None) -> PublishedStudy | None:
     """
-    What is published of a model with its transcoders; the names decide.
+    Return the published figures that apply to a model and its transcoders, which are recognized by their names.
 
     Args:
-        study ([`PublishedStudy`]): The figures that there are.
-        base_model (`str`, *optional*): The language model's name on the Hub.
-        transcoders (`str`, *optional*): The repo of the transcoders, or a folder that ends in its name.
+        study ([`PublishedStudy`]): Published figures.
+        base_model (`str`, *optional*): Hub id of the language model.
+        transcoders (`str`, *optional*): Repo of the transcoders, or a folder that ends in its name.
 
     Returns:
-        [`PublishedStudy`], or `None` for all others.
+        [`PublishedStudy`]: The figures, or `None` if they do not apply.
     """
     name = (transcoders or "").replace("\\", "/").rstrip("/")
     ours = name == _TRANSCODERS or name.endswith("/" + _TRANSCODERS)
     return study if ours and base_model in _MODELS else None
+
+
+def published_figure(paper: PublishedStudy | None, key: str) -> str:
+    """Format a published figure, or return an empty text if there is none."""
+    value = None if paper is None else paper.figures.get(key)
+    return "" if value is None else f"{value:g}"
+
+
+def with_published(title: str, headers: list[str], rows: list[list], note: str, paper: PublishedStudy | None) -> Table:
+    """Make a table whose last column holds published figures; without a paper, that column is left out."""
+    if paper is None:
+        return Table(title, headers, [row[:-1] for row in rows], note)
+    notes = " ".join(f"({number}) {each}" for number, each in enumerate(paper.footnotes, 1))
+    return Table(title, [*headers, "paper"], rows, f"{note}\nPaper: {paper.source}. {notes}")

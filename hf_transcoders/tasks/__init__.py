@@ -1,4 +1,4 @@
-"""Tasks for circuits: pairs of prompts with answers and named positions, and their metrics."""
+"""Tasks: pairs of clean and corrupted prompts with answers and named positions, and their metrics."""
 
 import lazy_loader
 

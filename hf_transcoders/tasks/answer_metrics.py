@@ -1,4 +1,4 @@
-"""What a task is measured by, row by row, and how sure a mean is."""
+"""Metrics of answers for each row, and intervals of their means."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -16,9 +16,9 @@ class Estimate:
     Args:
         mean (`float`): The mean.
         low, high (`float`): Ends of the interval.
-        rows (`int`): Rows it is a mean of.
+        rows (`int`): Number of rows.
         method (`str`): `"wilson"` or `"bootstrap"`.
-        confidence (`float`): Share of intervals that hold the true mean, such as 0.95.
+        confidence (`float`): Share of intervals that contain the true mean, such as 0.95.
     """
 
     mean: float
@@ -29,7 +29,7 @@ class Estimate:
     confidence: float = 0.95
 
     def to_dict(self) -> dict:
-        """Its fields as JSON."""
+        """All fields as JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -40,19 +40,19 @@ def logit_difference(
     logits: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor, against: str = "mean"
 ) -> torch.Tensor:
     """
-    Mean logit of the right answers minus that of the wrong ones, in nats.
+    Mean logit of the right answers minus that of the wrong answers, in nats.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
-        right, wrong (`torch.LongTensor` of shape `(rows, most)`): Token ids, padded with -1, as [`AnswerBatch`] has them.
+        right, wrong (`torch.LongTensor` of shape `(rows, most)`): Token ids, padded with -1, as in [`AnswerBatch`].
         against (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` of the wrong answers, or `"max"`, the strongest of them.
+            The compared logit of the wrong answers, their `"mean"` or their `"max"`.
 
     Returns:
         `torch.Tensor` of shape `(rows,)` in fp32.
     """
     if against not in ("mean", "max"):
-        raise TranscoderError(f"A logit difference is not taken against '{against}': choose mean or max.")
+        raise TranscoderError(f"A logit difference cannot be taken against '{against}': choose mean or max.")
     _check(logits, right, wrong)
     ours, theirs = _gather(logits, right), _gather(logits, wrong)
     return _mean(ours, right) - (_mean(theirs, wrong) if against == "mean" else _max(theirs, wrong))
@@ -60,7 +60,7 @@ def logit_difference(
 
 def probability_difference(logits: torch.Tensor, right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
     """
-    Probability of all right answers together minus that of all wrong ones, between -1 and 1.
+    Total probability of the right answers minus that of the wrong answers, between -1 and 1.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
@@ -80,15 +80,15 @@ def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
     KL(reference || logits) over the whole vocabulary, in nats.
 
     Args:
-        logits (`torch.Tensor` of shape `(rows, vocab)`): Logits of the changed model or prompt.
-        reference (`torch.Tensor` of shape `(rows, vocab)`): Those of the clean one.
+        logits (`torch.Tensor` of shape `(rows, vocab)`): Logits of the patched model or corrupted prompt.
+        reference (`torch.Tensor` of shape `(rows, vocab)`): Logits of the clean run.
 
     Returns:
         `torch.Tensor` of shape `(rows,)` in fp32.
     """
     if logits.shape != reference.shape:
         raise TranscoderError(
-            f"KL compares logits of one shape, but these are {tuple(logits.shape)} and {tuple(reference.shape)}."
+            f"KL compares logits of the same shape, but these are {tuple(logits.shape)} and {tuple(reference.shape)}."
         )
     log_p, log_q = torch.log_softmax(reference.float(), -1), torch.log_softmax(logits.float(), -1)
     return torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
@@ -96,16 +96,16 @@ def kl_divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 def accuracy(logits: torch.Tensor, right: torch.Tensor, candidates: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Whether the likeliest token is a right answer.
+    Whether the most likely token is a right answer.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
         right (`torch.LongTensor` of shape `(rows, most)`): Token ids, padded with -1.
         candidates (`torch.LongTensor` of shape `(rows, most)`, *optional*):
-            Token ids to choose from, padded with -1; the full vocabulary if left out.
+            Token ids to choose from, padded with -1. By default the full vocabulary.
 
     Returns:
-        `torch.Tensor` of shape `(rows,)`: 1.0 where right, else 0.0. Among equal logits the first token counts.
+        `torch.Tensor` of shape `(rows,)`: 1.0 for right, 0.0 for wrong. Among equal logits the first token counts.
     """
     _check(logits, right)
     if candidates is None:
@@ -119,7 +119,7 @@ def accuracy(logits: torch.Tensor, right: torch.Tensor, candidates: torch.Tensor
 
 def rank(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
-    Place of the best right answer in the full vocabulary; 1 is the likeliest token.
+    Rank of the best right answer in the full vocabulary; 1 is the most likely token.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
@@ -135,41 +135,41 @@ def rank(logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def wilson_interval(successes: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
     """
-    Interval of a share (Wilson's score interval).
+    Compute Wilson's score interval of a share.
 
     Args:
-        successes (`float`): How many rows are right.
-        rows (`int`): Of how many.
-        confidence (`float`, *optional*, defaults to 0.95): Share of intervals that hold the true share.
+        successes (`float`): Number of right rows.
+        rows (`int`): Number of all rows.
+        confidence (`float`, *optional*, defaults to 0.95): Share of intervals that contain the true share.
 
     Returns:
-        `tuple[float, float]`: its ends, between 0 and 1.
+        `tuple[float, float]`: the ends of the interval, between 0 and 1.
     """
     _check_interval(rows, confidence)
     if not 0 <= successes <= rows:
-        raise TranscoderError(f"{successes} of {rows} rows cannot be right: give at most as many as there are rows.")
+        raise TranscoderError(f"{successes} of {rows} rows cannot be right: give a number from 0 to {rows}.")
     z = math.sqrt(2) * torch.erfinv(torch.tensor(confidence, dtype=torch.float64)).item()
     share = successes / rows
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    center = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    # At both ends the exact bound is the end itself.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == rows else centre + half)
+    # With no or all rows right, the exact bound is 0 or 1.
+    return (0.0 if successes == 0 else center - half), (1.0 if successes == rows else center + half)
 
 
 def bootstrap_interval(
     values: torch.Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """
-    Interval of a mean: percentiles of the means of resampled rows.
+    Compute the bootstrap interval of a mean, from percentiles of the means of resampled rows.
 
     Args:
-        values (`torch.Tensor` of shape `(rows,)`): One value of each row.
-        confidence (`float`, *optional*, defaults to 0.95): Share of intervals that hold the true mean, for many rows.
-        resamples (`int`, *optional*, defaults to 2000): How often to draw as many rows as there are, with replacement.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same interval.
+        values (`torch.Tensor` of shape `(rows,)`): The value of each row.
+        confidence (`float`, *optional*, defaults to 0.95): Share of intervals that contain the true mean, for many rows.
+        resamples (`int`, *optional*, defaults to 2000): Number of resamples, drawn with replacement.
+        seed (`int`, *optional*, defaults to 0): Seed for the resamples.
 
     Returns:
-        `tuple[float, float]`: its ends.
+        `tuple[float, float]`: the ends of the interval.
     """
     _check_interval(len(values), confidence)
     values = values.detach().to("cpu", torch.float64)
@@ -190,13 +190,14 @@ def estimate(
     values: torch.Tensor, share: bool = False, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
     """
-    The mean of values over rows, with its interval.
+    Estimate the mean of values over rows, with its interval.
 
     Args:
-        values (`torch.Tensor` of shape `(rows,)`): One value of each row.
+        values (`torch.Tensor` of shape `(rows,)`): The value of each row.
         share (`bool`, *optional*, defaults to `False`):
-            Whether they are zeros and ones, such as those of [`accuracy`]: then the interval is Wilson's, else a bootstrap.
-        confidence, resamples, seed: As [`bootstrap_interval`] has them.
+            Whether the values are zeros and ones, such as those of [`accuracy`]. Their interval is Wilson's, and that of
+            other values is a bootstrap.
+        confidence, resamples, seed: The arguments of [`bootstrap_interval`].
 
     Returns:
         [`Estimate`]
@@ -219,12 +220,12 @@ def _check(logits, *ids):
         empty = (each < 0).all(1)
         if empty.any():
             raise TranscoderError(
-                f"Row {empty.nonzero()[0].item()} has no answer to compare with: give wrong answers where the task is made, "
-                "or use accuracy."
+                f"Row {empty.nonzero()[0].item()} has no answer to compare with: give wrong answers when making the task, or "
+                "use accuracy."
             )
         if each.max() >= logits.shape[1]:
             raise TranscoderError(
-                f"An answer is token {each.max().item()}, but the logits are of {logits.shape[1]} tokens: use the tokenizer "
+                f"An answer is token {each.max().item()}, but there are logits of {logits.shape[1]} tokens: use the tokenizer "
                 "of the model."
             )
 

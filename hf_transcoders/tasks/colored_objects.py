@@ -1,4 +1,4 @@
-"""Colored Objects (Merullo et al. 2024): which colour had the thing that is asked for."""
+"""Colored Objects (Merullo et al. 2024): name the color of the object in question."""
 
 from ..errors import TranscoderError
 from .prompt_encoding import PromptEncoder
@@ -10,7 +10,7 @@ from .words import in_split
 _OBJECTS = (
     "pencil notebook pen cup plate jug mug puzzle textbook leash necklace bracelet bottle ball envelope lighter bowl"
 ).split()
-_COLOURS = "red orange yellow green blue purple brown black".split()
+_COLORS = "red orange yellow green blue purple brown black".split()
 _SURFACES = "table desk floor".split()
 _OPENINGS = ["there is", "you see", "I see"]
 
@@ -26,41 +26,41 @@ def colored_objects(
     tokenizer, size: int = 200, seed: int = 0, split: str | None = None, add_bos: bool | None = None
 ) -> Task:
     """
-    One solved example and one question, such as `Q: On the desk, I see a blue pen, a black cup, and a red ball. What
-    color is the cup?\\nA:` -> ` Black`. The corrupted prompt asks for another thing of the same list, and its answer is
-    what the right one is measured against. The example shares neither colours nor things with the question.
+    Make prompts with one solved example and one question, such as `Q: On the desk, I see a blue pen, a black cup, and a
+    red ball. What color is the cup?\\nA:` -> ` Black`. The corrupted prompt asks for another object of the same list, and
+    its answer is the wrong answer. The example shares no colors or objects with the question.
 
     Positions: `colour_1` ... `colour_3` and `object_1` ... `object_3` in the list of the question; among them
-    `answer_colour`, `answer_object`, `wrong_colour_1` and `wrong_colour_2`; `question_object`, the thing asked for;
-    `shot_answer`, the answer of the example; and `END`. The candidates are the three colours listed.
+    `answer_colour`, `answer_object`, `wrong_colour_1` and `wrong_colour_2`; `question_object`, the object in
+    question; `shot_answer`, the answer of the example; and `END`. The candidates are the three listed colors.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
         split (`str`, *optional*):
-            `"train"`, `"validation"` or `"test"`, in which no thing has the same colour as in another; everything if left
-            out.
+            `"train"`, `"validation"` or `"test"`, which share no combination of color and object. By default all
+            combinations are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: The tokenizer has too few colours or objects of one token.
+        [`TranscoderError`]: the tokenizer has too few colors or objects that are single tokens.
 
     Source: [Circuit Component Reuse Across Tasks in Transformer Language Models](https://arxiv.org/abs/2310.08744).
     """
     encoder = PromptEncoder(tokenizer, add_bos)
     objects = list(encoder.require(_OBJECTS, 6, "objects"))
-    titles = encoder.require([colour.title() for colour in _COLOURS], 6, "colour names in title case", context="A:")
-    colours = [colour for colour in encoder.require(_COLOURS, 6, "colours") if colour.title() in titles]
+    titles = encoder.require([color.title() for color in _COLORS], 6, "color names in title case", context="A:")
+    colors = [color for color in encoder.require(_COLORS, 6, "colors") if color.title() in titles]
     things = [
-        (colour, thing)
-        for colour in colours
+        (color, thing)
+        for color in colors
         for thing in objects
-        if in_split(_COLOURS.index(colour) + _OBJECTS.index(thing), split)
+        if in_split(_COLORS.index(color) + _OBJECTS.index(thing), split)
     ]
 
     def draw(random, index):
@@ -74,7 +74,7 @@ def colored_objects(
         roles = {"answer_object": f"object_{asked + 1}", "answer_colour": f"colour_{asked + 1}"}
         roles |= {f"wrong_colour_{n}": f"colour_{k + 1}" for n, k in enumerate(sorted([other, left]), 1)}
         query = listed[3:]
-        answers = [f" {colour.title()}" for colour, _ in query]
+        answers = [f" {color.title()}" for color, _ in query]
         return Row(
             clean=_prompt(words | {"question_object": query[asked][1]}, roles),
             corrupted=_prompt(words | {"question_object": query[other][1]}, roles),
@@ -88,29 +88,29 @@ def colored_objects(
         encoder,
         draw_rows(size, seed, draw),
         name="colored-objects",
-        description="Colored Objects: the colour of the thing asked for, against that of another thing of the list.",
+        description="Colored Objects: the color of the object in question, against that of another object in the list.",
         settings={"corruption": "other_object", "seed": seed, "split": split},
     )
 
 
 def _six_things(random, things):
-    """Six pairs of colour and object in which nothing comes twice."""
+    """Draw six pairs of color and object without repeated colors or objects."""
     for _ in range(1000):
         chosen = []
-        for colour, thing in random.sample(things, len(things)):
-            if all(colour != other and thing != another for other, another in chosen):
-                chosen.append((colour, thing))
+        for color, thing in random.sample(things, len(things)):
+            if all(color != other and thing != another for other, another in chosen):
+                chosen.append((color, thing))
                 if len(chosen) == 6:
                     return chosen
     raise TranscoderError(
-        "The tokenizer has too few colours and objects of one token for this split: leave out the split."
+        "The tokenizer has too few single-token colors and objects for this split: leave out the split."
     )
 
 
 def _words(random, things):
     words = {"surface": random.choice(_SURFACES), "opening": random.choice(_OPENINGS)}
-    for k, (colour, thing) in enumerate(things, 1):
-        words |= {f"a_{k}": "an" if colour[0] in "aeiou" else "a", f"colour_{k}": colour, f"object_{k}": thing}
+    for k, (color, thing) in enumerate(things, 1):
+        words |= {f"a_{k}": "an" if color[0] in "aeiou" else "a", f"colour_{k}": color, f"object_{k}": thing}
     return words
 
 

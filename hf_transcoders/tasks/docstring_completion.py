@@ -1,4 +1,4 @@
-"""Docstring completion (Heimersheim and Janiak 2023): the next parameter to describe is the next argument."""
+"""Docstring completion (Heimersheim and Janiak 2023): name the next argument to describe."""
 
 from .prompt_encoding import PromptEncoder
 from .task import Task
@@ -32,28 +32,28 @@ def docstring_completion(
     add_bos: bool | None = None,
 ) -> Task:
     """
-    A function with six arguments and a docstring that describes the third and the fourth; the prompt ends in `:param`, and
-    the fifth argument is right, against the other five.
+    Make prompts of a function with six arguments and a docstring that describes the third and the fourth. The prompt ends
+    in `:param`; the fifth argument is the right answer, and the other five are wrong answers.
 
-    Positions: `def_1` ... `def_6`, the arguments where they are defined, `doc_3` and `doc_4`, where they are described, and
+    Positions: `def_1` ... `def_6`, the arguments in the signature; `doc_3` and `doc_4`, the arguments in the docstring; and
     `END`. The candidates are the six arguments.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows.
         corruption (`str`, *optional*, defaults to `"random_random"`):
-            What the corrupted prompt has in place of the names. `"random_random"`: fresh ones in the definition and others
-            in the docstring. `"random_doc"`: fresh ones in the docstring. `"random_answer"`: a fresh fifth argument.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no argument names; all if left out.
+            The names in the corrupted prompt. `"random_random"`: new names in the signature and other new names in the
+            docstring. `"random_doc"`: new names in the docstring. `"random_answer"`: a new fifth argument.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no argument names. By default all names are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: The corruption is unknown, or the tokenizer has too few argument names of one token.
+        [`TranscoderError`]: the corruption is unknown, or the tokenizer has too few argument names that are single tokens.
 
     Source: [A circuit for Python docstrings in a 4-layer attention-only
     transformer](https://www.alignmentforum.org/posts/u6KXXmKFbXfWzoAXn).
@@ -61,7 +61,7 @@ def docstring_completion(
     choose("corruption", corruption, _CORRUPTIONS)
     encoder = PromptEncoder(tokenizer, add_bos)
     fresh_needed = {"random_random": 8, "random_doc": 2, "random_answer": 1}[corruption]
-    # The name of the function is drawn with the arguments, so that it is none of them.
+    # The name of the function is drawn together with the arguments, so that it differs from them.
     candidates = words_of_split(_WORDS, split)
     words = list(encoder.require(candidates, 7 + fresh_needed, "argument names"))
 
@@ -89,6 +89,6 @@ def docstring_completion(
         encoder,
         draw_rows(size, seed, draw),
         name="docstring",
-        description="Docstring completion: the argument that is described next, against the others.",
+        description="Docstring completion: the next argument to describe, against the others.",
         settings={"corruption": corruption, "seed": seed, "split": split},
     )

@@ -1,4 +1,4 @@
-"""Gendered pronoun: he or she, after a name."""
+"""Gendered pronoun: he or she after a first name."""
 
 from .prompt_encoding import PromptEncoder
 from .task import Task
@@ -20,24 +20,24 @@ def gendered_pronoun(
     tokenizer, size: int = 200, seed: int = 0, split: str | None = None, add_bos: bool | None = None
 ) -> Task:
     """
-    `Yesterday Mary left the party early because` -> ` she`, against ` he`. The corrupted prompt has a name of the other
-    gender.
+    Make prompts with a first name, such as `Yesterday Mary left the party early because` -> ` she`, against ` he`. The
+    corrupted prompt has a name of the other gender.
 
     Positions: `name` and `END`. The candidates are the two pronouns.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows; half of the names are female.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no names; all if left out.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows. Half of the names are female.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no names. By default all names are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: The pronouns or too many names are more than one token.
+        [`TranscoderError`]: the pronouns or too many names are not single tokens.
     """
     encoder = PromptEncoder(tokenizer, add_bos)
     encoder.require(["he", "she"], 2, "pronouns")
@@ -48,7 +48,7 @@ def gendered_pronoun(
 
     def draw(random, index):
         number = index % len(_TEMPLATES)
-        # Each template has the two in turn.
+        # The two pronouns alternate for each template.
         right, wrong = ("he", "she") if index // len(_TEMPLATES) % 2 else ("she", "he")
         name, other = random.choice(names[right]), random.choice(names[wrong])
         return Row(
@@ -64,6 +64,6 @@ def gendered_pronoun(
         encoder,
         draw_rows(size, seed, draw),
         name="gendered-pronoun",
-        description="Gendered pronoun: the pronoun that goes with a first name, against the other one.",
+        description="Gendered pronoun: the pronoun that goes with a first name, against the other pronoun.",
         settings={"corruption": "other_gender", "seed": seed, "split": split},
     )

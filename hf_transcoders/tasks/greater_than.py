@@ -1,4 +1,4 @@
-"""Greater-than (Hanna et al. 2023): a span of years that must end after it began."""
+"""Greater-than (Hanna et al. 2023): complete a span of years that ends after its start."""
 
 from dataclasses import dataclass
 
@@ -25,32 +25,32 @@ def greater_than(
     tokenizer, size: int = 200, seed: int = 0, split: str | None = None, add_bos: bool | None = None
 ) -> Task:
     """
-    `The war lasted from the year 1732 to the year 17` -> any year above 32, against those up to 32; in the corrupted
-    prompt the war begins in 1701, so that every later year is right.
+    Make prompts with a span of years, such as `The war lasted from the year 1732 to the year 17` -> any year above 32,
+    against years up to 32. In the corrupted prompt the war begins in 1701, so that every later year is right.
 
-    Which digits are asked for follows from how the tokenizer writes years; `settings["variant"]` says it:
+    The digits of the answer depend on how the tokenizer splits years, which is recorded in `settings["variant"]`:
 
-    - `"two_token"`: a year is its century and the rest (` 17`, `32`). Right are all two-digit tokens above, wrong those up
-      to it. Two-digit endings that are never a token of their own belong to neither.
+    - `"two_token"`: a year is its century and two digits (` 17`, `32`). All two-digit tokens above are right, and those
+      up to it are wrong. Two-digit endings that are never a single token are left out.
     - `"single_digit"`: the last digit is a token (` 1`, `7`, `3`, `2`, or ` 173`, `2`). The prompt ends in `... to the
-      year 173`: right are digits above 2, wrong those up to 2, and the corrupted war begins in 1730.
+      year 173`: digits above 2 are right, digits up to 2 are wrong, and the corrupted war begins in 1730.
 
-    Positions: `XX1` and `YY`, the first year up to its last token and that token; `XX2`, which is `END`. The usual metric
-    is the probability difference.
+    Positions: `XX1` and `YY`, the first year without its last token, and its last token; `XX2`, which is `END`. The default
+    metric is the probability difference.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no nouns; all if left out.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no nouns. By default all nouns are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: The tokenizer splits years in neither way.
+        [`TranscoderError`]: the tokenizer splits years in another way.
 
     Source: [How does GPT-2 compute greater-than?](https://arxiv.org/abs/2305.00586).
     """
@@ -72,7 +72,7 @@ def greater_than(
         encoder,
         draw_rows(size, seed, draw),
         name="greater-than",
-        description="Greater-than: later years against earlier ones at the end of a span of years.",
+        description="Greater-than: later years against earlier years at the end of a span of years.",
         metric="probability_difference",
         settings={"corruption": "earliest_year", "variant": years.variant, "seed": seed, "split": split},
     )
@@ -81,13 +81,13 @@ def greater_than(
 @dataclass(frozen=True)
 class YearTokens:
     """
-    How a tokenizer writes years.
+    The tokens of years.
 
     Args:
         variant (`str`): `"two_token"` or `"single_digit"`.
-        starts (`list[tuple[str, str]]`): Years to begin with: all digits but those of the last token, and those.
-        earliest (`str`): The ending that makes every later one right.
-        ids (`dict[str, int]`): Ending -> token id.
+        starts (`list[tuple[str, str]]`): First years, each as the digits before the last token and those of the last token.
+        earliest (`str`): The ending of the corrupted prompt, with which every later year is right.
+        ids (`dict[str, int]`): Ending of a year -> token id.
     """
 
     variant: str
@@ -96,17 +96,17 @@ class YearTokens:
     ids: dict[str, int]
 
     def answers(self, start: str) -> tuple[list[int], list[int]]:
-        """Ids of the endings above `start`, and of those up to it."""
+        """Token ids of the endings above `start`, and of those up to it."""
         later = [id_ for ending, id_ in self.ids.items() if ending > start]
         return later, [id_ for ending, id_ in self.ids.items() if ending <= start]
 
 
 def year_tokens(encoder: PromptEncoder) -> YearTokens:
     """
-    Finds out how a tokenizer writes years behind a word.
+    Find the tokens of years after a word.
 
     Raises:
-        [`TranscoderError`]: Neither the last two digits nor the last one is a token of its own.
+        [`TranscoderError`]: neither the last two digits nor the last digit is a single token.
     """
     pairs = [f"{number:02d}" for number in range(100)]
     found = _endings(encoder, _CENTURIES, pairs)
@@ -122,13 +122,13 @@ def year_tokens(encoder: PromptEncoder) -> YearTokens:
     if len(ids) == 10 and starts:
         return YearTokens("single_digit", starts, "0", ids)
     raise TranscoderError(
-        f"The tokenizer {encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__} makes a token of its own "
+        f"The tokenizer {encoder.name} makes a token of its own "
         "neither of the last two digits of a year nor of the last one, which greater-than needs: choose another task."
     )
 
 
 def _endings(encoder, stems, endings):
-    """(stem, ending) -> id of the ending, where it is one token behind the stem."""
+    """(stem, ending) -> token id of the ending, if it is a single token after the stem."""
     keys = [(stem, ending) for stem in stems for ending in endings]
     ids = encoder.next_tokens([(f"the year {stem}", ending) for stem, ending in keys])
     return {key: id_ for key, id_ in zip(keys, ids, strict=True) if id_ is not None}

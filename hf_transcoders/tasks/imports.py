@@ -1,4 +1,4 @@
-"""Tasks from the files that other circuit libraries use."""
+"""Import tasks from the file formats of other circuit libraries."""
 
 import csv
 import os
@@ -17,21 +17,22 @@ from .templates import Prompt, Row
 
 def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_bos: bool | None = None) -> Task:
     """
-    A CSV file as EAP-IG has it: `clean`, `corrupted`, and either `correct_idx` with `incorrect_idx` or `label`.
+    Read a CSV file of EAP-IG, with the columns `clean`, `corrupted`, and either `correct_idx` and `incorrect_idx` or
+    `label`.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
         label (`str`, *optional*, defaults to `"answer"`):
-            What the column `label` holds: `"answer"`, a text that continues the clean prompt just as it is, or `"year"`,
-            the last two digits of the year that greater-than compares with.
-        add_bos (`bool`, *optional*): As the tasks have it.
+            Content of the column `label`: `"answer"`, the exact continuation of the clean prompt, or `"year"`, the last two
+            digits of the first year in greater-than.
+        add_bos (`bool`, *optional*): Whether prompts begin with the beginning-of-sequence token, as in [`PromptEncoder`].
 
     Returns:
-        [`Task`]. A file with `label` as an answer has no wrong answers.
+        [`Task`], without wrong answers if `label` is the answer.
 
     Raises:
-        [`TranscoderError`]: The file cannot be read, lacks a column, or was made for another tokenizer.
+        [`TranscoderError`]: the file cannot be read, lacks a column, or was made for another tokenizer.
     """
     if label not in ("answer", "year"):
         raise TranscoderError(f"A label cannot be '{label}': choose answer or year.")
@@ -44,15 +45,17 @@ def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_
     except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, error) from error
     if len(set(columns)) < len(columns):
-        raise TranscoderError(f"{path} has two columns of one name: rename one.")
+        raise TranscoderError(f"{path} has two columns of the same name: rename one.")
     by_ids = "correct_idx" in columns
+    if by_ids and label == "year":
+        raise TranscoderError(f"{path} has the answers in correct_idx, not in label: leave out label='year'.")
     _require(path, columns, ["clean", "corrupted", *(("correct_idx", "incorrect_idx") if by_ids else ("label",))])
     encoder = PromptEncoder(tokenizer, add_bos)
-    years = year_tokens(encoder) if label == "year" and not by_ids else None
+    years = year_tokens(encoder) if label == "year" else None
     if years is not None and years.variant != "two_token":
         raise TranscoderError(
             f"{path} compares the last two digits of years, which the tokenizer does not write as one token: use "
-            "greater_than, which asks for the last digit instead."
+            "greater_than, which compares the last digit instead."
         )
     rows = []
     for number, entry in enumerate(table):
@@ -76,19 +79,19 @@ def from_eap_csv(path: str | os.PathLike, tokenizer, label: str = "answer", add_
 
 def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | None = None) -> Task:
     """
-    A JSON file as auto-circuit has it: `prompts`, a list of `clean`, `corrupt`, `answers` and `wrong_answers`, and
-    optionally `word_idxs`, the token positions of all rows without a beginning-of-sequence token.
+    Read a JSON file of auto-circuit, with `prompts`, a list of `clean`, `corrupt`, `answers` and `wrong_answers`, and
+    optionally `word_idxs`, the token positions in all rows, not counting a beginning-of-sequence token.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
         add_bos (`bool`, *optional*): As the tasks have it; positions move with it.
 
     Returns:
         [`Task`], with the positions of the file, `end` as `END`.
 
     Raises:
-        [`TranscoderError`]: The file cannot be read, lacks an entry, or was made for another tokenizer.
+        [`TranscoderError`]: the file cannot be read, lacks an entry, or was made for another tokenizer.
     """
     path = Path(path)
     content = _read_json(path)
@@ -113,7 +116,7 @@ def from_auto_circuit_json(path: str | os.PathLike, tokenizer, add_bos: bool | N
                         f"Prompt {number} of {path} has an answer that is neither text nor a token id: fix the file."
                     )
         prompts = [Prompt(entry[name]) for name in ("clean", "corrupt")]
-        rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))
+        rows.append(Row(*prompts, entry["answers"], entry["wrong_answers"], positions=positions))  # pyright: ignore[reportCallIssue]
     if "END" in positions:
         for number, ids in enumerate(encoder.encode([row.clean.text for row in rows])):
             if len(ids) != positions["END"] + 1:
@@ -132,21 +135,21 @@ def from_pairs_json(
     add_bos: bool | None = None,
 ) -> Task:
     """
-    A JSON list of `[prompt, label]`, and optionally a second file whose prompts are the corrupted ones.
+    Read a JSON list of `[prompt, label]`, and optionally a second file with the corrupted prompts.
 
     Args:
-        path (`str` or `os.PathLike`): The file. A label continues its prompt just as it is, space included.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        path (`str` or `os.PathLike`): The file. A label is the exact continuation of its prompt, including the space.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
         corrupted (`str` or `os.PathLike`, *optional*):
-            A file of the same form and length; its labels are the wrong answers.
-        candidates (`list[str]`, *optional*): What accuracy among candidates chooses from in every row.
-        add_bos (`bool`, *optional*): As the tasks have it.
+            A file of the same form and length, whose labels are the wrong answers.
+        candidates (`list[str]`, *optional*): Candidates for the accuracy among candidates in every row.
+        add_bos (`bool`, *optional*): Whether prompts begin with the beginning-of-sequence token, as in [`PromptEncoder`].
 
     Returns:
-        [`Task`]; without a second file, one that has only clean prompts.
+        [`Task`], with only clean prompts if there is no second file.
 
     Raises:
-        [`TranscoderError`]: A file cannot be read or has another form, or a label is not one token.
+        [`TranscoderError`]: a file cannot be read or has another form, or a label is not a single token.
     """
     path = Path(path)
     clean = _read_pairs(path)
@@ -170,21 +173,21 @@ def from_mib(
     dataset, tokenizer, counterfactual: str = "s2_io_flip_counterfactual", add_bos: bool | None = None
 ) -> Task:
     """
-    Rows as the datasets of the Mechanistic Interpretability Benchmark (`mib-bench/ioi` and its kin) have them: `prompt`,
-    `choices` (a list, or `label` and `text`), `answerKey`, and columns of counterfactuals with the same fields.
+    Convert a dataset of the Mechanistic Interpretability Benchmark, such as `mib-bench/ioi`, with the columns `prompt`,
+    `choices` (a list, or `label` and `text`), `answerKey`, and counterfactuals with the same fields.
 
     Args:
-        dataset ([`~datasets.Dataset`]): One split, loaded.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+        dataset ([`~datasets.Dataset`]): One split of the dataset.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
         counterfactual (`str`, *optional*, defaults to `"s2_io_flip_counterfactual"`):
-            The column that holds the corrupted prompts.
-        add_bos (`bool`, *optional*): As the tasks have it.
+            Name of the column with the corrupted prompts.
+        add_bos (`bool`, *optional*): Whether prompts begin with the beginning-of-sequence token, as in [`PromptEncoder`].
 
     Returns:
-        [`Task`]: the choice of `answerKey` is right, the others are wrong.
+        [`Task`]: the choice of `answerKey` is the right answer, and the others are wrong answers.
 
     Raises:
-        [`TranscoderError`]: A column is missing, a choice is not one token, or a pair differs in length.
+        [`TranscoderError`]: a column is missing, a choice is not a single token, or a pair differs in length.
     """
     others = [name for name in dataset.column_names if name.endswith("_counterfactual")]
     if counterfactual not in dataset.column_names:
@@ -195,7 +198,7 @@ def from_mib(
     rows = []
     for number, entry in enumerate(dataset):
         choices, key = entry["choices"], entry["answerKey"]
-        # Multiple choice is answered by the letter of a choice.
+        # Multiple-choice questions are answered with the letter of a choice.
         choices = choices.get("label") if isinstance(choices, dict) else choices
         other = entry[counterfactual]
         texts = [entry["prompt"], other.get("prompt") if isinstance(other, dict) else None]
@@ -205,7 +208,7 @@ def from_mib(
             )
         if type(key) is not int or not 0 <= key < len(choices):
             raise TranscoderError(f"Row {number} has answerKey {key!r}, but {len(choices)} choices: fix the dataset.")
-        # Prompts end in a word or a colon; the choices come without the space.
+        # Prompts end in a word or a colon, and the choices have no leading space.
         answers = [choice if choice.startswith(" ") else f" {choice}" for choice in choices]
         rows.append(
             Row(
@@ -220,7 +223,7 @@ def from_mib(
 
 
 def _task(source, encoder, rows, form, corruption=None):
-    # The folder a file lies in says nothing to others.
+    # The folder of the file is not part of the name.
     name = Path(source).stem
     return Task.from_rows(encoder, rows, name, f"Imported from {form}.", settings={"corruption": corruption})
 
@@ -252,7 +255,7 @@ def _require(source, found, needed, entry="it"):
 
 
 def _token_ids(path, number, value):
-    """A token id, or a list of them as JSON."""
+    """Parse a token id, or a JSON list of them."""
     try:
         ids = parse_json(value, str(path), object)
     except TranscoderError:
@@ -264,7 +267,7 @@ def _token_ids(path, number, value):
 
 
 def _check_ids(path, encoder, rows):
-    """Whether the ids are tokens that can stand behind the prompts; those of another tokenizer rarely are."""
+    """Check that the ids are tokens that can follow the prompts; those of another tokenizer rarely can."""
     keys = [
         (number, row.clean.text, id_) for number, row in enumerate(rows) for id_ in (*row.answers, *row.wrong_answers)
     ]
@@ -274,11 +277,11 @@ def _check_ids(path, encoder, rows):
     for (number, _, id_), text, back in zip(keys, texts, found, strict=True):
         if back != id_:
             raise TranscoderError(
-                f"Token {id_} ({text!r}) in line {number + 2} of {path} is not what the tokenizer makes behind the prompt: the "
-                "file was made for another tokenizer."
+                f"Token {id_} ({text!r}) in line {number + 2} of {path} cannot follow the prompt: the file was made for another "
+                "tokenizer."
             )
 
 
 def _unreadable(path, error):
     reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
-    return TranscoderError(f"{path} cannot be read ({reason}): give a file that exists and is whole.")
+    return TranscoderError(f"{path} cannot be read ({reason}): give a complete file.")

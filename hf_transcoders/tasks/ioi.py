@@ -1,4 +1,4 @@
-"""Indirect object identification (Wang et al. 2022): who receives the gift when one of two names comes twice."""
+"""Indirect object identification (Wang et al. 2022): name the indirect object after a repeated subject."""
 
 from .prompt_encoding import PromptEncoder
 from .task import Task
@@ -6,7 +6,7 @@ from .templates import Row, choose, draw_rows, fill
 from .words import NAMES, words_of_split
 
 
-# With the subject first ("BABA"). In the other order ("ABBA") the two names of the first clause change places.
+# With the subject first ("BABA"). In the other order ("ABBA"), the two names of the first clause are swapped.
 _BABA = [
     "Then, {S1} and {IO} went to the {place}. {S2} gave a {object} to",
     "Then, {S1} and {IO} had a lot of fun at the {place}. {S2} gave a {object} to",
@@ -43,30 +43,32 @@ def indirect_object_identification(
     add_bos: bool | None = None,
 ) -> Task:
     """
-    `Then, John and Mary went to the store. John gave a drink to` -> ` Mary`, measured against ` John`.
+    Make prompts with two names, such as `Then, John and Mary went to the store. John gave a drink to` -> ` Mary`, against
+    ` John`.
 
-    Positions: `IO` and `S1`, the two names where they first stand, `S1+1`, the token behind `S1`, `S2`, the name that
-    comes again, and `END`. The candidates are the two names.
+    Positions: `IO` and `S1`, the first occurrences of the two names; `S1+1`, the token after `S1`; `S2`, the repeated
+    name; and `END`. The candidates are the two names.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows. Templates are used in turn.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows. The templates take turns.
         corruption (`str`, *optional*, defaults to `"abc"`):
-            What the corrupted prompt has in place of the names. `"abc"`: three fresh names, so that none comes twice.
-            `"s2_io_flip"`: at `S2` the name `IO`, which makes the other answer right. `"s2_random"`: at `S2` a fresh name.
-            `"io_other"`: at `IO` a fresh name. Figures of different corruptions cannot be compared.
+            The names in the corrupted prompt. `"abc"`: three new names, without repetition. `"s2_io_flip"`: the name `IO`
+            at `S2`, which makes the other answer right. `"s2_random"`: a new name at `S2`. `"io_other"`: a new name at
+            `IO`. Results with different corruptions are not comparable.
         templates (`str`, *optional*, defaults to `"both"`):
             Order of the names: `"baba"` (numbers 0 to 14), `"abba"` (15 to 29) or `"both"`.
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no names; all names if left out.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no names. By default all names are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: An argument is unknown, or the tokenizer has too few names, places or objects of one token.
+        [`TranscoderError`]: an argument is unknown, or the tokenizer has too few names, places or objects that are single
+            tokens.
 
     Source: [Interpretability in the Wild](https://arxiv.org/abs/2211.00593).
     """
@@ -102,7 +104,7 @@ def indirect_object_identification(
         encoder,
         draw_rows(size, seed, draw),
         name="ioi",
-        description="Indirect object identification: the name that stands once is the answer, the repeated one is not.",
+        description="Indirect object identification: the name that occurs once, against the repeated name.",
         settings={"corruption": corruption, "templates": templates, "seed": seed, "split": split},
     )
 
@@ -111,7 +113,7 @@ def _prompt(number, words):
     prompt = fill(TEMPLATES[number], words)
     for name in ("place", "object"):
         prompt.spans.pop(name, None)
-    # What stands behind the first name is one short word, " and" or a verb.
+    # The first name is followed by one short word, " and" or a verb.
     begin = prompt.spans["S1"][1]
     prompt.spans["S1+1"] = (begin, prompt.text.index(" ", begin + 1))
     return prompt

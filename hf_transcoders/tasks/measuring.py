@@ -1,4 +1,4 @@
-"""A task on a language model as it is: every metric, with intervals."""
+"""Measure all metrics of a task on a language model, with intervals."""
 
 import torch
 
@@ -21,7 +21,7 @@ from .task import AnswerBatch, Task
 
 def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.Tensor]:
     """
-    Every metric of each row.
+    Compute all metrics of each row.
 
     Args:
         logits (`torch.Tensor` of shape `(rows, vocab)`): Logits at `END`.
@@ -46,20 +46,20 @@ def row_metrics(logits: torch.Tensor, answers: AnswerBatch) -> dict[str, torch.T
 @torch.no_grad()
 def end_logits(model, task: Task, which: str = "clean", rows: list[int] | None = None) -> torch.Tensor:
     """
-    Logits of a language model at `END`, in one forward pass where the prompts can share it.
+    Compute the logits of a language model at `END`, in one forward pass for prompts that can share it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
-        task ([`Task`]): Prompts.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-        rows (`list[int]`, *optional*): Which rows; all if left out.
+        task ([`Task`]): The prompts.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+        rows (`list[int]`, *optional*): Indices of the rows. By default all rows.
 
     Returns:
         `torch.Tensor` of shape `(rows, vocab)` on the model's device, in its dtype.
     """
     logits = {}
     for places, batch in task.tokens(which, rows, input_device(model)).forward_batches(model, rows):
-        # Only these places go through the output matrix.
+        # Only the last tokens go through the output matrix.
         ends, index = batch.positions["END"].unique(return_inverse=True)
         found = forward_logits(
             model,
@@ -78,25 +78,25 @@ def measure(
     model, task: Task, batch_size: int = 32, confidence: float = 0.95, seed: int = 0, progress: bool = False
 ) -> dict[str, dict[str, Estimate]]:
     """
-    Measures how well a language model does a task, on clean and on corrupted prompts.
+    Measure a language model on the clean and corrupted prompts of a task.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts and answers. Answers are those of the clean prompts throughout.
-        batch_size (`int`, *optional*, defaults to 32): Rows of one forward.
-        confidence (`float`, *optional*, defaults to 0.95): Of the intervals.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        task ([`Task`]): Prompts and answers. The answers are those of the clean prompts, for corrupted prompts too.
+        batch_size (`int`, *optional*, defaults to 32): Number of rows in one forward pass.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence level of the intervals.
+        seed (`int`, *optional*, defaults to 0): Seed for the bootstrap resamples.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
         `dict[str, dict[str, Estimate]]`: for `"clean"` and, if the task has them, `"corrupted"` prompts, each metric of
-        [`row_metrics`]; corrupted prompts also have `kl`, the divergence from the clean prediction in nats.
+        [`row_metrics`]. Corrupted prompts also have `kl`, the KL divergence from the clean prediction in nats.
     """
     from tqdm import tqdm
 
     if batch_size < 1:
-        raise TranscoderError(f"batch_size is {batch_size}, but a forward takes at least one row.")
-    # Rows of one length side by side need no padding.
+        raise TranscoderError(f"batch_size is {batch_size}, but a forward pass needs at least one row.")
+    # Batches of equally long rows need no padding.
     order = [row for rows in task.rows_by_length().values() for row in rows]
     values: dict[str, dict[str, list]] = {}
     for start in tqdm(range(0, len(order), batch_size), desc=printable(task.name), disable=not progress):

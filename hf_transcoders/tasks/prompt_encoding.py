@@ -1,4 +1,4 @@
-"""From text to token ids and back to places: what a task asks of a tokenizer."""
+"""Encode prompts, find words among their tokens, and find words that are single tokens."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -10,22 +10,23 @@ from ..errors import TranscoderError
 
 class PromptEncoder:
     """
-    Encodes prompts as a base model reads them, finds words among their tokens, and tells which words are one token.
+    Encodes prompts for a language model, finds words among their tokens, and finds words that are single tokens.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the base model.
+            The tokenizer of the language model.
         add_bos (`bool`, *optional*):
-            Whether a prompt begins with the beginning-of-sequence token. By default as the tokenizer does for a text. One
-            that begins with it already, as a chat template makes it, gets no second one.
+            Whether a prompt begins with the beginning-of-sequence token. The default is that of the tokenizer. A prompt
+            that already begins with it, such as one from a chat template, gets no second one.
     """
 
     def __init__(self, tokenizer, add_bos: bool | None = None):
         self.tokenizer = tokenizer
         self.prefix = bos_token_ids(tokenizer, add_bos)
+        self.name = tokenizer.name_or_path or type(tokenizer).__name__
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, with the beginning-of-sequence token where there is one."""
+        """Encode texts, with the beginning-of-sequence token if prompts begin with it."""
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
@@ -33,18 +34,18 @@ class PromptEncoder:
 
     def locate(self, texts: Sequence[str], spans: Sequence[dict[str, tuple[int, int]]]) -> list[dict[str, int]]:
         """
-        The last token of each named stretch of text.
+        Find the last token of each named span of text.
 
         Args:
-            texts (`Sequence[str]`): Prompts.
+            texts (`Sequence[str]`): The prompts.
             spans (`Sequence[dict[str, tuple[int, int]]]`):
-                For each prompt, name -> where the stretch begins and ends, in characters.
+                The spans of each prompt: name -> begin and end, in characters.
 
         Returns:
-            `list[dict[str, int]]`: for each prompt, name -> index of the token.
+            `list[dict[str, int]]`: for each prompt, name of the span -> index of its last token.
 
         Raises:
-            [`TranscoderError`]: No token ends with a stretch, or the tokens before it depend on the text behind it.
+            [`TranscoderError`]: no token ends with a span, or its tokens depend on the text after it.
         """
         if not any(spans):
             return [{} for _ in texts]
@@ -63,7 +64,7 @@ class PromptEncoder:
             added = len(with_beginning(ids, self.prefix)) - len(ids)
             positions = {}
             for name, (begin, end) in named.items():
-                # A token may begin with the space before its word, but not end behind it.
+                # A token may begin with the space before its word, but not end after the word.
                 token = bisect_left(starts, end) - 1
                 if token < 0 or not begin < offsets[token][1] <= end:
                     raise TranscoderError(_no_token(name, text[begin:end]))
@@ -72,7 +73,7 @@ class PromptEncoder:
         return located
 
     def _locate_by_steps(self, texts, spans):
-        """For tokenizers without offsets: how many tokens the text has up to the end of the word."""
+        """For tokenizers without offsets: count the tokens of the text up to the end of the word."""
         located = []
         for text, ids, named in zip(texts, self.encode(texts), spans, strict=True):
             ends = self.encode([text[:end] for _, end in named.values()])
@@ -86,13 +87,16 @@ class PromptEncoder:
 
     def next_tokens(self, pairs: Sequence[tuple[str, str]]) -> list[int | None]:
         """
-        The token that continues a text, for pairs of text and continuation.
+        Find the token of each continuation of a text.
+
+        Args:
+            pairs (`Sequence[tuple[str, str]]`): Pairs of text and continuation.
 
         Returns:
-            `list[int | None]`: the id; `None` where the continuation is not exactly one known token, or changes those
-            before it.
+            `list[int | None]`: token ids, `None` for a continuation that is not exactly one known token, or that changes
+            the tokens before it.
         """
-        # Many pairs share their text.
+        # Many pairs share a text.
         texts = list(dict.fromkeys(text for text, _ in pairs))
         before = dict(zip(texts, self.encode(texts), strict=True))
         after = self.encode([text + more for text, more in pairs])
@@ -104,24 +108,27 @@ class PromptEncoder:
 
     def single_tokens(self, words: Iterable[str], context: str = "the", space: str = " ") -> dict[str, int]:
         """
-        Word -> id, of those words that are one token of their own in running text.
+        Find the words that are single tokens in running text.
 
         Args:
             words (`Iterable[str]`): Words without a leading space.
-            context (`str`, *optional*, defaults to `"the"`): What stands before them.
-            space (`str`, *optional*, defaults to `" "`): What stands between.
+            context (`str`, *optional*, defaults to `"the"`): The text before each word.
+            space (`str`, *optional*, defaults to `" "`): The separator between the text and the word.
+
+        Returns:
+            `dict[str, int]`: word -> token id.
         """
         words = list(words)
         ids = self.next_tokens([(context, space + word) for word in words])
         return {word: id_ for word, id_ in zip(words, ids, strict=True) if id_ is not None}
 
     def require(self, words: Iterable[str], needed: int, what: str, **context) -> dict[str, int]:
-        """As [`~PromptEncoder.single_tokens`], but an error where fewer than `needed` words are one token."""
+        """Call [`~PromptEncoder.single_tokens`], and refuse the tokenizer if fewer than `needed` words are single tokens."""
         words = list(words)
         found = self.single_tokens(words, **context)
         if len(found) < needed:
             raise TranscoderError(
-                f"The tokenizer {self.tokenizer.name_or_path or type(self.tokenizer).__name__} writes {len(found)} of "
+                f"The tokenizer {self.name} writes {len(found)} of "
                 f"{len(words)} {what} as single tokens, but the task needs {needed}: choose another task or model."
             )
         return found
@@ -130,5 +137,5 @@ class PromptEncoder:
 def _no_token(name, text):
     return (
         f"The position {name} ({text!r}) does not end with a token of its own in the prompt: "
-        "choose words that the tokenizer keeps apart."
+        "choose words that the tokenizer does not merge with their neighbors."
     )

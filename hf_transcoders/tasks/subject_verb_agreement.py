@@ -1,4 +1,4 @@
-"""Subject-verb agreement: a singular or a plural verb, with or without a noun in between."""
+"""Subject-verb agreement: a singular or a plural verb, with or without a noun before it."""
 
 from ..errors import TranscoderError
 from .prompt_encoding import PromptEncoder
@@ -31,29 +31,29 @@ def subject_verb_agreement(
     add_bos: bool | None = None,
 ) -> Task:
     """
-    `The author near the guards` -> ` is`, ` was`, ` has` or ` does`, against the plural verbs. The corrupted prompt has the
-    subject in the other number and nothing else changed.
+    Make prompts that end before a verb, such as `The author near the guards` -> ` is`, ` was`, ` has` or ` does`, against
+    the plural verbs. The corrupted prompt differs only in the number of the subject.
 
     Positions: `subject`, `END` and, except in `"simple"`, `attractor`, a noun of the opposite number to the clean subject.
-    The usual metric is the probability difference.
+    The default metric is the probability difference.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-        size (`int`, *optional*, defaults to 200): Rows; half of the subjects are plural.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+        size (`int`, *optional*, defaults to 200): Number of rows. Half of the subjects are plural.
         structure (`str`, *optional*, defaults to `"prepositional"`):
             `"simple"` (`The author`), `"prepositional"`, `"relative"` (`The author that the guards like`) or
             `"within_relative"` (`The guards that the author`, where the verb belongs to the second noun).
-        seed (`int`, *optional*, defaults to 0): The same seed gives the same rows.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no nouns; all if left out.
+        seed (`int`, *optional*, defaults to 0): Seed for the rows.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`, which share no nouns. By default all nouns are used.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+            Whether prompts begin with the beginning-of-sequence token. The default is that of the tokenizer.
 
     Returns:
         [`Task`]
 
     Raises:
-        [`TranscoderError`]: The structure is unknown, or the tokenizer has too few nouns or verbs whose singular and
-            plural are both one token.
+        [`TranscoderError`]: the structure is unknown, or the tokenizer has too few nouns or verbs whose singular and
+            plural are both single tokens.
     """
     choose("structure", structure, _TEMPLATES)
     encoder = PromptEncoder(tokenizer, add_bos)
@@ -79,7 +79,7 @@ def subject_verb_agreement(
         encoder,
         draw_rows(size, seed, draw),
         name="subject-verb-agreement",
-        description="Subject-verb agreement: verbs in the number of the subject, against those in the other.",
+        description="Subject-verb agreement: verbs in the number of the subject, against verbs in the other number.",
         metric="probability_difference",
         settings={"corruption": "other_number", "structure": structure, "seed": seed, "split": split},
     )
@@ -90,7 +90,7 @@ def _both_numbers(encoder, pairs, needed, what):
     found = [pair for pair in pairs if all(word in known for word in pair)]
     if len(found) < needed:
         raise TranscoderError(
-            f"The tokenizer {encoder.tokenizer.name_or_path or type(encoder.tokenizer).__name__} writes {len(found)} of "
+            f"The tokenizer {encoder.name} writes {len(found)} of "
             f"{len(pairs)} {what} as single tokens in singular and plural, but the task needs {needed}: choose another "
             "task or model."
         )

@@ -1,9 +1,9 @@
-"""Pairs of prompts with answers and named positions, as a dataset and as tensors."""
+"""Tasks: pairs of prompts with answers and named positions, as a dataset and as tensors."""
 
 import operator
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,12 +31,12 @@ _REQUIRED = ("clean", "clean_ids", "answer_ids", "wrong_ids", "candidate_ids", "
 @dataclass(frozen=True)
 class TokenBatch:
     """
-    Prompts as a language model takes them.
+    Prompts as inputs of a language model.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(rows, longest)`): Token ids, padded on the right with 0.
         attention_mask (`torch.LongTensor` of shape `(rows, longest)`): 1 at tokens, 0 at padding.
-        lengths (`torch.LongTensor` of shape `(rows,)`): Tokens of each row.
+        lengths (`torch.LongTensor` of shape `(rows,)`): Number of tokens in each row.
         positions (`dict[str, torch.LongTensor]`): Name -> index of the token in each row, of shape `(rows,)`.
     """
 
@@ -47,11 +47,14 @@ class TokenBatch:
 
     @takes_model
     def forward_batches(self, model, rows: Sequence[int] | None = None) -> Iterator[tuple[list[int], "TokenBatch"]]:
-        """The prompts that can share a forward pass of a model, with their places in this batch; see [`length_groups`].
+        """Split the batch into prompts that can share a forward pass of a model; see [`length_groups`].
 
         Args:
-            model ([`~transformers.PreTrainedModel`]): The model that will read them.
-            rows (`Sequence[int]`, *optional*): Which rows of the task they are, for the error; by default the first.
+            model ([`~transformers.PreTrainedModel`]): The language model.
+            rows (`Sequence[int]`, *optional*): Indices of the rows in the task, for error messages.
+
+        Yields:
+            `tuple[list[int], TokenBatch]`: the indices of some prompts in this batch, and these prompts.
 
         Raises:
             [`TranscoderError`]: the model cannot read a prompt.
@@ -63,7 +66,7 @@ class TokenBatch:
             yield places, self if len(places) == len(lengths) else self.select(places)
 
     def select(self, places: Sequence[int]) -> "TokenBatch":
-        """Some of the prompts, padded to the longest of them."""
+        """Select some of the prompts, padded to the longest of them."""
         places = torch.as_tensor(places, device=self.lengths.device)
         longest = int(self.lengths[places].max())
         return TokenBatch(
@@ -80,33 +83,36 @@ class AnswerBatch:
     Token ids of answers, each of shape `(rows, most)`, padded on the right with -1.
 
     Args:
-        right (`torch.LongTensor`): Those that are right.
-        wrong (`torch.LongTensor`): Those they are measured against; a row may have none.
-        candidates (`torch.LongTensor`): Those that accuracy among candidates chooses from.
+        right (`torch.LongTensor`): Right answers.
+        wrong (`torch.LongTensor`): Wrong answers. A row may have none.
+        candidates (`torch.LongTensor`): Candidates for the accuracy among candidates.
     """
 
     right: torch.Tensor
     wrong: torch.Tensor
     candidates: torch.Tensor
 
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "AnswerBatch":
+        """Apply a function to each of the three tensors."""
+        return AnswerBatch(function(self.right), function(self.wrong), function(self.candidates))
+
 
 class Task:
     """
     A [`~datasets.Dataset`] of prompts with answers, and its description.
 
-    Each row has the columns `clean` and `corrupted` (text) with `clean_ids` and `corrupted_ids` (token ids, equally many
-    within a row), `answer_ids`, `wrong_ids` and `candidate_ids` (token ids), `positions` (name -> index of the token, the
-    same in both prompts; `END` is the one that predicts the answer), `template` (its number) and, where a task has any,
-    `metadata`. The names of positions are roles in the clean prompt. A task without corrupted prompts lacks those two
-    columns.
+    The columns are `clean` and `corrupted` (text); `clean_ids` and `corrupted_ids` (token ids, equally many within a row);
+    `answer_ids`, `wrong_ids` and `candidate_ids` (token ids); `positions` (name -> token index, the same in both prompts;
+    `END` predicts the answer); `template` (number of the template); and optionally `metadata`. The names of positions are
+    roles in the clean prompt. A task without corrupted prompts has no `corrupted` and no `corrupted_ids`.
 
     Args:
         dataset ([`~datasets.Dataset`]): The rows.
         name (`str`): Short name, such as `"ioi"`.
-        description (`str`, *optional*): One sentence: what is asked, and what makes an answer right.
+        description (`str`, *optional*): One sentence about the question and the right answer.
         metric (`str`, *optional*, defaults to `"logit_difference"`):
-            What the task is usually measured by: a function of [`hf_transcoders.tasks.metrics`].
-        settings (`dict`, *optional*): How it was made: seed, split, corruption and the like, as JSON.
+            The default metric, such as `"logit_difference"` or `"probability_difference"`.
+        settings (`dict`, *optional*): Settings of the task, such as seed, split and corruption, as JSON.
     """
 
     def __init__(
@@ -140,21 +146,21 @@ class Task:
 
     @property
     def position_names(self) -> list[str]:
-        """Names of the positions, in the order of the first row."""
+        """Names of the positions, in their order in the first row."""
         first = self.dataset[0]["positions"]
         return sorted(first, key=first.get)
 
     @property
     def has_corrupted(self) -> bool:
-        """Whether there is a corrupted prompt to each clean one."""
+        """Whether the task has corrupted prompts."""
         return "corrupted_ids" in self.dataset.column_names
 
     def select(self, rows: Sequence[int]) -> "Task":
-        """The task with some of its rows."""
+        """Select some rows of the task."""
         return Task(self.dataset.select(rows), self.name, self.description, self.metric, self.settings)
 
     def rows_by_length(self) -> dict[int, list[int]]:
-        """Number of tokens -> the rows that have so many, shortest first."""
+        """Group the rows by length: number of tokens -> indices of the rows, shortest first."""
         groups = defaultdict(list)
         for row, ids in enumerate(self.dataset["clean_ids"]):
             groups[len(ids)].append(row)
@@ -164,25 +170,23 @@ class Task:
         self, which: str = "clean", rows: Sequence[int] | None = None, device: str | torch.device | None = None
     ) -> TokenBatch:
         """
-        Prompts as tensors.
+        Make tensors of the prompts.
 
         Args:
-            which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-            rows (`Sequence[int]`, *optional*): Which rows, in this order; all if left out.
-            device (`str` or `torch.device`, *optional*): Where to put them.
+            which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+            rows (`Sequence[int]`, *optional*): Indices of the rows. By default all rows.
+            device (`str` or `torch.device`, *optional*): Device of the tensors.
 
         Returns:
             [`TokenBatch`]
 
         Raises:
-            [`TranscoderError`]: The task has no such prompts, or no such row.
+            [`TranscoderError`]: the task has no such prompts or rows.
         """
         if which not in ("clean", "corrupted"):
             raise TranscoderError(f"There are no '{which}' prompts: choose clean or corrupted.")
         if which == "corrupted" and not self.has_corrupted:
-            raise TranscoderError(
-                f"The task '{self.name}' has no corrupted prompts: give them where the task is made."
-            )
+            raise TranscoderError(f"The task '{self.name}' has no corrupted prompts: give them when making the task.")
         batch = self._rows(rows, [f"{which}_ids", "positions"])
         ids = batch[f"{which}_ids"]
         lengths = torch.tensor([len(row) for row in ids], device=device)
@@ -196,11 +200,11 @@ class Task:
 
     def answers(self, rows: Sequence[int] | None = None, device: str | torch.device | None = None) -> AnswerBatch:
         """
-        Right answers, wrong answers and candidates as tensors.
+        Make tensors of the right answers, wrong answers and candidates.
 
         Args:
-            rows (`Sequence[int]`, *optional*): Which rows, in this order; all if left out.
-            device (`str` or `torch.device`, *optional*): Where to put them.
+            rows (`Sequence[int]`, *optional*): Indices of the rows. By default all rows.
+            device (`str` or `torch.device`, *optional*): Device of the tensors.
 
         Returns:
             [`AnswerBatch`]
@@ -238,32 +242,32 @@ class Task:
         add_bos: bool | None = None,
     ) -> "Task":
         """
-        A task from prompts of your own.
+        Make a task from your own prompts.
 
         Args:
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
-            clean (`Sequence[str]`): Prompts, without their answers.
-            corrupted (`Sequence[str]`, *optional*): As many prompts with equally many tokens each, or `None`.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the language model.
+            clean (`Sequence[str]`): Clean prompts, without answers.
+            corrupted (`Sequence[str]`, *optional*): Corrupted prompts, with as many tokens as the clean prompts, or `None`.
             answers (`Sequence`):
-                For each row one right answer or several: texts that continue the clean prompt just as they are, space
-                included (`" Mary"`), or token ids. Each is one token.
-            wrong_answers (`Sequence`, *optional*): What they are measured against, in the same form.
+                One or several right answers for each row: token ids, or continuations of the clean prompt as text, with the
+                space before them (`" Mary"`). Each is a single token.
+            wrong_answers (`Sequence`, *optional*): Wrong answers, in the same form.
             candidates (`Sequence`, *optional*):
-                What accuracy among candidates chooses from; by default the right and the wrong answers.
+                Candidates for the accuracy among candidates. By default the right and the wrong answers.
             positions (`dict`, *optional*):
-                Name -> for each row a word that stands exactly once in the clean prompt, or where it begins and ends in
-                characters. `END`, the last token, is always there.
-            templates (`Sequence[int]`, *optional*): Number of the template of each row.
-            metadata (`Sequence[dict]`, *optional*): Further facts about each row, of the same names in all.
-            name, description, metric: As [`Task`] has them.
-            add_bos (`bool`, *optional*): As [`PromptEncoder`] has it.
+                Name -> for each row a word that occurs exactly once in the clean prompt, or its begin and end in
+                characters. `END`, the last token, is always added.
+            templates (`Sequence[int]`, *optional*): Number of the template for each row.
+            metadata (`Sequence[dict]`, *optional*): Further facts about each row, with the same names in all rows.
+            name, description, metric: The arguments of [`Task`].
+            add_bos (`bool`, *optional*): Whether prompts begin with the beginning-of-sequence token, as in [`PromptEncoder`].
 
         Returns:
             [`Task`]
 
         Raises:
-            [`TranscoderError`]: The lists are not equally long, a pair differs in its number of tokens, an answer is not
-                one token, or a word is not found.
+            [`TranscoderError`]: the lists differ in length, the prompts of a pair differ in length, an answer is not a single
+                token, or a word is not found.
         """
         columns = {
             "corrupted": corrupted,
@@ -305,7 +309,7 @@ class Task:
         metric: str = "logit_difference",
         settings: dict | None = None,
     ) -> "Task":
-        """Encodes and checks rows; what [`Task.from_pairs`] and the tasks of this package end in."""
+        """Make a task from rows, which are encoded and checked here."""
         from datasets import Dataset, Features, List, Value
 
         if not rows:
@@ -313,7 +317,7 @@ class Task:
         without = sum(row.corrupted is None for row in rows)
         if 0 < without < len(rows):
             raise TranscoderError(
-                f"{without} of {len(rows)} rows have no corrupted prompt: give one for each or none."
+                f"{without} of {len(rows)} rows have no corrupted prompt: give one for all rows or for none."
             )
         clean_ids, positions = _encode(encoder, rows, [row.clean for row in rows])
         columns = {"clean": [row.clean.text for row in rows], "clean_ids": clean_ids}
@@ -348,7 +352,7 @@ class Task:
         return cls(dataset, name, description, metric, settings)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the rows as Parquet and the description as JSON into a folder."""
+        """Write the rows as Parquet and the description as JSON into a folder."""
         description = {
             "name": self.name,
             "description": self.description,
@@ -362,10 +366,10 @@ class Task:
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Task":
         """
-        Reads what [`Task.save`] wrote.
+        Read a folder of [`Task.save`].
 
         Raises:
-            [`TranscoderError`]: The folder does not hold a task, or its files cannot be read.
+            [`TranscoderError`]: the folder has no task, or its files cannot be read.
         """
         from .task_file import read_task
 
@@ -374,16 +378,14 @@ class Task:
         def read(opening):
             for file in (_TASK_NAME, _DATASET_NAME):
                 if not (folder / file).is_file():
-                    raise TranscoderError(
-                        f"{printable(folder)} holds no {file}: give the folder that Task.save wrote."
-                    )
+                    raise TranscoderError(f"{printable(folder)} has no {file}: give a folder of Task.save.")
             return read_task(opening(folder / _TASK_NAME), opening(folder / _DATASET_NAME))
 
         return cls(**read_settled(folder, read))
 
 
 def _encode(encoder, rows, prompts):
-    """Token ids and positions of prompts, the given ones and END included."""
+    """Token ids and positions of prompts, including given positions and `END`."""
     texts = [prompt.text for prompt in prompts]
     ids = encoder.encode(texts)
     positions = []
@@ -412,7 +414,7 @@ def _check_pair(index, row, clean, corrupted):
 
 
 def _answer_ids(encoder, rows):
-    """Ids of right answers, wrong answers and candidates of all rows, each checked to be one token behind its prompt."""
+    """Token ids of right answers, wrong answers and candidates of all rows; each must be a single token after its prompt."""
     given = {
         "answers": [row.answers for row in rows],
         "wrong_answers": [row.wrong_answers for row in rows],
@@ -438,8 +440,8 @@ def _answer_ids(encoder, rows):
                 id_ = known[row.clean.text, answer] if isinstance(answer, str) else _token_id(answer, index)
                 if id_ is None:
                     raise TranscoderError(
-                        f"The answer {answer!r} of row {index} is not a single token behind its prompt "
-                        f"({row.clean.text[-40:]!r}): choose one that is, and begin it with a space where one is due."
+                        f"The answer {answer!r} of row {index} is not a single token after its prompt "
+                        f"({row.clean.text[-40:]!r}): choose another answer, or add the space before it."
                     )
                 if not 0 <= id_ < vocabulary:
                     raise TranscoderError(
@@ -460,16 +462,14 @@ def _answer_ids(encoder, rows):
 
 
 def _token_id(answer, index):
-    """A whole number, from whatever library; 0.5 and `True` are none."""
-    if isinstance(answer, bool) or not hasattr(answer, "__index__"):
-        raise TranscoderError(
-            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
-        )
+    """A whole number from any library; 0.5 and `True` are not accepted."""
     try:
+        if isinstance(answer, bool):
+            raise TypeError("a bool is not a token id")
         return operator.index(answer)
     except TypeError as error:
         raise TranscoderError(
-            f"The answer {answer!r} of row {index} is neither text nor a token id: give one."
+            f"The answer {answer!r} of row {index} is neither text nor a token id: give one of them."
         ) from error
 
 
@@ -481,7 +481,7 @@ def _span(text, word, index):
         return begin, end
     if text.count(word) != 1:
         raise TranscoderError(
-            f"{word!r} stands {text.count(word)} times in the prompt of row {index}: give where it begins and ends."
+            f"{word!r} occurs {text.count(word)} times in the prompt of row {index}: give its begin and end in characters."
         )
     begin = text.index(word)
     return begin, begin + len(word)

@@ -1,4 +1,4 @@
-"""Tasks as they stand in files, checked so that what loads can be measured."""
+"""Read and check the files of a task."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _LARGEST_ID = 2**31 - 1
 
 
 def read_task(description_path: Path, rows_path: Path) -> dict[str, Any]:
-    """The arguments of [`Task`] from the two files of its folder.
+    """Read the arguments of [`Task`] from the two files of its folder.
 
     Raises:
         [`TranscoderError`]: a file cannot be read, or its parts do not fit each other.
@@ -28,13 +28,13 @@ def read_task(description_path: Path, rows_path: Path) -> dict[str, Any]:
         found = _check_description(read_json(description_path), str(description_path))
         table = pyarrow.parquet.read_table(rows_path)
         _check_rows(table, printable(rows_path))
-        # Types are those that were checked, whatever the file says that they stand for.
+        # Drop the type annotations of the file, and keep the types that were checked.
         table = table.replace_schema_metadata(None)
         return {"dataset": Dataset(InMemoryTable(table)), **found}
     except TranscoderError as error:
         reason = str(error).rstrip(".")
     except Exception as error:
-        # Readers of damaged files fail in every way.
+        # Damaged files can raise any exception.
         reason = f"{type(error).__name__}, {printable(error)[:200]}"
     raise TranscoderError(f"The task in {printable(rows_path.parent)} cannot be read ({reason}): save it again.")
 
@@ -49,7 +49,7 @@ def _check_description(description, source):
 
 
 def _check_rows(table, source):
-    """Types of all columns, and what they say of each other."""
+    """Check the types of all columns, and whether the columns fit each other."""
     import pyarrow
 
     kinds = dict.fromkeys(("clean", "corrupted"), pyarrow.types.is_string)
@@ -77,11 +77,11 @@ def _check_rows(table, source):
 
 
 def _fault(row) -> str | None:
-    """What is wrong with a row."""
+    """The first fault of a row, if any."""
     ids = row["clean_ids"]
     for name in _TOKEN_LISTS:
         if any(id_ is None or not 0 <= id_ <= _LARGEST_ID for id_ in row.get(name, ())):
-            return f"'{name}' that are no token ids"
+            return f"'{name}' that are not token ids"
     if not ids or not row["answer_ids"]:
         return "no tokens or no right answer"
     if len(row.get("corrupted_ids", ids)) != len(ids):

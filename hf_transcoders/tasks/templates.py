@@ -1,4 +1,4 @@
-"""Prompts from templates, and how rows of a task are drawn."""
+"""Fill prompt templates and draw the rows of a task."""
 
 import random
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ..errors import TranscoderError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and where its named words stand: name -> begin and end, in characters."""
+    """A text with named spans: name -> begin and end, in characters."""
 
     text: str
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -18,7 +18,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Row:
-    """One pair of prompts before it is encoded. Answers are texts that continue the clean prompt, or token ids."""
+    """One pair of prompts before encoding. Answers are continuations of the clean prompt as text, or token ids."""
 
     clean: Prompt
     corrupted: Prompt | None
@@ -27,13 +27,13 @@ class Row:
     candidates: list[str] | list[int] | None = None
     template: int = 0
     metadata: dict = field(default_factory=dict)
-    # Token indices that are known already, such as those of a file.
+    # Token indices that are already known, such as those in a file.
     positions: dict[str, int] = field(default_factory=dict)
 
 
 def fill(template: str, words: dict[str, str]) -> Prompt:
     """
-    A template with its fields replaced, which remembers where each first stands.
+    Fill the fields of a template, and record the span of the first occurrence of each field.
 
     Args:
         template (`str`): Text with fields such as `{S1}`.
@@ -50,15 +50,15 @@ def fill(template: str, words: dict[str, str]) -> Prompt:
 
 def draw_rows(size: int, seed: int, draw: Callable[[random.Random, int], Row]) -> list[Row]:
     """
-    Draws rows until there are `size` with different clean prompts.
+    Draw rows until there are `size` rows with different clean prompts.
 
     Args:
-        size (`int`): Rows to draw.
-        seed (`int`): The same seed gives the same rows.
-        draw (`Callable`): Makes one row from a random generator and the row's number.
+        size (`int`): Number of rows.
+        seed (`int`): Seed for the rows.
+        draw (`Callable`): Function that makes one row from a random generator and the index of the row.
 
     Raises:
-        [`TranscoderError`]: `size` is below one, or more than can be drawn.
+        [`TranscoderError`]: `size` is below 1, or larger than the number of different rows.
     """
     if size < 1:
         raise TranscoderError(f"size is {size}, but a task has at least one row: give a positive number.")
@@ -70,12 +70,11 @@ def draw_rows(size: int, seed: int, draw: Callable[[random.Random, int], Row]) -
         if len(rows) == size:
             return list(rows.values())
     raise TranscoderError(
-        f"Only {len(rows)} different prompts were found where {size} were asked for: give a smaller size, or leave out "
-        "the split."
+        f"Only {len(rows)} different prompts were found, but size is {size}: give a smaller size, or leave out the split."
     )
 
 
 def choose(name: str, value: str, choices) -> None:
-    """Refuses a value that is none of the choices."""
+    """Refuse a value that is not one of the choices."""
     if value not in choices:
         raise TranscoderError(f"There is no {name} '{value}': choose from {', '.join(choices)}.")

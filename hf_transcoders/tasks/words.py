@@ -1,4 +1,4 @@
-"""Words that prompts are made of. Each task keeps those that the tokenizer at hand writes as one token."""
+"""Words for prompts. Each task uses those that are single tokens of its tokenizer."""
 
 from ..errors import TranscoderError
 
@@ -14,7 +14,7 @@ FEMALE_NAMES = (
     "Anna Ruth Brenda Nicole Katherine Samantha Christine Emma Catherine Rachel Maria Heather Julie Alice Jane Kate Lucy "
     "Victoria"
 ).split()
-# Taken in turn, so that every split has as many of the one as of the other.
+# Alternating, so that every split has equally many of both.
 NAMES = [name for pair in zip(MALE_NAMES, FEMALE_NAMES, strict=True) for name in pair]
 
 SPLITS = ("train", "validation", "test")
@@ -22,20 +22,20 @@ SPLITS = ("train", "validation", "test")
 
 def words_of_split(words: list[str], split: str | None) -> list[str]:
     """
-    The words that a split may use: three fifths for training, a fifth each for validation and test.
+    Select the words of a split: three fifths for training, and a fifth each for validation and test.
 
     Args:
-        words (`list[str]`): All words, in the order of the source, whatever the tokenizer.
-        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`; all words if left out.
+        words (`list[str]`): All words in a fixed order, which does not depend on the tokenizer.
+        split (`str`, *optional*): `"train"`, `"validation"` or `"test"`. By default all words.
 
     Raises:
-        [`TranscoderError`]: There is no such split.
+        [`TranscoderError`]: there is no such split.
     """
     return [word for index, word in enumerate(words) if in_split(index, split)]
 
 
 def in_split(index: int, split: str | None) -> bool:
-    """Whether the `index`-th word, or combination of words, belongs to the split."""
+    """Whether the word, or combination of words, at `index` belongs to the split."""
     if split is None:
         return True
     if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""What tests of this package, and of packages built on it, need: a server that answers as the Hub does."""
+"""Helpers for tests of this package and of packages built on it: a local Hub server."""
 
 from .local_hub import LocalHub, local_hub
 

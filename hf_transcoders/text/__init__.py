@@ -1,1 +1,1 @@
-"""Text that comes from anywhere or goes anywhere: strict JSON and YAML, and text that is safe to print."""
+"""Strict JSON and YAML, plain-text tables, and text that is safe to print or to put into Markdown."""

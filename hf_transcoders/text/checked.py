@@ -1,4 +1,4 @@
-"""Values of files from anywhere, checked before they are used: types, ranges, required fields."""
+"""Check values from untrusted files before they are used: types, ranges and required fields."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from .printable import printable
 _NAMES = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list",
 }  # fmt: skip
-# What fits a tensor of indices, and what can be drawn, squared and summed in float64 and kept in float32.
+# Bounds of integer tensors, and of numbers that can be squared and summed in float64 and stored in float32.
 _LARGEST_WHOLE, _LARGEST_NUMBER = 2**63 - 1, 1e30
 
 
@@ -24,18 +24,18 @@ def checked(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A value of a file, if it is of its kind and in its range.
+    """Return a value from a file if it has the right type and is in range.
 
     Args:
-        value (`Any`): The value, as JSON has it.
+        value (`Any`): Value, as read from JSON.
         kind (`type`):
-            `str`, `int`, `float` (any finite number), `bool`, `dict` or `list`. `True` is no number.
-        where (`str`): What the value is and which file holds it, for the message.
+            Expected type: `str`, `int`, `float` (any finite number), `bool`, `dict` or `list`. `True` is not a number.
+        where (`str`): Description of the value and its file, for the error message.
         null (`bool`, *optional*, defaults to `False`): Whether `None` is accepted.
-        low, high (`float`, *optional*): The least and the greatest number that is accepted.
+        low, high (`float`, *optional*): Smallest and largest accepted number.
 
     Raises:
-        [`TranscoderError`]: it is something else, or out of its range.
+        [`TranscoderError`]: The value has another type or is out of range.
     """
     if value is None and null:
         return None
@@ -48,25 +48,25 @@ def checked(
     if not fits or (low is not None and value < low) or (high is not None and value > high):
         bounds = [f"of at least {low}"] * (low is not None) + [f"of at most {high}"] * (high is not None)
         raise TranscoderError(
-            f"{printable(where)} is {_shown(value)}, but must be {' '.join([_NAMES[kind], *bounds])}: the file is damaged or "
-            "not what it is taken for."
+            f"{printable(where)} is {_shown(value)}, but must be {' '.join([_NAMES[kind], *bounds])}: the file is damaged "
+            "or of another kind."
         )
     return value
 
 
 def entry(holder: Mapping[str, Any], name: str, kind: type, source: str, **options) -> Any:
-    """A required entry of an object in a file; further arguments as for [`checked`].
+    """Return a required entry of an object in a file; further arguments as for [`checked`].
 
     Raises:
-        [`TranscoderError`]: it is missing, of another kind or out of its range.
+        [`TranscoderError`]: The entry is missing, has another type or is out of range.
     """
     if name not in holder:
-        raise TranscoderError(f"{printable(source)} lacks '{name}': it is damaged or not what it is taken for.")
+        raise TranscoderError(f"{printable(source)} lacks '{name}': it is damaged or of another kind.")
     return checked(holder[name], kind, f"'{name}' in {source}", **options)
 
 
 def entries(holder: Mapping[str, Any], name: str, kind: type, source: str, **options) -> list:
-    """A required list in a file, whose items are all of one kind; further arguments as for [`checked`]."""
+    """Return a required list in a file whose items all have one type; further arguments as for [`checked`]."""
     values = entry(holder, name, list, source)
     for number, value in enumerate(values):
         checked(value, kind, f"Item {number} of '{name}' in {source}", **options)
@@ -74,10 +74,10 @@ def entries(holder: Mapping[str, Any], name: str, kind: type, source: str, **opt
 
 
 def only(holder: Mapping[str, Any], names, source: str) -> None:
-    """Refuse an object with entries of other names.
+    """Refuse an object that has entries with other names.
 
     Raises:
-        [`TranscoderError`]: it has one.
+        [`TranscoderError`]: The object has an unknown entry.
     """
     if unknown := [name for name in holder if name not in names]:
         raise TranscoderError(
@@ -89,7 +89,7 @@ def only(holder: Mapping[str, Any], names, source: str) -> None:
 def _shown(value):
     if isinstance(value, dict | list):
         return _NAMES[type(value)]
-    # A whole number may have more digits than Python turns into text.
+    # Python refuses to convert integers with too many digits to text.
     if isinstance(value, int) and abs(value) > _LARGEST_WHOLE:
-        return "a number out of all bounds"
+        return "a number that is far too large"
     return "null" if value is None else printable(repr(value))[:60]

@@ -1,4 +1,4 @@
-"""Rows of cells as aligned plain text."""
+"""Plain-text tables with aligned columns."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ def aligned(head: Sequence[object], rows: Sequence[Sequence[object]], left: int 
     Args:
         head (`Sequence[object]`): Headings.
         rows (`Sequence[Sequence[object]]`):
-            Cells. What a terminal might act on in them is escaped, line breaks included, so that a name is one cell.
-        left (`int`, *optional*, defaults to 1): How many columns, from the first, are aligned to the left.
-        rule (`bool`, *optional*, defaults to `True`): Whether a line of dashes stands between head and rows.
+            Cells. Control characters, including line breaks, are escaped, so that each row is one line.
+        left (`int`, *optional*, defaults to 1): Number of leading columns to align to the left.
+        rule (`bool`, *optional*, defaults to `True`): Whether to separate headings and rows by a line of dashes.
 
     Returns:
-        `str`: One line for each row, without trailing blanks.
+        `str`: Lines without trailing blanks.
     """
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -32,7 +32,7 @@ def aligned(head: Sequence[object], rows: Sequence[Sequence[object]], left: int 
 
 
 def paired(facts: dict, indent: str = "") -> str:
-    """Names and values, one pair a line, the values below each other."""
+    """Format names and values as lines with aligned values."""
     names = [printable(name) for name in facts]
     width = max(map(len, names), default=0)
     return "\n".join(

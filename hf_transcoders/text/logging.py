@@ -7,17 +7,17 @@ from .printable import printable
 
 
 class _PrintableMessages(logging.LoggerAdapter):
-    """Escapes what a terminal might act on: messages name dictionaries, files and models of strangers."""
+    """Escapes control characters, since messages may contain names from untrusted files."""
 
     def process(self, msg, kwargs):
         return printable(msg), kwargs
 
     @functools.lru_cache(None)  # noqa: B019
     def warning_once(self, message: str) -> None:
-        """Warn, but not again with the same message."""
+        """Log a warning unless the same message was logged before."""
         self.warning(message)
 
 
-def get_logger(name: str) -> logging.LoggerAdapter:
-    """The logger of a module, whose messages are one line each."""
+def get_logger(name: str) -> _PrintableMessages:
+    """Return the logger of a module, which writes each message on one line."""
     return _PrintableMessages(logging.getLogger(name), {})

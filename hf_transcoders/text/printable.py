@@ -1,19 +1,19 @@
-"""Text that is safe to print on a terminal: no escape sequences, control characters or marks that turn the direction."""
+"""Escape text for terminals: control characters, escape sequences and marks that change the writing direction."""
 
 import unicodedata
 
 
-# Invisible characters that change what stands beside them (directions, joiners, byte order mark), line and paragraph
-# separators, control characters, halves of surrogate pairs, and code points that nobody has assigned.
+# Unicode categories: control and format characters (directions, joiners, byte order mark), lone surrogates, private and
+# unassigned code points, line and paragraph separators.
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Escape every character that a terminal might act on, as `\x1b` or `\u202e`.
+    r"""Escape every character that a terminal could interpret, as `\x1b` or `\u202e`.
 
     Args:
-        text (`object`): What to print.
-        keep (`str`, *optional*): Control characters that stay, such as `"\n"` for text of several lines.
+        text (`object`): Text to print.
+        keep (`str`, *optional*): Control characters to keep, such as `"\n"` for text of several lines.
     """
     text = str(text)
     if text.isascii() and text.isprintable():

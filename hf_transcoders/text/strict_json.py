@@ -1,15 +1,15 @@
-"""Read JSON and YAML from strangers, and write JSON that every reader accepts.
+"""Read JSON and YAML from untrusted files, and write JSON that every reader accepts.
 
-Python's reader accepts more than JSON (`NaN`, repeated keys, lone surrogates) and fails in many ways (deep nesting is a
-`RecursionError`, a number of 5,000 digits a `ValueError`, bytes that are not UTF-8 a `UnicodeDecodeError`). Here all of
-these are one [`TranscoderError`] that names the file.
+Python's reader accepts more than JSON (`NaN`, repeated keys, lone surrogates) and raises many errors (`RecursionError` for
+deep nesting, `ValueError` for a number of 5,000 digits, `UnicodeDecodeError` for bytes that are not UTF-8). Here, all of
+these are a [`TranscoderError`] that names the file.
 """
 
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import TranscoderError
 from .printable import printable
 
 
-# Half of a surrogate pair can be written as an escape, but no UTF-8 file can hold it.
+# Lone surrogates can be written as escapes, but not in UTF-8.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _KIND_NAMES = {dict: "an object", list: "a list", str: "a string"}
 
@@ -39,7 +39,7 @@ def _unique_keys(pairs):
     if len(result) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"the key {twice!r} is repeated")
     return result
 
 
@@ -50,7 +50,7 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 
 @contextmanager
 def _explained(source):
-    """Turns every way in which Python's reader fails into one sentence."""
+    """Turn all errors of Python's reader into one sentence."""
     try:
         yield
     except RecursionError:
@@ -71,14 +71,14 @@ def read_json(path: str | os.PathLike, kind: type = dict, *, allow_nan: bool = F
 
     Args:
         path (`str` or `os.PathLike`):
-            The file, in UTF-8.
+            File in UTF-8.
         kind (`type`, *optional*, defaults to `dict`):
-            What the file must hold at its top: `dict`, `list` or `object` (anything).
+            Expected type of the top-level value: `dict`, `list` or `object` (any).
         allow_nan (`bool`, *optional*, defaults to `False`):
             Whether `NaN` and `Infinity` are accepted, as in files that the Transformers `Trainer` writes.
 
     Raises:
-        [`TranscoderError`]: the file cannot be read, is not JSON, or holds something else.
+        [`TranscoderError`]: The file cannot be read, is not JSON, or has another top-level type.
     """
     try:
         content = Path(path).read_bytes()
@@ -91,12 +91,12 @@ def parse_json(text: str | bytes, source: str, kind: type = dict, *, allow_nan: 
     """Parse JSON text.
 
     Args:
-        text (`str` or `bytes`): The JSON, in UTF-8 if `bytes`.
-        source (`str`): The file that holds the text, for the message.
+        text (`str` or `bytes`): JSON text; `bytes` are decoded as UTF-8.
+        source (`str`): Name of the file, for the error message.
         kind, allow_nan: As for [`read_json`].
 
     Raises:
-        [`TranscoderError`]: the text is not JSON, or holds something else.
+        [`TranscoderError`]: The text is not JSON, or has another top-level type.
     """
 
     with _explained(source):
@@ -105,20 +105,20 @@ def parse_json(text: str | bytes, source: str, kind: type = dict, *, allow_nan: 
         _refuse_surrogates(text, value)
     if not isinstance(value, kind):
         raise TranscoderError(
-            f"{printable(source)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at its top, not {_name_of(value)}."
+            f"{printable(source)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at the top level, not {_name_of(value)}."
         )
     return value
 
 
 def json_items(text: str | bytes, source: str) -> Iterator[Any]:
-    """The items of a JSON list, one after the other, so that a long list is never held as a whole.
+    """Iterate over the items of a JSON list without holding the whole list in memory.
 
     Args:
-        text (`str` or `bytes`): The JSON, in UTF-8 if `bytes`.
-        source (`str`): The file that holds the text, for the message.
+        text (`str` or `bytes`): JSON text; `bytes` are decoded as UTF-8.
+        source (`str`): Name of the file, for the error message.
 
     Raises:
-        [`TranscoderError`]: the text is not a list, or not JSON; items before the fault have been given by then.
+        [`TranscoderError`]: The text is not a list, or not JSON; items before the error have already been yielded.
     """
     with _explained(source):
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
@@ -144,21 +144,21 @@ def json_items(text: str | bytes, source: str) -> Iterator[Any]:
 
 
 def to_json(value: Any, indent: int | None = 2, **options) -> str:
-    """Write a value as JSON that every reader accepts: numbers that are not finite become `null`.
+    """Format a value as JSON that every reader accepts; numbers that are not finite become `null`.
 
     Args:
         value (`Any`): Dicts, lists, tuples, strings, numbers, booleans and `None`.
-        indent (`int`, *optional*, defaults to 2): Spaces for each level; `None` writes one line.
+        indent (`int`, *optional*, defaults to 2): Spaces per level; with `None`, the result is one line.
         options: Further arguments of `json.dumps`.
     """
     return json.dumps(finite(value), indent=indent, allow_nan=False, **options)
 
 
 def finite(value: Any) -> Any:
-    """A copy of a JSON value in which `None` stands for every number that is not finite."""
+    """Copy a JSON value, replacing numbers that are not finite by `None`."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry) for entry in value]
@@ -166,17 +166,17 @@ def finite(value: Any) -> Any:
 
 
 def read_yaml(path: str | os.PathLike, kind: type = dict, scalar: Callable[[str, Any], Any] | None = None) -> Any:
-    """Read a YAML file; as [`read_json`], repeated keys are refused.
+    """Read a YAML file, in which repeated keys are refused as in [`read_json`].
 
     Args:
-        path (`str` or `os.PathLike`): The file, in UTF-8.
-        kind (`type`, *optional*, defaults to `dict`): What the file must hold at its top.
+        path (`str` or `os.PathLike`): File in UTF-8.
+        kind (`type`, *optional*, defaults to `dict`): Expected type of the top-level value.
         scalar (`Callable`, *optional*):
-            What to make of a value that YAML takes for no text, such as `010` or `yes`: called with how it is written and
-            what YAML takes it for. By default the latter.
+            Function of the text and the parsed value of every scalar that is not a string, such as `010` or `yes`, that
+            returns the value to use. By default, the parsed value.
 
     Raises:
-        [`TranscoderError`]: the file cannot be read, is not YAML, or holds something else.
+        [`TranscoderError`]: The file cannot be read, is not YAML, or has another top-level type.
     """
     import yaml
 
@@ -189,13 +189,13 @@ def read_yaml(path: str | os.PathLike, kind: type = dict, scalar: Callable[[str,
         raise TranscoderError(f"{printable(path)} is nested too deeply to be read.") from None
     except UnicodeError:
         raise TranscoderError(f"{printable(path)} is not valid UTF-8 text.") from None
-    # PyYAML lets the errors of int(), float() and date() through.
+    # PyYAML does not catch the errors of int(), float() and date().
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split()).rstrip(".")
         raise TranscoderError(f"{printable(path)} is not valid YAML: {printable(reason)[:300]}.") from None
     if not isinstance(value, kind):
         raise TranscoderError(
-            f"{printable(path)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at its top, not {_name_of(value)}."
+            f"{printable(path)} must hold {_KIND_NAMES.get(kind, kind.__name__)} at the top level, not {_name_of(value)}."
         )
     return value
 
@@ -204,7 +204,7 @@ def _unique_key_loader(scalar):
     import yaml
 
     class UniqueKeyLoader(yaml.SafeLoader):
-        """Loads plain data only, and refuses a mapping in which a key stands twice."""
+        """Loads plain data only, and refuses repeated keys."""
 
         def construct_mapping(self, node, deep=False):
             seen = set()
@@ -214,7 +214,7 @@ def _unique_key_loader(scalar):
                 key = self.construct_object(key_node, deep=True)
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands twice", key_node.start_mark
+                        None, None, f"the key {key!r} is repeated", key_node.start_mark
                     )
                 seen.add(key)
             return super().construct_mapping(node, deep)

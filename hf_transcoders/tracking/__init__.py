@@ -1,4 +1,4 @@
-"""The record of a run: what is measured, under which name, and where it goes."""
+"""Record training runs: metric names, trackers, and reading records."""
 
 from .alerts import AlertThresholds
 from .callback import TranscoderTrackingCallback

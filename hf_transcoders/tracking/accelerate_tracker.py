@@ -1,4 +1,4 @@
-"""The same records for plain training loops with accelerate."""
+"""A tracker for plain training loops with accelerate."""
 
 import os
 
@@ -9,16 +9,16 @@ from .local import LocalTracker
 
 class AccelerateTracker(GeneralTracker):
     """
-    Records a loop as [`TranscoderTrackingCallback`] records a Trainer's run: as files that `Run.load` reads.
+    Records a training loop in files for `Run.load`, as [`TranscoderTrackingCallback`] records a Trainer's run.
 
-    Importing this module makes its name known to accelerate. Scalars go through `Accelerator.log`; histograms, tables, images,
-    pages and alerts through the [`LocalTracker`], which is `accelerator.get_tracker("hf_transcoders", unwrap=True)`.
+    Importing this module registers the tracker with accelerate. Scalars are recorded by `Accelerator.log`; histograms, tables,
+    images, pages and alerts by the [`LocalTracker`], which is `accelerator.get_tracker("hf_transcoders", unwrap=True)`.
 
     Args:
-        run_name (`str`): What the run is called: the project name of `Accelerator.init_trackers`.
-        logging_dir (`str` or `os.PathLike`): Accelerate's logging folder; records go to `tracking` in it.
+        run_name (`str`): Name of the run: the project name of `Accelerator.init_trackers`.
+        logging_dir (`str` or `os.PathLike`): Logging folder of accelerate. Records are saved in its subfolder `tracking`.
         resume_step (`int`, *optional*):
-            Continue the records at this step; through `init_kwargs={"hf_transcoders": {"resume_step": 100}}`.
+            Step at which to continue the records: `init_kwargs={"hf_transcoders": {"resume_step": 100}}`.
 
     Example:
 
@@ -57,8 +57,8 @@ class AccelerateTracker(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **kwargs):
         """
         Args:
-            values (`dict[str, float]`): Under names such as `train/<dictionary>/fvu`.
-            step (`int`, *optional*): Without it, logs are counted.
+            values (`dict[str, float]`): Metrics by name, such as `train/<dictionary>/fvu`.
+            step (`int`, *optional*): Optimizer step. By default logs are counted.
         """
         self._logs = self._logs + 1 if step is None else step
         self._local.scalars(self._logs, values)

@@ -1,4 +1,4 @@
-"""Which numbers of a run are worth waking somebody for."""
+"""Alert rules for training metrics."""
 
 import math
 from collections import defaultdict, deque
@@ -15,16 +15,16 @@ NOT_FINITE, LOSS_SPIKE, DEAD_FEATURES = "Not a finite number", "Loss spike", "De
 @dataclass
 class AlertThresholds:
     """
-    When a training log raises an alert.
+    Thresholds of alerts.
 
     Args:
         spike_factor (`float`, *optional*, defaults to 3.0):
-            A loss this many times the median of the last `window` logs is a spike. Logs are means over `logging_steps`
-            steps, so that one bad step must be worse by far.
+            Factor over the median loss of the last `window` logs that is a spike. Logs are means over `logging_steps`
+            steps, so a single bad step must be far worse.
         dead_rise (`float`, *optional*, defaults to 0.2):
-            An explosion of dead features: their share is this much above its lowest value of the last `window` logs.
+            Increase of the share of dead features over its lowest value in the last `window` logs that raises an alert.
         window (`int`, *optional*, defaults to 10):
-            Earlier logs to compare with. There must be half as many before a spike is looked for.
+            Number of earlier logs to compare with. Spikes need at least half as many.
     """
 
     spike_factor: float = 3.0
@@ -34,15 +34,15 @@ class AlertThresholds:
 
 class AlertWatch:
     """
-    Looks at the scalars of each log. An alert is given when something begins, and again only after it was over.
+    Checks the scalars of each log. Alerts fire once when a condition starts, and re-arm when it clears.
 
-    Spikes are looked for in `<dictionary>/mse`, which no penalty or warm-up changes the scale of, or in `loss` where
-    there are no dictionaries.
+    Spikes are detected in `<dictionary>/mse`, whose scale does not depend on penalties and warm-up, or in `loss` without
+    dictionaries.
 
     Args:
-        thresholds ([`AlertThresholds`]): When to alert.
+        thresholds ([`AlertThresholds`]): Thresholds of alerts.
         quiet_steps (`int`, *optional*, defaults to 0):
-            Steps at the start, in which sparsity is warmed up and errors rise for that reason: no spikes there.
+            Number of steps at the start without alerts for spikes, because errors rise while sparsity is warmed up.
     """
 
     def __init__(self, thresholds: AlertThresholds, quiet_steps: int = 0):
@@ -52,19 +52,19 @@ class AlertWatch:
         self._active: set[tuple[str, str]] = set()
 
     def replay(self, lines: Iterable[Mapping[str, float]]) -> None:
-        """Takes in the recorded logs of a run that is continued, so that nothing is reported twice."""
+        """Replays the recorded logs of a resumed run, so that no alert fires twice."""
         for line in lines:
-            # A file has no NaN: it says null.
+            # NaN is null in files.
             values = {name: math.nan if value is None else value for name, value in line.items() if name != "time"}
             self.check(values.pop("step"), values)
 
     def check(self, step: int, values: Mapping[str, float]) -> list[Alert]:
         """
-        The alerts that a log begins.
+        Returns the alerts that start with a log.
 
         Args:
             step (`int`): Optimizer step.
-            values (`Mapping[str, float]`): Under our names (`train/<dictionary>/mse`).
+            values (`Mapping[str, float]`): Metrics by name (`train/<dictionary>/mse`).
 
         Returns:
             `list[Alert]`

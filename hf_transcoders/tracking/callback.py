@@ -1,4 +1,4 @@
-"""The callback that records a run."""
+"""The Trainer callback that records a run."""
 
 import math
 import tempfile
@@ -24,6 +24,7 @@ from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker
 from .names import ALIASED, aliases
 from .run import Run
+from .run_view import RunView
 from .tracker import Tracker
 from .trackers import trackers_for
 
@@ -36,27 +37,27 @@ _BINS = 64
 
 class TranscoderTrackingCallback(TrainerCallback):
     """
-    Records a run in its own folder ([`LocalTracker`]), and what is more than a number also where `report_to` says.
+    Records a run in its own folder ([`LocalTracker`]), and records other than scalars also in the trackers of `report_to`.
 
-    [`TranscoderTrainer`] has one by itself. Then there are, besides the scalars of each log and evaluation: histograms of
-    feature density and pre-activations, a table of features with their contexts and a report page (at each evaluation and
-    at the end, where there is held-out text and a tokenizer), the sparsity/fidelity plot, alerts, and `run.json`, which says
-    what the run is and how it ended. Every other Trainer takes it with `report_to="hf_transcoders"`, and has scalars, alerts
-    and `run.json`. Names are listed in [`~tracking.names`].
+    [`TranscoderTrainer`] adds the callback by itself. Besides the scalars of each log and evaluation it then records
+    histograms of feature density and pre-activations, a table of features with their contexts and a report page (at each
+    evaluation and at the end, with held-out text and a tokenizer), the sparsity/fidelity plot, alerts, and `run.json` with
+    the facts and the status of the run. With any other Trainer, `report_to="hf_transcoders"` records scalars, alerts and
+    `run.json`. Names are listed in [`~tracking.names`].
 
-    A run that is resumed from a checkpoint continues its records there. Only the first process writes.
+    A resumed run continues its records at the checkpoint. Only the first process writes.
 
     Args:
         aliases (`"saelens"`, `"sparsify"` or `"dictionary_learning"`, *optional*):
-            Log the numbers that this library defines in the same way also under its names.
+            Library under whose names metrics with the same definition are logged as well.
         histogram_logs (`int`, *optional*, defaults to 10):
-            Training logs from one set of histograms to the next; the first log has one.
+            Number of training logs between two sets of histograms. The first log has one.
         num_features (`int`, *optional*, defaults to 12):
-            Features of each dictionary in tables and on the page.
+            Number of features of each dictionary in tables and on the page.
         feature_tokens (`int`, *optional*, defaults to 4096):
-            Held-out tokens that these features are looked up in. 0 leaves tables and features out.
+            Number of held-out tokens to search for the contexts of these features. 0 leaves out tables and features.
         alerts ([`AlertThresholds`], *optional*):
-            When to alert.
+            Thresholds of alerts.
     """
 
     def __init__(
@@ -76,19 +77,19 @@ class TranscoderTrackingCallback(TrainerCallback):
         self.thresholds = alerts or AlertThresholds()
         self.trackers: list[Tracker] = []
         self.facts: dict[str, Any] = {}
-        self._trainer = None
+        self._run: RunView | None = None
         self._logs = 0
         self._features_at: int | None = None
 
-    def attach(self, trainer) -> None:
-        """Lets the callback see what a [`TranscoderTrainer`] has beyond its logs: dictionaries, monitors, base model."""
-        self._trainer = trainer
+    def attach(self, run: RunView) -> None:
+        """Connects the callback to the run of a [`TranscoderTrainer`], for records beyond its logs."""
+        self._run = run
 
     # ------------------------------------------------------------------------------------------------ events
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         resumed = state.global_step > 0
-        self.trackers = trackers_for(args, state, trackio_optimizer_steps=self._trainer is not None)
+        self.trackers = trackers_for(args, state, trackio_optimizer_steps=self._run is not None)
         self._logs, self._features_at = 0, None
         self._watch = AlertWatch(self.thresholds, self._quiet_steps(args, state))
         if not self.trackers:
@@ -106,31 +107,31 @@ class TranscoderTrackingCallback(TrainerCallback):
             return
         values = {name: value for name, value in rewrite_logs(logs).items() if isinstance(value, int | float)}
         self.local.scalars(state.global_step, values)
-        if self._trainer is None:
+        if self._run is None:
             dictionaries = sorted({n.split("/")[1] for n in values if n.count("/") == 2})
         else:
-            dictionaries = list(self._trainer.dictionaries)
+            dictionaries = list(self._run.dictionaries)
         if self.aliases and (others := aliases(values, self.aliases, dictionaries)):
             self._record("scalars", state.global_step, others)
         for alert in self._watch.check(state.global_step, values):
             self._record("alert", state.global_step, alert)
         if "learning_rate" in logs:
-            if self._trainer is not None and self._logs % self.histogram_logs == 0:
+            if self._run is not None and self._logs % self.histogram_logs == 0:
                 self._record_histograms(state.global_step)
             self._logs += 1
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self.trackers and self._trainer is not None:
-            self.local.update(evaluation_protocol=self._trainer.last_evaluation.protocol)
+        if self.trackers and self._run is not None:
+            self.local.update(evaluation_protocol=self._run.last_evaluation.protocol)
             self._record_features(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.trackers and self._trainer is not None and self._features_at != state.global_step:
+        if self.trackers and self._run is not None and self._features_at != state.global_step:
             self._record_features(args, state)
         self.finish("finished")
 
     def finish(self, status: str) -> None:
-        """Writes how the run ended: `"finished"`, `"failed"` or `"interrupted"`. After an error the Trainer calls it."""
+        """Records the final status of the run: `"finished"`, `"failed"` or `"interrupted"`. Called by the Trainer after an error."""
         for tracker in self.trackers:
             tracker.finish(status)
 
@@ -147,15 +148,15 @@ class TranscoderTrackingCallback(TrainerCallback):
 
     @torch.no_grad()
     def _record_histograms(self, step: int) -> None:
-        trainer = self._trainer
-        for name, dictionary in trainer.dictionaries.items():
-            if (density := trainer.monitors[name].density) is not None:
+        run = self._run
+        for name, dictionary in run.dictionaries.items():
+            if (density := run.monitors[name].density) is not None:
                 histogram = density_histogram(density)
                 edges, counts = histogram["log10_edges"], histogram["counts"]
                 self._record("histogram", step, f"train/{name}/log10_feature_density", edges, counts)
-            # Under FSDP no process holds all of the encoder.
-            if trainer.activation_sample is not None and not trainer.args.fsdp:
-                inputs = trainer.activation_sample[dictionary.config.input_site]
+            # Under FSDP no process has the whole encoder.
+            if run.activation_sample is not None and not run.is_sharded:
+                inputs = run.activation_sample[dictionary.config.input_site]
                 values = dictionary.pre_activations(dictionary.normalize_input(inputs)).float()
                 values = values[values.isfinite()]
                 if values.numel():
@@ -165,15 +166,15 @@ class TranscoderTrackingCallback(TrainerCallback):
                     self._record("histogram", step, f"train/{name}/pre_activations", edges, counts)
 
     def _record_features(self, args, state) -> None:
-        """Features with their contexts, the sparsity/fidelity plot and the page."""
-        trainer, step = self._trainer, state.global_step
+        """Records features with their contexts, the sparsity/fidelity plot and the page."""
+        run, step = self._run, state.global_step
         self._features_at = step
         explanations = {}
-        for name, dictionary in trainer.dictionaries.items():
+        for name, dictionary in run.dictionaries.items():
             if found := self._explain(dictionary, args):
                 explanations[name] = found
                 self._record("table", step, f"features/{name}", [feature_row(feature) for feature in found])
-        report = trainer.last_evaluation
+        report = run.last_evaluation
         if report is not None:
             self._record_picture(step, report)
         page = render_report(
@@ -186,30 +187,30 @@ class TranscoderTrackingCallback(TrainerCallback):
         self._record("page", step, "report", page)
 
     def _explain(self, dictionary, args):
-        trainer = self._trainer
-        held_out = one_dataset(trainer.eval_dataset)
-        if not self.feature_tokens or held_out is None or trainer.tokenizer is None:
+        run = self._run
+        held_out = one_dataset(run.eval_dataset)
+        if not self.feature_tokens or held_out is None or run.tokenizer is None:
             return []
-        if trainer.args.fsdp:
+        if run.is_sharded:
             return []
         try:
-            found = explain_features(
-                trainer.base_model,
+            found = explain_features(  # pyright: ignore[reportCallIssue]
+                run.base_model,
                 dictionary,
                 held_out,
-                trainer.tokenizer,
+                run.tokenizer,
                 num_features=self.num_features,
                 num_contexts=3,
                 max_tokens=self.feature_tokens,
                 batch_size=args.harvest_batch_size,
                 skip_first=args.skip_first,
-                special_token_ids=trainer._special_token_ids(),
+                special_token_ids=run.special_token_ids,
                 progress=False,
             )
-        except TranscoderError as error:  # No feature fires: a finding, not a reason to stop.
+        except TranscoderError as error:  # No feature fires, which is a result and not a reason to stop.
             logger.warning(f"No table of features at this step: {error}")
             return []
-        # Weights that are no numbers any more fire nowhere.
+        # With NaN weights, features have no finite activations.
         return [feature for feature in found if math.isfinite(feature.max_activation)]
 
     def _record_picture(self, step: int, report) -> None:
@@ -226,12 +227,12 @@ class TranscoderTrackingCallback(TrainerCallback):
     # ------------------------------------------------------------------------------------------------ what the run is
 
     def _quiet_steps(self, args, state) -> int:
-        return round(args.sparsity_warmup * state.max_steps) if self._trainer is not None else 0
+        return round(args.sparsity_warmup * state.max_steps) if self._run is not None else 0
 
     def _name_run(self, args, resumed: bool) -> None:
         """
-        Gives the run its name, under which every tracker knows it: the one it has when it is resumed; else `run_name`, or
-        the name of its folder; with a number where Trackio has such a run already, which it would otherwise continue.
+        Sets the name of the run in all trackers: that of its records when it is resumed; otherwise `run_name`, or the name of
+        its folder, with a number if Trackio already has a run with this name, which it would continue.
         """
         name = args.run_name or Path(args.output_dir).resolve().name
         if resumed:
@@ -239,19 +240,19 @@ class TranscoderTrackingCallback(TrainerCallback):
                 name = Run.load(args.output_dir).name
             except TranscoderError:
                 pass  # A checkpoint of a run that was not recorded here.
-        elif self._trainer is not None and "trackio" in args.report_to and not args.trackio_space_id:
+        elif self._run is not None and "trackio" in args.report_to and not args.trackio_space_id:
             from .trackio import free_run_name
 
             name = free_run_name(args.project, name)
         args.run_name = name
 
     def _describe(self, args, model) -> dict[str, Any]:
-        base = self._trainer.base_model if self._trainer is not None else model
-        dictionaries = self._trainer.dictionaries if self._trainer is not None else {}
+        base_model = self._run.base_model if self._run is not None else model
+        dictionaries = self._run.dictionaries if self._run is not None else {}
         return {
             "name": args.run_name,
             "project": args.project,
-            "base_model": model_name(base),
+            "base_model": model_name(base_model),
             "dictionaries": {
                 name: {
                     field: getattr(dictionary.config, field)
@@ -269,23 +270,23 @@ class TranscoderTrackingCallback(TrainerCallback):
 
 
 def model_name(model) -> str:
-    """Where a model came from, or what it is."""
-    config = getattr(model, "config", None)  # Any module can be trained.
+    """The name or path of a model, or its type."""
+    config = getattr(model, "config", None)  # A Trainer accepts any module.
     return config.name_or_path or config.model_type if isinstance(config, PreTrainedConfig) else type(model).__name__
 
 
 def feature_row(feature) -> dict[str, Any]:
     """
-    A feature as a row of a table.
+    Converts an explanation to a row of a table.
 
     Args:
-        feature ([`FeatureExplanation`]): The feature.
+        feature ([`FeatureExplanation`]): Explanation of a feature.
 
     Returns:
-        `dict[str, Any]`: numbers, and contexts as text with the peak in `[[ ]]`.
+        `dict[str, Any]`: numbers, and contexts as text with the strongest token in `[[ ]]`.
     """
     row = {
-        "feature": feature.index,
+        "feature": feature.feature,
         "density": _rounded(feature.density),
         "max_activation": _rounded(feature.max_activation),
         "mean_activation": _rounded(feature.mean_activation),
@@ -298,7 +299,7 @@ def feature_row(feature) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: a table is for reading."""
+    """A number with four digits, for reading."""
     return float(f"{value:.4g}")
 
 
@@ -308,7 +309,7 @@ def _context(context) -> str:
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that differ from their defaults, as JSON values; tokens are left out."""
+    """The arguments that differ from their defaults, as JSON values without access tokens."""
     values = args.to_dict()
     changed = {}
     for field in fields(args):

@@ -1,4 +1,4 @@
-"""The records of a run as files in its own folder, whatever other tracker there is."""
+"""Record a run as files in its own folder."""
 
 import json
 import math
@@ -30,10 +30,10 @@ TABLES, IMAGES, PAGES = "tables", "images", "pages"
 
 class LocalTracker(Tracker):
     """
-    Writes a run's records below `output_dir/tracking`:
+    Writes the records of a run into `output_dir/tracking`:
 
     ```
-    run.json            what the run is: name, status, base model, dictionaries, arguments, versions
+    run.json            facts: name, status, base model, dictionaries, arguments, versions
     scalars.jsonl       {"step": 20, "time": "...", "train/<dictionary>/fvu": 0.31, ...}
     histograms.jsonl    {"step": 20, "name": "...", "edges": [...], "counts": [...]}
     alerts.jsonl        {"step": 20, "level": "warn", "title": "...", "text": "..."}
@@ -41,11 +41,11 @@ class LocalTracker(Tracker):
     images/<name>.png   pages/<name>.html       the newest of each name
     ```
 
-    A line is written whole or not at all as far as readers see: they skip a last line without its end. Where nothing can be
-    written any more (a full disk), the run goes on without its records and says so once.
+    Readers skip an incomplete last line. If records cannot be written (such as on a full disk), the run continues without
+    them, with one warning.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder.
+        output_dir (`str` or `os.PathLike`): Folder of the run.
     """
 
     def __init__(self, output_dir: str | os.PathLike):
@@ -55,13 +55,13 @@ class LocalTracker(Tracker):
 
     def start(self, facts: Mapping[str, Any], resume_step: int | None = None) -> None:
         """
-        Begins the records, or continues them from a checkpoint.
+        Starts the records, or continues them from a checkpoint.
 
         Args:
-            facts (`Mapping[str, Any]`): What the run is, as JSON values.
+            facts (`Mapping[str, Any]`): Facts about the run, as JSON values.
             resume_step (`int`, *optional*):
-                Continue at this step: what was recorded later is dropped, since the run will come by there again.
-                Without it all earlier records of the folder are dropped.
+                Step at which to continue. Records of later steps are deleted, because the run will repeat them. By default
+                all earlier records in the folder are deleted.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if resume_step is None:
@@ -84,7 +84,7 @@ class LocalTracker(Tracker):
         self._write_facts()
 
     def update(self, **facts) -> None:
-        """Adds to what `run.json` says, or changes it."""
+        """Adds or changes facts in `run.json`."""
         self._facts |= facts
         self._write_facts()
 
@@ -124,7 +124,7 @@ class LocalTracker(Tracker):
                     file.write(text)
             except OSError:
                 if path.exists():
-                    os.truncate(path, size)  # Or the next line would be glued to the half of this one.
+                    os.truncate(path, size)  # Otherwise the next line would follow the incomplete one.
                 raise
 
     @contextmanager
@@ -135,7 +135,7 @@ class LocalTracker(Tracker):
             if not self._failing:
                 reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
                 logger.warning(
-                    f"The records of the run cannot be written into {self.folder} ({reason}): the run goes on without them "
+                    f"The records of the run cannot be written into {self.folder} ({reason}): the run continues without them "
                     "until there is room."
                 )
             self._failing = True
@@ -146,7 +146,7 @@ class LocalTracker(Tracker):
         try:
             return read_json(self.folder / RUN_FILE, allow_nan=True)
         except TranscoderError:
-            return {}  # It is written anew.
+            return {}  # It is written again.
 
     def _write_facts(self) -> None:
         with self._writing():
@@ -154,11 +154,11 @@ class LocalTracker(Tracker):
 
 
 def _drop_later(path: Path, step: int) -> None:
-    """Removes the lines of a record that a run which goes on at `step` writes again, and those that cannot be read."""
+    """Removes lines of a record that a run resumed at `step` writes again, and those that cannot be read."""
 
     def stays(line):
         entry = _parse(line.decode("utf-8", "replace")) if line.endswith(b"\n") else None
-        # The closing log comes after the last checkpoint: a run that continues from there writes it again.
+        # The final log comes after the last checkpoint: a run resumed from there writes it again.
         return entry is not None and entry["step"] <= step and CLOSING_METRIC not in entry
 
     lines = path.read_bytes().splitlines(keepends=True)
@@ -169,23 +169,23 @@ def _drop_later(path: Path, step: int) -> None:
         with atomic_file(path) as partial:
             partial.write_bytes(b"".join(line for line in lines if stays(line)))
     except OSError:
-        # There is no room for a copy. What comes before the first of them stays, so that no step is recorded twice.
+        # There is no room for a copy. Lines before the first of them are kept, so that no step is recorded twice.
         os.truncate(path, sum(map(len, lines[: dropped[0]])))
         raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; one that was cut off by the death of its process is left out, and so is a damaged one."""
+    """The lines of a record, without incomplete and damaged ones."""
     return parse_lines(path)[0]
 
 
 def parse_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a record, and how many whole ones could not be read."""
+    """The lines of a record, and the number of complete lines that could not be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return [], 0
-    # What follows the last line break was cut off by the death of its process.
+    # Text after the last line break is incomplete: its process died.
     lines = [line for line in text.split("\n")[:-1] if line]
     parsed = [entry for entry in map(_parse, lines) if entry is not None]
     return parsed, len(lines) - len(parsed)
@@ -200,10 +200,10 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def file_name(name: str) -> str:
-    """A record's name as that of a file."""
+    """The file name of a record."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def plain(value):
-    """As JSON has it: no NaN."""
+    """A copy as JSON values, without NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,8 @@
 """
-The names of what is recorded, and what other libraries call the same.
+Names of recorded metrics, and the names of the same metrics in other libraries.
 
-A log of [`TranscoderTrainer`] becomes `train/<name>`, an evaluation `eval/<name>`; metrics of a dictionary have
-`<dictionary>/` before their own name, as in `train/layers.8.mlp.transcoder/fvu`. These names are stable.
+A log of [`TranscoderTrainer`] is recorded as `train/<name>` and an evaluation as `eval/<name>`; metrics of a dictionary are
+prefixed with `<dictionary>/`, as in `train/layers.8.mlp.transcoder/fvu`. These names are stable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class MetricName:
     """
-    One recorded number.
+    Description of a recorded metric.
 
     Args:
-        name (`str`): Without `train/` and the dictionary.
-        meaning (`str`): What it is; sums and means run over the tokens since the last log.
-        aliases (`dict[str, str]`): Library -> its name, where the definition is the same.
-        differs (`str`): Which similar number elsewhere is *not* the same, and why.
+        name (`str`): Name without `train/` and the dictionary.
+        meaning (`str`): Definition; sums and means are over the tokens since the last log.
+        aliases (`dict[str, str]`): Library -> its name for a metric with the same definition.
+        differs (`str`): Similar metrics of other libraries with *another* definition.
     """
 
     name: str
@@ -27,20 +27,20 @@ class MetricName:
     differs: str = ""
 
 
-#: Of each dictionary, in training.
+#: Metrics of each dictionary in training.
 DICTIONARY_METRICS = (
     MetricName(
         "fvu",
         "Fraction of variance unexplained: sum of squared errors over the sum of squared deviations of the targets from "
         "their mean.",
         {"sparsify": "fvu/{dictionary}"},
-        "sparsify takes the ratio in each batch and averages, here the sums are divided once per log.",
+        "sparsify averages the ratios of batches; here sums are divided once per log.",
     ),
     MetricName(
         "explained_variance",
         "1 - fvu.",
         {"saelens": "metrics/explained_variance"},
-        "dictionary_learning's `frac_variance_explained` centres the errors too, so a constant error does not count; "
+        "dictionary_learning's `frac_variance_explained` centers the errors too, so a constant error does not count; "
         "sae-lens's `explained_variance_legacy` is a mean over tokens of each token's own ratio.",
     ),
     MetricName(
@@ -61,17 +61,17 @@ DICTIONARY_METRICS = (
     MetricName(
         "loss",
         "The dictionary's part of the training loss, with all penalties.",
-        differs="Every library scales its reconstruction error in another way (see `loss_reduction`).",
+        differs="Libraries scale the reconstruction error differently (see `loss_reduction`).",
     ),
-    MetricName("reconstruction_loss", "The scaled squared error that is trained on (see `loss_reduction`)."),
+    MetricName("reconstruction_loss", "The scaled squared error in the training loss (see `loss_reduction`)."),
     MetricName(
         "auxk_loss",
-        "What dead features fail to explain of the residual, times `auxk_coefficient`.",
+        "Error of the residual's reconstruction by dead features, times `auxk_coefficient`.",
         differs="sparsify's `auxk` is not weighted by its coefficient and is divided by the variance of the targets.",
     ),
     MetricName("l1_loss", "The L1 penalty, with its coefficient and warm-up."),
     MetricName("l0_loss", "The L0 penalty, with its coefficient and warm-up."),
-    MetricName("gate_loss", "What the gates alone would get wrong, for gated dictionaries."),
+    MetricName("gate_loss", "Reconstruction error of the gates alone, for gated dictionaries."),
     MetricName(
         "shrinkage",
         "Relative reconstruction bias: squared norm of the reconstructions over their product with the targets; 1 is "
@@ -87,7 +87,7 @@ DICTIONARY_METRICS = (
     MetricName("grad_norm", "Norm of the dictionary's gradient before clipping, mean over steps."),
 )
 
-#: Of the run.
+#: Metrics of the run.
 RUN_METRICS = (
     MetricName("loss", "Sum over dictionaries."),
     MetricName("learning_rate", "At this step.", {"saelens": "details/current_learning_rate"}),
@@ -101,28 +101,28 @@ RUN_METRICS = (
 RICH_RECORDS = {
     "train/<dictionary>/log10_feature_density": "Histogram over features of log10 of the share of tokens they fire on.",
     "train/<dictionary>/pre_activations": "Histogram of encoder outputs before the activation, on a sample of tokens.",
-    "features/<dictionary>": "Table: features from frequent to rare, where they fire most, which tokens they promote.",
+    "features/<dictionary>": "Table: features from frequent to rare, with the contexts of their top activations and their promoted tokens.",
     "sparsity_fidelity": "Image: FVU and recovered loss of every dictionary over L0, of the last evaluation.",
     "report": "Page: training curves, all metrics of the last evaluation, features with their contexts.",
 }
 
-#: Libraries whose names can be logged beside ours.
+#: Libraries whose names can be logged in addition.
 ALIASED = ("saelens", "sparsify", "dictionary_learning")
 
 
 def aliases(values: Mapping[str, float], library: str, dictionaries: Sequence[str]) -> dict[str, float]:
     """
-    The numbers of a training log that another library has too, under its names.
+    Returns the metrics of a training log under the names of another library.
 
     Args:
-        values (`Mapping[str, float]`): Under our names, with `train/`.
+        values (`Mapping[str, float]`): Metrics by name, with `train/`.
         library (`str`): One of `ALIASED`.
         dictionaries (`Sequence[str]`):
-            Names of all dictionaries of the run. sae-lens and dictionary_learning have one to a run, so with several the
-            dictionary's name stands before theirs.
+            Names of all dictionaries of the run. Runs of sae-lens and dictionary_learning have one dictionary, so with
+            several the names are prefixed with that of the dictionary.
 
     Returns:
-        `dict[str, float]`: by the other names.
+        `dict[str, float]`: metrics by name in the other library.
     """
     found = {}
     for metric in RUN_METRICS:

@@ -1,4 +1,4 @@
-"""How a language model drifts while any Trainer fine-tunes it, seen through transcoders of the model it was."""
+"""A Trainer callback that measures the drift of a fine-tuned model by transcoders of the original model."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.rows import refuse_splits
+from ..data.packing import packed_rows
 from ..errors import TranscoderError
 from ..evaluation.drift import DriftProbe
 from ..lm.devices import input_device, module_device
@@ -34,7 +34,7 @@ from .trackers import trackers_for
 
 logger = logging.get_logger(__name__)
 
-#: What the probe's records are called: scalars `probe/<dictionary>/fvu` ..., a table and a page.
+#: Names of the probe's records: scalars `probe/<dictionary>/fvu` ..., a table and a page.
 PREFIX = "probe/"
 CHANGED_FEATURES, DRIFT_PAGE = "probe/changed_features", "probe/drift"
 _BASELINE_FILE = "probe_baseline.safetensors"
@@ -42,38 +42,38 @@ _BASELINE_FILE = "probe_baseline.safetensors"
 
 class TranscoderProbeCallback(TrainerCallback):
     """
-    Measures, while a language model is fine-tuned, how far it has drifted in terms of the features of transcoders that
-    were trained on it before. For any Trainer: [`~transformers.Trainer`], TRL's, with PEFT, with data parallelism.
+    Measures the drift of a language model during fine-tuning, by the features of transcoders of the original model. It works
+    with any Trainer: [`~transformers.Trainer`] and those of TRL, with PEFT and data parallelism.
 
-    A baseline is taken when training begins. At every evaluation and at the last step the same probe text is run again
-    and recorded, in `output_dir/tracking` and in the trackers of `report_to`:
+    A baseline is taken when training begins. At every evaluation and at the last step the same probe text is run again, and
+    the results are recorded in `output_dir/tracking` and in the trackers of `report_to`:
 
-    - `probe/<dictionary>/fvu`, `normalized_mse`, `l0`: the old transcoder on the activations of now;
-    - `probe/<dictionary>/ce_spliced`, `kl_spliced`, and `probe/together/...` with all in place at once: the model of now
-      with the reconstruction in place of its MLP's output;
-    - `probe/<dictionary>/features_changed`: the share of features whose firing rate or mean activation changed by more
-      than 10%, beyond what chance explains;
-    - `probe/ce`, `probe/kl`, `probe/top1_agreement`: the model itself, and its predictions against the baseline's;
-    - `probe/task/<metric>`: what `task_metrics` returns;
+    - `probe/<dictionary>/fvu`, `normalized_mse`, `l0`: the original transcoder on the current activations;
+    - `probe/<dictionary>/ce_spliced`, `kl_spliced`, and `probe/together/...` with all dictionaries at once: the current
+      model with the reconstruction in place of its MLP's output;
+    - `probe/<dictionary>/features_changed`: the share of features whose firing rate or mean activation has changed by more
+      than 10%, beyond chance;
+    - `probe/ce`, `probe/kl`, `probe/top1_agreement`: the model itself, and its predictions compared with the baseline;
+    - `probe/task/<metric>`: the result of `task_metrics`;
     - the table `probe/changed_features` (see [`FeatureChange`]) and the page `probe/drift`.
 
-    Training is not touched: with and without the callback it ends in the same weights, bit for bit. Only the first
-    process measures and records; models whose weights are split over processes (FSDP, ZeRO-3) are refused.
+    The callback does not affect training, which ends with the same weights bit for bit. Only the first process measures and
+    records; models whose weights are sharded over processes (FSDP, ZeRO-3) are refused.
 
     Args:
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
-            Dictionaries of the model as it is before fine-tuning. They are moved to its device.
+            Dictionaries of the model before fine-tuning. They are moved to its device.
         probe_dataset (`datasets.Dataset`, `Iterable[Mapping]` or `list[str]`):
-            The fixed text: rows with `input_ids` (and `attention_mask`, where they are padded) or with `text`, or texts, which
-            are packed. A few dozen rows, of a kind that the model should still be good at.
+            Probe text: rows with `input_ids` (and `attention_mask`, if they are padded) or with `text`, or texts, which are
+            packed. A few dozen rows, of a kind that the model should remain good at.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Packs texts and writes the labels of features. By default the Trainer's `processing_class`.
+            Tokenizer that packs texts and decodes the labels of features. Defaults to the Trainer's `processing_class`.
         task_metrics (`Callable[[torch.nn.Module], Mapping[str, float]]`, *optional*):
-            Further numbers: called with the model (its adapters on, in eval mode) at every measurement.
+            Function that computes additional metrics of the model (with adapters, in eval mode) at every measurement.
         at_start (`bool`, *optional*, defaults to `True`):
-            Whether the baseline is recorded too, as step 0.
+            Whether to record the baseline as step 0.
         sequence_length (`int`, *optional*, defaults to 128):
-            Tokens per row when texts are packed.
+            Number of tokens per row when texts are packed.
         kwargs:
             Further arguments of [`DriftProbe`]: `num_features`, `max_tokens`, `max_loss_tokens`, `max_kl_tokens`,
             `batch_size`, `skip_first`, `special_token_ids`.
@@ -120,24 +120,24 @@ class TranscoderProbeCallback(TrainerCallback):
                 "parallelism, or measure checkpoints afterwards with `measure_drift`."
             )
         with _left_alone(model):
-            base = language_model(model)
+            base_model = language_model(model)
             if self.probe is None:
                 tokenizer = self.tokenizer or processing_class
-                rows = _token_rows(self.probe_dataset, tokenizer, self.sequence_length)
+                rows = packed_rows(_as_dataset(self.probe_dataset), tokenizer, self.sequence_length, "tokenizer")
                 self.probe = DriftProbe(self.transcoders, rows, tokenizer=tokenizer, **self.kwargs)
             for dictionary in self.probe.dictionaries.values():
-                dictionary.to(input_device(base))
-            # In every process, so that a wrong pairing ends all of them.
+                dictionary.to(input_device(base_model))
+            # In every process, so that an error ends all of them.
             self.probe.check(model)
             self._trackers = trackers_for(args, state)
             if self._trackers:
-                self._begin(args, state, model, base)
+                self._begin(args, state, model, base_model)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         self._record(state.global_step, model)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        # Not at `on_train_end`: trackers have closed their runs by then, and the best weights may have been put back.
+        # Not in `on_train_end`: by then trackers have closed their runs, and the best weights may have been restored.
         if state.global_step >= state.max_steps:
             self._record(state.global_step, model)
 
@@ -147,13 +147,13 @@ class TranscoderProbeCallback(TrainerCallback):
             tracker.finish("finished")
         self._trackers = []
 
-    def _begin(self, args, state, model, base) -> None:
+    def _begin(self, args, state, model, base_model) -> None:
         resumed = state.global_step > 0
-        # Where every log is recorded too, the records are begun and ended by that callback.
+        # If every log is recorded too, that callback starts and ends the records.
         self._joins = "hf_transcoders" in args.report_to
         if not self._joins:
-            facts = self._describe(args, base)
-            self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)
+            facts = self._describe(args, base_model)
+            self._trackers[0].start(facts, resume_step=state.global_step if resumed else None)  # pyright: ignore[reportAttributeAccessIssue]
         path = Path(args.output_dir, FOLDER, _BASELINE_FILE)
         if resumed:
             self.history = _recorded(args.output_dir)
@@ -173,11 +173,11 @@ class TranscoderProbeCallback(TrainerCallback):
             self.report = self.probe.baseline_report()
             self._write(state.global_step, self._baseline_task)
 
-    def _describe(self, args, base) -> dict[str, Any]:
+    def _describe(self, args, base_model) -> dict[str, Any]:
         return {
             "name": args.run_name or Path(args.output_dir).resolve().name,
             "project": args.project,
-            "base_model": model_name(base),
+            "base_model": model_name(base_model),
             "dictionaries": {
                 name: {"input_site": d.config.input_site, "output_site": d.config.output_site}
                 for name, d in self.probe.dictionaries.items()
@@ -224,7 +224,7 @@ def _without_prefix(scalars):
 
 
 def _recorded(output_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """The measurements that an interrupted run has recorded."""
+    """The recorded measurements of an interrupted run."""
     lines = [
         {name.removeprefix(PREFIX): value for name, value in line.items() if name == "step" or name.startswith(PREFIX)}
         for line in Run.load(output_dir).scalars
@@ -232,21 +232,13 @@ def _recorded(output_dir: str | os.PathLike) -> list[dict[str, float]]:
     return [line for line in lines if len(line) > 1]
 
 
-def _token_rows(dataset, tokenizer, sequence_length):
-    """Rows with `input_ids`: the dataset itself, or its texts packed."""
-    if isinstance(dataset, list) and all(isinstance(text, str) for text in dataset):
+def _as_dataset(texts):
+    """A list of texts as a dataset; other rows as they are."""
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
         from datasets import Dataset
 
-        dataset = Dataset.from_dict({"text": dataset})
-    refuse_splits(dataset)
-    columns = getattr(dataset, "column_names", None)
-    if columns is None or "input_ids" in columns:
-        return dataset
-    if tokenizer is None:
-        raise TranscoderError("The probe is text: give the model's tokenizer as `tokenizer`.")
-    from ..data.packing import pack_tokens
-
-    return pack_tokens(dataset, tokenizer, sequence_length)
+        return Dataset.from_dict({"text": texts})
+    return texts
 
 
 def _is_sharded(model) -> bool:
@@ -264,7 +256,7 @@ def _is_sharded(model) -> bool:
 
 @contextmanager
 def _left_alone(model) -> Iterator[None]:
-    """Random numbers go on afterwards as if nothing had been drawn."""
+    """Restores the state of all random number generators afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     device = module_device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,4 +1,4 @@
-"""Whether the process that wrote a record still lives."""
+"""Check whether the process that wrote a record is still running."""
 
 import hashlib
 import os
@@ -10,26 +10,26 @@ import psutil
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from every other, on this machine and elsewhere; the machine's name does not show."""
+    """Identifies this process among all processes on all machines, without the name of the machine."""
     process = psutil.Process()
     return {"pid": process.pid, "started": process.create_time(), "machine": _machine()}
 
 
 def is_gone(process: dict[str, Any]) -> bool | None:
     """
-    Whether a recorded process has ended.
+    Checks whether a recorded process has ended.
 
     Args:
-        process (`dict[str, Any]`): As [`this_process`] gave it.
+        process (`dict[str, Any]`): Process, as recorded by [`this_process`].
 
     Returns:
-        `bool`, or `None` where it cannot be known: it ran on another machine, or in another container.
+        `bool`, or `None` if it cannot be known because the process ran on another machine or in another container.
     """
     if process.get("machine") != _machine():
         return None
     try:
         found = psutil.Process(process["pid"])
-        # The number may have been given to another process since.
+        # The id may belong to another process by now.
         return abs(found.create_time() - process["started"]) > 1 or found.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
@@ -38,7 +38,7 @@ def is_gone(process: dict[str, Any]) -> bool | None:
 
 
 def _machine() -> str:
-    # Containers may share a machine's name and network card, and still not see each other's processes.
+    # Containers may share the name and network card of a machine without seeing each other's processes.
     namespace = "/proc/self/ns/pid"
     visible = os.readlink(namespace) if os.path.exists(namespace) else ""
     return hashlib.sha256(f"{platform.node()} {uuid.getnode()} {visible}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Reading back what runs have recorded."""
+"""Read the records of runs."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from .local import ALERTS, FOLDER, HISTOGRAMS, RUN_FILE, SCALARS, TABLES, file_n
 from .process import is_gone
 
 
-#: Of a run that says it is running and whose process cannot be looked up: after so long without a word it is silent.
+#: Time without records after which a run counts as silent, if its process cannot be checked.
 SILENT_AFTER = timedelta(hours=1)
 
 EVALUATION_FILE = "evaluation.json"
 
-# Of the facts that are read again: what they must be.
+# Types of the facts in `run.json`.
 _KINDS = {
     "arguments": dict, "base_model": str, "dictionaries": dict, "ended": str, "evaluation_protocol": dict, "process": dict,
     "resumed": dict, "started": str, "versions": dict,
@@ -34,13 +34,13 @@ class Run:
     A recorded run.
 
     Args:
-        name (`str`): What it is called.
-        facts (`dict[str, Any]`): As in `run.json`: status, base model, dictionaries, arguments, versions.
-        scalars (`list[dict[str, Any]]`): One entry a log, with `step` and `time`.
-        histograms (`list[dict[str, Any]]`): `step`, `name`, `edges`, `counts`.
-        alerts (`list[dict[str, Any]]`): `step`, `level`, `title`, `text`.
-        folder (`Path`, *optional*): The run's `output_dir`, where it was read from files.
-        problems (`list[str]`): What of the records could not be read.
+        name (`str`): Name of the run.
+        facts (`dict[str, Any]`): Content of `run.json`: status, base model, dictionaries, arguments, versions.
+        scalars (`list[dict[str, Any]]`): Logs, each with `step` and `time`.
+        histograms (`list[dict[str, Any]]`): Histograms with `step`, `name`, `edges`, `counts`.
+        alerts (`list[dict[str, Any]]`): Alerts with `step`, `level`, `title`, `text`.
+        folder (`Path`, *optional*): `output_dir` of the run, if it was read from files.
+        problems (`list[str]`): Records that could not be read.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     def load(cls, output_dir: str | os.PathLike) -> "Run":
-        """Reads the records in a run's folder."""
+        """Reads the records in the folder of a run."""
         folder = Path(output_dir)
         records = folder / FOLDER
         try:
@@ -93,12 +93,12 @@ class Run:
     @classmethod
     def from_log_history(cls, history: Iterable[Mapping[str, Any]], name: str = "", **facts) -> "Run":
         """
-        A run from `trainer.state.log_history`, under the names that trackers record.
+        Makes a run from `trainer.state.log_history`, with the names that trackers record.
 
         Args:
-            history (`Iterable[Mapping[str, Any]]`): The log, with `step` in every entry.
-            name (`str`, *optional*): What the run is called.
-            facts: What else is known of it.
+            history (`Iterable[Mapping[str, Any]]`): Log, with `step` in every entry.
+            name (`str`, *optional*): Name of the run.
+            facts: Further facts about the run.
         """
         scalars = []
         for entry in history:
@@ -111,11 +111,11 @@ class Run:
         return cls(name=name, facts=facts, scalars=scalars)
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """The rows recorded under `name`, oldest first."""
+        """The rows of a recorded table, oldest first."""
         return read_lines(self.folder / FOLDER / TABLES / f"{file_name(name)}.jsonl") if self.folder else []
 
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """`(step, value)` of a metric, such as `train/<dictionary>/fvu`."""
+        """The `(step, value)` pairs of a metric, such as `train/<dictionary>/fvu`."""
         return [(line["step"], line[metric]) for line in self.scalars if line.get(metric) is not None]
 
     def latest(self) -> dict[str, float]:
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def last_word(self) -> datetime | None:
-        """When the run last wrote something, as far as its records say."""
+        """The time of the latest record of the run, if known."""
         resumed = self.facts.get("resumed")
         times = [
             self.facts.get("started"),
@@ -142,10 +142,9 @@ class Run:
     @property
     def status(self) -> str:
         """
-        How the run stands: `"finished"`, `"failed"`, `"interrupted"` or `"running"`, as it has recorded, or, where it
-        recorded `"running"` and that cannot be so, `"died"` (its process is gone) or `"silent"` (its process ran elsewhere,
-        and nothing was written for [`SILENT_AFTER`]). `"unknown"` where no status was recorded, `"damaged"` where `run.json`
-        cannot be read.
+        The status of the run: `"finished"`, `"failed"`, `"interrupted"` or `"running"` as recorded; `"died"` if its process has
+        ended while it was recorded as running, or `"silent"` if its process runs elsewhere and recorded nothing for
+        [`SILENT_AFTER`]; `"unknown"` if no status was recorded, and `"damaged"` if `run.json` cannot be read.
         """
         recorded = str(self.facts.get("status", "unknown"))
         if recorded != "running":
@@ -161,8 +160,8 @@ class Run:
 
     def measured(self) -> list[MeasuredDictionary]:
         """
-        The newest numbers of every dictionary: of the last evaluation that was logged, else those in `evaluation.json`,
-        else of the last training log. `source` says which.
+        Returns the latest metrics of every dictionary: of the last logged evaluation, else of `evaluation.json`, else of the
+        last training log, as named in `source`.
         """
         report, found = self._evaluation_file(), {}
         for name, (step, metrics) in self._newest("eval").items():
@@ -178,7 +177,7 @@ class Run:
             found.setdefault(name, MeasuredDictionary(self.name, name, metrics, "training", step, protocol))
         for name, measured in found.items():
             config = self.config_of(name, report)
-            # Sites are taken apart; whatever else is shown as it is.
+            # Sites are parsed; other values are shown as they are.
             measured.config = {
                 key: value
                 for key, value in config.items()
@@ -187,7 +186,7 @@ class Run:
         return list(found.values())
 
     def config_of(self, dictionary: str, report: EvaluationReport | None = None) -> dict[str, Any]:
-        """What is known of a dictionary's configuration: from the run's facts, its evaluation, its saved files."""
+        """The known configuration of a dictionary, from the run's facts, its evaluation and its saved files."""
         dictionaries = self.facts.get("dictionaries")
         if isinstance(dictionaries, dict) and isinstance(dictionaries.get(dictionary), dict):
             return dictionaries[dictionary]
@@ -199,7 +198,7 @@ class Run:
         return {}
 
     def _newest(self, stage: str) -> dict[str, tuple[int, dict[str, float]]]:
-        """Dictionary -> step and values of the last `<stage>/<dictionary>/<metric>` that say how it does."""
+        """Dictionary -> step and values of its last `<stage>/<dictionary>/<metric>` with an FVU."""
         newest: dict[str, tuple[int, dict[str, float]]] = {}
         for line in self.scalars:
             for key, value in line.items():
@@ -229,7 +228,7 @@ class Run:
     def _protocol(
         self, report: EvaluationReport | None, name: str, metrics: dict[str, float]
     ) -> dict[str, Any] | None:
-        """How a logged evaluation was made: as recorded, or as in `evaluation.json` where that has the same numbers."""
+        """The protocol of a logged evaluation: as recorded, or that of `evaluation.json` if it has the same metrics."""
         recorded = self.facts.get("evaluation_protocol")
         if isinstance(recorded, dict):
             return recorded
@@ -241,14 +240,14 @@ class Run:
 
 
 def recorded_run(folder: str | os.PathLike) -> Run | None:
-    """The run whose records lie in a folder; `None` where there are none."""
+    """The run recorded in a folder; `None` if there is none."""
     return Run.load(folder) if Path(folder, FOLDER, RUN_FILE).exists() else None
 
 
 def find_runs(root: str | os.PathLike) -> Iterator[Run]:
     """
-    The runs in a folder and below it, in the order of their names. One whose `run.json` cannot be read is among them, with
-    the status `"damaged"`.
+    Finds the runs in a folder and below it, sorted by name. Runs whose `run.json` cannot be read have the status
+    `"damaged"`.
     """
     for path in sorted(Path(root).rglob(f"{FOLDER}/{RUN_FILE}")):
         folder = path.parent.parent

@@ -1,4 +1,4 @@
-"""Rich records in TensorBoard's event files."""
+"""Record histograms, tables, images and alerts in TensorBoard's event files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from .tracker import Alert, Tracker
 
 class TensorBoardTracker(Tracker):
     """
-    Writes an event file of its own into the folder that transformers' `TensorBoardCallback` writes to, which TensorBoard
-    reads as one run. It has no place for pages.
+    Writes its own event file into the folder of transformers' `TensorBoardCallback`, which TensorBoard reads as one run.
+    Pages are left out.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder.
+        output_dir (`str` or `os.PathLike`): Folder of the run.
     """
 
     def __init__(self, output_dir: str | os.PathLike):
@@ -24,7 +24,7 @@ class TensorBoardTracker(Tracker):
 
     @property
     def writer(self):
-        """The `SummaryWriter`, made at the first record: only then does the callback's folder exist."""
+        """The `SummaryWriter`, created at the first record, when the folder of the callback exists."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -34,7 +34,7 @@ class TensorBoardTracker(Tracker):
     def _folder(self) -> Path:
         if folder := os.environ.get("TENSORBOARD_LOGGING_DIR"):
             return Path(folder).expanduser()
-        # The callback names its folder by the time; callbacks are not shown each other, but its file is the newest.
+        # The callback names its folder by the time, and is not accessible from here, but its file is the newest.
         files = sorted(self.output_dir.glob("runs/**/events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
         return files[-1].parent if files else self.output_dir / "runs"
 
@@ -52,7 +52,7 @@ class TensorBoardTracker(Tracker):
             num=sum(counts),
             sum=sum(count * x for count, x in zip(counts, middles, strict=True)),
             sum_squares=sum(count * x * x for count, x in zip(counts, middles, strict=True)),
-            # TensorBoard lets the first bucket begin at the smallest float: an empty one before it keeps the edge.
+            # TensorBoard extends the first bucket to the smallest float: an empty bucket before it preserves the edge.
             bucket_limits=list(edges),
             bucket_counts=[0, *counts],
             global_step=step,
@@ -82,7 +82,7 @@ class TensorBoardTracker(Tracker):
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table, whatever their texts hold."""
+    """Rows as a Markdown table, with escaped texts."""
     if not rows:
         return ""
     columns = list(rows[0])

@@ -1,4 +1,4 @@
-"""What every place that records a run can be given."""
+"""The interface of trackers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from typing import Any, Literal
 @dataclass
 class Alert:
     """
-    Something about a run that somebody should look at.
+    An alert about a run.
 
     Args:
-        level (`"info"`, `"warn"` or `"error"`): How urgent it is.
-        title (`str`): A few words, the same for every alert of this kind.
+        level (`"info"`, `"warn"` or `"error"`): Severity.
+        title (`str`): Short title, the same for every alert of this kind.
         text (`str`): One sentence with the figures.
     """
 
@@ -24,27 +24,27 @@ class Alert:
 
 class Tracker:
     """
-    One place that records of a run go to: files, Trackio, TensorBoard, Weights & Biases. A tracker that cannot show a kind
-    of record leaves it out; the files ([`LocalTracker`]) keep all of them.
+    Base class of trackers, which record a run in files, Trackio, TensorBoard or Weights & Biases. Trackers leave out kinds
+    of records that they cannot show; the [`LocalTracker`] records all of them.
     """
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step, under names such as `train/<dictionary>/fvu`."""
+        """Records metrics of one step by name, such as `train/<dictionary>/fvu`."""
 
     def histogram(self, step: int, name: str, edges: Sequence[float], counts: Sequence[int]) -> None:
-        """Counts between `edges`, one number fewer than those."""
+        """Records a histogram: the counts between `edges`, one fewer than the edges."""
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows that share their columns: text, numbers, booleans or `None`."""
+        """Records a table: rows with the same columns of text, numbers, booleans or `None`."""
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """A PNG file."""
+        """Records a PNG file."""
 
     def page(self, step: int, name: str, html: str) -> None:
-        """A self-contained HTML page."""
+        """Records a self-contained HTML page."""
 
     def alert(self, step: int, alert: Alert) -> None:
-        """Something to look at."""
+        """Records an alert."""
 
     def finish(self, status: str) -> None:
-        """The run ended: `"finished"`, `"failed"` or `"interrupted"`."""
+        """Records the final status of the run: `"finished"`, `"failed"` or `"interrupted"`."""

@@ -1,4 +1,4 @@
-"""Which trackers a run has."""
+"""Choose the trackers of a run."""
 
 from transformers import TrainerState, TrainingArguments
 
@@ -11,19 +11,19 @@ from .wandb import WandbTracker
 
 def trackers_for(args: TrainingArguments, state: TrainerState, trackio_optimizer_steps: bool = False) -> list[Tracker]:
     """
-    The places that a run's rich records go to: its own folder, then those of `report_to` that can show more than scalars.
+    Makes the trackers of a run: the [`LocalTracker`] of its folder, and those of `report_to` that record more than scalars.
 
-    Make them in `on_train_begin`, and record no earlier than the first log, when transformers' callbacks have opened
-    their runs. Scalars of `Trainer.log` reach those runs by themselves and need recording in the [`LocalTracker`] alone.
+    Call it in `on_train_begin`, and record after the first log, when transformers' callbacks have opened their runs. Scalars
+    of `Trainer.log` are recorded by these callbacks, and need to be recorded in the [`LocalTracker`] only.
 
     Args:
-        args ([`~transformers.TrainingArguments`]): Of any Trainer: `output_dir` and `report_to` are read.
-        state ([`~transformers.TrainerState`]): Says which process writes.
+        args ([`~transformers.TrainingArguments`]): Arguments of any Trainer, with `output_dir` and `report_to`.
+        state ([`~transformers.TrainerState`]): State of the Trainer. Only the first process has trackers.
         trackio_optimizer_steps (`bool`, *optional*, defaults to `False`):
-            See [`TrackioTracker`]; `True` where [`TranscoderTrainer`] runs.
+            Same as `optimizer_steps` of [`TrackioTracker`]; `True` for a [`TranscoderTrainer`].
 
     Returns:
-        `list[Tracker]`: the [`LocalTracker`] first (not started); empty in every process but the first.
+        `list[Tracker]`: the [`LocalTracker`] first (not started); empty in all other processes.
     """
     if not state.is_world_process_zero:
         return []

@@ -1,4 +1,4 @@
-"""Rich records in Trackio: a local database and its dashboard, no service."""
+"""Record histograms, tables, images and alerts in Trackio, a local database with a dashboard."""
 
 import sys
 from collections import defaultdict
@@ -14,19 +14,18 @@ from .tracker import Alert, Tracker
 
 class TrackioTracker(Tracker):
     """
-    Adds to the Trackio run that is open in this process, whoever opened it: transformers' `TrackioCallback`, or
-    `trackio.init`. Where none is open, there is nothing to add to and records are left out.
+    Adds records to the Trackio run that is open in this process, opened by transformers' `TrackioCallback` or `trackio.init`.
+    Without an open run, records are left out.
 
-    Transformers' callback numbers its logs 0, 1, 2 ... and writes the optimizer step beside them as
-    `train/global_step`. A record with a step of its own would push that count forward, so this tracker does as the
-    callback does, unless the run is known to count optimizer steps.
+    Transformers' callback numbers its logs 0, 1, 2 ... and logs the optimizer step as `train/global_step`. A record with
+    another step would advance that count, so this tracker does the same, unless the run counts optimizer steps.
 
     Args:
         optimizer_steps (`bool`, *optional*, defaults to `False`):
-            Whether the run's own steps are optimizer steps, as they are with [`TranscoderTrackioCallback`].
+            Whether the steps of the run are optimizer steps, as with [`TranscoderTrackioCallback`].
         resumed (`bool`, *optional*, defaults to `False`):
-            Whether the run was resumed from a checkpoint. It comes by steps again that are recorded already: what stands
-            there under the same name is not recorded twice.
+            Whether the run was resumed from a checkpoint. It may repeat steps; records with the same name and step are not
+            recorded twice.
     """
 
     def __init__(self, optimizer_steps: bool = False, resumed: bool = False):
@@ -61,13 +60,13 @@ class TrackioTracker(Tracker):
         import trackio
 
         if (run := _open_run()) is not None and f"alert: {alert.title}" not in self._names_at(step):
-            # Trackio prints alerts; stdout belongs to results.
+            # Trackio prints alerts, but stdout is for results.
             with redirect_stdout(sys.stderr):
                 level = trackio.AlertLevel(alert.level)
                 run.alert(alert.title, alert.text, level=level, step=step if self.optimizer_steps else None)
 
     def finish(self, status: str) -> None:
-        # A run that ends well is closed by whoever opened it; after an error nobody comes by to write what still waits.
+        # A finished run is closed by the code that opened it; after an error, pending records must be written here.
         if status != "finished" and _open_run() is not None:
             import trackio
 
@@ -81,7 +80,7 @@ class TrackioTracker(Tracker):
             run.log({**new, "train/global_step": step}, step=step if self.optimizer_steps else None)
 
     def _names_at(self, step: int) -> set[str]:
-        """What an earlier process has recorded at a step."""
+        """Names recorded at a step by an earlier process."""
         if not (self.resumed and self.optimizer_steps):
             return set()
         if self._recorded is None:
@@ -91,12 +90,12 @@ class TrackioTracker(Tracker):
 
 class TranscoderTrackioCallback(TrackioCallback):
     """
-    Transformers' callback with three differences: the run's steps are optimizer steps; a run that is resumed from a
-    checkpoint goes on as one run, without doubled steps; what Trackio prints goes to stderr.
+    Transformers' callback with three differences: the steps of the run are optimizer steps; a resumed run continues the
+    same run without duplicate steps; and Trackio's output goes to stderr.
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._initialized = False  # After a run that failed, the callback would believe it still open.
+        self._initialized = False  # After a failed run, the callback would take it for open.
         self._tracker = TrackioTracker(optimizer_steps=True, resumed=state.global_step > 0)
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
@@ -106,7 +105,7 @@ class TranscoderTrackioCallback(TrackioCallback):
 
     def on_log(self, args, state, control, model=None, logs=None, **kwargs):
         if not self._initialized:
-            # An evaluation before training, or after it: the run is opened (again).
+            # An evaluation before or after training opens the run (again).
             self._tracker = TrackioTracker(optimizer_steps=True)
             self.setup(args, state, model)
         if state.is_world_process_zero:
@@ -118,12 +117,12 @@ class TranscoderTrackioCallback(TrackioCallback):
 
 
 def free_run_name(project: str, name: str) -> str:
-    """`name`, or `name-2`, `name-3` ... where Trackio's local database has runs of that name."""
+    """A name without a run in Trackio's local database: `name`, `name-2`, `name-3` ..."""
     import trackio
 
     try:
         taken = {run.name for run in trackio.Api().runs(project)}
-    except ValueError:  # There is no such project yet.
+    except ValueError:  # The project does not exist yet.
         return name
     return next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
 
@@ -135,7 +134,7 @@ def _open_run():
 
 
 def _recorded_names() -> dict[int, set[str]]:
-    """Step -> names recorded there, of the open run in the local database."""
+    """Step -> names recorded at it, for the open run in the local database."""
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
 

@@ -1,4 +1,4 @@
-"""Reading back runs from Trackio's local database."""
+"""Read runs from Trackio's local database."""
 
 import math
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from ..errors import TranscoderError
 from .run import Run
 
 
-# Of a dictionary's configuration, which transformers' callback writes among the arguments of a run with one model.
+# Fields of a dictionary's configuration, which transformers' callback logs among the arguments of a run with one model.
 _CONFIG = ("input_site", "output_site", "d_in", "d_out", "num_features", "activation", "k")
 
 
 def trackio_runs(project: str) -> Iterator[Run]:
     """
-    The runs of a project in Trackio's local database (`$TRACKIO_DIR`), oldest first, as if read from files. Trackio does not
-    record how a run ended: its status is `"unknown"`.
+    Reads the runs of a project in Trackio's local database (`$TRACKIO_DIR`), oldest first. Trackio does not record the final
+    status of a run, which is `"unknown"`.
 
     Args:
-        project (`str`): The project's name.
+        project (`str`): Name of the project.
 
     Returns:
         `Iterator[Run]`
@@ -39,11 +39,11 @@ def trackio_runs(project: str) -> Iterator[Run]:
 
 def trackio_run(project: str, name: str) -> Run:
     """
-    One run of a project in Trackio's local database; of several with the same name the newest.
+    Reads a run of a project in Trackio's local database, the latest of several with the same name.
 
     Args:
-        project (`str`): The project's name.
-        name (`str`): The run's name.
+        project (`str`): Name of the project.
+        name (`str`): Name of the run.
 
     Returns:
         [`Run`]
@@ -61,7 +61,7 @@ def _read(project: str, run) -> Run:
 
     scalars, histograms = [], []
     for line in SQLiteStorage.get_logs(project, run.name, run_id=run.id):
-        # Transformers' callback counts its logs and writes the optimizer step beside them.
+        # Transformers' callback counts its logs and logs the optimizer step as a metric.
         own_step, time = line.pop("step"), line.pop("timestamp")
         step = int(line.pop("train/global_step", own_step))
         numbers = {key: value for key, value in line.items() if _is_number(value)}

@@ -1,4 +1,4 @@
-"""Rich records in Weights & Biases, offline ones too."""
+"""Record histograms, tables, images and alerts in Weights & Biases, also offline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ from .tracker import Alert, Tracker
 
 class WandbTracker(Tracker):
     """
-    Adds to the Weights & Biases run that is open in this process. As transformers' `WandbCallback` does, it leaves the
-    tracker's own step alone and writes the optimizer step as `train/global_step`, which is what the charts lie over. Where
-    none is open, records are left out.
+    Adds records to the Weights & Biases run that is open in this process. Like transformers' `WandbCallback`, it logs the
+    optimizer step as `train/global_step`, the x-axis of charts, instead of setting the step. Without an open run, records
+    are left out.
     """
 
     def scalars(self, step, values) -> None:
@@ -42,7 +42,7 @@ class WandbTracker(Tracker):
         import wandb
 
         if wandb.run is not None:
-            wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))
+            wandb.run.alert(alert.title, f"{alert.text} (step {step})", level=wandb.AlertLevel(alert.level.upper()))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         import wandb

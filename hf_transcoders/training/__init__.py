@@ -1,4 +1,4 @@
-"""Training dictionaries with the Hugging Face Trainer."""
+"""Train dictionaries with the Hugging Face Trainer."""
 
 from .arguments import TranscoderTrainingArguments
 from .grid import Grid, expand_grid, mlp_sites

@@ -1,4 +1,4 @@
-"""What a training run can be told, on top of `TrainingArguments`."""
+"""Arguments of a training run, in addition to `TrainingArguments`."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,131 +11,135 @@ from transformers.training_args import OptimizerNames
 from ..errors import TranscoderError
 
 
-# The window after which a silent feature counts as dead in published runs, in tokens.
+# Tokens after which a feature that does not fire counts as dead in published runs.
 _DEAD_AFTER_TOKENS = 10_000_000
 
 
 @dataclass
 class TranscoderTrainingArguments(TrainingArguments):
     r"""
-    Arguments of a [`TranscoderTrainer`] run. Everything of [`~transformers.TrainingArguments`] holds, with other
-    defaults where dictionaries need them; a batch is a batch of *tokens* (activation vectors), not of texts.
+    Arguments of a [`TranscoderTrainer`] run: all [`~transformers.TrainingArguments`], some with other defaults, and the
+    following. A batch is a batch of *tokens* (activation vectors), not of texts.
 
     Args:
         per_device_train_batch_size (`int`, *optional*, defaults to 2048):
-            Tokens (activation vectors) of one step on one device.
+            Number of tokens (activation vectors) per step on one device.
         max_tokens (`int`, *optional*):
-            Length of the run in tokens, over all devices. Without it and without `max_steps`, `num_train_epochs` passes
-            over the data.
+            Length of the run in tokens, over all devices. Without `max_tokens` and `max_steps` the run is `num_train_epochs`
+            passes over the data.
         sequence_length (`int`, *optional*, defaults to 128):
-            Length of the token blocks that a text dataset is packed into. Already packed data keeps its own.
+            Length of the token blocks that a text dataset is packed into. Packed data keeps its length.
         harvest_batch_size (`int`, *optional*):
-            Rows of one forward of the base model. Defaults to 8 on a CPU, whose cache larger batches overflow, and to 32
-            elsewhere.
+            Number of rows per forward pass of the base model. Defaults to 8 on a CPU, where larger batches leave the cache,
+            and to 32 elsewhere.
         buffer_tokens (`int`, *optional*, defaults to 65536):
-            Tokens of one shuffle block. Each data shard has its own.
+            Number of tokens in a shuffle block. Each data shard has its own block.
         data_shards (`int`, *optional*):
-            Into how many parts, each shuffled by itself, the data is split. Every step takes equally from all of them, so
-            that a run with the same `data_shards` and the same tokens per step gives the same numbers on any number of
-            processes that divides it. Defaults to the number of processes.
+            Number of parts of the data that are shuffled separately. Every step takes equally from all parts, so a run with
+            the same `data_shards` and the same tokens per step gives the same results on any number of processes that
+            divides it. Defaults to the number of processes.
         skip_first (`int`, *optional*, defaults to 1):
-            Positions left out at the start of each row, where language models park an attention sink.
+            Number of positions left out at the start of each row, the attention sink of language models.
         skip_special_tokens (`bool`, *optional*, defaults to `True`):
             Whether BOS, EOS and padding tokens are left out.
         outlier_factor (`float`, *optional*, defaults to 10.0):
-            Tokens whose activation is longer than this many medians are left out. 0 keeps all.
+            Factor of the median norm above which activations are left out. 0 keeps all.
         activation_cache_dir (`str`, *optional*):
-            Folder where activations are kept for later runs over the same data.
+            Folder that caches activations for later runs over the same data.
         activation_cache_gb (`float`, *optional*, defaults to 4.0):
-            Memory for activations that are needed again in a later epoch of this run.
+            Memory for activations that a later epoch of this run needs again, in GiB.
         sparsity_warmup (`float`, *optional*, defaults to 0.1):
             Share of the run over which L1 and L0 coefficients rise from zero.
         dead_after_tokens (`int`, *optional*):
-            Tokens after which a feature that never fired counts as dead. Defaults to 10 million, or half of the run
-            where that is less: a window that is too short takes rare features for dead ones, and reviving them costs
-            time and gains nothing.
+            Number of tokens after which a feature that never fired counts as dead. Defaults to 10 million, or half of the
+            run if that is less: with a shorter window rare features count as dead, and reviving them costs time without
+            benefit.
         initialization_tokens (`int`, *optional*, defaults to 16384):
-            Activations that biases, normalisation and the targets' variance are measured on before training.
+            Number of activations to measure biases, normalization and the variance of the targets on before training.
         eval_tokens (`int`, *optional*, defaults to 16384):
-            Tokens of an evaluation that measure fidelity.
+            Number of tokens for fidelity in an evaluation.
         eval_loss_tokens (`int`, *optional*, defaults to 4096):
-            Tokens of an evaluation that measure the language model's loss.
+            Number of tokens for the language model's loss in an evaluation.
         report_to (`str` or `list[str]`, *optional*):
-            Trackers besides the records in `output_dir/tracking`, which are always there. Defaults to Trackio where it is
-            installed (a local database: `trackio show` opens the dashboard), else to none.
+            Trackers in addition to the records in `output_dir/tracking`. Defaults to Trackio if it is installed (a local
+            database: `trackio show` opens the dashboard), otherwise to none.
         project (`str`, *optional*, defaults to `"hf_transcoders"`):
-            Under which trackers file the run.
+            Project of the run in trackers.
         trackio_static_space_id (`str` or `False`, *optional*, defaults to `False`):
-            A Space on the Hub that becomes a copy of the dashboard when the model is pushed. With transformers' own default
-            of `None` every push would create one.
+            Space on the Hub that receives a copy of the dashboard when the model is pushed. With transformers' default of
+            `None` every push would create a Space.
     """
 
     per_device_train_batch_size: int = field(
-        default=2048, metadata={"help": "Tokens (activation vectors) of one step on one device."}
+        default=2048, metadata={"help": "Number of tokens (activation vectors) per step on one device."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate."})
     warmup_steps: float = field(
         default=0.02, metadata={"help": "Steps of linear warm-up, or their share of the run if below 1."}
     )
     optim: OptimizerNames | str = field(default="adamw_torch_fused", metadata={"help": "The optimizer to use."})
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two logs, or their share of the run."})
+    logging_steps: float = field(
+        default=20, metadata={"help": "Number of steps between two logs, or their share of the run if below 1."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether to hide NaN losses in the logs."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: batches are made, not loaded."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Always off: batches are computed, not loaded."}
+    )
     max_tokens: int | None = field(
-        default=None, metadata={"help": "Length of the run in tokens over all devices; else `num_train_epochs`."}
+        default=None, metadata={"help": "Length of the run in tokens over all devices, instead of `num_train_epochs`."}
     )
     sequence_length: int = field(
         default=128, metadata={"help": "Length of the token blocks that a text dataset is packed into."}
     )
     harvest_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows of one forward of the base model; 8 on a CPU, 32 elsewhere."}
+        default=None, metadata={"help": "Number of rows per forward pass of the base model; 8 on a CPU, 32 elsewhere."}
     )
-    buffer_tokens: int = field(default=65536, metadata={"help": "Tokens of one shuffle block."})
+    buffer_tokens: int = field(default=65536, metadata={"help": "Number of tokens in a shuffle block."})
     data_shards: int | None = field(
         default=None,
-        metadata={"help": "Parts of the data that are shuffled by themselves; by default one for each process."},
+        metadata={"help": "Number of parts of the data that are shuffled separately; by default one per process."},
     )
     skip_first: int = field(
-        default=1, metadata={"help": "Positions left out at the start of each row (the attention sink)."}
+        default=1, metadata={"help": "Number of positions left out at the start of each row (the attention sink)."}
     )
     skip_special_tokens: bool = field(
         default=True, metadata={"help": "Whether BOS, EOS and padding tokens are left out."}
     )
     outlier_factor: float = field(
-        default=10.0, metadata={"help": "Leave out activations longer than this many medians; 0 keeps all."}
+        default=10.0, metadata={"help": "Factor of the median norm above which activations are left out; 0 keeps all."}
     )
     activation_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder where activations are kept for later runs over the same data."}
+        default=None, metadata={"help": "Folder that caches activations for later runs over the same data."}
     )
     activation_cache_gb: float = field(
-        default=4.0, metadata={"help": "Memory for activations that a later epoch of this run needs again."}
+        default=4.0, metadata={"help": "Memory in GiB for activations that a later epoch of this run needs again."}
     )
     sparsity_warmup: float = field(
         default=0.1, metadata={"help": "Share of the run over which L1 and L0 coefficients rise from zero."}
     )
     dead_after_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens without firing after which a feature is dead; 10 million or half of the run."},
+        metadata={"help": "Number of tokens after which a silent feature is dead; 10 million or half of the run."},
     )
     initialization_tokens: int = field(
-        default=16384, metadata={"help": "Activations that biases and scales are measured on before training."}
+        default=16384, metadata={"help": "Number of activations to measure biases and scales on before training."}
     )
-    eval_tokens: int = field(default=16384, metadata={"help": "Tokens that measure fidelity in an evaluation."})
+    eval_tokens: int = field(default=16384, metadata={"help": "Number of tokens for fidelity in an evaluation."})
     eval_loss_tokens: int = field(
-        default=4096, metadata={"help": "Tokens that measure the language model's loss in an evaluation."}
+        default=4096, metadata={"help": "Number of tokens for the language model's loss in an evaluation."}
     )
-    # `str` as well; so annotated, the command line takes several.
+    # Also a `str`; with this annotation the command line accepts several.
     report_to: list[str] | None = field(
-        default=None, metadata={"help": "Trackers, or 'none'; Trackio where it is installed."}
+        default=None, metadata={"help": "Trackers, or 'none'; by default Trackio if it is installed."}
     )
-    project: str = field(default="hf_transcoders", metadata={"help": "Under which trackers file the run."})
+    project: str = field(default="hf_transcoders", metadata={"help": "Project of the run in trackers."})
     trackio_static_space_id: str | None | Literal[False] = field(
-        default=False, metadata={"help": "A Space that becomes a copy of the dashboard when the model is pushed."}
+        default=False, metadata={"help": "Space that receives a copy of the dashboard when the model is pushed."}
     )
 
     def __post_init__(self):
         if self.report_to is None:
-            self.report_to = "trackio" if is_trackio_available() else "none"
+            self.report_to = "trackio" if is_trackio_available() else "none"  # pyright: ignore[reportAttributeAccessIssue]
         super().__post_init__()
         if self.harvest_batch_size is None:
             self.harvest_batch_size = 8 if self.device.type == "cpu" else 32
@@ -185,11 +189,11 @@ class TranscoderTrainingArguments(TrainingArguments):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step, over all devices."""
+        """Number of tokens per optimizer step, over all devices."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def dead_window(self, max_steps: int) -> int:
-        """Tokens after which a silent feature counts as dead in a run of `max_steps`."""
+        """Number of tokens after which a silent feature counts as dead in a run of `max_steps`."""
         if self.dead_after_tokens is not None:
             return self.dead_after_tokens
         return min(_DEAD_AFTER_TOKENS, max_steps * self.tokens_per_step // 2)

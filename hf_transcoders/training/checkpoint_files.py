@@ -1,4 +1,4 @@
-"""Checkpoint folders: written whole, found only while usable, and removed in one move."""
+"""Commit, find, check and delete checkpoint folders."""
 
 import hashlib
 import os
@@ -22,37 +22,37 @@ except ImportError:  # Windows
 
 logger = logging.get_logger(__name__)
 
-# Raised when a checkpoint written by this version can no longer be continued by an older one.
+# Incremented when older versions can no longer continue checkpoints of this version.
 FORMAT_VERSION = 2
 MANIFEST = "checkpoint.json"
 TRAINER_STATE, FACTS = "trainer_state.json", "fingerprint.json"
 OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.safetensors"
-# Without these a run cannot go on exactly.
+# Files that a run needs to continue exactly.
 RESUMED_FILES = (FACTS, OPTIMIZER, SCHEDULER)
 _PICKLES = (".bin", ".pickle", ".pkl", ".pt", ".pth")
 PARTIAL = ".partial"
-# A folder that is on its way out keeps its name between these two, so that no second directory has to be made for it:
-# on a full disk that would fail.
+# A folder that is being deleted is renamed to its name between these two, because creating a second directory would fail on
+# a full disk.
 _REPLACED, _REMOVED = ".{}.replaced", ".{}.removed"
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The usable checkpoint of the highest step in a run's folder; `None` where there is none."""
+    """The usable checkpoint with the highest step in the folder of a run; `None` if there is none."""
     return next((path for path, reason in _judged(output_dir) if reason is None), None)
 
 
 def find_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     """
-    The checkpoint to resume from: as [`last_checkpoint`], but it says which ones it has passed over.
+    Finds the checkpoint to resume from, with a warning for each unusable one that is skipped.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder.
+        output_dir (`str` or `os.PathLike`): Folder of the run.
 
     Returns:
-        `Path`, or `None` where the folder has no checkpoint at all.
+        `Path`, or `None` if the folder has no checkpoint at all.
 
     Raises:
-        [`TranscoderError`]: There are checkpoints, and none can be used.
+        [`TranscoderError`]: there are checkpoints, but none can be used.
     """
     skipped = []
     for path, reason in _judged(output_dir):
@@ -65,20 +65,20 @@ def find_checkpoint(output_dir: str | os.PathLike) -> Path | None:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped)
         raise TranscoderError(
             f"No checkpoint in {output_dir} can be used ({reasons}): restore one from a copy, or remove them and start "
-            "anew."
+            "again."
         )
     return None
 
 
 def why_unusable(checkpoint: str | os.PathLike) -> str | None:
     """
-    Why a run cannot be continued from a folder, in a few words; `None` if it can.
+    Returns in a few words why a run cannot be continued from a folder; `None` if it can.
 
-    Every file that was there when the checkpoint was written must be there with the same bytes, by its SHA-256. Files that
-    the manifest does not name are never read, and nothing is unpickled.
+    Every file of the manifest must exist with the same SHA-256. Files that are not in the manifest are never read, and
+    nothing is unpickled.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): The folder.
+        checkpoint (`str` or `os.PathLike`): Folder of the checkpoint.
     """
     folder = Path(checkpoint)
     try:
@@ -119,12 +119,12 @@ def why_unusable(checkpoint: str | os.PathLike) -> str | None:
 
 def commit(partial: Path, final: Path) -> None:
     """
-    Gives a written folder its name as a checkpoint. At any moment one of the two is in place: an older checkpoint of that
-    name is moved aside first, and [`recover`] moves it back where the process died before the new one was in place.
+    Renames a written folder to a checkpoint. An older checkpoint with that name is moved aside first, and [`recover`]
+    moves it back if the process dies before the new one is in place.
 
     Args:
-        partial (`Path`): The folder, on the same file system.
-        final (`Path`): Its name from now on.
+        partial (`Path`): Written folder, on the same file system.
+        final (`Path`): Path of the checkpoint.
     """
     paths = {path.relative_to(partial).as_posix(): path for path in sorted(partial.rglob("*")) if path.is_file()}
     manifest = {
@@ -133,7 +133,7 @@ def commit(partial: Path, final: Path) -> None:
         "sha256": _sha256(paths),
     }
     (partial / MANIFEST).write_text(to_json(manifest) + "\n")
-    # A name must not reach the disk before the bytes: after a power failure the files would be empty.
+    # The name must not reach the disk before the bytes: after a power failure the files would be empty.
     for path in (*paths.values(), partial / MANIFEST, partial):
         _flush(path)
     replaced = final.with_name(_REPLACED.format(final.name))
@@ -147,24 +147,24 @@ def commit(partial: Path, final: Path) -> None:
 
 def rotate(output_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
     """
-    Removes the oldest checkpoints beyond `limit`.
+    Deletes the oldest checkpoints beyond a limit.
 
     Args:
-        output_dir (`Path`): The run's folder.
-        limit (`int`, *optional*): How many stay. `None` or 0: all.
-        keep (`Collection[Path]`): Those that stay in any case.
+        output_dir (`Path`): Folder of the run.
+        limit (`int`, *optional*): Number of checkpoints to keep. `None` or 0 keeps all.
+        keep (`Collection[Path]`): Checkpoints to keep in any case.
     """
     if not limit or limit < 0:
         return
-    # By age, because a run that went back to an earlier checkpoint writes lower steps after higher ones. Within a second,
-    # and where all files claim one time, by step.
+    # By age, because a run resumed from an earlier checkpoint writes lower steps after higher ones; by step for checkpoints
+    # of the same age.
     paths = [
         path for *_, path in sorted((int(path.stat().st_mtime), step, path) for step, path in _numbered(output_dir))
     ]
     kept = {path.name for path in keep}
     surplus = len(paths) - max(limit, len(kept))
     for path in [path for path in paths if path.name not in kept][: max(surplus, 0)]:
-        # In one move: half a checkpoint must not look like one.
+        # By a rename first: a partly deleted checkpoint must not look like one.
         removed = path.with_name(_REMOVED.format(path.name))
         shutil.rmtree(removed, ignore_errors=True)
         os.replace(path, removed)
@@ -173,10 +173,10 @@ def rotate(output_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
 
 def recover(output_dir: str | os.PathLike) -> None:
     """
-    Tidies up what a killed run has left in its folder, and says which save was interrupted.
+    Cleans up the leftovers of a killed run, with a warning for an interrupted save.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder.
+        output_dir (`str` or `os.PathLike`): Folder of the run.
     """
     output_dir = Path(output_dir)
     before, after = _REPLACED.split("{}")
@@ -186,35 +186,35 @@ def recover(output_dir: str | os.PathLike) -> None:
             os.replace(replaced, final)
     for partial in (output_dir / PARTIAL).glob("checkpoint-*"):
         step = partial.name.removeprefix("checkpoint-")
-        logger.warning(f"A save of step {step} into {output_dir} was interrupted: what it left is removed.")
+        logger.warning(f"A save of step {step} into {output_dir} was interrupted: its leftovers are removed.")
     leftovers = [output_dir / PARTIAL]
     for pattern in (_REPLACED, _REMOVED):
         leftovers += output_dir.glob(pattern.format("checkpoint-*"))
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-    # A final `save_model` into a new folder makes its files beside it, see `atomic_directory`.
+    # A final `save_model` into a new folder writes its files next to it, see `atomic_directory`.
     remove_leftovers(output_dir.absolute().parent, output_dir.absolute().name)
     remove_leftovers(output_dir)
 
 
 def make_run_folder(output_dir: str | os.PathLike) -> None:
-    """Makes the folder of a run where it is missing; raises [`TranscoderError`] where it cannot be made."""
+    """Creates the folder of a run if it does not exist; raises a [`TranscoderError`] if it cannot be created."""
     try:
         os.makedirs(output_dir, exist_ok=True)
     except OSError as error:
         raise TranscoderError(
-            f"{output_dir} cannot be made ({error.strerror or error}): give another `output_dir`."
+            f"{output_dir} cannot be created ({error.strerror or error}): give another `output_dir`."
         ) from error
 
 
 @contextmanager
 def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
     """
-    Refuses a second run into the same folder while the first lives. The lock is the operating system's and leaves
-    nothing behind, whichever way the process ends; file systems that know no locks do without.
+    Refuses a second run in the same folder while the first is running. The operating system releases the lock however the
+    process ends; on file systems without locks there is no check.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The run's folder; it is made where it is missing.
+        output_dir (`str` or `os.PathLike`): Folder of the run, created if it does not exist.
     """
     if fcntl is None:
         yield
@@ -226,7 +226,7 @@ def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TranscoderError(
-                f"Another run is writing into {output_dir}: wait for its end, or give another `output_dir`."
+                f"Another run is writing into {output_dir}: wait until it ends, or give another `output_dir`."
             ) from error
         except OSError:
             pass
@@ -236,20 +236,20 @@ def only_run(output_dir: str | os.PathLike) -> Iterator[None]:
 
 
 def _judged(output_dir) -> Iterator[tuple[Path, str | None]]:
-    """The checkpoints of a folder, the highest step first, each with what is wrong with it."""
+    """The checkpoints of a folder, highest step first, each with the reason why it is unusable or `None`."""
     for _, path in sorted(_numbered(output_dir), reverse=True):
         yield path, why_unusable(path)
 
 
 def _numbered(output_dir) -> list[tuple[int, Path]]:
-    """Step and path of every folder that is named as a checkpoint."""
+    """Step and path of every folder with the name of a checkpoint."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
     steps = [path.name.removeprefix("checkpoint-") for path in folders]
     return [(int(step), path) for step, path in zip(steps, folders, strict=True) if step.isdecimal()]
 
 
 def _sha256(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Name -> digest of a file. Hashing leaves Python's lock, so that large files share the processors."""
+    """Name -> digest of each file. Hashing releases Python's lock, so large files are hashed in parallel."""
 
     def digest(path):
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues bit for bit, whatever has ended it."""
+"""Checkpoints from which a run continues bit for bit, however it ended."""
 
 import errno
 import itertools
@@ -46,27 +46,27 @@ _NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno
 
 
 class ExactCheckpoints(TrainerStates):
-    """What [`TranscoderTrainer`] does otherwise than the Trainer when it writes and reads checkpoints."""
+    """The methods of [`TranscoderTrainer`] that write and read checkpoints."""
 
     _saving_checkpoint = False
     _saved_step: int | None = None
-    # What the run is made with, taken when it starts.
+    # Data, models and settings of the run, recorded when it starts.
     _facts: dict[str, Any]
 
     # ------------------------------------------------------------------------------------------------ finding
 
     def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
         """
-        Tidies the run's folder, and finds the checkpoint that is asked for.
+        Cleans up the folder of the run and finds the checkpoint to resume from.
 
         Args:
-            wanted (`str` or `bool`, *optional*): As for [`~TranscoderTrainer.train`].
+            wanted (`str` or `bool`, *optional*): Same as `resume_from_checkpoint` in [`~TranscoderTrainer.train`].
 
         Returns:
-            `str`: The folder, the same in every process; `None` to start from the beginning.
+            `str`: folder of the checkpoint, the same in every process; `None` to start from the beginning.
         """
         self._saved_step = None
-        found = [None, None]
+        found: list[str | None] = [None, None]
         if self.args.process_index == 0:
             try:
                 found[0] = self._find_checkpoint(wanted)
@@ -89,7 +89,7 @@ class ExactCheckpoints(TrainerStates):
             found = find_checkpoint(output_dir)
             if found is not None:
                 return str(found)
-            never = " (and none is going to be written, since `save_strategy` is 'no')"
+            never = " (and none will be written, because `save_strategy` is 'no')"
             logger.warning(
                 f"There is no checkpoint in {output_dir} yet{never if self.args.save_strategy == 'no' else ''}: the run "
                 "starts from the beginning."
@@ -97,7 +97,7 @@ class ExactCheckpoints(TrainerStates):
         elif wanted:
             if not os.path.isfile(os.path.join(wanted, TRAINER_STATE)):
                 raise TranscoderError(
-                    f"{wanted} is no checkpoint (it has no {TRAINER_STATE}): give a `checkpoint-…` folder of an "
+                    f"{wanted} is not a checkpoint (it has no {TRAINER_STATE}): give a `checkpoint-…` folder of an "
                     "earlier run."
                 )
             if reason := why_unusable(wanted):
@@ -111,7 +111,7 @@ class ExactCheckpoints(TrainerStates):
         return None
 
     def _note_facts(self, checkpoint: str | None) -> None:
-        """Takes down what the run is made with, and refuses to continue a checkpoint that was made with something else."""
+        """Records data, models and settings of the run, and refuses a checkpoint that was made with others."""
         self._facts = run_facts(self)
         if checkpoint is None:
             return
@@ -120,7 +120,7 @@ class ExactCheckpoints(TrainerStates):
             self._check_same_run(checkpoint)
         except TranscoderError as error:
             refusal = str(error)
-        # The data and the base model of one process may differ where those of another do not.
+        # The data and the base model may differ in one process only.
         refusals = [text for text in gather_object([refusal]) if text is not None]
         if refusals:
             raise TranscoderError(refusals[0])
@@ -138,24 +138,24 @@ class ExactCheckpoints(TrainerStates):
         if found:
             raise TranscoderError(
                 f"{checkpoint} was made with {'; '.join(found)}: resume with the same model, data, sizes and settings, or "
-                "start anew in another `output_dir`."
+                "start again in another `output_dir`."
             )
         if saved.get("max_steps") != self.args.max_steps:
             logger.warning(
-                f"{checkpoint} is of a run of {saved.get('max_steps')} steps and this run has {self.args.max_steps}: from "
-                "here on the learning rate and all that follows the length of the run follow the new one, so the run ends "
-                "in other numbers than one that had it from the start."
+                f"{checkpoint} is of a run of {saved.get('max_steps')} steps and this run has {self.args.max_steps}: the "
+                "learning rate and all other schedules now follow the new length, so the results differ from those of a run "
+                "with this length from the start."
             )
 
     # ------------------------------------------------------------------------------------------------ writing
 
     def _get_output_dir(self, trial) -> str:
-        # While a checkpoint is written its pieces go into a folder that is no checkpoint yet.
+        # While a checkpoint is written, its files are in a folder that is not yet a checkpoint.
         directory = super()._get_output_dir(trial)
         return os.path.join(directory, PARTIAL) if self._saving_checkpoint else directory
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint in full and only then gives it its name, so that a broken one is never found."""
+        """Writes all files of a checkpoint before renaming it, so that a partial one is never found."""
         output_dir = Path(super()._get_output_dir(trial))
         step = self.state.global_step
         if broken := self._not_finite():
@@ -175,7 +175,7 @@ class ExactCheckpoints(TrainerStates):
             if self.args.should_save:
                 commit(partial, final)
             self._saved_step = step
-        # torch and safetensors report a failed write as errors of their own.
+        # torch and safetensors report failed writes as their own errors.
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = _reason(error)
             advice = "make room" if reason in _NO_ROOM else "fix this"
@@ -193,7 +193,7 @@ class ExactCheckpoints(TrainerStates):
         self.accelerator.wait_for_everyone()
 
     def _rotate(self, last: Path) -> None:
-        """Removes the oldest checkpoints beyond the limit, but neither the last one nor the best."""
+        """Deletes the oldest checkpoints beyond the limit, except the last and the best one."""
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(last.parent, self.args.save_total_limit, keep={last} | ({Path(best)} if best else set()))
@@ -214,20 +214,20 @@ class ExactCheckpoints(TrainerStates):
         super()._save_checkpoint(model, trial)
         self._saving_checkpoint = False
         if self.args.should_save and self.state.best_global_step:
-            # The Trainer has looked for the best checkpoint in the folder where this one is being made.
+            # The Trainer looks for the best checkpoint in the folder where this one is being written.
             best = final.with_name(f"checkpoint-{self.state.best_global_step}")
             self.state.best_model_checkpoint = str(best) if best == final or best.exists() else None
             self.state.save_to_json(str(partial / TRAINER_STATE))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Once the checkpoint has its name.
+        # After the checkpoint has its name.
         if not self._saving_checkpoint:
             super()._push_from_checkpoint(checkpoint_folder)
 
     # ------------------------------------------------------------------------------------------------ stopping
 
     def get_batch_samples(self, *args, **kwargs):
-        """The batches of one step. Where they cannot be had, what was learned before is saved first."""
+        """The batches of one step. If the data cannot be read, the last step is saved first."""
         try:
             return super().get_batch_samples(*args, **kwargs)
         except TranscoderError as error:
@@ -237,12 +237,12 @@ class ExactCheckpoints(TrainerStates):
             raise
 
     def _save_last_step(self) -> str:
-        """Saves the state after the last whole step where there is no checkpoint of it; says where it is."""
+        """Saves a checkpoint of the last whole step if there is none, and returns a sentence with its path."""
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         if step == 0:
             return "nothing was learned yet"
         checkpoint = output_dir / f"checkpoint-{step}"
-        # The other processes may have data: they are inside the next step, and do not come to save.
+        # The other processes may have data: they are already in the next step and do not save.
         if self.args.world_size > 1:
             return _resume_from(output_dir)
         if self._saved_step != step:
@@ -251,10 +251,10 @@ class ExactCheckpoints(TrainerStates):
             except TranscoderError as error:
                 return f"its last step could not be saved either: {str(error).removesuffix('.')}"
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        return f"what was learned up to step {step} is in {checkpoint}, to resume from"
+        return f"the state after step {step} is in {checkpoint}, to resume from"
 
     def _not_finite(self) -> list[str]:
-        """The dictionaries whose weights hold NaN or infinity. Waits for the device."""
+        """The dictionaries whose weights have NaN or infinity. Waits for the device."""
         finite = []
         for dictionary in self.dictionaries.values():
             tensors = itertools.chain(dictionary.parameters(), dictionary.buffers())
@@ -266,7 +266,7 @@ class ExactCheckpoints(TrainerStates):
         return [name for name, good in zip(self.dictionaries, finite.tolist(), strict=True) if not good]
 
     def _stop_if_diverged(self, losses: dict[str, float]) -> None:
-        """Ends the run where a loss (dictionary -> mean since the last log) or a weight is no number any more."""
+        """Ends the run if a loss (dictionary -> mean since the last log) or a weight is not finite."""
         step = self.state.global_step
         what = [f"the loss of {name} was {loss}" for name, loss in losses.items() if not abs(loss) < float("inf")]
         what += [f"weights of {name} are NaN or infinite" for name in self._not_finite()]
@@ -278,14 +278,14 @@ class ExactCheckpoints(TrainerStates):
 
     def _way_out(self, output_dir: Path | None = None) -> str:
         return (
-            f"start anew with a lower `learning_rate`, or, if the cause has gone, "
+            f"start again with a lower `learning_rate`, or, if the cause is fixed, "
             f"{_resume_from(output_dir or self.args.output_dir)}"
         )
 
     # ------------------------------------------------------------------------------------------------ reading
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Weights, dead-feature counts, running metrics and the place in the data."""
+        """Loads weights, dead-feature counts, running metrics and the position in the data."""
         self._load_dictionaries(resume_from_checkpoint)
         self._load_monitors(resume_from_checkpoint)
         self._load_stream(resume_from_checkpoint)
@@ -308,14 +308,14 @@ class ExactCheckpoints(TrainerStates):
                 load_state_(dictionary, saved[name].state_dict())
             except RuntimeError as error:
                 raise TranscoderError(
-                    f"The checkpoint's '{name}' has other sizes than the one of this run: resume with the same "
+                    f"The checkpoint's '{name}' has other sizes than that of this run: resume with the same "
                     "configuration."
                 ) from error
             dictionary.config.target_variance = saved[name].config.target_variance
             dictionary.config.evaluation = saved[name].config.evaluation
 
     def _load_monitors(self, checkpoint: str) -> None:
-        """Each process its own, or all of them merged where there are now more processes or fewer."""
+        """Loads the monitors of this process, merged and shared out if the number of processes has changed."""
         rank, world_size = self.args.process_index, self.args.world_size
         count = len(list(Path(checkpoint).glob(_MONITOR_STATE.format(rank="*"))))
         wanted = [rank] if count == world_size else range(count)
@@ -335,7 +335,7 @@ class ExactCheckpoints(TrainerStates):
             monitor.load_state_dict(states[0] if count == world_size else share_out(states, rank, world_size))
 
     def _read_stream_states(self, checkpoint: str) -> tuple[dict[int, dict[str, Any]], int]:
-        """Where the shards of this process stood, as far as the checkpoint has them, and how many it has."""
+        """Positions of the shards of this process in the checkpoint, and the number of its shards."""
         files = {
             shard: file
             for shard in self.get_train_dataloader().shards
@@ -350,16 +350,18 @@ class ExactCheckpoints(TrainerStates):
 
 def _resume_from(output_dir: str | os.PathLike) -> str:
     last = last_checkpoint(output_dir)
-    return f"resume from {last}, the last whole checkpoint" if last else "start anew: there is no whole checkpoint yet"
+    return (
+        f"resume from {last}, the last whole checkpoint" if last else "start again: there is no whole checkpoint yet"
+    )
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said, where it is found behind an error."""
+    """The message of the operating system, if an error has one."""
     cause = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-        # As safetensors has it.
+        # The form of errors of safetensors.
         if number := re.search(r"\(os error (\d+)\)", str(cause)):
             return os.strerror(int(number[1]))
         cause = cause.__cause__ or cause.__context__

@@ -18,14 +18,14 @@ from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import dictionary_name
 
 
-# Options that mean something to some activations only.
+# Options that only some activations have.
 _ACTIVATIONS_OF = {
     "k": ("topk", "batchtopk"),
     "l1_coefficient": ("relu", "gated"),
     "l0_coefficient": ("jumprelu",),
     "target_l0": ("jumprelu",),
 }
-# Those that every name shows; others are shown where they vary.
+# Options in every name; others are in names if they vary.
 _IN_EVERY_NAME = {"activation", "num_features", "skip_connection", *_ACTIVATIONS_OF}
 
 #: fp32 weights, gradients, and Adam's two averages.
@@ -35,11 +35,11 @@ TRAINING_BYTES_PER_PARAMETER = 16
 @dataclass
 class Grid:
     """
-    What [`expand_grid`] makes.
+    Result of [`expand_grid`].
 
     Args:
-        configs (`dict[str, TranscoderConfig]`): Name -> configuration.
-        left_out (`dict[str, str]`): Combinations that cannot be, and why.
+        configs (`dict[str, TranscoderConfig]`): Configurations by name.
+        left_out (`dict[str, str]`): Impossible combination -> reason.
     """
 
     configs: dict[str, TranscoderConfig]
@@ -47,14 +47,14 @@ class Grid:
 
 
 def mlp_sites(layer: int, kind: str) -> tuple[str, str]:
-    """Where a `"transcoder"` or an `"sae"` of a layer's MLP reads and writes."""
+    """Input and output sites of a `"transcoder"` or an `"sae"` of a layer's MLP."""
     write = f"layers.{layer}.mlp.branch"
     return (write if kind == "sae" else f"layers.{layer}.mlp.in"), write
 
 
 @takes_model
 def dictionary_config(base_model, read: str, write: str, **kwargs) -> TranscoderConfig:
-    """As [`TranscoderConfig.for_model`], with the widths that the base model has at these sites."""
+    """Makes a configuration as [`TranscoderConfig.for_model`], with the widths of the base model at the sites."""
     widths = {"d_in": site_width(base_model, read), "d_out": site_width(base_model, write)}
     known = {name: width for name, width in widths.items() if width is not None}
     return TranscoderConfig.for_model(base_model, read, write, **{**known, **kwargs})
@@ -63,24 +63,24 @@ def dictionary_config(base_model, read: str, write: str, **kwargs) -> Transcoder
 @takes_model
 def expand_grid(base_model, sites: Iterable[tuple[str, str]], **options) -> Grid:
     """
-    Every combination of sites and options, under a readable name such as `layers.8.mlp.transcoder.topk32.n4608`.
+    Makes every combination of sites and options, with readable names such as `layers.8.mlp.transcoder.topk32.n4608`.
 
-    An option that means nothing to an activation (such as `k` to `"relu"`), or to an SAE (`skip_connection`), is left out
-    of its combinations, so that `activation=["topk", "relu"], k=[16, 32], l1_coefficient=[1e-3]` makes three.
+    Options that an activation does not have (such as `k` for `"relu"`), or an SAE (`skip_connection`), are left out of its
+    combinations, so `activation=["topk", "relu"], k=[16, 32], l1_coefficient=[1e-3]` makes three.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model.
+            Language model.
         sites (`Iterable[tuple[str, str]]`):
-            Where to read and write, as [`mlp_sites`] gives it.
+            Input and output sites, as returned by [`mlp_sites`].
         options:
-            Arguments of [`TranscoderConfig`]: a value, or a list of them.
+            Arguments of [`TranscoderConfig`], each a value or a list of values.
 
     Returns:
         [`Grid`]
 
     Raises:
-        [`TranscoderError`]: a site is not there, an option means nothing to any combination, or no combination can be.
+        [`TranscoderError`]: a site does not exist, an option has no effect on any combination, or no combination is possible.
     """
     options = {name: _as_list(value) for name, value in options.items()}
     options.setdefault("activation", ["topk"])
@@ -90,7 +90,7 @@ def expand_grid(base_model, sites: Iterable[tuple[str, str]], **options) -> Grid
     used: set[str] = set()
     for read, write in sites:
         for site in (read, write):
-            site_width(base_model, site)  # Raises where there is no such site.
+            site_width(base_model, site)  # Raises an error if the site does not exist.
         for values in itertools.product(*options.values()):
             chosen = _that_apply(dict(zip(options, values, strict=True)), is_sae=read == write)
             used |= chosen.keys()
@@ -116,13 +116,13 @@ def expand_grid(base_model, sites: Iterable[tuple[str, str]], **options) -> Grid
 
 
 def count_parameters(config: TranscoderConfig) -> int:
-    """Parameters of a dictionary, without making them."""
+    """Number of parameters of a dictionary."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in TranscoderModel(config).parameters())
 
 
 def in_groups(names: Sequence[str], size: int | None) -> list[list[str]]:
-    """Names in groups of at most `size`, all in one without it."""
+    """Names in groups of at most `size`, or in one group if it is `None`."""
     if size is not None and size < 1:
         raise TranscoderError(f"The size of a group is {size}; give a number of at least 1.")
     size = size or len(names)
@@ -161,7 +161,7 @@ def _name(read: str, write: str, options: Mapping[str, Any], varying: Sequence[s
 
 
 def _number(value: float) -> str:
-    """Without a dot, which separates the words of a name: `32`, `1e-3`, `15e-4`."""
+    """A number without a dot, which separates the parts of a name: `32`, `1e-3`, `15e-4`."""
     _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     if exponent >= 0:
         return f"{Decimal(repr(value)):.0f}"

@@ -1,6 +1,6 @@
-"""What a run will need, before it is started: memory of each process, disk, and time.
+"""Estimate the memory, disk space and time of a training run before it starts.
 
-Everything follows from sizes: nothing is loaded, and the modules that are asked may lie on the `meta` device.
+Estimates are computed from sizes only: nothing is loaded, and modules may be on the `meta` device.
 """
 
 import math
@@ -17,40 +17,42 @@ from ..models.modeling_transcoder import TranscoderModel
 from .arguments import TranscoderTrainingArguments
 
 
-# Bytes that optimizers keep for each parameter; Adam's two averages where a name is not here.
+# Bytes of optimizer state per parameter; other optimizers are planned as Adam.
 _OPTIMIZER_BYTES = {"sgd": 0, "lion_32bit": 4, "rmsprop": 4, "adagrad": 4, "adafactor": 0}
 _ADAM_BYTES, _ADAM_8BIT_BYTES = 8, 2
-# Scores that the sparse encoder makes at a time (ops/sparse.py).
+# Scores that the sparse encoder computes at a time (ops/sparse.py).
 _CPU_SCORES, _SCORES = 1 << 21, 1 << 28
-# Tensors of (tokens, features) alive at once in a step of an activation that computes all features: pre-activations,
-# features, their gradients and the monitor's, as measured.
+# Tensors (tokens, features) alive at once in a step with an activation that computes all features: pre-activations,
+# features, their gradients and those of the monitor, as measured.
 _DENSE_COPIES = {"relu": 4, "jumprelu": 8, "gated": 9, "batchtopk": 1}
 # Elements of the largest temporaries of an evaluation (evaluation/evaluator.py).
 _EVALUATION_ELEMENTS = 2**23
-# Of the features, how many the AuxK loss is planned for.
+# Share of dead features that the AuxK loss is planned for.
 _DEAD_SHARE = 0.1
-# Share of the peak that matrix products of these sizes reach.
+# Share of the peak performance that matrix products of these sizes reach.
 _UTILIZATION = 0.5
 
 
 @dataclass
 class RunPlan:
     """
-    What [`plan_run`] makes. Memory and disk are in bytes, memory is that of one process.
+    Result of [`plan_run`]. Memory and disk space are in bytes, and memory is that of one process.
 
     Args:
-        processes (`int`): Processes.
-        parameters, base_parameters (`int`): Of all dictionaries, and of the language model.
+        processes (`int`): Number of processes.
+        parameters, base_parameters (`int`): Number of parameters of all dictionaries and of the language model.
         tokens (`int`, *optional*), steps (`int`, *optional*), tokens_per_step (`int`):
             Length of the run and of one step, over all processes.
         held (`dict[str, dict[str, int]]`):
-            `"ddp"` and (with several processes) `"fsdp"` -> what stays in memory throughout the run.
+            `"ddp"` and (with several processes) `"fsdp"` -> memory in use throughout the run.
         phases (`dict[str, int]`):
-            What reading activations, a step and an evaluation need besides, one after the other.
+            Additional memory for reading activations, a step and an evaluation, which follow each other.
         disk (`dict[str, int]`): Final dictionaries, one checkpoint, all checkpoints kept, cached activations.
-        flops (`dict[str, float]`): Floating point operations for one token: forward of the language model, dictionaries.
-        tokens_per_second (`dict[str, float]`): Of one process for each of both, and for `run`, over all processes.
-        notes (`list[str]`): What was assumed.
+        flops (`dict[str, float]`):
+        Floating point operations per token: forward pass of the language model, dictionaries.
+        tokens_per_second (`dict[str, float]`):
+        Speed of one process for each of these, and for `run`, over all processes.
+        notes (`list[str]`): Assumptions of the estimate.
     """
 
     processes: int
@@ -67,12 +69,12 @@ class RunPlan:
     notes: list[str] = field(default_factory=list)
 
     def peak(self, sharing: str = "ddp") -> int:
-        """Bytes that one process needs at its peak."""
+        """Peak memory of one process in bytes."""
         return sum(self.held[sharing].values()) + max(self.phases.values())
 
     @property
     def hours(self) -> float | None:
-        """Duration of the run; `None` where its length or speed is not known."""
+        """Duration of the run in seconds; `None` if its length or speed is not known."""
         if self.tokens is None or not self.tokens_per_second.get("run"):
             return None
         return self.tokens / self.tokens_per_second["run"] / 3600
@@ -104,23 +106,23 @@ def plan_run(
     runtime_bytes: int = 0,
 ) -> RunPlan:
     """
-    Estimates what a run needs.
+    Estimates memory and disk space of a run.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model in the precision it will have; it may lie on the `meta` device.
+            Language model in its precision for the run. It may be on the `meta` device.
         configs (`Mapping[str, TranscoderConfig]` or `Iterable[TranscoderConfig]`):
-            The dictionaries.
+            Configurations of the dictionaries.
         args ([`TranscoderTrainingArguments`]):
-            Of the run. Sizes of batches and blocks are those of one process.
+            Arguments of the run. Sizes of batches and blocks are those of one process.
         processes (`int`, *optional*, defaults to 1):
-            How many processes will share the run.
+            Number of processes.
         device_type (`str`, *optional*, defaults to `"cpu"`):
-            What they run on.
+            Type of the device of each process.
         rows (`int`, *optional*):
-            Rows of the data, where they are known: a run over less than the whole data caches nothing.
+            Number of rows of the data, if known: a run over less than all data caches nothing.
         runtime_bytes (`int`, *optional*, defaults to 0):
-            What Python, PyTorch and the device's context take before anything is loaded.
+            Memory of Python, PyTorch and the device's context before anything is loaded.
 
     Returns:
         [`RunPlan`], without speeds.
@@ -135,7 +137,7 @@ def plan_run(
     base_bytes = sum(p.numel() * p.element_size() for p in base_model.parameters())
     element = base_model.dtype.itemsize
     widths = {config.input_site: config.d_in for config in configs} | {c.output_site: c.d_out for c in configs}
-    token_bytes = sum(widths.values()) * element
+    token_bytes = sum(widths.values()) * element  # pyright: ignore[reportCallIssue]
     batch = args.per_device_train_batch_size
     step_tokens = batch * args.gradient_accumulation_steps * processes
     steps, tokens = _length(args, step_tokens, rows)
@@ -162,7 +164,7 @@ def plan_run(
     held = {
         "ddp": {
             "dictionaries": 4 * parameters,
-            # DistributedDataParallel sums them in buckets of its own.
+            # DistributedDataParallel sums gradients in its own buckets.
             "gradients": 4 * parameters * (2 if processes > 1 else 1),
             "optimizer": per_parameter * parameters,
             **common,
@@ -178,7 +180,7 @@ def plan_run(
             "gathered": 8 * max(sizes),
             **common,
         }
-        notes.append("Communication is not in the time.")
+        notes.append("Communication is not included in the time.")
     chunk = args.harvest_batch_size * args.sequence_length
     text = base_model.config.get_text_config()
     # Residual stream, its norm, queries, keys, values and output of attention; gate, up and product of the MLP.
@@ -187,7 +189,7 @@ def plan_run(
     phases = {
         "reading activations": forward,
         "step": batch * token_bytes + sum(_step_bytes(config, batch, device_type) for config in configs),
-        # The logits of a few positions, of the model and of a spliced one, and log-probabilities in float32.
+        # Logits of a few positions, of the original and of a spliced model, and log-probabilities in float32.
         "evaluation": forward + logits * (element + 4 * 4),
     }
     checkpoint = (4 + per_parameter) * parameters
@@ -220,10 +222,10 @@ def plan_run(
 
 def estimate_speed(plan: RunPlan, forward_flops: float, step_flops: float) -> None:
     """
-    Sets the plan's speeds from floating point operations.
+    Returns a plan with speeds estimated from floating point operations.
 
     Args:
-        plan ([`RunPlan`]): What is completed.
+        plan ([`RunPlan`]): Plan without speeds.
         forward_flops, step_flops (`float`):
             Peak operations per second of one device in the precision of the language model and of the dictionaries.
     """
@@ -254,7 +256,7 @@ def _optimizer_bytes(name: str, notes: list[str]) -> int:
 
 
 def _step_bytes(config: TranscoderConfig, tokens: int, device_type: str) -> int:
-    """What one forward and backward keep besides parameters: all of it is float32."""
+    """Memory of one forward and backward pass besides parameters, all in float32."""
     rows = 6 * tokens * (config.d_in + config.d_out)
     if config.is_sparse:
         pairs = 8 * tokens * config.k
@@ -271,7 +273,7 @@ def _step_bytes(config: TranscoderConfig, tokens: int, device_type: str) -> int:
 
 
 def _step_flops(config: TranscoderConfig) -> float:
-    """For one token, forward and backward."""
+    """Operations per token of a dictionary, forward and backward."""
     n, d_in, d_out = config.num_features, config.d_in, config.d_out
     if config.is_sparse:
         return 2 * n * d_in + 6 * config.k * (d_in + d_out)
@@ -279,7 +281,7 @@ def _step_flops(config: TranscoderConfig) -> float:
 
 
 def _forward_flops(base_model, layers: int, length: int) -> float:
-    """For one token, up to the last block that is read."""
+    """Operations per token of the language model, up to the last block that is read."""
     text = base_model.config.get_text_config()
     embeddings = {
         id(p)
@@ -304,5 +306,5 @@ def _checkpoints(args, steps: int | None) -> int:
         return 0
     every = args.save_steps if args.save_steps >= 1 else args.save_steps * steps
     written = math.ceil(steps / every)
-    # The one being written stands beside those that are kept.
+    # The checkpoint being written comes in addition to those that are kept.
     return written if args.save_total_limit is None else min(written, args.save_total_limit + 1)

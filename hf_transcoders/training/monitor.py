@@ -1,4 +1,4 @@
-"""What is known of a dictionary while it trains: running metrics and which features have gone silent."""
+"""Running metrics and dead features of a dictionary in training."""
 
 import torch
 import torch.distributed as dist
@@ -9,12 +9,12 @@ from ..models.modeling_transcoder import TranscoderModel, TranscoderOutput
 
 class DictionaryMonitor:
     """
-    Running metrics between two logs, and the tokens since each feature last fired. Nothing here waits for the device
-    except [`~DictionaryMonitor.refresh`] and [`~DictionaryMonitor.pop`], which are called every few steps.
+    Tracks metrics between two logs, and the number of tokens since each feature last fired. Only
+    [`~DictionaryMonitor.refresh`] and [`~DictionaryMonitor.pop`], which are called every few steps, wait for the device.
 
     Args:
         model ([`TranscoderModel`]): The dictionary.
-        dead_after_tokens (`int`): Tokens without firing after which a feature counts as dead.
+        dead_after_tokens (`int`): Number of tokens after which a silent feature counts as dead.
     """
 
     def __init__(self, model: TranscoderModel, dead_after_tokens: int):
@@ -29,7 +29,7 @@ class DictionaryMonitor:
         self.steps = 0
         #: Share of tokens each feature fired on, between the last two calls of [`~DictionaryMonitor.pop`].
         self.density: torch.Tensor | None = None
-        # Steps that a GradScaler has skipped; no mean counts them.
+        # Steps that a GradScaler has skipped, which no mean includes.
         self.overflowed_steps = torch.zeros((), dtype=torch.long, device=device)
         # State that a checkpoint keeps.
         self.tokens_since_fired = torch.zeros(features, dtype=torch.long, device=device)
@@ -43,10 +43,10 @@ class DictionaryMonitor:
         Adds the output of one batch.
 
         Args:
-            targets (`torch.Tensor` of shape `(tokens, d_out)`): What the dictionary was to predict.
-            output ([`TranscoderOutput`]): What it said.
+            targets (`torch.Tensor` of shape `(tokens, d_out)`): Targets of the dictionary.
+            output ([`TranscoderOutput`]): Output of the dictionary.
             may_overflow (`bool`, *optional*, defaults to `False`):
-                Leave out a batch whose loss is not finite, as a `GradScaler` does. Otherwise it shows in the metrics.
+                Whether to leave out a batch whose loss is not finite, as a `GradScaler` does.
         """
         tokens = targets.shape[0]
         parts = (self.reconstruction, self.features) if may_overflow else ()
@@ -79,8 +79,8 @@ class DictionaryMonitor:
         Adds the gradient of one step.
 
         Args:
-            norm (`torch.Tensor` of shape `()`): Its norm before clipping.
-            may_overflow (`bool`, *optional*, defaults to `False`): Leave out a norm that is not finite.
+            norm (`torch.Tensor` of shape `()`): Norm of the gradient before clipping.
+            may_overflow (`bool`, *optional*, defaults to `False`): Whether to leave out a norm that is not finite.
         """
         if may_overflow:
             finite = norm.isfinite()
@@ -91,7 +91,7 @@ class DictionaryMonitor:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Brings the list of dead features up to date, over all processes."""
+        """Updates the list of dead features, over all processes."""
         tokens = self.tokens
         if dist.is_initialized() and dist.get_world_size() > 1:
             fired = self.fired.to(torch.uint8)
@@ -104,7 +104,7 @@ class DictionaryMonitor:
         self.tokens = 0
 
     def pop(self) -> dict[str, float]:
-        """Metrics since the last call, over all processes; none where nothing was seen, or all of it overflowed."""
+        """Returns metrics since the last call, over all processes; empty without batches, or if all overflowed."""
         if self.tokens_since_log == 0:
             return {}
         self._sum_over_processes()
@@ -141,7 +141,7 @@ class DictionaryMonitor:
             dist.all_reduce(total)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps, as tensors: running sums too, so that the next log is that of an unbroken run."""
+        """State for a checkpoint as tensors, with running sums, so that the next log is that of an uninterrupted run."""
         state = {
             "tokens_since_fired": self.tokens_since_fired,
             "fired": self.fired,
@@ -162,7 +162,7 @@ class DictionaryMonitor:
             return False
         for name, value in state.items():
             if name.startswith("losses."):
-                # Of each loss term that was seen: a sum.
+                # One sum for each loss term.
                 fits = value.dim() == 0 and value.is_floating_point()
             elif name == "dead_features":
                 fits = value.dim() == 1 and value.dtype == torch.long
@@ -188,20 +188,20 @@ class DictionaryMonitor:
 
 
 def _kind(value: torch.Tensor) -> type:
-    """What stands in a tensor. Not its exact type: sums are float32 where a device has no float64."""
+    """The kind of numbers in a tensor. Not its exact type: sums are float32 on devices without float64."""
     return bool if value.dtype == torch.bool else float if value.is_floating_point() else int
 
 
 def share_out(states: list[dict[str, torch.Tensor]], rank: int, world_size: int) -> dict[str, torch.Tensor]:
     """
-    The state of one of `world_size` monitors that go on where others, of another number of processes, stood.
+    Computes the state of a monitor for a run that continues with another number of processes.
 
     Args:
-        states (`list[dict[str, torch.Tensor]]`): What [`~DictionaryMonitor.state_dict`] gave in every process.
-        rank, world_size (`int`): The process that goes on, and how many there are now.
+        states (`list[dict[str, torch.Tensor]]`): [`~DictionaryMonitor.state_dict`] of every earlier process.
+        rank, world_size (`int`): Rank of this process, and number of processes.
 
     Returns:
-        `dict[str, torch.Tensor]`: Sums over tokens go to the first process, which is as good as any other.
+        `dict[str, torch.Tensor]`: state of this process. The first process has all sums over tokens.
     """
     state = dict(states[0])
     state["fired"] = torch.stack([s["fired"] for s in states]).any(0)

@@ -1,4 +1,4 @@
-"""One readable line for each log, above the progress bar."""
+"""Print each log as one readable line above the progress bar."""
 
 import sys
 
@@ -7,7 +7,7 @@ from transformers import PrinterCallback, ProgressCallback
 from ..text.printable import printable
 
 
-# Dictionaries that a line has room for; of more it says from where to where they reach.
+# Number of dictionaries that fit on a line; for more, it has the range of each metric.
 _MOST = 4
 
 
@@ -22,7 +22,7 @@ class TrainingProgressCallback(ProgressCallback):
 
 
 class TrainingPrinterCallback(PrinterCallback):
-    """The same lines where there is no bar. On stderr, as the bar is: stdout belongs to results."""
+    """Prints the same lines without a bar, on stderr like the bar: stdout is for results."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_local_process_zero and (line := format_log(logs or {})):
@@ -31,13 +31,13 @@ class TrainingPrinterCallback(PrinterCallback):
 
 def format_log(logs: dict[str, float]) -> str:
     """
-    A log of [`TranscoderTrainer`] as one line.
+    Formats a log of [`TranscoderTrainer`] as one line.
 
     Args:
-        logs (`dict[str, float]`): As given to callbacks.
+        logs (`dict[str, float]`): Log, as passed to callbacks.
 
     Returns:
-        `str`: Empty for a log without metrics of dictionaries.
+        `str`: line of text, empty for a log without metrics of dictionaries.
     """
     names = [key.removesuffix("/fvu") for key in logs if key.endswith("/fvu")]
     if not names:

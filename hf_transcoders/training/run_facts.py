@@ -1,4 +1,4 @@
-"""What a run is made with, as far as it decides about numbers: recorded in a checkpoint, compared when it is resumed."""
+"""Record the inputs that determine a run's results in a checkpoint, and compare them when the run is resumed."""
 
 import json
 from typing import Any
@@ -8,8 +8,8 @@ from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import TranscoderModel
 
 
-# Arguments that decide what is learned, beside those of the harvester and of the stream of activations. How tokens are
-# shared out over devices and accumulated steps is free, as long as a step has the same number of them.
+# Arguments that determine the results, in addition to those of the harvester and of the stream of activations. The split of
+# a step's tokens over devices and accumulated batches may change.
 _ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
     "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed",
@@ -21,16 +21,16 @@ _RESULTS = {
     "base_model_name_or_path", "base_model_revision", "base_model_type", "evaluation", "format_version", "target_variance",
     "training_summary",
 }  # fmt: skip
-# What a record calls otherwise than the arguments of the user.
+# Name in the record -> name of the user's argument.
 _ARGUMENT_NAMES = {"rows_per_chunk": "harvest_batch_size", "autocast": "autocast of the base model"}
 
 
 def run_facts(trainer) -> dict[str, Any]:
     """
-    Record what a run is made with.
+    Records the inputs of a run: base model, data, dictionaries and arguments.
 
     Args:
-        trainer ([`TranscoderTrainer`]): Before its dictionaries are sharded.
+        trainer ([`TranscoderTrainer`]): Trainer, before its dictionaries are sharded.
 
     Returns:
         `dict[str, Any]`: JSON data for [`changes`].
@@ -61,20 +61,20 @@ def _dictionary_facts(dictionary: TranscoderModel) -> dict[str, Any]:
 
 def changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
-    What keeps a run from continuing another exactly.
+    Lists the differences that keep a run from continuing a checkpoint exactly.
 
     Args:
-        saved (`dict[str, Any]`): The [`run_facts`] of the checkpoint.
-        now (`dict[str, Any]`): Those of this run. Another length of the run is no change.
+        saved (`dict[str, Any]`): [`run_facts`] of the checkpoint.
+        now (`dict[str, Any]`): [`run_facts`] of this run. The length of the run is not compared.
 
     Returns:
-        `list[str]`: Such as `learning_rate 0.001 and this run has 0.01`.
+        `list[str]`: differences, such as `learning_rate 0.001 and this run has 0.01`.
     """
     found = []
     for part in ("base_model", "data", "harvest", "dictionaries", "arguments"):
         before, after = saved.get(part), now[part]
         if part == "base_model" and _of(before, "model_type") != after["model_type"]:
-            # Of another family everything differs.
+            # Models of different families differ in everything.
             before, after = {"model_type": _of(before, "model_type")}, {"model_type": after["model_type"]}
         if part == "dictionaries" and isinstance(before, dict) and before.keys() != after.keys():
             before, after = ", ".join(before), ", ".join(after)

@@ -1,8 +1,8 @@
-"""Parameters, gradients and optimizer state of dictionaries shared out over processes (FSDP 2).
+"""Shard parameters, gradients and optimizer state of dictionaries over processes (FSDP 2).
 
-The module that computes gathers its parameters for as long as it needs them, so `forward` sees plain tensors. Everywhere
-else (clipping, the constraint on decoder rows, the optimizer) a parameter is a `DTensor`, of which each process holds some
-rows. Nothing here is written in shards: files are those of a run on one process.
+A module gathers its parameters while it computes, so `forward` has plain tensors. Everywhere else (clipping, the constraint
+on decoder rows, the optimizer) a parameter is a `DTensor`, of which each process holds some rows. Files are not sharded:
+they are those of a run on one process.
 """
 
 import warnings
@@ -17,21 +17,19 @@ from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import TranscoderSet
 
 
-# It is about changing outputs in place, which no one does here.
-warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
-
-
 def shard_(model: TranscoderModel | TranscoderSet, device_type: str, world_size: int, **options) -> None:
     """
-    Shares the parameters of a dictionary, or of each dictionary of a set, out over all processes, in place. Parameters must
-    be the same in all of them.
+    Shards the parameters of a dictionary, or of each dictionary of a set, over all processes, in place. Parameters must be
+    the same in all processes.
 
     Args:
-        model ([`TranscoderModel`] or [`TranscoderSet`]): What is trained.
-        device_type (`str`): Where: `"cuda"`, `"cpu"` ...
-        world_size (`int`): Processes.
-        options: For [`~torch.distributed.fsdp.fully_shard`], such as `reshard_after_forward`.
+        model ([`TranscoderModel`] or [`TranscoderSet`]): Dictionary or set in training.
+        device_type (`str`): Type of the devices: `"cuda"`, `"cpu"` ...
+        world_size (`int`): Number of processes.
+        options: Arguments of [`~torch.distributed.fsdp.fully_shard`], such as `reshard_after_forward`.
     """
+    # The warning is about changing outputs in place, which training does not do. It comes in every forward pass.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(device_type, (world_size,))
     if isinstance(model, TranscoderSet):
         for dictionary in model.values():
@@ -45,12 +43,12 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 def whole(value, device: str | torch.device | None = None):
     """
-    A sharded tensor as a plain one, or a dictionary of them, in every process at once.
+    Gathers a sharded tensor, or a `dict` of them, as plain tensors in every process.
 
     Args:
-        value: A tensor, a dictionary, or anything else, which comes back as it is.
+        value: Tensor or `dict`; other values are returned as they are.
         device (`str` or `torch.device`, *optional*):
-            Where to keep what is gathered, one tensor after the other: `"meta"` where only the others need it.
+            Device of the gathered tensors, which are moved one by one: `"meta"` if only other processes need them.
     """
     if isinstance(value, DTensor):
         value = value.full_tensor()
@@ -61,14 +59,14 @@ def whole(value, device: str | torch.device | None = None):
 
 
 def like(value: torch.Tensor, shaped: torch.Tensor) -> torch.Tensor:
-    """A plain tensor, the same in every process, shared out as `shaped` is."""
+    """Shards a plain tensor, the same in every process, like the tensor `shaped`."""
     if not isinstance(shaped, DTensor) or value.shape != shaped.shape:
         return value
     return distribute_tensor(value.to(shaped.device), shaped.device_mesh, shaped.placements)
 
 
 def gathered(dictionary: TranscoderModel, device: str | torch.device | None = None) -> TranscoderModel:
-    """The dictionary itself or, of a sharded one, a plain copy in every process (`device`: see [`whole`])."""
+    """The dictionary itself or, if it is sharded, a plain copy in every process (for `device` see [`whole`])."""
     if not is_sharded(dictionary):
         return dictionary
     state = whole(dictionary.state_dict(), device)
@@ -79,7 +77,7 @@ def gathered(dictionary: TranscoderModel, device: str | torch.device | None = No
 
 
 def load_state_(dictionary: TranscoderModel, state: Mapping[str, torch.Tensor]) -> None:
-    """[`~torch.nn.Module.load_state_dict`], from plain tensors also into a sharded dictionary."""
+    """Loads plain tensors into a dictionary, which may be sharded."""
     own = dictionary.state_dict()
     dictionary.load_state_dict(
         {name: like(value, own[name]) if name in own else value for name, value in state.items()}
@@ -87,7 +85,7 @@ def load_state_(dictionary: TranscoderModel, state: Mapping[str, torch.Tensor]) 
 
 
 def share_out_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
-    """The state of an optimizer of plain parameters for `optimizer`, whose parameters are sharded."""
+    """Converts the state of an optimizer of plain parameters for `optimizer`, whose parameters are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {

@@ -1,7 +1,7 @@
-"""Nested states of optimizers, schedulers and random number generators as files of tensors and JSON, without pickle.
+"""Save nested states of optimizers, schedulers and random number generators as tensors and JSON, without pickle.
 
-A state is made of dicts, lists, tuples, tensors, NumPy arrays, numbers, strings, booleans and `None`. Its tensors go into a
-safetensors file by number, and the rest as JSON into the header of that file. What comes back has the same bits and types.
+A state consists of dicts, lists, tuples, tensors, NumPy arrays, numbers, strings, booleans and `None`. Its tensors are saved
+in a safetensors file by number, and the rest as JSON in the header of that file. Loading restores the same bits and types.
 """
 
 import json
@@ -26,8 +26,8 @@ def save_state(state: Any, path: Path) -> None:
     """Write a nested state.
 
     Args:
-        state (`Any`): See above.
-        path (`Path`): The safetensors file.
+        state (`Any`): State, see above.
+        path (`Path`): Path of the safetensors file.
 
     Raises:
         [`TranscoderError`]: the state holds something that is not data.
@@ -38,7 +38,7 @@ def save_state(state: Any, path: Path) -> None:
 
 
 def check_state(state: Any) -> None:
-    """Raise the [`TranscoderError`] of [`save_state`] for a state that it cannot write; copies no tensor."""
+    """Raise the [`TranscoderError`] of [`save_state`] for a state that it cannot write, without copying tensors."""
     _Packer().pack(state)
 
 
@@ -46,10 +46,10 @@ def load_state(path: Path) -> Any:
     """Read a nested state, with tensors on the CPU.
 
     Args:
-        path (`Path`): A file of [`save_state`].
+        path (`Path`): Path of a file written by [`save_state`].
 
     Raises:
-        [`TranscoderError`]: the file is damaged, or not such a file.
+        [`TranscoderError`]: the file is damaged, or was not written by [`save_state`].
     """
     try:
         with safe_open(path, "pt") as file:
@@ -68,11 +68,11 @@ def load_state(path: Path) -> Any:
 
 
 class _Packer:
-    """Turn a state into JSON lists whose first entry says what they are, so that no value can be taken for a mark."""
+    """Convert a state to JSON lists whose first entry is the type, so that types and values cannot be confused."""
 
     def __init__(self):
         self.tensors: dict[str, torch.Tensor] = {}
-        # Kept, so that no other object can take the id of one that was seen.
+        # Kept alive, so that no other object gets the same id.
         self._seen: dict[int, tuple[str, Any]] = {}
 
     def pack(self, value: Any) -> list:
@@ -81,7 +81,7 @@ class _Packer:
         if value is None or isinstance(value, bool | int | str):
             return ["value", value]
         if isinstance(value, float):
-            # JSON has no word for numbers that are not finite.
+            # JSON has no literals for numbers that are not finite.
             return ["value", value] if math.isfinite(value) else ["float", str(value)]
         if isinstance(value, dict):
             return ["dict", [[self.pack(key), self.pack(part)] for key, part in value.items()]]
@@ -106,7 +106,7 @@ class _Packer:
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors, with a copy of each that shares memory with another, which safetensors refuses."""
+    """Contiguous tensors, with copies of those that share memory, which safetensors refuses."""
     storages: set[int] = set()
     result = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Many dictionaries over one stream of activations, to be compared."""
+"""Train many dictionaries on the same activations and compare them."""
 
 import copy
 import gc
@@ -36,7 +36,7 @@ from .trainer_states import read_trainer_state
 PLAN_FILE = "sweep.json"
 EVALUATION_FILE = "evaluation.json"
 
-# Arguments that may change from one part of a sweep to the next: they decide where things go, not what is learned.
+# Arguments that may differ between parts of a sweep: they affect files and logs, not results.
 _FREE = (
     "output_dir", "logging", "log_", "report_to", "run_name", "save_", "disable_tqdm", "push_to_hub", "hub_", "project",
     "trackio", "resume_from", "ignore_data_skip", "activation_cache", "eval_strategy", "eval_steps", "dataloader",
@@ -46,12 +46,12 @@ _FREE = (
 @dataclass
 class SweepResult:
     """
-    What a sweep ends in.
+    Result of a sweep.
 
     Args:
-        report ([`EvaluationReport`]): Every metric of every dictionary.
-        fronts (`list[ParetoFronts]`): Which of them are worth having.
-        files (`list[Path]`): The pictures and pages that were written.
+        report ([`EvaluationReport`]): Evaluation of all dictionaries.
+        fronts (`list[ParetoFronts]`): Pareto fronts of the dictionaries.
+        files (`list[Path]`): Written pictures and pages.
     """
 
     report: EvaluationReport
@@ -73,33 +73,33 @@ def run_sweep(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SweepResult:
     """
-    Trains dictionaries on the same activations, evaluates them and draws their Pareto fronts.
+    Trains dictionaries on the same activations, evaluates them and plots their Pareto fronts.
 
-    All of them share each forward of the base model, and each starts from the weights and sees the batches that it would
-    alone, so that it ends in the same bits. (A token is left out where it is an outlier at any site of the sweep; the same
-    dictionary trained alone sees it if it is none at its own sites. `outlier_factor=0` keeps all.)
+    All dictionaries share each forward pass of the base model, and each has the initial weights and batches that it would
+    have alone, so that it ends with the same bits. (A token is left out if it is an outlier at any site of the sweep; the
+    same dictionary trained alone uses it if it is not one at its own sites. `outlier_factor=0` keeps all.)
 
-    `args.output_dir` gets the dictionaries as one [`TranscoderSet`], `evaluation.json`, `report.html` and
-    `pareto.html`, `.png` and `.csv`. With several groups each has a folder of its own in it (`group-1` ...).
+    The dictionaries are saved in `args.output_dir` as one [`TranscoderSet`], with `evaluation.json`, `report.html` and
+    `pareto.html`, `.png` and `.csv`. With several groups, each has its own folder there (`group-1` ...).
 
     Args:
         configs (`Mapping[str, TranscoderConfig]`):
-            Name -> what to train, as [`expand_grid`] makes it.
+            Configurations by name, as made by [`expand_grid`].
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model.
+            Language model.
         args ([`TranscoderTrainingArguments`]):
-            Of every group. `max_tokens` is what each dictionary sees.
+            Arguments of every group. `max_tokens` is the number of tokens of each dictionary.
         train_dataset, eval_dataset, processing_class:
-            As for [`TranscoderTrainer`]. Held-out text is needed: a sweep ends in an evaluation.
+            Same as in [`TranscoderTrainer`]. Held-out text is required for the evaluation.
         group_size (`int`, *optional*):
-            Train so many dictionaries at a time, where all do not fit in memory. The activations are then kept in
+            Number of dictionaries to train at a time, if not all fit in memory. The activations are then cached in
             `args.activation_cache_dir`, or in `output_dir/activations` until the sweep is done, so that the base model
             still runs once.
         resume (`bool`, *optional*, defaults to `False`):
-            Continue a sweep that was interrupted: groups that are done are not trained again, and the one in progress goes
-            on from its last checkpoint.
+            Whether to continue an interrupted sweep: finished groups are not trained again, and the group in progress
+            continues from its last checkpoint.
         callbacks (`Sequence[TrainerCallback]`, *optional*):
-            For the trainer of each group.
+            Callbacks for the trainer of each group.
 
     Returns:
         [`SweepResult`]
@@ -115,7 +115,7 @@ def run_sweep(
     folders = [output / f"group-{number}" if len(groups) > 1 else output for number in range(1, len(groups) + 1)]
     callbacks = list(callbacks)
     if not any(isinstance(callback, TranscoderTrackingCallback) for callback in callbacks):
-        # Looking up the features of every dictionary would take longer than measuring it.
+        # Tables of features would take longer than the evaluation.
         callbacks.append(TranscoderTrackingCallback(feature_tokens=0))
     for names, folder in zip(groups, folders, strict=True):
         if resume and (folder / EVALUATION_FILE).exists():
@@ -135,7 +135,7 @@ def run_sweep(
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        trainer.sites = sites
+        trainer.sites = sites  # pyright: ignore[reportAttributeAccessIssue]
         _train(trainer, resume)
         del trainer
         gc.collect()
@@ -161,7 +161,7 @@ def run_sweep(
 
 
 def make_models(configs: Mapping[str, TranscoderConfig], seed: int) -> TranscoderSet:
-    """Dictionaries, each with the weights that `seed` gives it, whatever others there are."""
+    """Dictionaries, each with the initial weights of `seed`, independent of the others."""
     models = {}
     for name, config in configs.items():
         torch.manual_seed(seed)
@@ -170,7 +170,7 @@ def make_models(configs: Mapping[str, TranscoderConfig], seed: int) -> Transcode
 
 
 class _SweepTrainer(TranscoderTrainer):
-    """Reads the activations of the whole sweep, so that all groups see the same tokens and share one cache."""
+    """Harvests activations at all sites of the sweep, so that all groups use the same tokens and share one cache."""
 
     sites: list[str]
 
@@ -185,14 +185,14 @@ def _train(trainer: TranscoderTrainer, resume: bool) -> None:
     trainer.save_model()
     trainer.evaluate()
     trainer.save_state()
-    # Last: with this file a group is done.
+    # Last, because this file marks a group as done.
     if trainer.is_world_process_zero():
         trainer.last_evaluation.save_json(folder / EVALUATION_FILE)
     trainer.accelerator.wait_for_everyone()
 
 
 def _keep_plan(output: Path, configs, groups, args, base_model, train_dataset, eval_dataset, resume: bool) -> None:
-    """Writes down what the sweep is; with `resume` makes sure that it is the same."""
+    """Records the settings of the sweep; with `resume`, checks that they are the same."""
     plan = _plain({
         "format_version": 1,
         "groups": groups,
@@ -219,19 +219,19 @@ def _keep_plan(output: Path, configs, groups, args, base_model, train_dataset, e
     try:
         kept = read_json(path)
     except TranscoderError as error:
-        raise TranscoderError(f"{path} is damaged: start the sweep anew in another folder.") from error
+        raise TranscoderError(f"{path} is damaged: start the sweep again in another folder.") from error
     differing = [key for key in plan if key != "arguments" and kept.get(key) != plan[key]]
     earlier = kept["arguments"] if isinstance(kept.get("arguments"), dict) else {}
     differing += [name for name, value in plan["arguments"].items() if earlier.get(name) != value]
     if differing:
         raise TranscoderError(
             f"The sweep in {output} was started with other settings ({', '.join(differing)}): resume it with the same ones, "
-            "or start another in another folder."
+            "or start a new sweep in another folder."
         )
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """A value after a round trip through JSON."""
     plain = json.loads(json.dumps(values, default=str))
     plain.pop("transformers_version", None)
     return plain

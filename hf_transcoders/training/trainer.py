@@ -1,4 +1,4 @@
-"""A Trainer whose batches are activations of a language model."""
+"""Train dictionaries with a Trainer whose batches are activations of a language model."""
 
 import contextlib
 import copy
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
@@ -17,8 +18,9 @@ from transformers.training_args import OptimizerNames
 
 from ..data.activation_stream import ShardedStream
 from ..data.harvest import ActivationHarvester
+from ..data.packing import packed_rows
 from ..data.row_facts import is_sized, scan_rows
-from ..data.rows import is_several, one_dataset, refuse_splits, token_rows
+from ..data.rows import is_several, one_dataset, refuse_splits
 from ..data.text import hub_dataset_id
 from ..dictionaries import check_fits
 from ..errors import TranscoderError
@@ -38,27 +40,27 @@ from .checkpoint_files import make_run_folder, only_run
 from .checkpoints import ExactCheckpoints
 from .monitor import DictionaryMonitor
 from .progress import TrainingPrinterCallback, TrainingProgressCallback
-from .publishing import Publishing
 from .sharding import gathered, is_sharded, shard_, whole
+from .trainer_push import TrainerPushMixin
 from .trainer_states import read_trainer_state
 
 
 logger = logging.get_logger(__name__)
 
-# Optimizer steps between two looks at which features are dead; a look waits for the device.
+# Optimizer steps between two updates of the dead features, which wait for the device.
 _REFRESH_STEPS = 16
-# Tokens of a batch whose pre-activations are shown.
+# Tokens of a batch whose pre-activations are recorded.
 _SAMPLE_TOKENS = 256
 
 
-class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
+class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     """
     Trains one dictionary, or several on the same forward passes of the base model.
 
     It is a [`~transformers.Trainer`]: schedulers, accumulation, mixed precision (`bf16`, `fp16`), callbacks,
-    `report_to`, `resume_from_checkpoint` and `accelerate launch` work as everywhere. The run is recorded in
-    `output_dir/tracking` too, whatever `report_to` says (see [`TranscoderTrackingCallback`]). Differences: a batch is a batch of
-    tokens, the gradient is clipped for each dictionary alone (so that training together changes nothing), and
+    `report_to`, `resume_from_checkpoint` and `accelerate launch` work as usual. The run is always recorded in
+    `output_dir/tracking` (see [`TranscoderTrackingCallback`]). Differences: a batch is a batch of tokens, the gradient of
+    each dictionary is clipped separately (so that training together changes nothing), and
     [`~TranscoderTrainer.evaluate`] runs a [`TranscoderEvaluator`].
 
     Logged for each dictionary, under `<name>/`: every loss term, `l0`, `l1`, `mse`, `fvu`, `explained_variance`,
@@ -67,28 +69,28 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
 
     Args:
         model ([`TranscoderModel`], [`TranscoderSet`], `Iterable[TranscoderModel]` or `Mapping[str, TranscoderModel]`):
-            What is trained. Their configurations say where they read and write.
+            Dictionaries to train, with their sites in their configurations.
         base_model ([`~transformers.PreTrainedModel`]):
-            The language model whose activations are learned. It is never changed.
+            Language model whose activations are learned. It is never changed.
         args ([`TranscoderTrainingArguments`], *optional*):
-            Defaults to a run into `transcoder_output`.
+            Arguments of the run. By default it is saved in `transcoder_output`.
         train_dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            Rows with `input_ids` (see [`pack_tokens`]) and, where they are padded, `attention_mask`; or with `text`, which are
-            then packed with `processing_class`. Of a `datasets.DatasetDict` it is the split `train`.
+            Rows with `input_ids` (see [`pack_tokens`]) and, if they are padded, `attention_mask`; or with `text`, which is
+            packed with `processing_class`. For a `datasets.DatasetDict` the split `train` is used.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-            The same, held out. Several are evaluated one after the other, each under its name.
+            Held-out rows. Several datasets are evaluated one after the other, each under its name.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The base model's tokenizer: packs texts and says which tokens are special.
+            Tokenizer of the base model, to pack texts and to find special tokens.
         callbacks, optimizers:
-            As for [`~transformers.Trainer`].
+            Same as in [`~transformers.Trainer`].
 
     Example:
 
     ```python
-    >>> config = TranscoderConfig.for_model(base, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=4608, k=64)
+    >>> config = TranscoderConfig.for_model(model, "layers.8.mlp.in", "layers.8.mlp.branch", num_features=4608, k=64)
     >>> trainer = TranscoderTrainer(
     ...     model=TranscoderModel(config),
-    ...     base_model=base,
+    ...     base_model=model,
     ...     args=TranscoderTrainingArguments("runs/l8", max_tokens=1_000_000),
     ...     train_dataset=blocks,
     ... )
@@ -108,7 +110,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
     ):
-        # A copy: what is filled in below holds for this trainer, and the arguments may serve another one.
+        # A copy, because the values set below are for this trainer only.
         args = self.args = copy.copy(args) if args is not None else TranscoderTrainingArguments("transcoder_output")
         if base_model is None:
             raise TranscoderError("Give the language model to learn from as `base_model`.")
@@ -121,26 +123,26 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self.dictionaries = dict(model.items())
         check_fits(base_model, self.dictionaries)
         self.base_model = moved(base_model, args.device)
-        # It belongs to the base model: given to the Trainer, it would be saved beside the dictionary and would write the
-        # text's special tokens into the dictionary's configuration.
+        # It belongs to the base model: the Trainer would save it with the dictionary and write its special tokens into the
+        # configuration of the dictionary.
         self.tokenizer = processing_class
         self._standard_optimizer = tuple(optimizers) == (None, None)
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._stream_state: dict | None = None
-        train_dataset = _token_rows(_training_split(train_dataset), processing_class, args.sequence_length)
+        train_dataset = packed_rows(_training_split(train_dataset), processing_class, args.sequence_length)
         eval_dataset = _each(
-            eval_dataset, lambda dataset: _token_rows(dataset, processing_class, args.sequence_length)
+            eval_dataset, lambda dataset: packed_rows(dataset, processing_class, args.sequence_length)
         )
         if args.max_steps <= 0:
-            args.max_steps = _count_steps(args, train_dataset, self._special_token_ids())
+            args.max_steps = _count_steps(args, train_dataset, self.special_token_ids)
         if args.fsdp:
             _check_fsdp(args)
             # The trainer shards the dictionaries itself, in the same way on every device.
             args.fsdp_plugin_args = None
         if args.should_save:
             make_run_folder(args.output_dir)
-        # The stream continues by itself; the Trainer would replay it batch by batch.
+        # The stream resumes itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
         super().__init__(
             model=model,
@@ -150,14 +152,14 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        #: The newest [`EvaluationReport`], and activations of some tokens of the last logged step.
+        #: The latest [`EvaluationReport`], and activations of some tokens of the last logged step.
         self.last_evaluation: EvaluationReport | None = None
         self.activation_sample: dict[str, torch.Tensor] | None = None
-        self.tracking = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
+        self.tracking: Any = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
         self.tracking.attach(self)
-        # First, so that it names the run before others open theirs, and adds to them before they close.
+        # First, so that it names the run before other trackers open it, and records before they close it.
         self.callback_handler.callbacks.insert(0, self.tracking)
-        # Before it, so that every other callback sees the dictionaries as they are after the step.
+        # Before it, so that all other callbacks see the dictionaries after the step.
         self.callback_handler.callbacks.insert(0, _StepCallback(self))
         for plain, own in (
             (ProgressCallback, TrainingProgressCallback),
@@ -170,11 +172,11 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
     # ------------------------------------------------------------------------------------------------ data
 
     def harvested_sites(self) -> list[str]:
-        """Where activations are read in a forward of the base model: wherever a dictionary reads or writes."""
+        """The input and output sites of all dictionaries, where activations of the base model are captured."""
         return [s for d in self.dictionaries.values() for s in (d.config.input_site, d.config.output_site)]
 
     def make_harvester(self, dataset) -> ActivationHarvester:
-        """The source of activations for a dataset, as the arguments want it."""
+        """Makes the harvester of activations for a dataset, with the arguments of the run."""
         args = self.args
         harvester = ActivationHarvester(
             self.base_model,
@@ -182,7 +184,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self.harvested_sites(),
             rows_per_chunk=args.harvest_batch_size,
             skip_first=args.skip_first,
-            special_token_ids=self._special_token_ids(),
+            special_token_ids=self.special_token_ids,
             outlier_factor=args.outlier_factor or None,
             seed=args.data_seed if args.data_seed is not None else args.seed,
             autocast=self.accelerator.autocast,
@@ -193,13 +195,15 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             harvester.remember(int(args.activation_cache_gb * 2**30))
         return harvester
 
-    def _special_token_ids(self) -> list[int]:
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Tokens that are left out of training and evaluation."""
         if not self.args.skip_special_tokens or self.tokenizer is None:
             return []
         return list(self.tokenizer.all_special_ids)
 
     def get_train_dataloader(self) -> ShardedStream:
-        """The stream of activation batches, at the place where the run is."""
+        """The stream of activation batches, at the current position of the run."""
         if self.stream is None:
             args = self.args
             self.stream = ShardedStream(
@@ -214,17 +218,22 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             )
         return self.stream
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights of the dictionaries are split over processes."""
+        return bool(self.args.fsdp)
+
     # ------------------------------------------------------------------------------------------------ training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
-        Trains, as [`~transformers.Trainer.train`] does.
+        Trains the dictionaries, as [`~transformers.Trainer.train`] does.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or `True` for the last usable one in `args.output_dir`. The run continues exactly:
-                weights, optimizer, shuffling, dead-feature counts and running logs. Where `True` finds no checkpoint yet,
-                the run starts from the beginning and says so.
+                Folder of a checkpoint, or `True` for the last usable one in `args.output_dir`. The run continues exactly:
+                weights, optimizer, shuffling, dead-feature counts and running logs. If there is no checkpoint yet for `True`,
+                the run starts from the beginning, with a warning.
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]
@@ -256,7 +265,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             return output._replace(training_loss=output.metrics["train_loss"])
 
     def _finish_complete_run(self, checkpoint: str, state: TrainerState) -> TrainOutput:
-        """What is left of a run that was stopped after its last step. The Trainer would take one step more."""
+        """Finishes a run that was stopped after its last step. The Trainer would take one more step."""
         logger.warning(f"The run in {checkpoint} is complete: nothing is left to train.")
         self._load_dictionaries(checkpoint)
         self.state = state
@@ -270,26 +279,26 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
         self.control = self.callback_handler.on_train_end(self.args, state, self.control)
-        # It may have been stopped between its last checkpoint and the removal of the oldest one.
+        # It may have been stopped after its last checkpoint and before the oldest one was deleted.
         self._rotate(Path(checkpoint))
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     def _shard_dictionaries(self) -> None:
-        # Before the optimizer is made, which then is one of shards. accelerate would leave it out on CPUs, and would shard
-        # a set as one piece.
+        # Before the optimizer is made, so that it has sharded parameters. accelerate would not shard on CPUs, and would
+        # shard a set as a whole.
         args = self.args
-        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}
+        resharded = {"reshard_after_forward": bool(args.fsdp_config.get("reshard_after_forward", True))}  # pyright: ignore[reportAttributeAccessIssue]
         shard_(self.model, args.device.type, args.world_size, **resharded)
         # Autocast, but no DistributedDataParallel around it.
         self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
 
     def _initialize_dictionaries(self) -> None:
-        """Measures scales and biases on the first block and says what the coefficients amount to."""
+        """Measures scales and biases on the first block, and logs the effective coefficients."""
         sample = self.get_train_dataloader().sample(self.args.initialization_tokens)
         for name, dictionary in self.dictionaries.items():
             config = dictionary.config
             dictionary.initialize_from_activations_(sample[config.input_site], sample[config.output_site])
-            # All start as the first process, whose sample is that of the first shard, however many processes there are.
+            # All processes start like the first one, whose sample is that of the first shard for any number of processes.
             for value in dictionary.state_dict().values():
                 broadcast(value)
             config.target_variance = broadcast_object_list([config.target_variance])[0]
@@ -302,14 +311,14 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
-        One forward of every dictionary on one batch of activations.
+        Computes the losses of all dictionaries on one batch of activations.
 
         Args:
-            model: The dictionary or set, as the Trainer has wrapped it.
+            model: Dictionary or set, wrapped by the Trainer.
             inputs (`dict[str, torch.Tensor]`): Site -> activations `(tokens, width)`.
 
         Returns:
-            `torch.Tensor` of shape `()`, the sum over dictionaries (with `return_outputs` also their outputs).
+            `torch.Tensor` of shape `()`: sum of the losses (with `return_outputs` also the outputs by dictionary).
         """
         dead = {name: monitor.dead_features for name, monitor in self.monitors.items()}
         scale = self._sparsity_scale()
@@ -321,7 +330,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             outputs = result.outputs
         else:
             (name,) = self.dictionaries
-            config = self.model.config
+            config = self.dictionaries[name].config
             result = model(
                 inputs[config.input_site],
                 inputs[config.output_site],
@@ -348,12 +357,12 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.accelerator.scaler is not None:
-            # A fused optimizer leaves a step out by itself when fp16 has overflowed, and the scheduler would count it.
-            optimizer._step_supports_amp_scaling = False
+            # A fused optimizer skips a step after an fp16 overflow by itself, and the scheduler would count it.
+            optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
         return optimizer
 
     def _clip_grad_norm(self, model):
-        """Clips each dictionary by itself; returns the norm over all, before clipping."""
+        """Clips the gradient of each dictionary separately; returns the norm over all of them before clipping."""
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients(self.optimizer)
@@ -365,7 +374,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         return torch.stack(norms).norm()
 
     def floating_point_ops(self, inputs) -> int:
-        """Of the dictionaries alone: the dense products of one step on `inputs`."""
+        """Operations of the dictionaries' dense products in one step on `inputs`."""
         tokens = next(iter(inputs.values())).shape[0]
         total = 0
         for dictionary in self.dictionaries.values():
@@ -375,7 +384,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         return total
 
     def _track_num_input_tokens(self, inputs):
-        """The Trainer looks for token ids; `tokens` in the logs counts activations instead."""
+        """Does nothing: the Trainer would count token ids, but `tokens` in the logs counts activations."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the dictionaries' running metrics to a training log."""
@@ -390,8 +399,8 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             for name, metrics in popped.items():
                 logs |= {f"{name}/{key}": value for key, value in metrics.items()}
             if self.accelerator.scaler is not None and not math.isfinite(logs.get("grad_norm", 0.0)):
-                del logs["grad_norm"]  # Of a step that was skipped.
-            # The Trainer's own means forget, on resuming, the steps before the checkpoint.
+                del logs["grad_norm"]  # The norm of a skipped step.
+            # After resuming, the Trainer's own means lack the steps before the checkpoint.
             if all(popped.values()):
                 logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
         if "train_loss" in logs:
@@ -401,7 +410,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
             self._stop_if_diverged({name: metrics["loss"] for name, metrics in popped.items() if metrics})
 
     def _mean_loss(self, default: float) -> float:
-        """Over the steps of the whole run that were logged."""
+        """The mean loss over all logged steps of the run."""
         total, last = 0.0, 0
         for entry in self.state.log_history:
             if "loss" in entry:
@@ -412,12 +421,12 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
 
     def evaluation_report(self, eval_dataset=None) -> EvaluationReport:
         """
-        Every metric of every dictionary on held-out text, with the protocol. They go into the configurations as well, and
-        with these into what is saved, until the next optimizer step changes the weights.
+        Evaluates all dictionaries on held-out text. The evaluations are also written to the configurations, and saved with
+        them, until the next optimizer step changes the weights.
 
         Args:
             eval_dataset (`datasets.Dataset`, *optional*):
-                Overrides `self.eval_dataset`. Of several it is the first.
+                Replacement for `self.eval_dataset`, of which the first dataset is used if there are several.
 
         Returns:
             [`EvaluationReport`]
@@ -428,12 +437,12 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         args = self.args
         evaluator = TranscoderEvaluator(
             self.base_model,
-            _token_rows(dataset, self.tokenizer, args.sequence_length),
+            packed_rows(dataset, self.tokenizer, args.sequence_length),
             batch_size=args.harvest_batch_size,
             max_tokens=args.eval_tokens,
             max_loss_tokens=args.eval_loss_tokens,
             skip_first=args.skip_first,
-            special_token_ids=self._special_token_ids(),
+            special_token_ids=self.special_token_ids,
             progress=not args.disable_tqdm,
         )
         report = evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
@@ -443,22 +452,22 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
-        Evaluates every dictionary on held-out text and logs the metrics.
+        Evaluates all dictionaries on held-out text and logs the metrics.
 
         Args:
             eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-                Overrides `self.eval_dataset`.
-            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Of the metric names.
+                Replacement for `self.eval_dataset`.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the metric names.
 
         Returns:
-            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU. Of several datasets those
-            of each, with its name behind the prefix.
+            `dict[str, float]`: `<prefix>_<dictionary>/<metric>`, and `<prefix>_loss`, the mean FVU. For several datasets, the
+            name of each follows the prefix.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if is_several(dataset):
             metrics = {}
-            # The first comes last: its numbers are those that the dictionaries keep.
-            for name, one in reversed(dataset.items()):
+            # The first comes last: its evaluation is kept in the configurations.
+            for name, one in reversed(dataset.items()):  # pyright: ignore[reportAttributeAccessIssue]
                 metrics = self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") | metrics
             return metrics
         start = time.time()
@@ -482,7 +491,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         output_dir = output_dir or self.args.output_dir
         for dictionary in self.dictionaries.values():
             dictionary.config.training_summary = self._training_summary()
-        # Every process takes part in gathering sharded ones, and one of them keeps what is gathered.
+        # All processes take part in gathering sharded dictionaries, and one of them keeps the result.
         device = "cpu" if self.args.should_save else "meta"
         dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
         if not self.args.should_save:
@@ -538,14 +547,14 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
         output_dir: str | None = None,
     ) -> None:
         """
-        Writes README.md with what is known of the run and of the dictionaries (see [`make_card`]). One that was edited by
-        hand stays; the new one then goes into README.generated.md.
+        Writes the model card of the dictionaries and the run to README.md (see [`make_card`]). A card that was edited by hand
+        is kept, and the new one is written to README.generated.md.
 
         Args:
-            license (`str`, *optional*): The licence of the weights, by its identifier on the Hub.
-            tags (`str` or `list[str]`, *optional*): Further tags of the repo.
-            model_name (`str`, *optional*): Its name in the metadata. Defaults to that of the repo.
-            output_dir (`str`, *optional*): Where to, instead of `args.output_dir`.
+            license (`str`, *optional*): License of the weights, by its identifier on the Hub.
+            tags (`str` or `list[str]`, *optional*): Additional tags of the repo.
+            model_name (`str`, *optional*): Name of the model in the metadata. Defaults to the name of the repo.
+            output_dir (`str`, *optional*): Folder of the card. Defaults to `args.output_dir`.
         """
         if not self.args.should_save:
             return
@@ -561,7 +570,7 @@ class TranscoderTrainer(ExactCheckpoints, Publishing, Trainer):
 
 
 class _StepCallback(TrainerCallback):
-    """What every optimizer step of a dictionary needs before and after it."""
+    """Updates the dictionaries and the state of the stream before and after each optimizer step."""
 
     def __init__(self, trainer: TranscoderTrainer):
         self.trainer = trainer
@@ -581,14 +590,14 @@ class _StepCallback(TrainerCallback):
             return
         for dictionary in self.trainer.dictionaries.values():
             dictionary.constrain_()
-            # The last evaluation was one of other weights.
+            # The last evaluation was of other weights.
             dictionary.config.evaluation = None
 
     def on_step_end(self, args, state, control, **kwargs):
         stream = self.trainer.stream
-        # Of this step and not of the moment of saving: by then batches of the next may have been taken out.
+        # The state at this step, not when saving: by then batches of the next step may have been taken.
         self.trainer._stream_state, state.epoch = stream.state_dict(), stream.epoch
-        # Known only once there is a state, and better now than at the first checkpoint.
+        # Possible only once there is a state, and better now than at the first checkpoint.
         if not self.states_checked and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
             self.trainer.check_states()
         self.states_checked = True
@@ -598,7 +607,7 @@ class _StepCallback(TrainerCallback):
 
 
 def _check_fsdp(args: TranscoderTrainingArguments) -> None:
-    config = args.fsdp_config
+    config: Any = args.fsdp_config
     if int(config.get("version", 2)) != 2 or config.get("cpu_offload") or config.get("activation_checkpointing"):
         raise TranscoderError(
             "Dictionaries are sharded by FSDP version 2, without CPU offload and activation checkpointing: leave these "
@@ -616,29 +625,14 @@ def _each(dataset, function):
 
 
 def _training_split(dataset):
-    """What to train on where the splits of a dataset were given: `train`."""
+    """The split `train` if the splits of a dataset were given; otherwise the dataset itself."""
     if not is_several(dataset):
         return dataset
     return dataset["train"] if "train" in dataset else refuse_splits(dataset)
 
 
-def _token_rows(dataset, tokenizer, sequence_length):
-    """Rows with `input_ids`: the dataset itself, or its texts packed."""
-    if dataset is None:
-        return None
-    dataset = token_rows(dataset)
-    columns = getattr(dataset, "column_names", None)
-    if columns is None or "input_ids" in columns or "text" not in columns:
-        return dataset
-    if tokenizer is None:
-        raise TranscoderError("The dataset holds text: give the base model's tokenizer as `processing_class`.")
-    from ..data.packing import pack_tokens
-
-    return pack_tokens(dataset, tokenizer, sequence_length)
-
-
 def _count_steps(args: TranscoderTrainingArguments, dataset, special_token_ids: list[int]) -> int:
-    """Optimizer steps of the run: from the token budget, or from the epochs."""
+    """Number of optimizer steps of the run, from the token budget or from the epochs."""
     tokens = args.max_tokens
     if tokens is None:
         if dataset is None:

@@ -1,4 +1,4 @@
-"""States of optimizer, schedule, gradient scaler and random numbers in a checkpoint, as tensors and JSON."""
+"""Save and load the states of optimizer, schedule, gradient scaler and random numbers in a checkpoint."""
 
 import os
 import random
@@ -19,23 +19,24 @@ from ..text.strict_json import read_json
 from .checkpoint_files import OPTIMIZER, SCHEDULER, TRAINER_STATE
 from .sharding import is_sharded, share_out_optimizer_state, whole
 from .state_files import check_state, load_state, save_state
+from .trainer_part import TrainerPart
 
 
 _SCALER = "scaler.safetensors"
 _RANDOM_STATE = "rng_state_{rank}.safetensors"
-# Values of a parameter group that training changes, and the list that says whose they are.
+# Values of a parameter group that training changes, and the list of its parameters.
 _CHANGING = {"lr", "params"}
-# State of a parameter that has its shape in the optimizers of torch.
+# States with the shape of their parameter, in the optimizers of torch.
 _SHAPED = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum"}
-# Without which they fail in their next step.
+# States that optimizers need in their next step.
 _REQUIRED = dict.fromkeys(("Adam", "AdamW"), {"step", "exp_avg", "exp_avg_sq"})
 
 
-class TrainerStates:
-    """What [`TranscoderTrainer`] writes and reads instead of the pickles of [`~transformers.Trainer`]."""
+class TrainerStates(TrainerPart):
+    """The methods of [`TranscoderTrainer`] that replace the pickles of [`~transformers.Trainer`]."""
 
     def check_states(self) -> None:
-        """Refuse an optimizer or schedule whose state no checkpoint can hold; called after the first step."""
+        """Refuse an optimizer or schedule whose state cannot be saved. Called after the first step."""
         if not is_sharded(self.model):
             check_state(self._optimizer_state())
         check_state(self.lr_scheduler.state_dict())
@@ -43,7 +44,7 @@ class TrainerStates:
     def _optimizer_state(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
         if is_sharded(self.model):
-            # As one file that any number of processes can resume from; every process takes part in gathering it.
+            # One file that any number of processes can resume from. All processes take part in gathering it.
             state = {**state, "state": whole(state["state"], "cpu" if self.args.should_save else "meta")}
         return {"class": type(_inner(self.optimizer)).__name__, "state": state}
 
@@ -97,7 +98,7 @@ class TrainerStates:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         path = Path(checkpoint or "", _RANDOM_STATE.format(rank=self.args.process_index))
-        # A process more than the run had begins with its seed.
+        # An additional process starts with its seed.
         if checkpoint is None or not path.exists():
             return
         with _damaged_if_it_fails(path):
@@ -115,13 +116,13 @@ def read_trainer_state(checkpoint: str | os.PathLike) -> TrainerState:
     Read `trainer_state.json` of a checkpoint.
 
     Args:
-        checkpoint (`str` or `os.PathLike`): The folder.
+        checkpoint (`str` or `os.PathLike`): Folder of the checkpoint.
 
     Raises:
         [`TranscoderError`]: the file is damaged.
     """
     path = Path(checkpoint, TRAINER_STATE)
-    # Losses that are no numbers stand in the log as they are.
+    # The log may have losses that are not finite.
     content = read_json(path, allow_nan=True)
     checks: dict[str, Callable[[Any], bool]] = {
         "global_step": _is_count,
@@ -139,13 +140,13 @@ def read_trainer_state(checkpoint: str | os.PathLike) -> TrainerState:
     wrong = [name for name in content if name not in {field.name for field in fields(TrainerState)}]
     wrong += [name for name, check in checks.items() if name in content and not check(content[name])]
     if wrong or "global_step" not in content or "log_history" not in content:
-        what = f"its {wrong[0]} is not what it must be" if wrong else "it is not whole"
+        what = f"its {wrong[0]} is invalid" if wrong else "it is not whole"
         raise TranscoderError(f"{path} is damaged ({what}): take another checkpoint.")
     return TrainerState(**content)
 
 
 def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Raise `ValueError` for a state that is damaged, and [`TranscoderError`] for one of other settings."""
+    """Raise a `ValueError` for a damaged state, and a [`TranscoderError`] for a state with other settings."""
     groups, own_groups = state["param_groups"], optimizer.param_groups
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own_groups]:
         raise ValueError("parameters")
@@ -154,12 +155,12 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, path: P
         if not all(_fits(group[name], own[name]) for name in group if name in own and name != "params"):
             raise ValueError("types")
         name = "optimizer" if len(groups) == 1 else f"optimizer.group {number}"
-        # What only one of them has comes from another version of the optimizer, or from the schedule.
+        # Keys of only one of them come from another version of the optimizer, or from the schedule.
         shared = sorted(group.keys() & own.keys() - _CHANGING)
         changed += differences({key: group[key] for key in shared}, {key: own[key] for key in shared}, name)
     if changed:
         raise TranscoderError(
-            f"{path.parent} was made with {'; '.join(changed)}: resume with the same optimizer, or start anew."
+            f"{path.parent} was made with {'; '.join(changed)}: resume with the same optimizer, or start again."
         )
     parameters = [parameter for group in own_groups for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
@@ -168,7 +169,7 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, path: P
     if not type(optimizer).__module__.startswith("torch.optim"):
         return
     for number, values in state["state"].items():
-        if values and not _REQUIRED.get(type(optimizer).__name__, set()) <= values.keys():
+        if values and not _REQUIRED.get(type(optimizer).__name__, set()) <= values.keys():  # pyright: ignore[reportCallIssue]
             raise ValueError("names")
         for name, value in values.items():
             if name in _SHAPED and value is not None and value.shape != parameters[number].shape:
@@ -176,37 +177,37 @@ def _check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer, path: P
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer that accelerate has put its own around."""
+    """The optimizer inside the wrapper of accelerate."""
     return getattr(optimizer, "optimizer", optimizer)
 
 
 def _of_class(saved: Any, stateful: Any, path: Path) -> dict[str, Any]:
-    """The state in a file, if it is of an object of the same class."""
+    """Reads the state in a file, if it is from an object of the same class."""
     if not isinstance(saved, dict) or not isinstance(saved["state"], dict):
         raise ValueError("types")
     state, name, own = saved["state"], saved["class"], type(stateful).__name__
     if name != own:
         raise TranscoderError(
-            f"{path.parent} was made with {printable(name)} and this run has {own}: resume with the same, or start anew."
+            f"{path.parent} was made with {printable(name)} and this run has {own}: resume with the same, or start again."
         )
     return state
 
 
 @contextmanager
 def _damaged_if_it_fails(path: Path):
-    """Turn what goes wrong with a state that is not what it must be into one sentence."""
+    """Turn errors from an invalid state into one sentence."""
     try:
         yield
     except TranscoderError:
         raise
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise TranscoderError(
-            f"{path} does not hold the state that it must hold: take another checkpoint, or start anew."
+            f"{path} does not hold a valid state: take another checkpoint, or start again."
         ) from error
 
 
 def _fits(saved: Any, own: Any) -> bool:
-    """Whether a value can take the place of another: both are numbers, or both are of one kind."""
+    """Whether a value can replace another: both are numbers, or both have the same type."""
     if own is None or saved is None:
         return True
     if isinstance(own, torch.Tensor) or isinstance(saved, torch.Tensor):

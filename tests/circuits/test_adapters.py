@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits import PatchEngine, PatchPlan, patch_heads
+from hf_transcoders.circuits import Patching, PatchPlan
 from hf_transcoders.lm import site_width
 from hf_transcoders.studies import greater_than_study
 from tests.circuits.interventions.setups import random_dictionary
@@ -104,7 +104,7 @@ def test_tied_weights_may_have_an_adapter_on_one_side(family, place):
     logits = model(torch.tensor([PROMPT])).logits[0, -1]
     expected = torch.stack([logits[5] - logits[6], logits[9] - logits.mean()])
     torch.testing.assert_close(targets_of(model), expected, rtol=1e-4, atol=1e-4)
-    engine = PatchEngine(model, TASK)
+    engine = Patching(model, TASK)
     base = engine.run(PatchPlan.grid([1], "z", 4, engine.position("END")[None])).base
     ids = [TASK[row]["clean_ids"] for row in range(len(TASK))]
     ends_of = [model(torch.tensor([each])).logits[0, -1] for each in ids]
@@ -123,17 +123,17 @@ def test_a_resized_vocabulary():
 
 def test_an_engine_forgets_its_runs_when_an_adapter_is_switched():
     model = untied("llama")
-    plain = patch_heads(model, TASK, "END").values
+    plain = Patching(model, TASK).heads("END").values
     wrapped = peft.get_peft_model(model, lora(model))
     base = wrapped.get_base_model().eval()
     for settings in ({}, {"ablation": "mean"}):
-        engine = PatchEngine(base, TASK, **settings)
-        on = patch_heads(base, TASK, "END", engine=engine)
+        engine = Patching(base, TASK, **settings)
+        on = engine.heads("END")
         with wrapped.disable_adapter():
-            off = patch_heads(base, TASK, "END", engine=engine)
-            torch.testing.assert_close(off.values, patch_heads(untied("llama"), TASK, "END", **settings).values)
+            off = engine.heads("END")
+            torch.testing.assert_close(off.values, Patching(untied("llama"), TASK, **settings).heads("END").values)
         assert not torch.allclose(on.values, off.values, atol=0.1) and not torch.allclose(on.base, off.base, atol=0.1)
-        torch.testing.assert_close(patch_heads(base, TASK, "END", engine=engine).values, on.values)
+        torch.testing.assert_close(engine.heads("END").values, on.values)
     assert len(plain)
 
 

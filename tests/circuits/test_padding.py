@@ -8,10 +8,9 @@ from transformers import BatchEncoding
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits import (
     FeatureEdit,
-    PatchEngine,
+    Patching,
     PatchPlan,
     attribution_graph,
-    attribution_graphs,
     intervene,
     intervention_losses,
     measure_effect,
@@ -20,7 +19,7 @@ from hf_transcoders.circuits.patching import attention_between, component_output
 from hf_transcoders.circuits.weights import FeatureWeights
 from hf_transcoders.lm import Site, capture
 from hf_transcoders.lm.norms import norm_scale
-from hf_transcoders.lm.order import norm_before, stream_before
+from hf_transcoders.lm.stream import norm_before, stream_before
 from hf_transcoders.studies import blind_study
 from hf_transcoders.studies.circuit_reuse.end_runs import predict_at_end
 from hf_transcoders.tasks import Task, end_logits, measure
@@ -90,7 +89,7 @@ def test_a_task_is_measured_prompt_by_prompt(name):
 def test_patches_are_those_of_each_prompt_alone(name, ablation):
     model, task = make_model(name), make_task()
     plan = PatchPlan.grid(range(3), "z", 4, torch.tensor([[1] * len(TEXTS)]))
-    found = PatchEngine(model, task, ablation=ablation).run(plan)
+    found = Patching(model, task, ablation=ablation).run(plan)
     assert found.base.tolist() == pytest.approx([difference(name, text) for text in TEXTS], rel=1e-3, abs=1e-4)
     for row in range(len(TEXTS)):
         # Only prompts of one length share a mean.
@@ -100,7 +99,7 @@ def test_patches_are_those_of_each_prompt_alone(name, ablation):
             else [row]
         )
         plan = PatchPlan.grid(range(3), "z", 4, torch.tensor([[1] * len(rows)]))
-        own = PatchEngine(make_model(name), task.select(rows), ablation=ablation).run(plan)
+        own = Patching(make_model(name), task.select(rows), ablation=ablation).run(plan)
         torch.testing.assert_close(found.values[:, row], own.values[:, rows.index(row)], rtol=1e-3, atol=1e-3)
 
 
@@ -130,7 +129,7 @@ def test_graphs_of_several_prompts_are_those_of_each_alone(name):
     texts, settings = TEXTS[:3], {"targets": [(5, 6)], "max_features": 10, "progress": False}
     own_graphs = [attribution_graph(make_model(name), transcoders, text, **settings) for text in texts]
     for prompts in (texts, batch_of("left", texts), padded(texts, "holes")):
-        graphs = attribution_graphs(model, transcoders, prompts, **settings)
+        graphs = attribution_graph(model, transcoders, prompts, **settings)
         for graph, own, text in zip(graphs, own_graphs, texts, strict=True):
             assert graph.input_ids == text
             target = graph.is_kind("target")
@@ -297,7 +296,7 @@ class _Words:
     [
         ({"input_ids": []}, "The prompt is empty"),
         ({"input_ids": [5, 6], "attention_mask": [0, 0]}, "The prompt is empty"),
-        ({"input_ids": [[5, 6], [7, 8]]}, r"whole numbers in a list, but the prompt has others of shape \(2, 2\)"),
+        ([{"input_ids": [[5, 6], [7, 8]]}], r"whole numbers in a list, but the prompt has others of shape \(2, 2\)"),
         ({"attention_mask": [1]}, "The prompt has no column `input_ids`"),
         ([5, 1.5], "the prompt has others"),
         ([5] * 65, "The prompt has 65 tokens and the model's context 64"),
@@ -313,7 +312,7 @@ def test_a_task_beyond_the_context_is_refused():
     model, task = tiny_model("gpt2"), make_task(make_texts(65, 5))
     for call in (
         lambda: measure(model, task),
-        lambda: PatchEngine(model, task),
+        lambda: Patching(model, task),
         lambda: component_outputs(model, task),
     ):
         with pytest.raises(TranscoderError, match="Prompt 0 has 65 tokens and the model's context 64: shorten it"):

@@ -39,8 +39,8 @@ WEIGHTS_ALONE = (
     "composition value",
 )  # fmt: skip
 RUNS = (
-    "logits", "splice", "patch_heads z", "patch_heads query", "patch_heads value", "patch_residual", "patch_mlps",
-    "path_patch to the logits", "component_outputs", "logit_attribution",
+    "logits", "splice", "heads z", "heads query", "heads value", "residual", "mlps",
+    "paths to the logits", "component_outputs", "logit_attribution",
     "query and key", "pull_back", "mean_contributions", "measure", "evaluate",
 )  # fmt: skip
 

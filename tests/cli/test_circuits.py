@@ -6,20 +6,11 @@ import json
 import pytest
 
 from hf_transcoders.cli import main
-from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    model_for_tasks().save_pretrained(path)
-    TOKENIZER.save_pretrained(path)
-    return str(path)
 
 
 def patch(folder, output, *more):
     return main(
-        ["circuits", "patch", "ioi", "--model", folder, "--prompts", "3", "--dtype", "float32", "--device", "cpu",
+        ["circuits", "patch", "ioi", "--model", str(folder / "model"), "--prompts", "3", "--dtype", "float32", "--device", "cpu",
          "--output", str(output), *more]
     )  # fmt: skip
 
@@ -60,7 +51,18 @@ def test_patch_of_every_kind(folder, tmp_path, capsys, more, axes):
 
 def test_reuse_writes_a_folder(folder, tmp_path, capsys):
     output = tmp_path / "reuse"
-    arguments = ["circuits", "reuse", "--model", folder, "--prompts", "3", "--repair-prompts", "3", "--device", "cpu"]
+    arguments = [
+        "circuits",
+        "reuse",
+        "--model",
+        str(folder / "model"),
+        "--prompts",
+        "3",
+        "--repair-prompts",
+        "3",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--faithfulness-prompts", "2", "--dtype", "float32", "--output", str(output)]
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -85,7 +87,7 @@ def test_mistakes_are_one_sentence(folder, tmp_path, capsys, more, sentence):
 
 
 def test_an_unknown_task_and_a_file_as_output(folder, tmp_path, capsys):
-    assert main(["circuits", "patch", "ioy", "--model", folder]) == 2
+    assert main(["circuits", "patch", "ioy", "--model", str(folder / "model")]) == 2
     assert "There is no task 'ioy'" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert patch(folder, tmp_path / "file") == 2

@@ -8,49 +8,11 @@ import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from hf_transcoders import TranscoderModel, TranscoderSet
 from hf_transcoders.cli import main
 from hf_transcoders.cli.train import parse as parse_train
-from tests.tiny_models import VOCAB_SIZE, tiny_model
-
-
-WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "house", "and", "then", "slept"]
-
-
-def fill_workplace(folder):
-    """A tiny language model and two texts, as files in a folder."""
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {word: i + 4 for i, word in enumerate(WORDS)}
-    vocabulary |= {f"w{i}": i for i in range(len(vocabulary), VOCAB_SIZE)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder / "model")
-    tiny_model("llama").save_pretrained(folder / "model")
-    generator = torch.Generator().manual_seed(0)
-    for name, documents in (("train", 60), ("test", 20)):
-        texts = [
-            " ".join(WORDS[i] for i in torch.randint(len(WORDS), (40,), generator=generator)) for _ in range(documents)
-        ]
-        (folder / f"{name}.txt").write_text("\n\n".join(texts))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return fill_workplace(tmp_path_factory.mktemp("cli"))
-
-
-def train_arguments(workplace, output, *more):
-    return [
-        "train", "--model", str(workplace / "model"), "--data", str(workplace / "train.txt"), "--layers", "1",
-        "--num_features", "64", "--k", "4", "--output_dir", str(output), "--max_tokens", "640",
-        "--per_device_train_batch_size", "32", "--sequence_length", "16", "--use_cpu", "--dtype", "float32",
-        "--eval_tokens", "200", "--eval_loss_tokens", "100", "--report_to", "none", *more,
-    ]  # fmt: skip
+from tests.cli.setups import train_arguments
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +64,12 @@ def test_train_resumes_to_the_same_weights(workplace, tmp_path, caplog):
 
 def test_evaluate(workplace, trained, capsys, tmp_path):
     command = [
-        "evaluate", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
+        "evaluate", "--transcoders", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
         "--sequence-length", "16", "--max-tokens", "150", "--loss-tokens", "100", "--dtype", "float32", "--device", "cpu",
     ]  # fmt: skip
-    assert main([*command, "--json", "--output", str(tmp_path / "report.json")]) == 0
+    assert main([*command, "--json", "--output", str(tmp_path / "out")]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "report.json").read_text())
+    assert printed == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     metrics = printed["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]
     assert metrics["l0"] == 4 and 0 <= metrics["top1_agreement"] <= 1
     assert main(command) == 0
@@ -117,10 +79,10 @@ def test_evaluate(workplace, trained, capsys, tmp_path):
 
 def test_features(workplace, trained, capsys):
     command = [
-        "features", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
+        "features", "--transcoders", str(trained), "--model", str(workplace / "model"), "--data", str(workplace / "test.txt"),
         "--sequence-length", "16", "--max-tokens", "150", "--dtype", "float32", "--device", "cpu",
     ]  # fmt: skip
-    assert main([*command, "--dictionary", "layers.1.mlp.transcoder", "--num-features", "3", "--json"]) == 0
+    assert main([*command, "--dictionary", "layers.1.mlp.transcoder", "--max-features", "3", "--json"]) == 0
     features = json.loads(capsys.readouterr().out)
     assert len(features) == 3
     assert all(context["activations"][context["peak"]] > 0 for f in features for context in f["contexts"])
@@ -129,11 +91,11 @@ def test_features(workplace, trained, capsys):
 
 
 def test_info(trained, capsys):
-    assert main(["info", str(trained), "--json"]) == 0
+    assert main(["info", "--transcoders", str(trained), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["layers.1.mlp.transcoder"]["reads"] == "layers.1.mlp.in"
     assert facts["layers.1.mlp.branch.sae"]["kind"] == "sparse autoencoder"
-    assert main(["info", str(trained / "layers.1.mlp.transcoder")]) == 0
+    assert main(["info", "--transcoders", str(trained / "layers.1.mlp.transcoder")]) == 0
     assert "top 4 of each token" in capsys.readouterr().out
     assert main(["info"]) == 0
     assert torch.__version__.split("+")[0] in capsys.readouterr().out
@@ -178,10 +140,10 @@ def test_bad_yaml(tmp_path, capsys, text, message):
         (["--k", "65"], r"k is 65"),
         (["--model", "/no/such/model"], r"could not be loaded"),
         (["--data", "/no/such/file.txt"], r"no/such/file"),
-        (["--resume", "runs/nowhere"], r"runs/nowhere is no checkpoint"),
+        (["--resume", "runs/nowhere"], r"runs/nowhere is not a checkpoint"),
         (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),
         (["--max_tokens", "10"], r"less than one step"),
-        (["--sequence_length", "0"], r"sequence_length"),
+        (["--sequence_length", "0"], r"sequence-length"),
         (["--activation", "relu"], r"`k` has no meaning"),
     ],
 )
@@ -200,40 +162,37 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(workplace, tmp_path,
 
 
 def test_damaged_and_foreign_folders(workplace, trained, tmp_path, capsys):
-    assert main(["info", str(tmp_path)]) == 2
+    assert main(["info", "--transcoders", str(tmp_path)]) == 2
     assert "neither a dictionary" in capsys.readouterr().err
-    assert main(["info", str(tmp_path / "nothing")]) == 2
+    assert main(["info", "--transcoders", str(tmp_path / "nothing")]) == 2
     assert "There is no folder" in capsys.readouterr().err
     broken = tmp_path / "broken"
     TranscoderModel.from_pretrained(trained, subfolder="layers.1.mlp.transcoder").save_pretrained(broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert main(["info", str(broken)]) == 2
+    assert main(["info", "--transcoders", str(broken)]) == 2
     assert "damaged or cut short" in capsys.readouterr().err
     config = broken / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 99}))
-    assert main(["info", str(broken)]) == 2
+    assert main(["info", "--transcoders", str(broken)]) == 2
     assert "upgrade" in capsys.readouterr().err
 
 
 def test_packaged_models_go_by_their_hub_names():
-    from hf_transcoders.cli.common import OFFLINE_MODELS, base_of
-    from hf_transcoders.lm.offline_models import _MODELS
-
-    assert OFFLINE_MODELS == {name: model.hub_id for name, model in _MODELS.items()}
+    from hf_transcoders.cli.common import base_model_of
 
     class Dictionaries:
         base_model_name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    assert base_of(Dictionaries(), None) == "smollm2-135m-instruct"
-    assert base_of(Dictionaries(), "other/model") == "other/model"
+    assert base_model_of(Dictionaries(), None) == "smollm2-135m-instruct"
+    assert base_model_of(Dictionaries(), "other/model") == "other/model"
 
 
 def test_debug_shows_the_traceback(tmp_path):
     from hf_transcoders import TranscoderError
 
     with pytest.raises(TranscoderError):
-        main(["info", str(tmp_path / "nothing"), "--debug"])
+        main(["info", "--transcoders", str(tmp_path / "nothing"), "--debug"])
 
 
 def test_help_is_short_and_names_every_command(capsys):
@@ -245,7 +204,12 @@ def test_help_is_short_and_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert "--num_features" in shown and "--learning_rate" in shown and "--help-all" in shown
+    assert (
+        "--num-features" in shown
+        and "--learning-rate" in shown
+        and "--num_features" not in shown
+        and "--help-all" in shown
+    )
     assert "deepspeed" not in shown
     with pytest.raises(SystemExit):
         main(["train", "--help-all"])

@@ -11,9 +11,8 @@ from transformers import LlamaForCausalLM
 from hf_transcoders import EvaluationReport, TranscoderSet
 from hf_transcoders.cli import main
 from hf_transcoders.evaluation.evaluation_report import METRICS, REPLACEMENT_METRICS, TOGETHER, format_number
+from tests.cli.setups import fill_workplace
 from tests.tiny_models import TINY_CONFIGS
-
-from .test_cli import fill_workplace
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -6,35 +6,21 @@ import pytest
 
 from hf_transcoders.circuits.graphs import AttributionGraph
 from hf_transcoders.cli import main
-from tests.circuits.interventions.setups import transcoder_set
-from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A tiny model and a transcoder for each of its layers."""
-    path = tmp_path_factory.mktemp("graph")
-    model = model_for_tasks()
-    model.save_pretrained(path / "model")
-    TOKENIZER.save_pretrained(path / "model")
-    transcoder_set(model).save_pretrained(path / "set")
-    (path / "text.txt").write_text(f"{PROMPT} Mary. " * 60)
-    return path
-
-
-def graph(folders, output, *more, prompt=PROMPT):
+def graph(folder, output, *more, prompt=PROMPT):
     return main(
-        ["graph", prompt, "--model", str(folders / "model"), "--transcoders", str(folders / "set"), "--device", "cpu",
+        ["graph", prompt, "--model", str(folder / "model"), "--transcoders", str(folder / "set"), "--device", "cpu",
          "--output", str(output), *more]
     )  # fmt: skip
 
 
-def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
-    more = ["--features-from", str(folders / "text.txt"), "--max-tokens", "512", "--certificate", "8", "--viewer"]
-    assert graph(folders, tmp_path / "out", *more, "--json", "--max-features", "60") == 0
+def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
+    more = ["--features-from", str(folder / "text.txt"), "--max-tokens", "512", "--validate", "8", "--viewer"]
+    assert graph(folder, tmp_path / "out", *more, "--json", "--max-features", "60") == 0
     printed = json.loads(capsys.readouterr().out)
     saved = AttributionGraph.from_pretrained(tmp_path / "out")
     assert printed["nodes"] == saved.num_nodes and printed["scores"] == saved.scores()
@@ -44,8 +30,8 @@ def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
     html = (tmp_path / "out" / "graph.html").read_text()
     data = json.loads(html.split('id="data">')[1].split("</script>")[0])
     assert len(data["nodes"]) == pruned.num_nodes and data["scores"] == pytest.approx(printed["scores"])
-    # A certificate of direct effects is exact, and every feature on the page is explained.
-    assert printed["certificate"]["direct"]["relative_error"] < 1e-3 and len(data["certificate"]["edges"]) == 8
+    # The validation of direct effects is exact, and every feature on the page is explained.
+    assert printed["validation"]["direct"]["relative_error"] < 1e-3 and len(data["validation"]["edges"]) == 8
     shown = {f"{n['dictionary']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
     assert shown == data["features"].keys() and any(f["contexts"] for f in data["features"].values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]
@@ -56,11 +42,11 @@ def test_it_writes_the_graph_and_its_page(folders, tmp_path, capsys):
     assert len(list((viewer / "features").rglob("*.json"))) == len(shown)
 
 
-def test_chosen_targets_and_plain_text(folders, tmp_path, capsys, monkeypatch):
+def test_chosen_targets_and_plain_text(folder, tmp_path, capsys, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--certificate", "4", "--open"]
-    assert graph(folders, tmp_path / "out", *more) == 0
+    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
+    assert graph(folder, tmp_path / "out", *more) == 0
     out = capsys.readouterr().out
     assert "' Mary'" in out and "' Mary - John'" in out and "completeness" in out and "strongest features" in out
     assert "all but the direct effect" in out and str(tmp_path / "out" / "graph.html") in out
@@ -69,11 +55,11 @@ def test_chosen_targets_and_plain_text(folders, tmp_path, capsys, monkeypatch):
     assert labels == [" Mary", " Mary - John"]
 
 
-def test_a_page_shows_no_more_edges_than_a_browser_draws(folders, tmp_path, capsys, monkeypatch):
+def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsys, monkeypatch):
     from hf_transcoders.circuits.graphs import page_data
 
     monkeypatch.setattr(page_data, "MAX_EDGES", 30)
-    assert graph(folders, tmp_path / "out", "--certificate", "0", "--json") == 0
+    assert graph(folder, tmp_path / "out", "--validate", "0", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert 0 < printed["pruned"]["num_edges"] <= 30 < printed["edges"] and printed["pruned"]["edges"] < 0.98
 
@@ -87,14 +73,14 @@ def test_a_page_shows_no_more_edges_than_a_browser_draws(folders, tmp_path, caps
         (["--features-from", "nowhere.txt"], "nowhere.txt"),
     ],
 )
-def test_mistakes_are_one_sentence_and_write_nothing(folders, tmp_path, capsys, more, sentence):
-    assert graph(folders, tmp_path / "out", *more) == 2
+def test_mistakes_are_one_sentence_and_write_nothing(folder, tmp_path, capsys, more, sentence):
+    assert graph(folder, tmp_path / "out", *more) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in error and error.startswith("hf-transcoders graph:")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_as_output(folders, tmp_path, capsys):
+def test_a_file_as_output(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert graph(folders, tmp_path / "file") == 2
+    assert graph(folder, tmp_path / "file") == 2
     assert "is a file" in capsys.readouterr().err

@@ -1,13 +1,18 @@
 """Values of the command line and of YAML files: of their types, in their ranges, and writable, before any work."""
 
 import argparse
+import collections
+import functools
+import importlib
+import itertools
 import json
 
 import pytest
 
 from hf_transcoders.cli import main
 from hf_transcoders.cli import train as train_command
-from hf_transcoders.cli.common import base_of
+from hf_transcoders.cli.arguments import SHARED
+from hf_transcoders.cli.common import base_model_of
 from hf_transcoders.cli.main import _COMMANDS
 from hf_transcoders.cli.terminal import Parser
 from hf_transcoders.cli.values import device, unicode_text
@@ -25,7 +30,8 @@ class _Seen(Exception):
     pass
 
 
-def parsers(monkeypatch, command):
+@functools.cache
+def parsers(command):
     """The parser of a command and those of its actions."""
     found = []
 
@@ -33,22 +39,22 @@ def parsers(monkeypatch, command):
         found.append(self)
         raise _Seen
 
-    monkeypatch.setattr(Parser, "parse_args", keep)
-    module = __import__(f"hf_transcoders.cli.{command}", fromlist=["parse"])
-    for argv in ([], *([[action] for action in getattr(module, "_ACTIONS", ())])):
-        with pytest.raises(_Seen):
-            module.parse(argv, prog=command)
-    for parser in found:
-        yield parser
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices.values()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parser, "parse_args", keep)
+        patch.setattr(Parser, "parse_known_args", keep)
+        module = importlib.import_module(f"hf_transcoders.cli.{command}")
+        for argv in ([], *([[action] for action in getattr(module, "_ACTIONS", ())])):
+            with pytest.raises(_Seen):
+                module.parse(argv, prog=command)
+    actions = [action for parser in found for action in parser._actions]
+    nested = [a.choices.values() for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return [*found, *itertools.chain(*nested)]
 
 
 @pytest.mark.parametrize("command", [name for name in _COMMANDS if name not in ("train", "sweep", "plan")])
-def test_every_number_has_a_range(monkeypatch, command):
+def test_every_number_has_a_range(command):
     counted = 0
-    for parser in parsers(monkeypatch, command):
+    for parser in parsers(command):
         for action in parser._actions:
             assert action.type not in (int, float), action.dest
             if action.type in (None, device, unicode_text):
@@ -60,18 +66,82 @@ def test_every_number_has_a_range(monkeypatch, command):
     assert counted or command in ("push", "runs", "info", "study")
 
 
+def long_options():
+    """(name with hyphens, action, parser) for every long option of every command, hidden ones included."""
+    for command in _COMMANDS:
+        for parser in parsers(command):
+            for action in parser._actions:
+                for option in action.option_strings:
+                    if option.startswith("--"):
+                        yield option.replace("_", "-"), action, parser
+
+
+def test_options_of_one_name_mean_the_same_everywhere():
+    """One help, to which a command may add after a semicolon, one name of the value and one type."""
+    meanings, commands = collections.defaultdict(set), collections.defaultdict(set)
+    for name, action, parser in long_options():
+        text = action.help
+        if text == argparse.SUPPRESS:
+            # Only `--help-all` shows it.
+            continue
+        if option := SHARED.get(action.dest):
+            assert text == option.help or text.startswith(f"{option.help}; "), (parser.prog, name, text)
+            text = option.help
+        # Without a type, a value is a string.
+        type_ = getattr(action.type or str, "__qualname__", action.type)
+        meanings[name].add((text, action.metavar, type_))
+        commands[name].add(parser.prog)
+    assert len(meanings) > 90 and all(len(commands[f"--{name.replace('_', '-')}"]) > 1 for name in SHARED)
+    differing = {name: found for name, found in meanings.items() if len(found) > 1}
+    assert not differing
+
+
+def test_every_long_option_is_taken_with_hyphens_and_with_underscores(monkeypatch):
+    taken = 0
+    for name, action, parser in long_options():
+        if action.dest in ("help", "help_all"):
+            continue
+        # Of the other arguments, required ones are left out; of this one, only the name is tested.
+        monkeypatch.setattr(parser, "_actions", [a for a in parser._actions if a.option_strings and not a.required])
+        for attribute in ("type", "choices"):
+            monkeypatch.setattr(action, attribute, None)
+        values = [] if action.nargs == 0 else ["1"] * (action.nargs if isinstance(action.nargs, int) else 1)
+        hyphens, underscores = (
+            parser.parse_known_args([spelling, *values]) for spelling in (name, f"--{name[2:].replace('-', '_')}")
+        )
+        assert hyphens == underscores and hyphens[1] == [], (parser.prog, name)
+        assert underscores != parser.parse_known_args([]) or action.default in ("1", 1, ["1"]), (parser.prog, name)
+        taken += "-" in name[2:]
+    assert taken > 300
+
+
+def test_help_shows_hyphens_only():
+    for _, action, parser in long_options():
+        assert not [option for option in action.option_strings if "_" in option], parser.prog
+
+
+def test_words_after_two_hyphens_and_values_keep_their_spelling():
+    parser = Parser(prog="x")
+    parser.add_argument("text", nargs="*")
+    parser.add_argument("--max-tokens")
+    parsed = parser.parse_args(["--max_tokens=a_b-c", "--", "--max_tokens", "--other_word"])
+    assert parsed.max_tokens == "a_b-c" and parsed.text == ["--max_tokens", "--other_word"]
+    with pytest.raises(TranscoderError, match="--other_word"):
+        parser.parse_args(["--other_word"])
+
+
 @pytest.mark.parametrize(
     ("argv", "option"),
     [
-        (["evaluate", "x", "--batch-size", "0"], "--batch-size"),
-        (["evaluate", "x", "--skip-first", "-1"], "--skip-first"),
-        (["evaluate", "x", "--max-tokens", "0"], "--max-tokens"),
-        (["evaluate", "x", "--sequence-length", "1"], "--sequence-length"),
-        (["evaluate", "x", "--device", "nope"], "--device"),
-        (["evaluate", "x", "--device", "meta"], "--device"),
-        (["evaluate", "x", "--device", "cuda:99"], "--device"),
-        (["features", "x", "--contexts", "0"], "--contexts"),
-        (["features", "x", "--features", "3", "-1"], "--features"),
+        (["evaluate", "--transcoders", "x", "--batch-size", "0"], "--batch-size"),
+        (["evaluate", "--transcoders", "x", "--skip-first", "-1"], "--skip-first"),
+        (["evaluate", "--transcoders", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["evaluate", "--transcoders", "x", "--sequence-length", "1"], "--sequence-length"),
+        (["evaluate", "--transcoders", "x", "--device", "nope"], "--device"),
+        (["evaluate", "--transcoders", "x", "--device", "meta"], "--device"),
+        (["evaluate", "--transcoders", "x", "--device", "cuda:99"], "--device"),
+        (["features", "--transcoders", "x", "--contexts", "0"], "--contexts"),
+        (["features", "--transcoders", "x", "--features", "3", "-1"], "--features"),
         (["graph", "x", "--transcoders", "y", "--nodes", "1.5"], "--nodes"),
         (["graph", "x", "--transcoders", "y", "--edges", "nan"], "--edges"),
         (["graph", "\udcff", "--transcoders", "y"], "prompt"),
@@ -80,28 +150,28 @@ def test_every_number_has_a_range(monkeypatch, command):
         (["tasks", "show", "ioi", "--model", "x", "--seed", "-1"], "--seed"),
         (["circuits", "patch", "ioi", "--model", "x", "--prompts", "0"], "--prompts"),
         (["circuits", "reuse", "--model", "x", "--repair-prompts", "0"], "--repair-prompts"),
-        (["study", "blind", "x", "--window", "0"], "--window"),
-        (["study", "replacement", "x", "--loss-tokens", "0"], "--loss-tokens"),
-        (["study", "greater-than", "x", "--max-k", "0"], "--max-k"),
+        (["study", "blind", "--transcoders", "x", "--window", "0"], "--window"),
+        (["study", "replacement", "--transcoders", "x", "--loss-tokens", "0"], "--loss-tokens"),
+        (["study", "greater-than", "--transcoders", "x", "--max-k", "0"], "--max-k"),
         (["demo", "--k", "0"], "--k"),
         (["plan", "--processes", "0"], "--processes"),
-        (["plan", "--device_memory", "-1"], "--device_memory"),
+        (["plan", "--device_memory", "-1"], "--device-memory"),
         (["plan", "--tflops", "inf"], "--tflops"),
         (["sweep", "--group-size", "0"], "--group-size"),
         (["train", "--learning_rate", "nan"], "learning_rate"),
         (["train", "--learning_rate", "inf"], "learning_rate"),
         (["train", "--k", "3.7"], "--k"),
-        (["train", "--skip_connection", "5"], "--skip_connection"),
+        (["train", "--skip_connection", "5"], "--skip-connection"),
         (["train", "--per_device_train_batch_size", "0"], "per_device_train_batch_size"),
-        (["train", "--sequence_length", "0"], "sequence_length"),
+        (["train", "--sequence_length", "0"], "--sequence-length"),
         (["train", "--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
         (["train", "--dead_after_tokens", "-1"], "dead_after_tokens"),
         (["train", "--outlier_factor", "-1"], "outlier_factor"),
         (["train", "--activation_cache_gb", "nan"], "activation_cache_gb"),
         (["train", "--max_grad_norm", "-1"], "max_grad_norm"),
-        (["train", "--seed", "1" + "0" * 30], "seed"),
+        (["train", "--seed", "1" + "0" * 30], "--seed"),
         (["train", "--accelerator_config", '{"a": 1}'], "options of the trainer"),
-        (["evaluate"], "path"),
+        (["evaluate"], "--transcoders"),
         (["nonsense"], "nonsense"),
         (["--nonsense"], "--nonsense"),
         (["--debug", "info"], "command comes first"),
@@ -113,31 +183,28 @@ def test_values_out_of_range_are_one_sentence(capsys, argv, option):
 
 
 @pytest.mark.parametrize(
-    ("argv", "is_folder"),
+    "argv",
     [
-        (["evaluate", "x", "--output"], False),
-        (["study", "blind", "x", "--output"], False),
-        (["runs", "pareto", "--output"], False),
-        (["graph", "x", "--transcoders", "y", "--output"], True),
-        (["circuits", "patch", "ioi", "--model", "x", "--output"], True),
-        (["circuits", "reuse", "--model", "x", "--output"], True),
-        (["study", "greater-than", "x", "--output"], True),
-        (["study", "replacement", "x", "--output"], True),
-        (["tasks", "show", "ioi", "--model", "x", "--output"], True),
-        (["train", "--model", "x", "--output_dir"], True),
-        (["sweep", "--model", "x", "--output_dir"], True),
-        (["demo", "--output-dir"], True),
+        ["evaluate", "--transcoders", "x", "--output"],
+        ["study", "blind", "--transcoders", "x", "--output"],
+        ["runs", "pareto", "--output"],
+        ["graph", "x", "--transcoders", "y", "--output"],
+        ["circuits", "patch", "ioi", "--model", "x", "--output"],
+        ["circuits", "reuse", "--model", "x", "--output"],
+        ["study", "greater-than", "--transcoders", "x", "--output"],
+        ["study", "replacement", "--transcoders", "x", "--output"],
+        ["tasks", "show", "ioi", "--model", "x", "--output"],
+        ["train", "--model", "x", "--output-dir"],
+        ["sweep", "--model", "x", "--output_dir"],
+        ["demo", "--output"],
     ],
 )
-def test_where_results_cannot_go_is_found_out_first(tmp_path, capsys, argv, is_folder):
+def test_where_results_cannot_go_is_found_out_first(tmp_path, capsys, argv):
     (tmp_path / "file").write_text("")
-    for name in ("folder", "folder.html"):
-        (tmp_path / name).mkdir()
-    wrong = tmp_path / ("file" if is_folder else "folder")
-    for path in (wrong, tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
         assert main([*argv, str(path)]) == 2
         assert "give another --output" in sentence(capsys)
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "folder.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
 def yaml_of(monkeypatch, tmp_path, text, command="train"):
@@ -223,8 +290,8 @@ def test_a_base_model_that_is_elsewhere(monkeypatch, tmp_path, name):
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TranscoderError, match=r"by --model\.$"):
-        base_of(Dictionaries(), None)
-    assert base_of(Dictionaries(), "given") == "given"
+        base_model_of(Dictionaries(), None)
+    assert base_model_of(Dictionaries(), "given") == "given"
 
 
 def test_a_base_model_by_a_path_that_looks_like_an_id(tmp_path, monkeypatch, capsys):
@@ -236,5 +303,5 @@ def test_a_base_model_by_a_path_that_looks_like_an_id(tmp_path, monkeypatch, cap
     model.config.base_model_name_or_path = "models/base"
     TranscoderSet({"a": model}).save_pretrained(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "set", "--device", "cpu"]) == 2
+    assert main(["evaluate", "--transcoders", "set", "--device", "cpu"]) == 2
     assert "give by --model" in sentence(capsys)

@@ -79,14 +79,14 @@ def test_compare(runs, capsys):
 
 
 def test_pareto_writes_page_picture_and_table(runs, tmp_path, capsys):
-    assert main(["runs", "pareto", str(runs), "--output", str(tmp_path / "out" / "fronts"), "--csv"]) == 0
+    assert main(["runs", "pareto", str(runs), "--output", str(tmp_path / "out"), "--csv"]) == 0
     printed = capsys.readouterr()
     standing = {row[1]: row[2] for row in rows(printed.out) if row and row[0] == NAME}
     assert standing == {"k16": "front", "k32": "front", "k64": "dominated"}
     assert "Left out: broken (damaged)" in printed.err
-    assert "Left out: broken (damaged)" in (tmp_path / "out" / "fronts.html").read_text()
-    assert (tmp_path / "out" / "fronts.png").read_bytes()[:4] == b"\x89PNG"
-    with open(tmp_path / "out" / "fronts.csv", newline="") as file:
+    assert "Left out: broken (damaged)" in (tmp_path / "out" / "pareto.html").read_text()
+    assert (tmp_path / "out" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    with open(tmp_path / "out" / "pareto.csv", newline="") as file:
         found = {row["run"]: (float(row["fvu"]), row["on_front_fvu"]) for row in csv.DictReader(file)}
     assert found == {"k16": (0.4, "True"), "k32": (0.3, "True"), "k64": (0.35, "False")}
 
@@ -96,15 +96,15 @@ def test_pareto_says_when_protocols_differ(runs, tmp_path, capsys):
     out = ("--output", str(tmp_path / "fronts"))
     assert main(["runs", "pareto", str(runs / "k32"), str(runs / "k64"), *out]) == 0
     printed = capsys.readouterr()
-    said = "Measured in 2 different ways, each with fronts of its own: data (docs / wiki)."
-    assert said in printed.err and said in (tmp_path / "fronts.html").read_text()
+    said = "Measured in 2 different ways, each with separate fronts: data (docs / wiki)."
+    assert said in printed.err and said in (tmp_path / "fronts" / "pareto.html").read_text()
     assert "dominated" not in printed.out
     assert main(["runs", "pareto", str(runs / "k32"), str(runs / "k64"), *out, "--allow-mixed", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     (group,) = printed["fronts"]
     assert [d["on_front"]["fvu"] for d in group["dictionaries"]] == [True, False]
-    assert "still on one front" in printed["notes"][0]
-    assert "still on one front" in (tmp_path / "fronts.html").read_text()
+    assert "put on one front" in printed["notes"][0]
+    assert "put on one front" in (tmp_path / "fronts" / "pareto.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_pareto_says_when_protocols_differ(runs, tmp_path, capsys):
     [
         (["list", "nowhere"], "There is no folder nowhere"),
         (["list", "."], "no recorded run in the current folder"),
-        (["compare", "runs/k16"], "one run only"),
+        (["compare", "runs/k16"], "only one run"),
         (["pareto", "runs/broken"], "nothing to draw"),
         (["list", "--trackio", "nothing"], "no project 'nothing'"),
     ],

@@ -4,37 +4,19 @@ import json
 
 import pytest
 
-from hf_transcoders import TranscoderSet
 from hf_transcoders.cli import main
-from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
-from tests.studies.test_studies import transcoder_of
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model, a set of transcoders of its three layers, one of them alone, and a text."""
-    path = tmp_path_factory.mktemp("study")
-    model = model_for_tasks()
-    model.save_pretrained(path / "model")
-    TOKENIZER.save_pretrained(path / "model")
-    TranscoderSet([transcoder_of(model, layer) for layer in range(3)]).save_pretrained(path / "set")
-    transcoder_of(model, 1).save_pretrained(path / "one")
-    (path / "text.txt").write_text(
-        "\n\n".join(f"The war lasted from 17{n} to 18{n}, and so on." * 3 for n in range(60))
-    )
-    return path
 
 
 def study(folder, action, path, output, *more):
     return main(
-        ["study", action, str(folder / path), "--model", str(folder / "model"), "--dtype", "float32", "--device", "cpu",
+        ["study", action, "--transcoders", str(folder / path), "--model", str(folder / "model"), "--dtype", "float32", "--device", "cpu",
          "--output", str(output), *more]
     )  # fmt: skip
 
 
 def test_greater_than_writes_page_json_and_pictures_with_the_same_numbers(folder, tmp_path, capsys):
     output = tmp_path / "out"
-    assert study(folder, "greater-than", "one", output, "--max-k", "5", "--num-features", "3", "--json") == 0
+    assert study(folder, "greater-than", "one", output, "--max-k", "5", "--max-features", "3", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     saved = json.loads((output / "results.json").read_text())
     assert printed["feature_curve"] == saved["feature_curve"] and len(saved["feature_curve"]) == 6
@@ -45,7 +27,7 @@ def test_greater_than_writes_page_json_and_pictures_with_the_same_numbers(folder
 
 
 def test_greater_than_of_one_layer_of_a_set(folder, tmp_path, capsys):
-    chosen = ("--dictionary", "layers.2.mlp.transcoder", "--max-k", "2", "--num-features", "1", "--skip-first", "0")
+    chosen = ("--dictionary", "layers.2.mlp.transcoder", "--max-k", "2", "--max-features", "1", "--skip-first", "0")
     assert study(folder, "greater-than", "set", tmp_path, *chosen, "--no-add-bos") == 0
     text = capsys.readouterr().out
     assert "transcoder for the MLP" in text and text.strip().endswith("report.html")

@@ -14,7 +14,6 @@ from hf_transcoders.tracking import find_runs
 from hf_transcoders.training import TranscoderTrainingArguments
 from hf_transcoders.training.grid import count_parameters, expand_grid, mlp_sites
 from hf_transcoders.training.sweep import make_models, run_sweep
-from tests.cli.test_cli import workplace  # noqa: F401
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model
 
@@ -221,7 +220,7 @@ def test_a_folder_keeps_one_sweep(base, tmp_path):
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def command(workplace, output, *more):  # noqa: F811
+def command(workplace, output, *more):
     config = workplace / "sweep.yaml"
     config.write_text(
         f"model: {workplace / 'model'}\ndata: {workplace / 'train.txt'}\nlayers: [1, 2]\nkind: [transcoder, sae]\n"
@@ -231,7 +230,7 @@ def command(workplace, output, *more):  # noqa: F811
     return ["sweep", str(config), "--output_dir", str(output), *more]
 
 
-def test_dry_run_says_what_would_be_trained(workplace, tmp_path, capsys):  # noqa: F811
+def test_dry_run_says_what_would_be_trained(workplace, tmp_path, capsys):
     assert main(command(workplace, tmp_path / "out", "--dry-run", "--group-size", "3")) == 0
     printed = capsys.readouterr()
     assert "layers.2.mlp.branch.sae.topk8.n64" in printed.out and "8 dictionaries" in printed.out
@@ -247,7 +246,7 @@ def test_dry_run_says_what_would_be_trained(workplace, tmp_path, capsys):  # noq
     ]
 
 
-def test_sweep_from_the_command_line(workplace, tmp_path, capsys):  # noqa: F811
+def test_sweep_from_the_command_line(workplace, tmp_path, capsys):
     output = tmp_path / "out"
     assert main(command(workplace, output, "--json")) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -268,17 +267,17 @@ def test_sweep_from_the_command_line(workplace, tmp_path, capsys):  # noqa: F811
         (("--layers", "9"), "layer"),
         (("--group-size", "0"), "--group-size: 0 is out of range; give at least 1"),
         (("--resume", "checkpoint-3"), "takes no value"),
-        (("--output_site", "layers.1.mlp.out"), "--output_site needs --input_site"),
+        (("--output_site", "layers.1.mlp.out"), "--output-site needs --input-site"),
     ],
 )
-def test_mistakes_are_one_sentence(workplace, tmp_path, capsys, more, message):  # noqa: F811
+def test_mistakes_are_one_sentence(workplace, tmp_path, capsys, more, message):
     assert main(command(workplace, tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-transcoders sweep: ") and message in error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_where_one_value_belongs(workplace, tmp_path, capsys):  # noqa: F811
+def test_a_list_where_one_value_belongs(workplace, tmp_path, capsys):
     config = tmp_path / "list.yaml"
     config.write_text("learning_rate: [1e-3, 3e-3]\n")
     assert main(["sweep", str(config)]) == 2

@@ -164,29 +164,41 @@ def test_commands_on_dictionaries(place, capsys, tmp_path):
     shutil.copytree(place / "set" / "l1", single)
     prompt = "|".join(f"w{i}{EVIL}" for i in (5, 6, 7))
     graph = ["--transcoders", str(single), *words_of(place)]
-    assert "\\x1b[31mRED" in run(place, capsys, "info", str(place / "set"))
-    run(place, capsys, "evaluate", str(place / "set"), *words_of(place), *text_of(place), "--loss-tokens", "16")
+    assert "\\x1b[31mRED" in run(place, capsys, "info", "--transcoders", str(place / "set"))
+    run(
+        place,
+        capsys,
+        "evaluate",
+        "--transcoders",
+        str(place / "set"),
+        *words_of(place),
+        *text_of(place),
+        "--loss-tokens",
+        "16",
+    )
     assert "\\x1b[31mRED" in run(
         place,
         capsys,
         "features",
+        "--transcoders",
         str(single),
         *words_of(place),
         *text_of(place),
-        "--num-features",
+        "--max-features",
         "2",
         "--contexts",
         "2",
     )
-    run(place, capsys, "graph", prompt, *graph, "--output", str(tmp_path / "graph"), "--certificate", "4")
+    run(place, capsys, "graph", prompt, *graph, "--output", str(tmp_path / "graph"), "--validate", "4")
     run(place, capsys, "paths", prompt, *graph, "--steps", "2", "--graph")
     run(
-        place, capsys, "study", "blind", str(place / "set"), "--dictionary", "l1", *words_of(place), *text_of(place),
-        "--num-features", "2", "--null-features", "3", "--bootstrap-samples", "3", "--heads", "1",
+        place, capsys, "study", "blind", "--transcoders", str(place / "set"), "--dictionary", "l1", *words_of(place), *text_of(place),
+        "--max-features", "2", "--null-features", "3", "--bootstrap-samples", "3", "--heads", "1",
     )  # fmt: skip
     replacement = [
         "study",
         "replacement",
+        "--transcoders",
         str(place / "set"),
         *words_of(place),
         *text_of(place),
@@ -204,19 +216,20 @@ def test_mistakes_about_what_files_say(place, capsys, tmp_path):
     index = tmp_path / "set" / "transcoder_set.json"
     names = index.read_text()
     index.write_text(names.replace('"l0"', json.dumps(EVIL), 1))
-    run(place, capsys, "info", str(tmp_path / "set"), code=2)
+    run(place, capsys, "info", "--transcoders", str(tmp_path / "set"), code=2)
     index.write_text(names)
     for change in ({"activation": EVIL}, {"input_site": EVIL}, {"format_version": EVIL}, {"k": EVIL}, {EVIL: EVIL}):
         config.write_text(json.dumps(original | change))
-        main(["info", str(tmp_path / "set")])
+        main(["info", "--transcoders", str(tmp_path / "set")])
         check(capsys.readouterr())
     config.write_text(json.dumps(original))
-    run(place, capsys, "features", str(tmp_path / "set"), code=2)
-    run(place, capsys, "evaluate", str(tmp_path / "set"), *text_of(place), code=2)
+    run(place, capsys, "features", "--transcoders", str(tmp_path / "set"), code=2)
+    run(place, capsys, "evaluate", "--transcoders", str(tmp_path / "set"), *text_of(place), code=2)
     run(
         place,
         capsys,
         "evaluate",
+        "--transcoders",
         str(tmp_path / "set"),
         *words_of(place),
         *text_of(place)[:2],
@@ -228,8 +241,8 @@ def test_mistakes_about_what_files_say(place, capsys, tmp_path):
     run(place, capsys, "train", "--config", str(tmp_path / "run.yaml"), code=2)
     (tmp_path / "run.yaml").write_text(json.dumps({"activation": EVIL}))
     run(place, capsys, "train", "--config", str(tmp_path / "run.yaml"), code=2)
-    run(place, capsys, "info", EVIL, code=2)
-    run(place, capsys, "evaluate", EVIL, f"--{EVIL}", code=2)
+    run(place, capsys, "info", "--transcoders", EVIL, code=2)
+    run(place, capsys, "evaluate", "--transcoders", EVIL, f"--{EVIL}", code=2)
     run(place, capsys, EVIL, code=2)
     run(place, capsys, "tasks", "show", EVIL, "--model", str(place / "model"), code=2)
     run(place, capsys, "push", EVIL, "me/x", code=2)
@@ -263,6 +276,6 @@ def test_formulas_of_names_are_text_in_csv(tmp_path, capsys):
     path = tmp_path / "runs" / "a" / "tracking" / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"name": '=HYPERLINK("http://x")'}))
     assert main(["runs", "pareto", str(tmp_path / "runs"), "--output", str(tmp_path / "x"), "--csv"]) == 0
-    with open(tmp_path / "x.csv", newline="") as file:
+    with open(tmp_path / "x" / "pareto.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["run"] == '\'=HYPERLINK("http://x")' and float(row["l0"]) == 16

@@ -33,8 +33,8 @@ from hf_transcoders import (
 )
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.circuits.interventions import FeatureEdit, intervention_losses
-from hf_transcoders.circuits.patching import PatchEngine
-from hf_transcoders.features import feature_examples as features_module
+from hf_transcoders.circuits.patching import Patching
+from hf_transcoders.features import promoted_tokens as features_module
 from hf_transcoders.lm.partial_forward import block_of, runs_head_apart
 from hf_transcoders.tasks import end_logits
 from hf_transcoders.training.memory_plan import plan_run
@@ -182,7 +182,7 @@ def test_promoted_tokens_are_left_out_with_the_reason(rows, monkeypatch):
     monkeypatch.setattr(features_module.logger, "warning_once", said.append, raising=False)
     explained = explain_features(model, TranscoderModel(config), rows, word_tokenizer(), progress=False)
     assert said == [
-        "The tokens that features promote are left out: the residual stream of model type 'mamba' is not known to this library."
+        "The promoted tokens of features are left out: the residual stream of model type 'mamba' is not known to this library."
     ]
     assert all(feature.top_tokens == feature.bottom_tokens == [] for feature in explained)
 
@@ -196,7 +196,7 @@ def test_modules_that_work_on_something_else_than_tokens_are_refused(rows):
 
 def test_graphs_and_patches_of_unknown_families_are_refused():
     model = mamba().eval()
-    for call in (lambda: attribution_graph(model, [], [5, 6, 7]), lambda: PatchEngine(model, tiny_task())):
+    for call in (lambda: attribution_graph(model, [], [5, 6, 7]), lambda: Patching(model, tiny_task())):
         with pytest.raises(
             TranscoderError, match=r"layers, heads and residual stream cannot be found.*to train, evaluate"
         ):
@@ -211,7 +211,7 @@ def test_models_without_a_head_are_refused_in_one_sentence(family, rows):
     for call in (
         lambda: TranscoderEvaluator(model, rows, progress=False),
         lambda: DriftProbe([dictionary], rows).take_baseline(model),
-        lambda: PatchEngine(model, task),
+        lambda: Patching(model, task),
         lambda: end_logits(model, task),
     ):
         with pytest.raises(
@@ -223,6 +223,8 @@ def test_models_without_a_head_are_refused_in_one_sentence(family, rows):
         assert len(graph.targets) == 4 and sum(target.weight for target in graph.targets) == pytest.approx(1)
         with pytest.raises(TranscoderError, match="has no language-model head"):
             attribution_graph(model, [dictionary], [5, 6, 7], targets=[9], progress=False)
+        with pytest.raises(TranscoderError, match="has no language-model head: leave `logit_mass` out"):
+            attribution_graph(model, [dictionary], [5, 6, 7], logit_mass=0.5, progress=False)
     # Features need no head: only the tokens that they promote do.
     explained = explain_features(model, dictionary, rows, word_tokenizer(), progress=False)
     assert explained and not explained[0].top_tokens

@@ -11,7 +11,8 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedTokenizerFast
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderEvaluator, TranscoderModel, measure_drift
-from hf_transcoders.evaluation.drift import DriftProbe, _Changes, _discoveries, _p_value
+from hf_transcoders.evaluation.drift import DriftProbe
+from hf_transcoders.evaluation.feature_changes import FeatureChanges, _p_value, discoveries
 from tests.tiny_models import NUM_LAYERS, VOCAB_SIZE, tiny_model, tiny_tokens
 
 
@@ -215,7 +216,7 @@ def test_the_jackknife_error_is_that_of_other_texts():
         ).double()
         for p in (0.1, 0.2)
     )
-    changes = _Changes(tokens, before, before, after, after)
+    changes = FeatureChanges(tokens, before, before, after, after)
     true = math.log(0.2 / 0.8) - math.log(0.1 / 0.9)
     assert changes.log_odds.mean().item() == pytest.approx(true, abs=0.03)
     assert changes.log_odds_error.mean().item() == pytest.approx(changes.log_odds.std().item(), rel=0.1)
@@ -231,13 +232,13 @@ def test_noise_is_not_reported_as_drift(rate):
     before, after = (
         torch.binomial(torch.full_like(rates, 40.0), rates, generator=generator).double() for _ in ("before", "after")
     )
-    changes = _Changes(torch.full((32,), 40.0, dtype=torch.float64), before, before, after, after)
+    changes = FeatureChanges(torch.full((32,), 40.0, dtype=torch.float64), before, before, after, after)
     p_values = changes.p_values()[0]
     # At most twice as many as the level says, far out in the tail too; features too rare to be judged have 1.
     for level in (0.05, 0.01, 0.001):
         assert (p_values <= level).double().mean().item() <= 2 * level
     # Such features in lists of a thousand: few lists name any.
-    lists = [bool(_discoveries({"d": part[None]})["d"].any()) for part in p_values.split(1000)]
+    lists = [bool(discoveries({"d": part[None]})["d"].any()) for part in p_values.split(1000)]
     assert sum(lists) <= 4
 
 
@@ -250,12 +251,12 @@ def test_p_values_are_students():
     assert found.tolist() == pytest.approx(expected, rel=0.01)
 
 
-def test_discoveries_are_those_of_benjamini_and_hochberg():
+def testdiscoveries_are_those_of_benjamini_and_hochberg():
     p = torch.tensor([[0.001, 0.012, 0.5, 0.03, 0.9], [1.0, 1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
     # Thresholds 0.005, 0.01, 0.015 ...: 0.012 is over the second, and no later one is under its own.
-    assert _discoveries({"d": p})["d"].tolist() == [True, False, False, False, False]
+    assert discoveries({"d": p})["d"].tolist() == [True, False, False, False, False]
     p[0, 3] = 0.013
-    assert _discoveries({"d": p})["d"].tolist() == [True, True, False, True, False]
+    assert discoveries({"d": p})["d"].tolist() == [True, True, False, True, False]
 
 
 def test_a_baseline_is_read_back(base, dictionaries, rows, tokenizer, tmp_path):

@@ -15,6 +15,7 @@ from transformers import (
     OPTConfig,
 )
 
+from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.evaluation import EvaluationReport, TranscoderEvaluator, ce_recovered
 from hf_transcoders.evaluation.evaluation_report import METRICS, REPLACEMENT_METRICS, format_number
@@ -297,9 +298,9 @@ def test_report_forms(base, blocks, tmp_path):
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["dictionaries"]["a"]["metrics"]["kl"] is None
     assert list(tmp_path.iterdir()) == [path]
-    assert EvaluationReport.load_json(path).table() == report.table()
+    assert EvaluationReport.load_json(path).to_text() == report.to_text()
 
-    lines = report.table().splitlines()
+    lines = report.to_text().splitlines()
     head, rows = lines[0], lines[2 : lines.index("")]
     assert head.split("  ")[0] == "metric" and "all together" in head
     assert len(rows) == 22 and {len(line) for line in rows} == {len(head)}
@@ -307,7 +308,7 @@ def test_report_forms(base, blocks, tmp_path):
     assert len({line.count(" | ") for line in report.markdown().splitlines()[:20]}) == 1
 
     many = {str(i): random_dictionary(base, 1, seed=i, k=4) for i in range(5)}
-    wide = evaluator(base, blocks).evaluate(many).table().splitlines()
+    wide = evaluator(base, blocks).evaluate(many).to_text().splitlines()
     assert wide[0].startswith("dictionary") and wide[2].startswith("0")
 
 
@@ -320,14 +321,14 @@ def test_numbers_that_are_none_are_announced(base, blocks, tmp_path, monkeypatch
     report = evaluator(base, blocks).evaluate({"good": good, "broken": broken}, together=True)
     assert said == report.warnings and len(said) == 2
     assert "'broken' has no finite MSE, CE spliced, KL to original" in said[0] and "'all together'" in said[1]
-    for text in (report.table(), report.markdown()):
+    for text in (report.to_text(), report.markdown()):
         assert all(sentence[:20] in text for sentence in said) and "WARNING" in text
     assert report.to_dict()["warnings"] == said
     assert EvaluationReport.load_json(report.save_json(tmp_path / "report.json")).warnings == said
     # A ratio to nothing is no fault of the dictionary.
     alone = evaluator(base, blocks).evaluate({"good": good})
     alone.dictionaries["good"]["metrics"].update(fvu=float("inf"), ce_recovered_zero=float("nan"))
-    assert alone.warnings == [] and "warnings" not in alone.to_dict() and "WARNING" not in alone.table()
+    assert alone.warnings == [] and "warnings" not in alone.to_dict() and "WARNING" not in alone.to_text()
 
 
 def test_a_wide_report_of_a_whole_set_shows_what_replaces_what(base, blocks):
@@ -341,7 +342,7 @@ def test_a_wide_report_of_a_whole_set_shows_what_replaces_what(base, blocks):
     for row, (name, metrics) in zip(rows, report.columns().items(), strict=True):
         assert row == [escape(name), *(format_number(metrics[metric]) for metric in REPLACEMENT_METRICS)]
     assert rows[-1][0] == "all together"
-    assert head[-1] in report.table() and rows[-1][-1] in report.table()
+    assert head[-1] in report.to_text() and rows[-1][-1] in report.to_text()
 
     # A report that an earlier version wrote has no such numbers of the ablations, and no empty columns for them.
     for metrics in report.columns().values():
@@ -379,3 +380,13 @@ def test_refusals(base, blocks):
     base.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(TranscoderError, match="not all finite"):
         evaluator(base, blocks).evaluate(dictionary)
+
+
+def test_token_blocks_are_evaluated_as_their_rows(base, blocks):
+    dictionary = random_dictionary(base, 1)
+    given = TokenBlocks(blocks, max_tokens=50, skip_first=2, special_token_ids=[2])
+    of_rows = evaluator(base, blocks, max_tokens=50, skip_first=2, special_token_ids=[2]).evaluate(dictionary)
+    assert evaluator(base, given).evaluate(dictionary).to_dict() == of_rows.to_dict()
+    for argument in ({"max_tokens": 50}, {"skip_first": 2}, {"special_token_ids": [2]}):
+        with pytest.raises(TranscoderError, match="leave them out"):
+            evaluator(base, given, **argument)

@@ -31,7 +31,7 @@ def report_of(base, weight, monkeypatch):
 def test_it_says_so_everywhere(base, monkeypatch, tmp_path):
     model, report, said = report_of(base, float("nan"), monkeypatch)
     assert said == report.warnings and len(said) == 1 and "MSE" in said[0].upper()
-    for text in (report.table(), report.markdown(), render_report(title="x", report=report)):
+    for text in (report.to_text(), report.markdown(), render_report(title="x", report=report)):
         assert "no finite" in text
     report.save_json(tmp_path / "report.json")
     content = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
@@ -43,4 +43,4 @@ def test_it_says_so_everywhere(base, monkeypatch, tmp_path):
 def test_nothing_is_said_of_finite_ones(base, monkeypatch):
     model, report, said = report_of(base, 0.1, monkeypatch)
     assert report.warnings == [] and not said
-    assert "no finite" not in report.table() and "warnings" not in report.to_dict()
+    assert "no finite" not in report.to_text() and "warnings" not in report.to_dict()

@@ -135,14 +135,14 @@ def test_contexts_show_the_text_alone(name, how):
     with torch.no_grad():
         activations = [dictionary.encode(values) for values in read]
     for feature in found:
-        counted = torch.cat([values[SKIP:, feature.index] for values in activations])
+        counted = torch.cat([values[SKIP:, feature.feature] for values in activations])
         assert feature.density == pytest.approx((counted > 0).double().mean().item())
         assert feature.max_activation == pytest.approx(counted.max().item(), rel=1e-4)
         for context in feature.contexts:
             text = TEXTS[context.row]
             start, end = max(0, context.position - 4), min(context.position + 5, len(text))
             assert context.tokens == [f"w{id_}" for id_ in text[start:end]]
-            own = activations[context.row][start:end, feature.index].clone()
+            own = activations[context.row][start:end, feature.feature].clone()
             own[: max(0, SKIP - start)] = 0
             assert context.activations == pytest.approx(own.tolist(), rel=1e-3, abs=1e-4)
 

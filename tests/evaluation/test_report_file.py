@@ -17,7 +17,7 @@ from tests.reports.test_page import make_report
 
 
 def use(report, folder):
-    report.table().encode()
+    report.to_text().encode()
     report.markdown().encode()
     write_report(folder / "report.html", title="x", report=report)
     pareto_fronts(measured_in(report, "run"))
@@ -92,5 +92,5 @@ def test_mutated_baselines_are_refused_or_usable(base, dictionaries, rows, token
             refused += 1
             assert str(error).isprintable()
         else:
-            probe._report(now).table().encode()
+            probe._report(now).to_text().encode()
     assert 12 < refused < 30

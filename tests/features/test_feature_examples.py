@@ -68,7 +68,7 @@ def test_a_planted_feature_is_found(base, planted, blocks, tokenizer):
     (found,) = explain_features(
         base, planted, blocks, tokenizer, features=[FEATURE], num_contexts=5, window=3, batch_size=2, progress=False
     )
-    assert found.index == FEATURE
+    assert found.feature == FEATURE
     # Neither the first position of a block nor a second peak in one block gives a context.
     assert sorted(context.row for context in found.contexts) == rows == [1, 3, 6]
     for context in found.contexts:
@@ -88,12 +88,12 @@ def test_a_planted_feature_is_found(base, planted, blocks, tokenizer):
         (f"w{i} ", pytest.approx(logits[i].item(), abs=1e-5)) for i in logits.topk(10).indices.tolist()
     ]
     assert found.bottom_tokens[0][0] == f"w{logits.argmin().item()} "
-    assert f"[[w{TRIGGER} ]]" in found.render()
+    assert f"[[w{TRIGGER} ]]" in found.to_text()
 
 
 @pytest.mark.parametrize("num_contexts, batch_size", [(3, 2), (4, 7), (20, 3)])
 @torch.no_grad()
-def test_streaming_peaks_equal_a_full_sort(base, blocks, tokenizer, num_contexts, batch_size):
+def test_streaming_top_activations_equal_a_full_sort(base, blocks, tokenizer, num_contexts, batch_size):
     dictionary = random_dictionary(base, 1, "relu")
     ids = torch.tensor([row["input_ids"] for row in blocks])
     with capture(base, "layers.1.mlp.in") as activations:
@@ -113,16 +113,18 @@ def test_streaming_peaks_equal_a_full_sort(base, blocks, tokenizer, num_contexts
     fired = dense.count_nonzero((0, 1))
     densities = [e.density for e in explained]
     assert densities == sorted(densities, reverse=True)
-    assert sorted(e.index for e in explained) == fired.nonzero().flatten().tolist()
+    assert sorted(e.feature for e in explained) == fired.nonzero().flatten().tolist()
     for explanation in explained:
-        column = dense[..., explanation.index]
+        column = dense[..., explanation.feature]
         peaks, positions = column.max(1)
         order = peaks.argsort(descending=True)[:num_contexts]
         order = order[peaks[order] > 0]
         assert [c.row for c in explanation.contexts] == order.tolist()
         assert [c.position for c in explanation.contexts] == positions[order].tolist()
         assert [c.activations[c.peak] for c in explanation.contexts] == pytest.approx(peaks[order].tolist(), rel=1e-4)
-        assert explanation.mean_activation == pytest.approx((column.sum() / fired[explanation.index]).item(), rel=1e-4)
+        assert explanation.mean_activation == pytest.approx(
+            (column.sum() / fired[explanation.feature]).item(), rel=1e-4
+        )
 
 
 def test_a_sample_runs_from_frequent_to_rare(base, blocks, tokenizer):
@@ -170,3 +172,19 @@ def test_refusals(base, blocks, tokenizer):
     dictionary.W_enc.data.zero_()
     with pytest.raises(TranscoderError, match="No feature fires"):
         explain_features(base, dictionary, blocks, tokenizer, progress=False)
+
+
+def test_several_dictionaries_are_explained_as_each_alone(base, blocks, tokenizer):
+    dictionaries = {"a": random_dictionary(base, 0, "relu"), "b": random_dictionary(base, 1, "topk", k=4)}
+    together = explain_features(base, dictionaries, blocks, tokenizer, num_features=3, progress=False)
+    for name, dictionary in dictionaries.items():
+        assert together[name] == explain_features(base, dictionary, blocks, tokenizer, num_features=3, progress=False)
+    chosen = explain_features(base, dictionaries, blocks, tokenizer, features={"b": [2, 1]}, progress=False)
+    assert {name: [e.feature for e in found] for name, found in chosen.items()} == {"b": [2, 1]}
+    for given, features, message in (
+        (dictionaries, [1], "as a mapping"),
+        (dictionaries, {"c": [1]}, "no dictionary 'c'"),
+        (dictionaries["a"], {"a": [1]}, "without its name"),
+    ):
+        with pytest.raises(TranscoderError, match=message):
+            explain_features(base, given, blocks, tokenizer, features=features, progress=False)

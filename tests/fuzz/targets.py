@@ -25,7 +25,7 @@ from hf_transcoders.tracking import find_runs
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
 from hf_transcoders.training.checkpoint_files import commit, find_checkpoint
 from hf_transcoders.training.sweep import EVALUATION_FILE, PLAN_FILE, run_sweep
-from tests.cli.test_cli import WORDS, fill_workplace
+from tests.cli.setups import WORDS, fill_workplace
 from tests.cli.test_sweep import arguments as sweep_arguments
 from tests.data.test_harvest import token_rows
 from tests.models.reference_dictionary import VARIANTS, make_model
@@ -221,7 +221,7 @@ class Info(Target):
         base_set().save_pretrained(folder / "set")
 
     def load(self, sample):
-        return [command("info", str(sample)), command("info", str(sample), "--json")]
+        return [command("info", "--transcoders", str(sample)), command("info", "--transcoders", str(sample), "--json")]
 
 
 class SavedReport(Target):
@@ -251,7 +251,7 @@ class SavedReport(Target):
     def use(self, loaded, work):
         fronts = pareto_fronts(measured_in(loaded, "run"))
         page = write_report(work / "report.html", title="t", history=[], report=loaded)
-        return [loaded.table(), loaded.markdown(), loaded.columns(), loaded.protocol_lines(), loaded.to_dict(),
+        return [loaded.to_text(), loaded.markdown(), loaded.columns(), loaded.protocol_lines(), loaded.to_dict(),
                 [loaded.of(name) for name in loaded.dictionaries], len(fronts), page.read_text(encoding="utf-8")]  # fmt: skip
 
 
@@ -344,7 +344,7 @@ class Baseline(Target):
 
     def use(self, loaded, work):
         report = loaded.measure(self.moved)
-        return [report.table(), report.to_dict(), report.scalars()]
+        return [report.to_text(), report.to_dict(), report.scalars()]
 
 
 class Checkpoints(Target):
@@ -624,7 +624,7 @@ class SweepState(Target):
         return self.sweep(sample, resume=True)
 
     def use(self, loaded, work):
-        return [loaded.report.table(), len(loaded.fronts), [path.name for path in loaded.files]]
+        return [loaded.report.to_text(), len(loaded.fronts), [path.name for path in loaded.files]]
 
 
 class CachedActivations(Target):
@@ -674,7 +674,7 @@ class TokenRows(Target):
         evaluator = TranscoderEvaluator(tiny_model("llama"), loaded, max_tokens=60, max_loss_tokens=40, progress=False)
         report = evaluator.evaluate({NAME: self.dictionary})
         harvester = ActivationHarvester(tiny_model("llama"), loaded, SITES, rows_per_chunk=2)
-        return [report.table(), [harvester.chunk(number) for number in range(harvester.num_chunks)]]
+        return [report.to_text(), [harvester.chunk(number) for number in range(harvester.num_chunks)]]
 
 
 class Commands(Target):
@@ -690,10 +690,21 @@ class Commands(Target):
 
     def load(self, sample):
         model, text = str(self.workplace / "model"), str(self.workplace / "test.txt")
-        shared = [str(sample), "--model", model, "--data", text, "--max-tokens", "100", "--device", "cpu"]
+        shared = [
+            "--transcoders",
+            str(sample),
+            "--model",
+            model,
+            "--data",
+            text,
+            "--max-tokens",
+            "100",
+            "--device",
+            "cpu",
+        ]
         found = [command("evaluate", *shared, "--save", "--json")]
         if sample.name == "one":
-            found.append(command("features", *shared, "--num-features", "3"))
+            found.append(command("features", *shared, "--max-features", "3"))
         return found
 
 

@@ -29,7 +29,7 @@ def test_push_a_set_and_read_it_back(hub, tmp_path, capsys):
     assert not any("checkpoint" in path for path in hub.files("me/set"))
     for name, loaded in TranscoderSet.from_pretrained("me/set").items():
         assert_same_function(transcoders[name], loaded)
-    assert main(["info", "me/set"]) == 0
+    assert main(["info", "--transcoders", "me/set"]) == 0
     assert "layers.5.mlp.transcoder" in capsys.readouterr().out
 
 
@@ -37,7 +37,7 @@ def test_push_a_dictionary_as_it_lies_there(hub, tmp_path, capsys):
     model = make_dictionary()
     model.save_pretrained(tmp_path, max_shard_size=3000)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
-    arguments = ["push", str(tmp_path), "me/x", "--remote-code", "--revision", "next", "--subfolder", "l3"]
+    arguments = ["push", str(tmp_path), "me/x", "--remote-code", "--branch", "next", "--subfolder", "l3"]
     assert main(arguments) == 0
     assert hub.url in capsys.readouterr().out
     files = hub.files("me/x", "next")

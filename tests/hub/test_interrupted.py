@@ -31,7 +31,7 @@ def test_upload_that_keeps_dying_is_one_sentence_and_can_be_repeated(hub, short_
         for dictionary in transcoders.values():
             dictionary.W_dec.mul_(2)
     hub.faults.append(Fault("PUT", "/lfs/", times=10**6, **fault))
-    with pytest.raises(TranscoderError, match="push again, and what has arrived there is not sent twice") as error:
+    with pytest.raises(TranscoderError, match="push again, and files that arrived are not sent twice") as error:
         transcoders.push_to_hub("me/set")
     assert "\n" not in str(error.value)
     assert hub.log("me/set") == before and hub.files("me/set") == files

@@ -24,6 +24,7 @@ from hf_transcoders.cli import main
 from hf_transcoders.evaluation.evaluation_report import HEADLINE_METRICS, METRICS, format_number
 from hf_transcoders.hub import card_of_folder, make_card, render_card
 from hf_transcoders.hub.cards import is_generated
+from hf_transcoders.models import saved_files
 from hf_transcoders.text.markdown import escape
 from hf_transcoders.tracking import Run
 from tests.data.test_harvest import token_rows
@@ -412,7 +413,16 @@ def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_
         path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": None}))
     weights = {p: p.read_bytes() for p in (tmp_path / "set").rglob("*.safetensors")}
     (tmp_path / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
-    argv = ["evaluate", str(tmp_path / "set"), "--data", str(tmp_path / "text.txt"), "--device", "cpu", "--dtype"]
+    argv = [
+        "evaluate",
+        "--transcoders",
+        str(tmp_path / "set"),
+        "--data",
+        str(tmp_path / "text.txt"),
+        "--device",
+        "cpu",
+        "--dtype",
+    ]
     argv += ["float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json", "--save"]
     assert main(argv) == 0
     report = json.loads(capsys.readouterr().out)
@@ -424,8 +434,71 @@ def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_
     fvu = [entry["metrics"]["fvu"] for entry in report["dictionaries"].values()]
     results = ModelCard.load(tmp_path / "set" / "README.md").data.eval_results
     assert [r.metric_value for r in results if r.metric_type == "fvu"] == fvu
-    assert main(["evaluate", "nobody/nothing", "--save"]) != 0
+    assert main(["evaluate", "--transcoders", "nobody/nothing", "--save"]) != 0
     assert "download" in capsys.readouterr().err
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the tensors that are read from files of weights, in order."""
+    names = []
+
+    class Recording:
+        def __init__(self, opened):
+            self.opened = opened
+
+        def __getattr__(self, name):
+            return getattr(self.opened, name)
+
+        def get_tensor(self, name):
+            names.append(name)
+            return self.opened.get_tensor(name)
+
+        def get_slice(self, name):
+            return RecordingSlice(self.opened.get_slice(name), name)
+
+    class RecordingSlice:
+        def __init__(self, opened, name):
+            self.opened, self.name = opened, name
+
+        def __getattr__(self, name):
+            return getattr(self.opened, name)
+
+        def __getitem__(self, key):
+            names.append(self.name)
+            return self.opened[key]
+
+    opened = saved_files.safe_open
+    monkeypatch.setattr(saved_files, "safe_open", lambda *args, **kwargs: Recording(opened(*args, **kwargs)))
+    return names
+
+
+@pytest.mark.parametrize("kind", ["set", "single"])
+def test_a_card_of_a_folder_reads_no_weights(trained, reads, kind):
+    folder, _, report = trained[kind]
+    card = card_of_folder(folder, report=report)
+    assert not reads and "`float32`" in card.text
+    model = (TranscoderSet if kind == "set" else TranscoderModel).from_pretrained(folder)
+    assert len(reads) == len(model.state_dict())
+
+
+def test_evaluating_with_save_reads_weights_once(trained, reads, base, tmp_path, capsys):
+    _, trainer, _ = trained["set"]
+    trainer.model.save_pretrained(tmp_path / "set")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
+    argv = [
+        "evaluate",
+        "--transcoders",
+        str(tmp_path / "set"),
+        "--data",
+        str(tmp_path / "text.txt"),
+        "--device",
+        "cpu",
+        "--dtype",
+    ]
+    argv += ["float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json", "--save"]
+    assert main(argv) == 0
+    assert (tmp_path / "set" / "README.md").exists() and len(reads) == len(trainer.model.state_dict())
 
 
 def test_a_report_is_not_saved_into_the_wrong_folder(base, tmp_path):

@@ -243,7 +243,7 @@ def test_offline_and_missing(hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(OSError, match="me/missing"):
         TranscoderModel.from_pretrained("me/missing")
-    with pytest.raises(TranscoderError, match="me/missing is no set"):
+    with pytest.raises(TranscoderError, match="me/missing is not a set"):
         TranscoderSet.from_pretrained("me/missing")
 
 

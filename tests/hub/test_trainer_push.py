@@ -102,14 +102,14 @@ def test_end_pushes_when_the_model_is_saved(hub, base, tmp_path):
 
 
 def test_a_push_that_fails_is_a_warning_and_the_run_goes_on(hub, base, tmp_path, caplog, monkeypatch):
-    logger = logging.getLogger("hf_transcoders.training.publishing")
+    logger = logging.getLogger("hf_transcoders.training.trainer_push")
     logger.addHandler(caplog.handler)
     hub.faults.append(Fault("POST", "/commit/", status=500))
     trainer = make_trainer(base, tmp_path, **during("every_save"))
     trainer.train()
     logger.removeHandler(caplog.handler)
     assert trainer.state.global_step == 12
-    assert "The push of step 4 failed, and the run goes on: The Hub failed in the middle of the push" in caplog.text
+    assert "The push of step 4 failed, and the run continues: The Hub failed in the middle of the push" in caplog.text
     assert hub.log("me/run")[:2] == ["Training in progress, step 12", "Training in progress, step 8"]
 
 

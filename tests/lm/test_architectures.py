@@ -23,7 +23,7 @@ from hf_transcoders.lm import (
     site_width,
 )
 from hf_transcoders.lm import architectures as architectures_module
-from hf_transcoders.lm.sites import POINTS
+from hf_transcoders.lm.order import POINTS
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, TINY_CONFIGS, tiny_model, tiny_tokens
 
 

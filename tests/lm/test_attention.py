@@ -1,4 +1,4 @@
-"""Editing attention: idle it changes nothing, and each part that is changed has the effect it has by definition."""
+"""Attention edits: without functions nothing changes, and each changed part has the effect that its definition implies."""
 
 import pytest
 import torch

@@ -3,7 +3,7 @@ import torch
 
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.lm import Site, capture
-from hf_transcoders.lm.sites import POINTS
+from hf_transcoders.lm.order import POINTS
 from tests.lm.utils import hook_state
 from tests.tiny_models import NUM_LAYERS, TINY_CONFIGS, tiny_model, tiny_tokens
 

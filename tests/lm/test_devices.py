@@ -1,4 +1,4 @@
-"""Where a model is, when its parameters do not say so."""
+"""Devices of models whose parameters do not show them."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A frozen model computes what it always does on the recorded prompt, and is linear wherever it says so."""
+"""A frozen model gives the same outputs on the recorded prompt, and is linear where it claims to be."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The weights of heads compute what attention gets to see."""
+"""Weights of heads reproduce the queries, keys, values and outputs of attention."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which rows a model can read, and which of them can share a forward pass."""
+"""Checks of rows of tokens, and groups of rows that can share a forward pass."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Evaluation mode for as long as something is measured, and the mode of each module afterwards."""
+"""Evaluation mode during measurements, and the mode of each module afterwards."""
 
 import pytest
 import torch

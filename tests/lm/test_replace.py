@@ -15,7 +15,7 @@ class Dictionary(nn.Module):
 
     def __init__(self, input_site, output_site, d_in=32, d_out=32, num_features=40, identity=False):
         super().__init__()
-        self.config = SimpleNamespace(input_site=input_site, output_site=output_site, d_in=d_in, d_out=d_out)
+        self.config = SimpleNamespace(input_site=input_site, output_sites=(output_site,), d_in=d_in, d_out=d_out)
         self.identity = identity
         generator = torch.Generator().manual_seed(7)
         self.W_enc = nn.Parameter(torch.randn(num_features, d_in, generator=generator))

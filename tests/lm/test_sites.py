@@ -2,7 +2,8 @@ import pytest
 
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.lm import Site, locate
-from hf_transcoders.lm.sites import POINTS, parse_sites
+from hf_transcoders.lm.order import POINTS, STEPS, reading_step
+from hf_transcoders.lm.sites import parse_sites
 from tests.tiny_models import tiny_model
 
 
@@ -37,7 +38,7 @@ def test_equal_sites_are_one_key():
         ("layers.8.attention.branch", "layers.8.attn.branch"),
     ],
 )
-def test_misspelt_site_names_the_points_and_the_nearest_site(text, nearest):
+def test_misspelled_site_names_the_points_and_the_nearest_site(text, nearest):
     with pytest.raises(TranscoderError) as error:
         Site.parse(text)
     assert f"'{text}' is not a site" in str(error.value)
@@ -83,3 +84,10 @@ def test_heads_are_sites_that_say_how_they_are_read():
         Site.parse("layers.8.attn.head.3.quary")
     with pytest.raises(TranscoderError, match="edit_attention"):
         locate(tiny_model("gpt2"), "layers.0.attn.head.3.z")
+
+
+def test_points_stand_in_the_order_in_which_a_block_reads_and_writes():
+    reads = [point.reads for point in POINTS.values() if point.reads is not None]
+    writes = [point.writes for point in POINTS.values() if point.writes is not None]
+    assert reads == sorted(reads) and writes == sorted(writes) and max(writes) + 1 == STEPS
+    assert reading_step("mlp.in") == 2 and reading_step("mlp.in", parallel=True) == 1

@@ -1,4 +1,4 @@
-"""One model in several threads, and blocks that are left in any order."""
+"""One model in several threads, and blocks that end in any order."""
 
 import re
 import threading

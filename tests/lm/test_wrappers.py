@@ -221,9 +221,9 @@ def test_gradients_through_ddp(process_group):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: nn.Linear(2, 2), "Linear is no Transformers model"),
-        (lambda: None, "NoneType is no Transformers model"),
-        (lambda: "gpt2", "str is no Transformers model"),
+        (lambda: nn.Linear(2, 2), "Linear is not a Transformers model"),
+        (lambda: None, "NoneType is not a Transformers model"),
+        (lambda: "gpt2", "str is not a Transformers model"),
         (
             lambda: peft.get_peft_model(
                 tiny_model("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)

@@ -49,7 +49,7 @@ def test_sizes_that_the_weights_do_not_have_cost_nothing(field, size, folder, ca
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for load in (TranscoderModel, AutoModel):
         refused(lambda load=load: load.from_pretrained(folder), f"by the config.*{size}|{size}.*by the config")
-    assert main(["info", str(folder)]) == 2
+    assert main(["info", "--transcoders", str(folder)]) == 2
     assert str(size) in capsys.readouterr().err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
     assert time.process_time() - start < 2
@@ -166,7 +166,7 @@ def test_a_summary_with_any_keys_can_be_saved_again(folder, tmp_path):
 @pytest.mark.parametrize("name", ["W_enc", "b_dec", "input_scale"])
 def test_only_floating_point_weights(name, dtype, folder):
     rewrite(folder, lambda tensors: tensors.update({name: torch.ones(tensors[name].shape).to(dtype)}))
-    refused(lambda: TranscoderModel.from_pretrained(folder), f"have {name} in .* which no dictionary is saved in")
+    refused(lambda: TranscoderModel.from_pretrained(folder), f"have {name} in .* which is not a type of dictionaries")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -213,7 +213,7 @@ def test_a_dictionary_in_memory_that_is_no_number_is_announced_when_it_is_saved(
     said = []
     monkeypatch.setattr("hf_transcoders.models.modeling_transcoder.logger.warning", said.append)
     model.save_pretrained(tmp_path)
-    assert len(said) == 1 and said[0].startswith("b_enc of the dictionary")
+    assert len(said) == 1 and said[0].startswith("b_enc of the saved dictionary")
 
 
 def test_an_adapter_in_the_folder_is_refused_before_peft_starts(folder, monkeypatch):

@@ -130,7 +130,7 @@ def test_an_override_is_not_lost_where_a_save_comes_in_between(tmp_path):
     subject.save(1, tmp_path)
     assert TranscoderModel.from_pretrained(tmp_path, config=config).config.k == 7
     config.k = 5
-    with pytest.raises(TranscoderError, match="was saved anew after its configuration was read: load it again"):
+    with pytest.raises(TranscoderError, match="was saved again after its configuration was read: load it again"):
         TranscoderModel.from_pretrained(tmp_path, config=config)
 
 
@@ -349,7 +349,7 @@ def test_an_evaluation_does_not_go_with_weights_of_another_save(tmp_path, monkey
         real(partial, target, replacing, unchanged)
 
     monkeypatch.setattr(files, "_commit", meanwhile)
-    with pytest.raises(TranscoderError, match="config.json was saved anew meanwhile, so nothing was written"):
+    with pytest.raises(TranscoderError, match="config.json was saved again meanwhile, so nothing was written"):
         report.save_into(tmp_path / "set")
     loaded = TranscoderSet.from_pretrained(tmp_path / "set")
     assert loaded["a"].config.k == 2 and loaded["a"].config.evaluation is None

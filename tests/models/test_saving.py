@@ -133,7 +133,7 @@ def test_weights_cut_anywhere_are_refused(tmp_path):
             lambda t: t.update(W_enc=t["W_enc"][:7].clone()),
             r"W_enc is \(7, 6\) in the file and \(20, 6\) by the config",
         ),
-        (lambda t: t.update(W_skip=torch.ones(5, 6)), "hold W_skip, for which its config.json has no use"),
+        (lambda t: t.update(W_skip=torch.ones(5, 6)), "hold W_skip, which its config.json does not have"),
     ],
 )
 def test_weights_that_do_not_belong_to_their_config_are_refused(change, words, tmp_path):

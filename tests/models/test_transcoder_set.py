@@ -171,7 +171,7 @@ def test_mistakes_are_refused(tmp_path):
 def test_folders_that_are_no_set_are_refused(tmp_path):
     site_model(1).save_pretrained(tmp_path / "single")
     for folder in (tmp_path / "single", tmp_path):
-        with pytest.raises(TranscoderError, match="no set of dictionaries.*TranscoderModel.from_pretrained"):
+        with pytest.raises(TranscoderError, match="not a set of dictionaries.*TranscoderModel.from_pretrained"):
             TranscoderSet.from_pretrained(folder)
     make_set().save_pretrained(tmp_path / "set")
     with pytest.raises(TranscoderError, match="no dictionary layers.2.mlp.transcoder: choose from layers.1.mlp"):

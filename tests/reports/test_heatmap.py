@@ -5,16 +5,10 @@ import re
 import pytest
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.reports.heatmap import (
-    AttentionView,
-    Heatmap,
-    Section,
-    Table,
-    attention_svg,
-    heatmap_svg,
-    write_page,
-    write_png,
-)
+from hf_transcoders.reports.heatmap_png import write_png
+from hf_transcoders.reports.heatmap_svg import attention_svg, heatmap_svg
+from hf_transcoders.reports.results_folder import write_page
+from hf_transcoders.reports.sections import AttentionView, Heatmap, Section, Table
 
 
 VALUES = [[0.5, -0.25, None], [float("nan"), 0.0, 0.125]]
@@ -78,7 +72,7 @@ def test_a_table_that_does_not_fit_is_refused():
         heatmap(columns=["0", "1"])
 
 
-def test_png_has_the_colours_of_the_cells(tmp_path):
+def test_png_has_the_colors_of_the_cells(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib import colormaps
     from matplotlib.image import imread
@@ -87,7 +81,7 @@ def test_png_has_the_colours_of_the_cells(tmp_path):
         tmp_path / "map.png", heatmap(title="costs $5 or $6", protocol={"model": "a $b$"}, marks={(1, 1): "x"})
     )
     pixels = imread(path)[..., :3].reshape(-1, 3).round(decimals=2)
-    colours = {tuple(pixel.tolist()) for pixel in pixels}
+    colors = {tuple(pixel.tolist()) for pixel in pixels}
     for value in (0.5, -0.25, 0.125):
         expected = colormaps["RdBu_r"](value + 0.5)[:3]
-        assert any(all(abs(a - b) < 0.02 for a, b in zip(colour, expected, strict=True)) for colour in colours)
+        assert any(all(abs(a - b) < 0.02 for a, b in zip(color, expected, strict=True)) for color in colors)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.reports.heatmap import Table, tables_text
 from hf_transcoders.reports.lines import LineChart, write_lines_png
+from hf_transcoders.reports.sections import Table, tables_text
 
 
 def chart(**changes):
@@ -30,7 +30,7 @@ def test_points_lie_where_the_axes_say():
 
 def test_png_is_written_and_a_single_point_is_refused(tmp_path):
     assert write_lines_png(tmp_path / "lines.png", chart()).read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(TranscoderError, match="fewer than two places"):
+    with pytest.raises(TranscoderError, match="fewer than two points"):
         chart(series={"a": [(0, 1.0)]})
 
 

@@ -19,7 +19,7 @@ from hf_transcoders.reports import (
     write_pareto,
     write_pareto_page,
 )
-from hf_transcoders.reports.pareto import warning
+from hf_transcoders.reports.pareto.caveats import warning
 from hf_transcoders.reports.pareto.chart import Point, step_line
 from hf_transcoders.reports.pareto.labels import place_labels, short_labels
 
@@ -93,14 +93,14 @@ def test_each_job_and_each_protocol_has_its_own_front():
     assert fronts[0].on_front["fvu"] == [True, True, False, True]
     assert [fronts[0].standing(i) for i in (1, 2)] == ["front", "dominated"]
     assert warning(fronts) == (
-        "Measured in 2 different ways, each with fronts of its own: data (docstrings / wikitext)."
+        "Measured in 2 different ways, each with separate fronts: data (docstrings / wikitext)."
     )
     (mixed,) = pareto_fronts(dictionaries, allow_mixed=True)
     assert dict(zip((d.name for d in mixed.dictionaries), mixed.on_front["fvu"], strict=True)) == {
         "sae": True, "elsewhere": True, "layers.8.mlp.transcoder.topk16": False, "worse": False, "layer9": True,
     }  # fmt: skip
     assert mixed.protocol is None and mixed.differences == {"data": ["docstrings", "wikitext"]}
-    assert warning([mixed]).startswith("Measured in different ways and still on one front: data")
+    assert warning([mixed]).startswith("Measured in different ways, but put on one front: data")
 
 
 @pytest.mark.parametrize("fact", ["dataset", "fidelity_tokens", "skip_first", "ablation", "special_token_ids"])
@@ -115,7 +115,7 @@ def test_unknown_protocols_are_never_taken_for_equal():
     dictionaries = [make("a", protocol=None), make("a", k=16, protocol=None), make("b", protocol=None)]
     assert [[d.run for d in group.dictionaries] for group in pareto_fronts(dictionaries)] == [["a", "a"], ["b"]]
     assert warning(pareto_fronts(dictionaries)) is not None
-    assert warning(pareto_fronts(dictionaries[:2])) == "How these numbers were measured was not recorded."
+    assert warning(pareto_fronts(dictionaries[:2])) == "The protocol of these measurements was not recorded."
 
 
 def test_layers_are_in_the_order_of_their_numbers():

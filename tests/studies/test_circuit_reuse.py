@@ -1,4 +1,4 @@
-"""Circuit reuse: overlap against enumeration, roles on planted numbers, and edits that do what they say."""
+"""Circuit reuse: overlap against enumeration, roles on planted scores, and edits against forward passes."""
 
 import itertools
 import json
@@ -15,8 +15,6 @@ from hf_transcoders.studies.circuit_reuse import (
     RoleTests,
     Stage,
     assign_roles,
-    attention_views,
-    circuit_faithfulness,
     circuit_of,
     forced,
     mover_change,
@@ -26,14 +24,13 @@ from hf_transcoders.studies.circuit_reuse import (
     repair_outcomes,
     reuse_circuit,
     save_reuse,
-    summary,
     trace_stages,
 )
 from hf_transcoders.studies.circuit_reuse.movers import spearman_correlation
 from hf_transcoders.studies.circuit_reuse.repair import control_heads, outcome, random_tokens
 from hf_transcoders.studies.circuit_reuse.roles import acts
 from hf_transcoders.studies.circuit_reuse.stages import receiving_heads, strongest_heads
-from hf_transcoders.tasks import colored_objects, end_logits, indirect_object_identification, logit_difference
+from hf_transcoders.tasks import colored_objects, end_logits, indirect_object_identification
 from tests.tasks.conftest import byte_level_bpe
 from tests.tiny_models import TINY_CONFIGS
 
@@ -42,7 +39,7 @@ TOKENIZER = byte_level_bpe()
 
 
 def model_for_tasks(family="llama", seed=0):
-    """A tiny model that knows the words of the tasks."""
+    """A tiny model with the vocabulary of the tasks."""
     config = TINY_CONFIGS[family]()
     config.vocab_size = len(TOKENIZER)
     for name in ("max_position_embeddings", "n_positions"):
@@ -84,7 +81,7 @@ def test_overlap_and_its_null_equal_enumeration():
     # Top two: heads 0 and 2 against heads 1 and 2.
     assert (found.count, found.shared, found.possible, found.fraction) == (2, 1, 2, 0.5)
     assert found.low == found.high == 0.5
-    # Head 4 has no effect in the first task, so it stays where it is; the others are shuffled.
+    # Head 4 has no effect in the first task, so it is not shuffled.
     one, other = first.effects.flatten(), second.effects.flatten()
     movable = [0, 1, 2, 3, 5]
     top = set(one.abs().topk(2).indices.tolist())
@@ -130,7 +127,7 @@ def test_equal_circuits_overlap_fully_and_stages_must_meet():
 
 
 def planted():
-    """Numbers of 2 x 4 heads, each planted for one role."""
+    """Scores of 2 x 4 heads, each planted for one role."""
     tables = {
         name: torch.zeros(2, 4)
         for name in (
@@ -193,7 +190,7 @@ def test_heads_act_by_rank_and_interval():
 
 def test_who_receives_and_who_is_strongest():
     effects = [[0.9, 0.0, -0.95], [0.2, 0.5, -0.3], [0.0, 0.1, 0.3]]
-    # Head 0.0 is in the first layer, which nothing is below; negative heads do not receive.
+    # Head 0.0 is in the first layer, with no layer below it; negative heads are not receivers.
     assert receiving_heads(result_of(effects), 0.3) == [(1, 1), (2, 2)]
     assert strongest_heads(torch.tensor(effects), 3) == [(0, 0), (0, 2), (1, 1)]
     # Heads without any effect are never among the strongest.
@@ -210,7 +207,13 @@ def test_stages_are_path_patching_with_the_heads_found_before(model):
         assert stages[2].position == "S2"
         assert {int(site.split(".")[4]) for site in stages[2].receivers} <= set(range(4))
     assert circuit_of(stages[:1], 1.0) == strongest_heads(stages[0].result.effects, 12)
-    with pytest.raises(TranscoderError, match="name its position"):
+    # Only values are shared by the heads of a group.
+    for stage in stages:
+        assert stage.result.protocol.get("per_query_head", False) == (stage.name == "steering values")
+    frozen = trace_stages(model, task, freeze_mlps=True, metric="rank")[0].result
+    assert frozen.protocol["mlps"] == "frozen" and frozen.metric == "rank"
+    assert stages[0].result.protocol["mlps"] == "recomputed" and stages[0].result.metric == "logit_difference"
+    with pytest.raises(TranscoderError, match="repeated word of the task 'other'"):
         trace_stages(model, type(task)(task.dataset, "other"))
 
 
@@ -229,7 +232,7 @@ def test_the_repair_forces_the_attention_it_says(family, colors):
         row = patterns[layer][prompts, head, at["END"]]
         expected = torch.zeros_like(row)
         for name in ("wrong_colour_1", "wrong_colour_2"):
-            # A sliding window may not reach the colours, and what a head cannot see it does not look at.
+            # A color outside the sliding window gets no attention.
             reach = at["END"] - at[name] < (6 if family == "gemma3_text" and layer < 2 else 999)
             expected[prompts, at[name]] = 0.5 * reach
         assert torch.equal(row, expected)
@@ -238,7 +241,7 @@ def test_the_repair_forces_the_attention_it_says(family, colors):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_predictions_from_the_cache_equal_whole_forwards(family, colors):
+def test_predictions_from_the_cache_equal_whole_forward_passes(family, colors):
     model = model_for_tasks(family, seed=3)
     edit = forced(colors, [(1, 1), (2, 3)])
     found = predict_at_end(model, colors, {"none": [], "edit": [edit], "none again": []}, batch_size=2)
@@ -248,7 +251,7 @@ def test_predictions_from_the_cache_equal_whole_forwards(family, colors):
         assert torch.equal(found[name].tokens, logits.argmax(-1))
         among = colors.answers().candidates
         assert torch.equal(found[name].candidates, among[torch.arange(5), logits.gather(1, among).argmax(1)])
-    with pytest.raises(TranscoderError, match="from END only"):
+    with pytest.raises(TranscoderError, match="must be of attention from END"):
         predict_at_end(model, colors, {"edit": [AttentionEdit([(0, 0)], "force", edit.keys)]})
 
 
@@ -276,7 +279,7 @@ def test_controls_are_other_heads_and_other_tokens(colors):
     for heads in drawn:
         assert sorted(layer for layer, _ in heads) == [1, 1, 2]
         assert set(edited).isdisjoint(heads) and len(set(heads)) == 3
-    # Few enough to try them all: the other heads of the layer of one head.
+    # There are so few other heads that all are tried.
     assert control_heads([(1, 2)], 5, 10, generator, edited) == [[(1, 1)], [(1, 3)], [(1, 4)]]
     assert control_heads([(1, 0)], 2, 10, generator, [(1, 0), (1, 1)]) == []
     at = colors.tokens().positions
@@ -295,26 +298,11 @@ def test_repair_with_one_part_and_with_none(model, colors):
         repair_outcomes(model, colors, [], [])
 
 
-def test_faithfulness_of_all_heads_and_none(model, colors):
-    everything = [(layer, head) for layer in range(3) for head in range(4)]
-    found = circuit_faithfulness(model, colors, {"all": everything, "none": [], "one": [(1, 2)]})
-    values = {each.circuit: each for each in found}
-    assert values["all"].value == values["whole model"].value == 1
-    assert values["none"].value == values["no head"].value == 0
-    logits = end_logits(model, colors)
-    answers = colors.answers()
-    expected = logit_difference(logits, answers.right, answers.wrong).mean().item()
-    assert values["all"].difference == pytest.approx(expected, rel=1e-4)
-    assert values["one"].heads == 1
-    for each in found:
-        assert each.difference_low <= each.difference <= each.difference_high
-
-
-def test_mover_change_equals_two_forwards(model, colors):
+def test_mover_change_equals_two_forward_passes(model, colors):
     edit = forced(colors, [(1, 1)])
     importance = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     found = mover_change(model, colors, edit, [(0, 0), (1, 3), (2, 1)], importance, batch_size=2)
-    # Only what is behind the edited layer can change.
+    # Only heads after the edited layer can change.
     assert found.movers == [(2, 1)] and found.compared == 4
     before = logit_attribution(model, colors).values[2, 1].mean().item()
     with edited_attention(model, edit):
@@ -364,7 +352,7 @@ def test_the_whole_study_and_its_folder(model, tmp_path):
             assert sum(each["confusion"].values()) == 4
     assert "paper" not in page.lower()
     assert (tmp_path / "reuse" / "ioi_1_logits.csv").exists()
-    assert "Overlap" in summary(found)
+    assert "Overlap" in found.to_text() and str(found) == found.to_text()
     with pytest.raises(TranscoderError, match="at least two"):
         reuse_circuit(model, TOKENIZER, prompts=1)
 
@@ -381,15 +369,6 @@ def test_with_the_papers_model_its_figures_stand_beside(tmp_path):
     page = save_reuse(found, tmp_path / "reuse").read_text()
     for figure in ("49.6%", "93.7%", "78.1%", "81.5%", "78% (25 of 32)", "13.14 in appendix B.3"):
         assert figure in page
-    printed = summary(found)
+    printed = found.to_text()
     for figure in ("49.6%", "93.7%", "78% (25 of 32)", "0.69 (p < 0.01)", "(1) The third inhibition head is 13.13"):
         assert figure in printed
-
-
-def test_attention_views_show_the_pattern(model, colors):
-    view = attention_views(model, TOKENIZER, colors, {(2, 1): "mover"}, row=1)[0]
-    patterns = {}
-    with torch.no_grad(), edit_attention(model, pattern=lambda p, layer: patterns.__setitem__(layer, p[0].clone())):
-        model(torch.tensor([colors[1]["clean_ids"]]))
-    assert view.pattern == patterns[2][1].tolist()
-    assert "".join(view.tokens) == colors[1]["clean"]

@@ -1,4 +1,4 @@
-"""Tokenizers of several kinds, built from the words of the tasks, and how each should show a token."""
+"""Tokenizers of several kinds, built from the words of the tasks, and the expected text of their tokens."""
 
 import re
 from importlib import import_module
@@ -11,8 +11,8 @@ from hf_transcoders import offline_model
 from hf_transcoders.tasks import ioi, words
 
 
-# The functions of these names hide the modules that define them.
-agreement, colours, docstrings, pronouns, years = (
+# The package exports functions with the names of these modules.
+agreement, colors, docstrings, pronouns, years = (
     import_module(f"hf_transcoders.tasks.{name}")
     for name in (
         "subject_verb_agreement",
@@ -25,12 +25,12 @@ agreement, colours, docstrings, pronouns, years = (
 
 
 def _vocabulary():
-    """Every word and mark that a prompt can have, digits aside."""
+    """All words and punctuation marks of the prompts, without digits."""
     texts = [*ioi.TEMPLATES, *pronouns._TEMPLATES, *agreement._TEMPLATES.values()]
-    texts += [colours._SHOT, colours._LIST, docstrings._TEMPLATE, years._TEMPLATE, *colours._OPENINGS]
+    texts += [colors._SHOT, colors._LIST, docstrings._TEMPLATE, years._TEMPLATE, *colors._OPENINGS]
     found = {word for text in texts for word in re.findall(r"[A-Za-z]+|[^\sA-Za-z{}\d]+", re.sub(r"{\w+}", " ", text))}
-    found |= {*words.NAMES, *ioi._PLACES, *ioi._OBJECTS, *colours._OBJECTS, *colours._COLOURS, *colours._SURFACES}
-    found |= {colour.title() for colour in colours._COLOURS} | {*years._NOUNS, *docstrings._WORDS, *docstrings._NOUNS}
+    found |= {*words.NAMES, *ioi._PLACES, *ioi._OBJECTS, *colors._OBJECTS, *colors._COLORS, *colors._SURFACES}
+    found |= {color.title() for color in colors._COLORS} | {*years._NOUNS, *docstrings._WORDS, *docstrings._NOUNS}
     found |= {noun + ending for noun in agreement._NOUNS for ending in ("", "s")} | {
         "a",
         "an",
@@ -44,7 +44,7 @@ def _vocabulary():
 
 
 def byte_level_bpe():
-    """Like GPT-2's: the space belongs to the word, years are a century and two digits, no beginning-of-sequence token."""
+    """Like GPT-2's: spaces belong to words, a year is a century and two digits, and there is no beginning-of-sequence token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,7 +54,7 @@ def byte_level_bpe():
         special_tokens=["<|end|>"],
         show_progress=False,
     )
-    # Centuries are frequent, so that they merge before the digits behind them.
+    # Centuries are frequent, so that they merge before the digits after them.
     centuries = [f" {century}" for century in years._CENTURIES] * 500
     pairs = [f"{number:02d}" for number in range(100)] * 5
     tokenizer.train_from_iterator([f" {word}" for word in _vocabulary() * 3] + centuries + pairs, trainer)
@@ -62,7 +62,7 @@ def byte_level_bpe():
 
 
 def unigram_with_bos():
-    """Like Gemma's: a mark for the space, digits one by one, and a beginning-of-sequence token before every text."""
+    """Like Gemma's: a mark for the space, single digits, and a beginning-of-sequence token before every text."""
     pieces = ["<unk>", "<s>", "</s>"]
     pieces += [f"▁{word}" for word in _vocabulary() if word.isalpha()]
     pieces += ["▁", "\n", *sorted({letter for word in _vocabulary() for letter in word}), *"0123456789"]
@@ -77,7 +77,7 @@ def unigram_with_bos():
 
 
 def word_level():
-    """Whole words and marks; it knows no digits."""
+    """Whole words and punctuation marks, without digits."""
     tokenizer = Tokenizer(
         models.WordLevel({word: n for n, word in enumerate(["<unk>", "<s>", *_vocabulary()])}, unk_token="<unk>")
     )
@@ -125,7 +125,7 @@ BUILDERS = {
 
 @pytest.fixture(scope="session")
 def tokenizers():
-    """Name -> tokenizer; each is built once."""
+    """Name -> tokenizer, each built once."""
     built = {}
 
     def get(name):
@@ -144,7 +144,7 @@ SMOLLM2 = pytest.param("smollm2", marks=pytest.mark.real_model)
 
 @pytest.fixture(params=["byte_level_bpe", "unigram_with_bos", "plain_words", SMOLLM2])
 def tokenizer(request, tokenizers):
-    """Every kind that can express all tasks."""
+    """The kinds that can encode all tasks."""
     return tokenizers(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Metrics against plain loops, Wilson's interval against known values, the bootstrap by its coverage."""
+"""Metrics against plain loops, Wilson's interval against known values, and the coverage of the bootstrap."""
 
 import math
 
@@ -135,12 +135,12 @@ def test_estimate():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda x: logit_difference(x, RIGHT, WRONG, "median"), "not taken against 'median'"),
+        (lambda x: logit_difference(x, RIGHT, WRONG, "median"), "cannot be taken against 'median'"),
         (lambda x: logit_difference(x[0], RIGHT, WRONG), "shape"),
         (lambda x: logit_difference(x, RIGHT[:2], WRONG), "shape"),
         (lambda x: logit_difference(x, RIGHT, torch.full((4, 1), -1)), "Row 0 has no answer to compare with"),
-        (lambda x: accuracy(x[:, :5], RIGHT), "token 6, but the logits are of 5 tokens"),
-        (lambda x: kl_divergence(x, x[:2]), "logits of one shape"),
+        (lambda x: accuracy(x[:, :5], RIGHT), "token 6, but there are logits of 5 tokens"),
+        (lambda x: kl_divergence(x, x[:2]), "logits of the same shape"),
         (lambda x: wilson_interval(3, 2), "3 of 2 rows cannot be right"),
         (lambda x: wilson_interval(0, 0), "at least one row"),
         (lambda x: bootstrap_interval(x[0], confidence=1.5), "confidence between 0 and 1"),

@@ -1,4 +1,4 @@
-"""Files of other libraries, whole and broken."""
+"""Files of other libraries, valid and broken."""
 
 import csv
 import json
@@ -85,7 +85,7 @@ def test_auto_circuit_json(tokenizer, tmp_path):
     }
     path = write_json(tmp_path / "ioi.json", content)
     check(from_auto_circuit_json(path, tokenizer), tokenizer)
-    # Positions of the file are counted without a beginning-of-sequence token.
+    # Positions in the file do not count a beginning-of-sequence token.
     plain = tokenizer(CLEAN[0], add_special_tokens=False)["input_ids"]
     content["word_idxs"] = {"IO": plain.index(id_of(tokenizer, "Mary")), "end": len(plain) - 1}
     task = from_auto_circuit_json(write_json(path, content), tokenizer)
@@ -198,3 +198,10 @@ def test_files_that_cannot_be_read(bpe, tmp_path):
     two = write_json(tmp_path / "two.json", [[CLEAN[0], " Mary"]] * 2)
     with pytest.raises(TranscoderError, match="give files that match"):
         from_pairs_json(one, bpe, two)
+
+
+def test_years_as_labels_exclude_token_ids(bpe, tmp_path):
+    columns = ["clean", "corrupted", "correct_idx", "incorrect_idx"]
+    path = write_csv(tmp_path / "file.csv", columns, [[CLEAN[0], CORRUPTED[0], 5, 6]])
+    with pytest.raises(TranscoderError, match="has the answers in correct_idx, not in label"):
+        from_eap_csv(path, bpe, label="year")

@@ -1,4 +1,4 @@
-"""A model measured in batches equals the model run prompt by prompt; the command prints the same figures."""
+"""Measuring in batches equals measuring prompt by prompt, and the command prints the same numbers."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_batches_do_not_matter(model, task):
 
 
 def test_end_need_not_be_the_last_token(model, tokenizers):
-    """A file may say where the answer is read; padding lies behind it."""
+    """A file can give the position of the answer, with padding after it."""
     texts = ["Then, John and Mary went to the store.", "John and Mary went"]
     task = Task.from_pairs(
         tokenizers("byte_level_bpe"), texts, None, [" to", " to"], positions={"END": ["Mary", "Mary"]}
@@ -107,7 +107,19 @@ def test_list_names_every_task(capsys):
 
 
 def test_show(folder, capsys, tmp_path, tokenizers):
-    command = ["tasks", "show", "ioi", "--model", folder, "--size", "2", "--corruption", "s2_io_flip", "--seed", "3"]
+    command = [
+        "tasks",
+        "show",
+        "ioi",
+        "--model",
+        folder,
+        "--prompts",
+        "2",
+        "--corruption",
+        "s2_io_flip",
+        "--seed",
+        "3",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     task = indirect_object_identification(tokenizers("byte_level_bpe"), 2, "s2_io_flip", seed=3)
@@ -125,7 +137,7 @@ def test_show(folder, capsys, tmp_path, tokenizers):
 
 def test_measure_command(folder, model, task, capsys):
     command = [
-        "tasks", "measure", "ioi", "--model", folder, "--size", "40", "--corruption", "s2_io_flip",
+        "tasks", "measure", "ioi", "--model", folder, "--prompts", "40", "--corruption", "s2_io_flip",
         "--dtype", "float32", "--device", "cpu",
     ]  # fmt: skip
     assert main([*command, "--json"]) == 0

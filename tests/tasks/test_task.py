@@ -1,4 +1,4 @@
-"""The task as tensors and files, tasks from one's own prompts, and what is refused."""
+"""Tensors and files of a task, tasks from given prompts, and refusals."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_from_pairs_finds_words(tokenizer):
         for name, word in (("IO", io), ("S2", s), ("END", "to")):
             assert tokenizer.decode([row["clean_ids"][row["positions"][name]]]).strip() == word
     assert task.dataset["template"][:] == [3, 5] and task.dataset["metadata"][1] == {"a": 2}
-    # A word of several tokens is found at its last one.
+    # The position of a word of several tokens is its last token.
     text = "The kiss wq went"
     row = Task.from_pairs(tokenizer, [text], None, [" to"], positions={"odd": ["wq"]})[0]
     head = tokenizer("The kiss wq")["input_ids"]
@@ -92,7 +92,7 @@ def test_save_and_load(bpe, tmp_path):
 
 
 def test_loading_what_is_no_task(bpe, tmp_path):
-    with pytest.raises(TranscoderError, match="holds no task.json"):
+    with pytest.raises(TranscoderError, match="has no task.json"):
         Task.load(tmp_path)
     make(bpe).save(tmp_path / "task")
     whole = (tmp_path / "task" / "rows.parquet").read_bytes()
@@ -129,8 +129,8 @@ def test_select_keeps_the_description(bpe):
         ({"answers": [10**6, 5]}, "token 1000000, but the tokenizer has"),
         ({"answers": [-1, 5]}, "token -1, but the tokenizer has"),
         ({"candidates": [[" Tom"], [" Anna"]]}, "row 0 a right answer is not among the candidates"),
-        ({"positions": {"IO": ["Mary", "John"]}}, "'John' stands 0 times in the prompt of row 1"),
-        ({"positions": {"S": ["John", "Anna"]}}, "'John' stands 2 times in the prompt of row 0"),
+        ({"positions": {"IO": ["Mary", "John"]}}, "'John' occurs 0 times in the prompt of row 1"),
+        ({"positions": {"S": ["John", "Anna"]}}, "'John' occurs 2 times in the prompt of row 0"),
         ({"positions": {"S": [(0, 999), (0, 3)]}}, "Row 0 has no characters 0 to 999"),
         ({"positions": {"S": [(5, 8), (0, 3)]}}, r"The position S \(' Jo'\) does not end with a token of its own"),
         ({"positions": {"S": ["Mary"]}}, r"positions\['S'\] has 1 entries"),

@@ -1,4 +1,4 @@
-"""Tasks from anywhere: what loads can be measured; everything else is one sentence."""
+"""Damaged task files: each can be measured or is refused in one sentence."""
 
 import json
 

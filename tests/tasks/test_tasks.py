@@ -1,4 +1,4 @@
-"""Each task with tokenizers of several kinds: exact texts, positions, answers, and what a corruption changes."""
+"""Each task with tokenizers of several kinds: exact texts, positions, answers and corruptions."""
 
 import re
 
@@ -31,7 +31,7 @@ def words(tokenizer, ids):
 
 
 def changed(row):
-    """Names of the positions at which the two prompts of a row differ; a place with no name is an error."""
+    """Names of the positions at which the two prompts of a row differ; an unnamed position is an error."""
     assert len(row["clean_ids"]) == len(row["corrupted_ids"])
     places = {i for i, (a, b) in enumerate(zip(row["clean_ids"], row["corrupted_ids"], strict=True)) if a != b}
     names = {name for name, position in row["positions"].items() if position in places}
@@ -40,7 +40,7 @@ def changed(row):
 
 
 def check_encoding(tokenizer, task):
-    """What holds for every row of every task."""
+    """Check properties of every row of every task."""
     for row in task.dataset:
         for which in ("clean", "corrupted"):
             assert row[f"{which}_ids"] == tokenizer(row[which])["input_ids"]
@@ -119,29 +119,29 @@ def test_colored_objects(tokenizer):
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", row["clean"])
         place = query.index(asked) // 2
         asked_places.add(place)
-        colours, objects = query[::2], query[1::2]
+        colors, objects = query[::2], query[1::2]
         for k in range(3):
-            assert word_at(tokenizer, row, f"colour_{k + 1}") == colours[k]
+            assert word_at(tokenizer, row, f"colour_{k + 1}") == colors[k]
             assert word_at(tokenizer, row, f"object_{k + 1}") == objects[k]
         assert word_at(tokenizer, row, "question_object") == asked == word_at(tokenizer, row, "answer_object")
         assert row["positions"]["question_object"] > row["positions"]["answer_object"]
         assert word_at(tokenizer, row, "shot_answer") == shot_answer
-        assert word_at(tokenizer, row, "answer_colour") == colours[place]
+        assert word_at(tokenizer, row, "answer_colour") == colors[place]
         wrong = {word_at(tokenizer, row, f"wrong_colour_{n}") for n in (1, 2)}
-        assert wrong == set(colours) - {colours[place]}
-        assert words(tokenizer, row["answer_ids"]) == [colours[place].title()]
-        assert words(tokenizer, row["candidate_ids"]) == [colour.title() for colour in colours]
-        # The pair differs in the thing asked for, and its answer is the wrong one.
+        assert wrong == set(colors) - {colors[place]}
+        assert words(tokenizer, row["answer_ids"]) == [colors[place].title()]
+        assert words(tokenizer, row["candidate_ids"]) == [color.title() for color in colors]
+        # The pair differs in the object in question, and the answer of the corrupted prompt is the wrong answer.
         assert changed(row) == {"question_object"}
         other = query.index(word_at(tokenizer, row, "question_object", "corrupted")) // 2
-        assert words(tokenizer, row["wrong_ids"]) == [colours[other].title()]
+        assert words(tokenizer, row["wrong_ids"]) == [colors[other].title()]
         assert row["metadata"] == {"asked": place + 1, "corrupted_asked": other + 1}
     assert asked_places == {0, 1, 2}
 
 
 @pytest.mark.real_model
 def test_colored_objects_has_the_published_layout(tokenizers):
-    """62 tokens without a beginning-of-sequence token, colours at 41, 45 and 50, the shot's answer at 30."""
+    """62 tokens without a beginning-of-sequence token, colors at 41, 45 and 50, the shot's answer at 30."""
     for row in colored_objects(tokenizers("smollm2"), size=20).dataset:
         assert len(row["clean_ids"]) == 62
         assert [row["positions"][f"colour_{k}"] for k in (1, 2, 3)] == [41, 45, 50]
@@ -300,7 +300,7 @@ def test_what_a_tokenizer_cannot_express_is_said(tokenizers):
 
 
 def _letters():
-    """Every letter is a token."""
+    """Each letter is a token."""
     tokenizer = Tokenizer(
         models.WordLevel({"<unk>": 0, **{chr(code): code - 31 for code in range(32, 127)}}, unk_token="<unk>")
     )

@@ -1,4 +1,7 @@
 import json
+import math
+import random
+from types import MappingProxyType
 
 import pytest
 
@@ -49,6 +52,38 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 
 def test_numbers_that_are_not_finite_are_written_as_null():
     assert json.loads(to_json({"a": float("nan"), "b": (1.0, float("inf"))})) == {"a": None, "b": [1.0, None]}
+
+
+def random_value(rng, depth=0):
+    """A random JSON value with numbers of every kind, in dicts, read-only mappings, lists and tuples."""
+    kind = rng.randrange(10 if depth < 4 else 6)
+    if kind < 2:
+        return rng.choice([math.nan, math.inf, -math.inf, 1e308 * 10, -0.0, 5e-324, rng.gauss(0, 1e5)])
+    if kind < 6:
+        return rng.choice([None, True, rng.randrange(-(2**70), 2**70), "NaN", "é\u2028\x00💥</script>", rng.random()])
+    if kind < 8:
+        entries = {f"{rng.choice('aé<')}{n}": random_value(rng, depth + 1) for n in range(rng.randrange(4))}
+        return MappingProxyType(entries) if rng.random() < 0.3 else entries
+    return rng.choice([list, tuple])(random_value(rng, depth + 1) for _ in range(rng.randrange(4)))
+
+
+def expected(value):
+    if isinstance(value, dict | MappingProxyType):
+        return {key: expected(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [expected(entry) for entry in value]
+    return value if value is None or isinstance(value, str) or abs(value) < math.inf else None
+
+
+def test_whatever_is_written_is_read_back_by_the_strict_reader():
+    rng, written = random.Random(0), ""
+    for _ in range(1500):
+        value = random_value(rng)
+        for options in ({}, {"indent": None, "ensure_ascii": False, "separators": (",", ":")}):
+            text = to_json(value, **options)
+            assert parse_json(text, "x.json", object) == expected(value)
+            written += text
+    assert written.count("null") > 500
 
 
 @pytest.mark.parametrize(

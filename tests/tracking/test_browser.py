@@ -128,7 +128,7 @@ def test_the_exported_page_shows_curves_and_features(page, run):
     curves = page.locator("#training svg polyline")
     assert curves.count() >= 2 and all(curves.nth(i).bounding_box()["width"] > 100 for i in range(curves.count()))
     feature = page.locator("#features article.feature").first
-    assert feature.is_visible() and "fires on" in feature.inner_text()
+    assert feature.is_visible() and "active on" in feature.inner_text()
     assert page.locator("#features mark").first.is_visible()
     assert page.locator("#metrics table").is_visible()
     assert EVIL in page.inner_text("#features") and page.locator("script").count() == 0

@@ -86,7 +86,7 @@ def test_a_run_outlives_a_full_disk_and_says_so_once(run_dir, caplog):
         tracker.page(5, "report", "x" * 2 * full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert caplog.text.count("the run goes on without them until there is room") == 1
+    assert caplog.text.count("the run continues without them until there is room") == 1
     tracker.scalars(6, {"train/x/fvu": 0.05})
     assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.25), (6, 0.05)]
     assert not list((run_dir / "tracking").rglob("report*"))
@@ -101,7 +101,7 @@ def test_resuming_on_a_full_disk_records_no_step_twice(run_dir, caplog):
         tracker.start({"name": "first"}, resume_step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "the run goes on without them until there is room" in caplog.text
+    assert "the run continues without them until there is room" in caplog.text
     tracker.scalars(3, {"train/x/fvu": 0.125})
     assert Run.load(run_dir).history("train/x/fvu") == [(1, 0.5), (3, 0.125)]
 

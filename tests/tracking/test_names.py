@@ -34,7 +34,7 @@ def test_only_known_libraries_are_aliased_and_similar_numbers_are_explained():
     for metric in (*DICTIONARY_METRICS, *RUN_METRICS):
         assert set(metric.aliases) <= set(ALIASED)
     differs = {metric.name: metric.differs for metric in DICTIONARY_METRICS}
-    assert "sums over dimensions" in differs["mse"] and "centres the errors" in differs["explained_variance"]
+    assert "sums over dimensions" in differs["mse"] and "centers the errors" in differs["explained_variance"]
 
 
 def test_the_aliased_definitions_agree_in_numbers():

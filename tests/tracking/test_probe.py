@@ -308,5 +308,5 @@ def test_a_wrong_pairing_ends_training_before_it_begins(tmp_path, rows):
 
 def test_texts_need_a_tokenizer(tmp_path):
     model, transcoders = model_and_transcoders()
-    with pytest.raises(TranscoderError, match="give the model's tokenizer"):
+    with pytest.raises(TranscoderError, match="give the tokenizer of the model"):
         make_trainer(tmp_path, model, TranscoderProbeCallback(transcoders, ["some text"])).train()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainingArguments
 from hf_transcoders.cli import main
 from hf_transcoders.training.monitor import DictionaryMonitor, share_out
-from tests.cli.test_cli import fill_workplace, train_arguments
+from tests.cli.setups import fill_workplace, train_arguments
 from tests.training.two_processes import EQUAL_KINDS, KINDS, make_trainer, train
 
 

@@ -11,7 +11,7 @@ import torch
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderTrainingArguments
 from hf_transcoders.cli import main
 from hf_transcoders.training.memory_plan import estimate_speed, plan_run
-from tests.cli.test_cli import fill_workplace, train_arguments
+from tests.cli.setups import fill_workplace, train_arguments
 from tests.tiny_models import tiny_model
 from tests.training.test_trainer import make_trainer
 

@@ -32,20 +32,6 @@ from tests.training.test_trainer import WRITE, make_model, make_trainer, same_we
 SAVING = {"save_strategy": "steps", "save_steps": 5, "max_steps": 20}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
-    """The folder of a run of 20 steps that nothing has disturbed, and its weights."""
-    folder = tmp_path_factory.mktemp("straight")
-    trainer = make_trainer(base, folder, **SAVING)
-    trainer.train()
-    return folder, weights(trainer.model)
-
-
 def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "checkpoint")))
 
@@ -134,7 +120,7 @@ class TestInterruptedSaves:
         (tmp_path / ".run.abcd.partial").mkdir()
         (run / ".model.safetensors.77.partial").write_text("half")
         make_trainer(base, run, **SAVING).train(resume_from_checkpoint=True)
-        assert f"A save of step 25 into {run} was interrupted: what it left is removed." in caplog.text
+        assert f"A save of step 25 into {run} was interrupted: its leftovers are removed." in caplog.text
         assert names(run) == ["checkpoint-10", "checkpoint-15", "checkpoint-20"]
         assert names(tmp_path) == []
 
@@ -231,7 +217,7 @@ def test_two_runs_into_one_folder(base, tmp_path):
             make_trainer(base, tmp_path).train()
 
     first.add_callback(Second())
-    with pytest.raises(TranscoderError, match=r"^Another run is writing into .*: wait for its end"):
+    with pytest.raises(TranscoderError, match=r"^Another run is writing into .*: wait until it ends"):
         first.train()
     make_trainer(base, tmp_path, max_steps=4).train()  # The lock went with the run.
 
@@ -259,7 +245,7 @@ class TestNumbersThatAreNone:
         step = trainer.state.global_step
         checkpoint = tmp_path / "run" / f"checkpoint-{step}"
         assert 7 <= step < 20
-        assert str(error.value).endswith(f"what was learned up to step {step} is in {checkpoint}, to resume from.")
+        assert str(error.value).endswith(f"the state after step {step} is in {checkpoint}, to resume from.")
         again = make_trainer(base, tmp_path / "run", **self.settings(buffer_tokens=96))
         again.train(resume_from_checkpoint=True)
         assert same_weights(weights(again.model), weights(straight.model))

@@ -18,11 +18,6 @@ from tests.tiny_models import tiny_model
 READ, WRITE = "layers.1.mlp.in", "layers.1.mlp.branch"
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model("llama")
-
-
 def make_model(base, seed=0, read=READ, **changes):
     torch.manual_seed(seed)
     changes = {"num_features": 64, "k": 4, **changes}
@@ -326,7 +321,7 @@ class TestMistakes:
             make_trainer(base, tmp_path, rows=0, max_steps=-1)
 
     def test_resume_from_a_folder_that_is_none(self, base, tmp_path):
-        with pytest.raises(TranscoderError, match="is no checkpoint"):
+        with pytest.raises(TranscoderError, match="is not a checkpoint"):
             make_trainer(base, tmp_path).train(resume_from_checkpoint=str(tmp_path))
 
     def test_resume_with_other_sizes(self, base, tmp_path):

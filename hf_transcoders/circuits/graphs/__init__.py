@@ -1,17 +1,19 @@
-"""Attribution graphs: what made a model say what it says, through features, errors and tokens."""
+"""Attribution graphs: direct effects of features, errors and tokens on the predictions of a model."""
 
-from .attribution import attribution_graph, attribution_graphs
+from .attribution import attribution_graph
 from .combine import contrast, union
-from .graph import KINDS, AttributionGraph, Node, TargetInfo
+from .edge_validation import EdgeValidation
+from .graph import AttributionGraph
 from .head_loadings import HeadLoadings, head_loadings
+from .nodes import KINDS, Node, TargetInfo
 from .qk import QKAttribution, qk_attribution
 from .targets import Target
-from .validation import Certificate, certificate
+from .validation import validate_edges
 
 
 __all__ = [
     "AttributionGraph",
-    "Certificate",
+    "EdgeValidation",
     "HeadLoadings",
     "KINDS",
     "Node",
@@ -19,10 +21,9 @@ __all__ = [
     "Target",
     "TargetInfo",
     "attribution_graph",
-    "attribution_graphs",
-    "certificate",
     "contrast",
     "head_loadings",
     "qk_attribution",
     "union",
+    "validate_edges",
 ]

@@ -1,65 +1,29 @@
-"""The linear model of one prompt, run backwards: what everything that wrote adds to some targets."""
-
-from dataclasses import dataclass
+"""Backward passes through the linear model of one prompt, by hand-written transposes."""
 
 import torch
 
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
-from .recording import LinearRun
+from .linear_run import LinearRun, Writer
+from .read_vectors import FINAL, ReadVectors
 from .sources import Sources
 
 
-#: Where targets behind the final norm are read.
-FINAL = "final"
-
 # Positions whose features are padded to equal numbers together.
 _POSITIONS_PER_CHUNK = 64
-# Bytes of gradients that one batch of targets may take: few enough that a batch reaches no deeper than it must, and stays
-# in a processor's cache. Measured with benchmarks/attribution.py: 512 targets at once take 1.6 times as long as 64 to 96.
+# Bytes of the gradients of one batch of targets. A small batch need not go down from a layer above most of its targets,
+# and stays in a processor's cache. Measured with benchmarks/attribution.py: 512 targets at once take 1.6 times as long as
+# 64 to 96.
 _BATCH_BYTES = 3 << 23
-
-
-@dataclass(frozen=True)
-class Functionals:
-    """Linear functionals of activations: what a row of the graph is the decomposition of.
-
-    Args:
-        layer (`torch.LongTensor` of shape `(rows,)`): Layer of the place that is read; the number of layers for `final`.
-        point (`list[str]`): One of `recording.READS`, or `"final"`: behind the final norm.
-        position (`torch.LongTensor` of shape `(rows,)`): Token that is read.
-        vector (`torch.Tensor` of shape `(rows, width)`): What the activation is multiplied with.
-        bias (`torch.Tensor` of shape `(rows,)`): What is added.
-    """
-
-    layer: torch.Tensor
-    point: list[str]
-    position: torch.Tensor
-    vector: torch.Tensor
-    bias: torch.Tensor
-
-    def __len__(self):
-        return len(self.point)
-
-    def places(self) -> dict[tuple[int, str], torch.Tensor]:
-        """Layer and point -> rows that are read there."""
-        groups: dict[tuple[int, str], list[int]] = {}
-        for row, place in enumerate(zip(self.layer.tolist(), self.point, strict=True)):
-            groups.setdefault(place, []).append(row)
-        return {place: torch.tensor(rows, device=self.layer.device) for place, rows in groups.items()}
-
-    def __getitem__(self, rows: torch.Tensor) -> "Functionals":
-        points = [self.point[row] for row in rows.tolist()]
-        return Functionals(self.layer[rows], points, self.position[rows], self.vector[rows], self.bias[rows])
 
 
 class Adjoint:
     """Computes rows of an attribution graph by hand-written transposes, without autograd.
 
-    Attention patterns and norm scales are held as they were, dictionaries and their errors stand for MLPs, so that the
-    stream is linear in everything that wrote to it: embeddings, active features, errors, biases. One walk down the layers
-    carries the gradients of many targets, at the tokens up to the last of them only, and reads off at each writer what it
-    adds to each target.
+    With frozen attention patterns and norm scales, and with dictionaries and their errors in place of MLPs, the residual
+    stream is linear in everything that writes to it: embeddings, active features, errors and biases. One walk down the
+    layers carries the gradients of many targets, at the tokens up to the last of them only, and each writer's contribution
+    to each target is the product of what it writes and the gradient there.
 
     Args:
         run ([`LinearRun`]): The recorded prompt.
@@ -70,55 +34,80 @@ class Adjoint:
         self.sources = Sources(run)
 
     @torch.no_grad()
-    def rows(self, targets: Functionals) -> torch.Tensor:
-        """What each source adds to each functional.
+    def rows(self, targets: ReadVectors) -> torch.Tensor:
+        """Contributions of all sources to some targets.
 
         Args:
-            targets ([`Functionals`]): The functionals. Those of one layer and of neighbouring tokens are best together.
+            targets ([`ReadVectors`]): The targets. Batches of one layer and of neighboring tokens are fastest.
 
         Returns:
-            `torch.Tensor` of shape `(rows, sources)` in fp32; rows sum to the functionals.
+            `torch.Tensor` of shape `(rows, sources)` in fp32: The rows sum to the values of the targets.
         """
-        out = torch.zeros(len(self.sources), len(targets), device=self.run.token_embedding.device)
-        Walk(self.run, self.sources, targets, out).down()
-        return out.T
+        rows = _Rows(self.run, self.sources, len(targets))
+        Walk(self.run, targets, rows).down()
+        return rows.out.T
 
     def batch_size(self) -> int:
-        """How many targets fit into one batch."""
+        """Number of targets that fit into one batch."""
         width = self.run.token_embedding.shape[-1]
         inner = max(layer.output.shape[0] for layer in self.run.layers)
         return max(16, min(512, _BATCH_BYTES // (4 * len(self.run.input_ids) * 3 * max(width, inner))))
 
 
-class Walk:
-    """One batch of targets on its way down the layers. Gradients are `(tokens, targets, hidden)`."""
+class Visitor:
+    """Receives the gradients of a [`Walk`] where it passes; a subclass defines the methods that it needs.
 
-    def __init__(self, run, sources, targets, out):
+    Gradients are `(tokens, targets, width)`, for the tokens up to the last that is read.
+    """
+
+    def on_writer(self, writer: Writer, gradient: torch.Tensor) -> None:
+        """The gradients where a dictionary, or an MLP without one, writes."""
+
+    def on_bias(self, layer: int, gradient: torch.Tensor, written: torch.Tensor) -> None:
+        """The gradients where a bias is added: `(width,)`, or `(tokens, width)` where it differs between tokens."""
+
+    def on_constant(self, layer: int, values: torch.Tensor, rows: torch.Tensor) -> None:
+        """Constants of some targets themselves, `(rows,)`."""
+
+    def on_heads(self, layer: int, gradient: torch.Tensor) -> None:
+        """The gradients of the values that heads attend to, `(heads, tokens, targets, head_dim)`."""
+
+    def on_embeddings(self, gradient: torch.Tensor) -> None:
+        """The gradients of the stream that enters the first block."""
+
+
+class Walk:
+    """A backward pass of one batch of targets, from the top layer that is read down to the embeddings.
+
+    Args:
+        run ([`LinearRun`]): The recorded prompt.
+        targets ([`ReadVectors`]): The targets.
+        visitor ([`Visitor`]): Receives the gradients.
+    """
+
+    def __init__(self, run: LinearRun, targets: ReadVectors, visitor: Visitor):
         self.run = run
-        self.sources = sources
         self.targets = targets
-        self.out = out
-        # Nothing behind the last token that is read can matter.
+        self.visitor = visitor
+        # Later tokens cannot contribute to any target.
         self.tokens = int(targets.position.max()) + 1
-        self.stream = torch.zeros(
-            self.tokens, len(targets), self.run.token_embedding.shape[-1], device=out.device, dtype=torch.float32
-        )
+        width = run.token_embedding.shape[-1]
+        self.stream = torch.zeros(self.tokens, len(targets), width, device=run.token_embedding.device)
         self.groups = targets.places()
-        # What skip connections further up read at a place, gradients by layer and point.
+        # Gradients, by layer and point, that skip connections further up pass to what they read.
         self.skipped: dict[tuple[int, str], torch.Tensor] = {}
         self.top = int(targets.layer.max())
-        # Before the first target has been met there is nothing to carry.
+        # Gradients are zero until the first target has been met.
         self.live = False
 
-    def down(self):
+    def down(self) -> None:
+        """Walk through all layers."""
         run = self.run
         if self.top == run.num_layers:
             self.stream = self._place(run.num_layers, FINAL, self.stream, run.final_norm, run.final_bias)
         for layer in range(min(self.top, run.num_layers - 1), -1, -1):
             self._block(layer, run.layers[layer])
-        self._emit_vectors("token", run.token_embedding)
-        if run.position_embedding is not None:
-            self._emit_vectors("position", run.position_embedding)
+        self.visitor.on_embeddings(self.stream)
 
     def _block(self, layer, maps):
         self.stream = self._place(layer, "resid_post", self.stream)
@@ -132,19 +121,16 @@ class Walk:
             self.stream = self._place(layer, "mlp.in", self.stream, maps.mlp_norm, maps.mlp_norm_bias)
         self.stream = self._place(layer, "resid_pre", self.stream)
 
-    # ------------------------------------------------------------------------------------------------ steps
-
     def _place(self, layer, point, gradient, norm=None, norm_bias=0.0):
-        """Past a place: what is written there takes all that is above, then comes what is read there."""
+        """Backward step at a site: credit the writer, then add the gradients of the targets that read here."""
         if self.live and not point.startswith("mlp"):
             writer = None if layer == self.run.num_layers else self.run.writers.get(Site(point, layer))
             if writer is not None:
-                self._emit(writer, gradient)
+                self._writer(writer, gradient)
                 gradient = torch.zeros_like(gradient)
         skipped = self.skipped.pop((layer, point), None)
         if skipped is not None:
-            if isinstance(norm_bias, torch.Tensor):
-                self._emit_bias(layer, skipped.sum(0) @ norm_bias.float())
+            self._bias(layer, skipped, norm_bias)
             gradient = gradient + (skipped if norm is None else norm[: self.tokens].transpose(skipped))
         rows = self.groups.get((layer, point))
         if rows is not None:
@@ -152,7 +138,7 @@ class Walk:
             constant = self.targets.bias[rows].float()
             if isinstance(norm_bias, torch.Tensor):
                 constant = constant + vector @ norm_bias.float()
-            self._emit_bias(layer, constant, rows)
+            self.visitor.on_constant(layer, constant, rows)
             gradient = gradient.clone()
             gradient[position, rows] += vector if norm is None else norm[position, 0].transpose(vector)
             self.live = True
@@ -164,7 +150,7 @@ class Walk:
         if writer is None:
             gradient = self._before_post_norm(layer, gradient, maps.mlp_post_norm, maps.mlp_post_bias)
             writer = self.run.writers[Site("mlp.out", layer)]
-        self._emit(writer, gradient)
+        self._writer(writer, gradient)
 
     def _attention(self, layer, maps):
         gradient = self._place(layer, "attn.branch", self.stream)
@@ -173,12 +159,11 @@ class Walk:
         gradient = self._place(layer, "attn.out", gradient)
         inputs = torch.zeros_like(gradient)
         if self.live:
-            constant = maps.attention_constant[: self.tokens, :, None]
-            self._emit_bias(layer, (gradient @ constant)[..., 0].sum(0))
+            self._bias(layer, gradient, maps.attention_constant)
             if maps.rounding is not None:
-                self._emit_bias(layer, torch.einsum("ptd,pd->t", gradient, maps.rounding[: self.tokens]))
+                self._bias(layer, gradient, maps.rounding)
             inputs = self._through_heads(layer, maps, gradient)
-        # The norm's bias goes through the heads as part of their constant; here it counts for what is read directly.
+        # Through heads, the norm's bias is part of the attention constant; here it counts for direct readers.
         inputs = self._place(layer, "attn.in", inputs, norm_bias=maps.attention_norm_bias)
         if self.live:
             norm = maps.attention_norm
@@ -187,57 +172,91 @@ class Walk:
     def _before_post_norm(self, layer, gradient, norm, bias):
         if norm is None:
             return gradient
-        if isinstance(bias, torch.Tensor):
-            self._emit_bias(layer, gradient.sum(0) @ bias.float())
+        self._bias(layer, gradient, bias)
         return norm[: self.tokens].transpose(gradient)
 
     def _through_heads(self, layer, maps, gradient):
         """From gradients of attention's output to gradients of its input, all heads at once."""
-        values = self._at_values(layer, maps, gradient)
-        heads, tokens, targets, width = values.shape
-        kv_heads = maps.value.shape[0] // width
-        values = values.view(kv_heads, heads // kv_heads, tokens, targets, width).sum(1)
-        return values.permute(1, 2, 0, 3).reshape(tokens, targets, -1) @ maps.value
-
-    def _at_values(self, layer, maps, gradient):
-        """Gradients of the values that each head reads, `(heads, tokens, targets, head_dim)`."""
         tokens, targets, _ = gradient.shape
         pattern = maps.pattern[:, :tokens, :tokens]
         heads = len(pattern)
         read = (gradient @ maps.output.T).view(tokens, targets, heads, -1)
         read = read.permute(2, 0, 1, 3).reshape(heads, tokens, -1)
-        return (pattern.transpose(1, 2) @ read).view(heads, tokens, targets, -1)
+        values = (pattern.transpose(1, 2) @ read).view(heads, tokens, targets, -1)
+        self.visitor.on_heads(layer, values)
+        kv_heads = maps.value.shape[0] // values.shape[-1]
+        values = values.unflatten(0, (kv_heads, -1)).sum(1)
+        return values.permute(1, 2, 0, 3).reshape(tokens, targets, -1) @ maps.value
 
-    # ------------------------------------------------------------------------------------------------ reading off
-
-    def _emit(self, writer, gradient):
-        """What a writer adds to each target, given the gradients where it writes."""
-        layer, point = writer.site.layer, writer.site.point
+    def _writer(self, writer, gradient):
+        self.visitor.on_writer(writer, gradient)
         if writer.dictionary < 0:
-            self._emit_vectors("mlp", writer.error, gradient, layer, point)
             return
-        self._emit_features(writer, gradient)
-        self._emit_vectors("error", writer.error, gradient, layer, point)
-        works = writer.works[: self.tokens].float()
-        self._emit_bias(layer, torch.einsum("ptd,p->td", gradient, works) @ writer.bias)
+        works = writer.works[: self.tokens, None].float()
+        self._bias(writer.site.layer, gradient, works * writer.bias)
         if writer.skip is not None:
             read = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
             place = (read.layer, read.point)
-            skipped = (gradient * works[:, None, None]) @ writer.skip
+            skipped = (gradient * works[:, None]) @ writer.skip
             self.skipped[place] = self.skipped[place] + skipped if place in self.skipped else skipped
 
-    def _emit_features(self, writer, gradient):
-        dictionary = self.run.dictionaries[writer.dictionary]
-        start = self.sources.segment("feature", writer.site.layer, writer.site.point).start
-        for first in range(0, self.tokens, _POSITIONS_PER_CHUNK):
-            last = min(first + _POSITIONS_PER_CHUNK, self.tokens)
+    def _bias(self, layer, gradient, written):
+        """A bias on the way, unless it is the number zero: the norm or projection has none."""
+        if isinstance(written, torch.Tensor):
+            self.visitor.on_bias(layer, gradient, written[: self.tokens] if written.dim() > 1 else written)
+
+
+class _Rows(Visitor):
+    """Contributions of all sources to the targets of a walk.
+
+    Attributes:
+        out (`torch.Tensor` of shape `(sources, targets)`): The contributions.
+    """
+
+    def __init__(self, run, sources, targets):
+        self.run = run
+        self.sources = sources
+        self.out = torch.zeros(len(sources), targets, device=run.token_embedding.device)
+
+    def on_writer(self, writer, gradient):
+        if writer.dictionary >= 0:
+            self._features(writer, gradient)
+        self._vectors("mlp" if writer.dictionary < 0 else "error", writer.site, writer.error, gradient)
+
+    def on_embeddings(self, gradient):
+        self._vectors("token", None, self.run.token_embedding, gradient)
+        if self.run.position_embedding is not None:
+            self._vectors("position", None, self.run.position_embedding, gradient)
+
+    def on_bias(self, layer, gradient, written):
+        if written.dim() == 1:
+            values = gradient.sum(0) @ written.float()
+        else:
+            values = torch.linalg.vecdot(gradient, written[:, None].float()).sum(0)
+        self.out[self.sources.segment("bias", layer).start] += values
+
+    def on_constant(self, layer, values, rows):
+        self.out[self.sources.segment("bias", layer).start, rows] += values
+
+    def _vectors(self, kind, of, vectors, gradient):
+        """Contributions of one source for each token."""
+        start, tokens = self.sources.segment(kind, of).start, len(gradient)
+        # A batched product with one column takes six times as long on CPU.
+        self.out[start : start + tokens] = torch.linalg.vecdot(gradient, vectors[:tokens, None])
+
+    def _features(self, writer, gradient):
+        """Contributions of features through one of the sites that they write at."""
+        dictionary, tokens = self.run.dictionaries[writer.dictionary], len(gradient)
+        start = self.sources.segment("feature", writer.dictionary).start
+        for first in range(0, tokens, _POSITIONS_PER_CHUNK):
+            last = min(first + _POSITIONS_PER_CHUNK, tokens)
             begin, end = int(writer.offsets[first]), int(writer.offsets[last])
             if begin == end:
                 continue
-            features = writer.feature[begin:end]
-            rows = decoder_rows(dictionary, features.to(dictionary.device)).to(gradient.device)
+            features = writer.feature[begin:end].to(dictionary.device)
+            rows = decoder_rows(dictionary, features, writer.site).to(gradient.device)
             rows = rows * writer.activation[begin:end, None]
-            # As many rows for each token as the one with most has, so that one product serves all.
+            # Pad each token to as many rows as the token with most, so that one batched product serves all.
             position = writer.position[begin:end]
             counts = writer.offsets[first + 1 : last + 1] - writer.offsets[first:last]
             most = int(counts.max())
@@ -245,17 +264,4 @@ class Walk:
             slot = slot - writer.offsets[position]
             padded = rows.new_zeros((last - first) * most, rows.shape[-1]).index_copy_(0, slot, rows)
             products = padded.view(last - first, most, -1) @ gradient[first:last].transpose(1, 2)
-            self.out[start + begin : start + end] = products.flatten(0, 1).index_select(0, slot)
-
-    def _emit_vectors(self, kind, vectors, gradient=None, layer=-1, point=""):
-        """One source for each token."""
-        gradient = self.stream if gradient is None else gradient
-        start = self.sources.segment(kind, layer, point).start
-        self.out[start : start + self.tokens] = (gradient @ vectors[: self.tokens, :, None])[..., 0]
-
-    def _emit_bias(self, layer, values, rows=None):
-        number = self.sources.segment("bias", layer).start
-        if rows is None:
-            self.out[number] += values
-        else:
-            self.out[number, rows] += values
+            self.out[start + begin : start + end] += products.flatten(0, 1).index_select(0, slot)

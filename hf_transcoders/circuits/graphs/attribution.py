@@ -1,5 +1,6 @@
-"""Attribution graphs, phase by phase: run, explain the targets, explain what explains them, build the graph."""
+"""Attribution graphs: record the run, attribute the targets, then the features that matter most, and build the graph."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,76 +9,84 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
+from ...lm.forwards import has_head
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ...version import versions
-from ..prompt_tokens import Prompt, encode_prompts, token_labels
-from .adjoint import FINAL, Adjoint, Functionals
-from .graph import KINDS, AttributionGraph, TargetInfo
-from .influence import influence_of
-from .recording import READS, LinearRun, record
-from .row_sums import rows_do_not_sum, warn
+from ..prompt_tokens import Prompt, encode_prompts, is_one_prompt, token_labels
+from .adjoint import Adjoint
+from .graph import AttributionGraph
+from .influence import influence
+from .linear_run import READS, LinearRun
+from .nodes import KINDS, TargetInfo
+from .read_vectors import FINAL, ReadVectors
+from .recording import record
+from .row_sums import warn
 from .targets import resolve_targets
 from .tolerance import row_tolerance
 
 
 @measures_model
+@torch.no_grad()
 def attribution_graph(
     base_model: PreTrainedModel,
     transcoders: Dictionaries,
-    prompt: Prompt,
+    prompt: Prompt | Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     targets=None,
-    max_logits: int = 10,
-    logit_mass: float = 0.95,
+    max_logits: int | None = None,
+    logit_mass: float | None = None,
     max_features: int = 2048,
     edges_per_node: int = 2048,
     skip_first: int = 1,
     method: Literal["adjoint", "autograd"] = "adjoint",
     progress: bool = True,
-) -> AttributionGraph:
-    """Which features, tokens and errors made a model say what it says about a prompt (Ameisen et al. 2025).
+) -> AttributionGraph | list[AttributionGraph]:
+    """Attribute the predictions of a model to features, tokens and errors (Ameisen et al. 2025).
 
-    Attention patterns and norm scales are held as they are, MLPs are taken apart into the features of their dictionary and
-    what it misses. Everything that writes to the residual stream then adds linearly to everything that reads it, and
-    what it adds is the weight of an edge. Layers without a dictionary give nodes of whole MLP outputs.
+    Attention patterns and norm scales are frozen, and MLPs are replaced by the features of their dictionary and its error.
+    Everything that writes to the residual stream then contributes linearly to everything that reads it: the weight of an
+    edge is the contribution of its source to its target. Layers without a dictionary give nodes of whole MLP outputs.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly. Where attention is quantized and
-            rounds what it reads, that rounding is part of the bias nodes.
+            A causal language model, which runs in evaluation mode. Use fp32 for rows that sum exactly. Where quantized
+            attention rounds its inputs, the rounding is part of the bias nodes.
         transcoders ([`TranscoderSet`], [`TranscoderModel`], a mapping or several):
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs.
-        prompt (`str`, `Sequence[int]` or `Mapping`):
-            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
-            ids; or what the tokenizer returned.
+        prompt (`str`, `Sequence[int]`, `Mapping`, or several prompts):
+            Text, to which the tokenizer's special tokens are added unless it begins with them, as a chat template makes
+            it; token ids; or the output of the tokenizer. Several prompts (a list of prompts, a tensor of shape
+            `(prompts, seq)`, or the output of the tokenizer for several texts) share forward passes.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Needed for text; otherwise only for labels.
+            Required for text; otherwise used for labels only.
         targets (*optional*):
-            What to explain: tokens, pairs of tokens (for the difference of their logits), vectors, or any [`Target`]. By
-            default the most likely next tokens.
-        max_logits (`int`, *optional*, defaults to 10), logit_mass (`float`, *optional*, defaults to 0.95):
-            Without `targets`: as many of the most likely tokens as have this probability together, but not more.
+            Targets of the graph, the same for all prompts: tokens, pairs of tokens (for the difference of their logits),
+            vectors, or any [`Target`]. The most likely next tokens by default.
+        max_logits (`int`, *optional*, defaults to 10):
+            Largest number of tokens that are chosen as targets. Not together with `targets`.
+        logit_mass (`float`, *optional*, defaults to 0.95):
+            Probability at which the most likely tokens together are enough. Not together with `targets`.
         max_features (`int`, *optional*, defaults to 2048):
-            How many active features become nodes, those with most influence on the targets first.
+            Largest number of active features that become nodes, those with most influence on the targets first.
         edges_per_node (`int`, *optional*, defaults to 2048):
-            Edges kept into a node, the strongest; the others are in its `rest`.
+            Largest number of edges into a node, strongest first; the other effects are in its `rest`.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start at which the dictionaries are not used, as in training and evaluation: models use them as
-            attention sinks. What MLPs write there are error nodes.
+            Number of tokens at the start at which the dictionaries are not used, as in training and evaluation, because
+            models use these tokens as attention sinks. The MLP outputs there are error nodes.
         method (`"adjoint"` or `"autograd"`, *optional*, defaults to `"adjoint"`):
-            Hand-written transposes, or autograd over the frozen model, which is slower and needs more memory: the
-            reference.
+            Hand-written transposes, or autograd over the frozen model: the reference, which is slower and needs more
+            memory.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
     Returns:
-        [`AttributionGraph`]
+        [`AttributionGraph`], or a `list` with one graph per prompt where several prompts were given.
 
     Raises:
-        [`TranscoderError`]: a dictionary is for another model, the prompt is empty or too long, a target is unknown.
+        [`TranscoderError`]: a dictionary is for another model, a prompt is empty or too long, or a target is unknown.
 
     Example:
 
@@ -87,66 +96,52 @@ def attribution_graph(
     >>> graph.prune().to_html("france.html")
     ```
     """
-    return attribution_graphs(
-        base_model, transcoders, [prompt], tokenizer=tokenizer, targets=targets, max_logits=max_logits,
-        logit_mass=logit_mass, max_features=max_features, edges_per_node=edges_per_node, skip_first=skip_first,
-        method=method, progress=progress,
-    )[0]  # fmt: skip
-
-
-@measures_model
-@torch.no_grad()
-def attribution_graphs(
-    base_model: PreTrainedModel,
-    transcoders: Dictionaries,
-    prompts: Sequence[Prompt],
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    targets=None,
-    max_logits: int = 10,
-    logit_mass: float = 0.95,
-    max_features: int = 2048,
-    edges_per_node: int = 2048,
-    skip_first: int = 1,
-    method: Literal["adjoint", "autograd"] = "adjoint",
-    progress: bool = True,
-) -> list[AttributionGraph]:
-    """Graphs of several prompts, which share forward passes. Arguments as in [`attribution_graph`].
-
-    Returns:
-        `list[AttributionGraph]`: one for each prompt.
-    """
-    for name, value in (
-        ("max_features", max_features),
-        ("edges_per_node", edges_per_node),
-        ("max_logits", max_logits),
-    ):
-        if value < 1:
+    least_one = {"max_features": max_features, "edges_per_node": edges_per_node, "max_logits": max_logits}
+    for name, value in least_one.items():
+        if value is not None and value < 1:
             raise TranscoderError(f"`{name}` is {value}; give at least 1.")
     if method not in ("adjoint", "autograd"):
         raise TranscoderError(f"method='{method}' is unknown; use 'adjoint' or 'autograd'.")
+    limits = _limits(base_model, targets, max_logits, logit_mass)
+    several = not is_one_prompt(prompt)
     dictionaries = fitting_dictionaries(base_model, transcoders)
-    ids = encode_prompts(base_model, prompts, tokenizer)
+    ids = encode_prompts(base_model, prompt if several else [prompt], tokenizer)
     settings = {
-        "max_logits": max_logits, "logit_mass": logit_mass, "max_features": max_features,
-        "edges_per_node": edges_per_node, "skip_first": skip_first, "method": method,
+        **limits, "max_features": max_features, "edges_per_node": edges_per_node, "skip_first": skip_first,
+        "method": method,
     }  # fmt: skip
     graphs = []
     for run in record(base_model, dictionaries, ids, skip_first):
-        functionals, infos = resolve_targets(run, targets, tokenizer, max_logits, logit_mass)
+        functionals, infos = resolve_targets(run, targets, tokenizer, **limits)
         rows = _Rows(run, functionals, edges_per_node, method)
         rows.explain(max_features, progress)
         graphs.append(_graph(run, rows, infos, tokenizer, settings))
-    return graphs
+    return graphs if several else graphs[0]
+
+
+def _limits(model, targets, max_logits, logit_mass):
+    """The limits by which targets are chosen, where they are not named."""
+    if targets is not None:
+        if max_logits is not None or logit_mass is not None:
+            raise TranscoderError(
+                "`max_logits` and `logit_mass` choose targets: leave them out where `targets` are given."
+            )
+        return {}
+    if logit_mass is not None and not has_head(model):
+        raise TranscoderError(f"{type(model).__name__} has no language-model head: leave `logit_mass` out.")
+    if logit_mass is not None and not 0 <= logit_mass <= 1:
+        raise TranscoderError(f"`logit_mass` is {logit_mass}; give a probability between 0 and 1.")
+    limits = {"max_logits": 10 if max_logits is None else max_logits}
+    return {**limits, "logit_mass": 0.95 if logit_mass is None else logit_mass} if has_head(model) else limits
 
 
 class _Rows:
-    """Rows of the graph as far as they are known: of the targets, then of more and more features.
+    """Rows of the targets, and then of more and more features.
 
-    Sources are numbered as by [`Sources`]; rows are those of the targets and of features, in the order of expansion.
+    Sources are numbered as in [`Sources`]; rows are in the order in which targets and features were expanded.
     """
 
-    def __init__(self, run: LinearRun, targets: Functionals, edges_per_node: int, method: str):
+    def __init__(self, run: LinearRun, targets: ReadVectors, edges_per_node: int, method: str):
         self.run = run
         self.targets = targets
         self.edges_per_node = edges_per_node
@@ -159,7 +154,7 @@ class _Rows:
         self.size = len(self.solver.sources)
         device = run.token_embedding.device
         self.is_error = torch.zeros(self.size, dtype=torch.bool, device=device)
-        # Of every feature: the site its dictionary reads, where; of other sources the layer is -1.
+        # Layer and position at which the dictionary of each feature reads; the layer is -1 for other sources.
         self.layer = torch.full((self.size,), -1, device=device)
         self.position = torch.zeros(self.size, dtype=torch.long, device=device)
         self.segments_of_features = []
@@ -172,21 +167,13 @@ class _Rows:
                     self.layer[segment.start : segment.end] = site.layer
                     self.position[segment.start : segment.end] = segment.writer.position
                     self.segments_of_features.append((segment, site))
-        # Sources that rows belong to; the targets have numbers behind all sources.
-        self.owner: list[torch.Tensor] = []
-        self.total: list[torch.Tensor] = []
-        self.magnitude: list[torch.Tensor] = []
-        # How far rows are from their totals, in units of what rounding explains: the largest of all rows.
+        # Columns of rows and of their edges, in batches. The owner of a row is its source; targets come after all sources.
+        self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        # Largest distance of a row from its total, as a multiple of its tolerance.
         self.excess = torch.zeros((), dtype=torch.float64, device=device)
-        self.rest: list[torch.Tensor] = []
-        self.rest_abs: list[torch.Tensor] = []
-        self.rest_error: list[torch.Tensor] = []
-        self.edge_owner: list[torch.Tensor] = []
-        self.edge_source: list[torch.Tensor] = []
-        self.edge_weight: list[torch.Tensor] = []
 
     def explain(self, max_features: int, progress: bool) -> None:
-        """Rows of the targets and of the features that matter most to them."""
+        """Add the rows of the targets and of the features with most influence on them."""
         from tqdm.auto import tqdm
 
         device = self.run.token_embedding.device
@@ -195,14 +182,14 @@ class _Rows:
             self._add(owners[chosen], self.targets[chosen])
         candidates = self.layer >= 0
         count = min(max_features, int(candidates.sum()))
-        # All at once if all are wanted; otherwise the second half is chosen in the light of the first.
+        # All at once if all are wanted; otherwise the second half is chosen by influence through the first half.
         step = count if count == int(candidates.sum()) else max(256, -(-count // 2))
         with tqdm(total=count, desc="attribution", unit="feature", disable=not progress) as bar:
             done = 0
             while done < count:
                 wanted = min(step, count - done)
-                influence = torch.where(candidates, self._influence()[: self.size], -1.0)
-                features = influence.topk(wanted).indices
+                influences = torch.where(candidates, self._influence()[: self.size], -1.0)
+                features = influences.topk(wanted).indices
                 candidates[features] = False
                 for chosen in _batches(self.layer[features], self.position[features], self.solver.batch_size()):
                     self._add(features[chosen], self._functionals(features[chosen]))
@@ -225,16 +212,13 @@ class _Rows:
             vector[mine], bias[mine] = rows.to(vector.device), biases.to(bias.device)
             for row in mine.tolist():
                 points[row] = site.point
-        return Functionals(self.layer[features], points, self.position[features], vector, bias)
+        return ReadVectors(self.layer[features], points, self.position[features], vector, bias)
 
     def _add(self, owners, functionals):
         rows = self.solver.rows(functionals)
         magnitudes = rows.abs()
         total = measured(self.run, functionals)
         magnitude = magnitudes.sum(1)
-        self.owner.append(owners)
-        self.total.append(total)
-        self.magnitude.append(magnitude)
         tolerance = row_tolerance(
             magnitude + _mass(self.run, functionals),
             functionals.layer,
@@ -247,30 +231,38 @@ class _Rows:
         strongest = magnitudes.topk(kept, dim=1, sorted=False)
         weights = rows.gather(1, strongest.indices)
         is_edge = strongest.values > 0
-        left = self.size - kept
-        self.rest.append(
-            (rows.double().sum(1) - weights.double().sum(1)).float() if left else rows.new_zeros(len(rows))
-        )
-        self.rest_abs.append((magnitudes.sum(1) - strongest.values.sum(1)).clamp(min=0) if left else self.rest[-1])
-        errors = (magnitudes * self.is_error).sum(1) - (strongest.values * self.is_error[strongest.indices]).sum(1)
-        self.rest_error.append(errors.clamp(min=0) if left else self.rest[-1])
-        self.edge_owner.append(owners[:, None].expand_as(weights)[is_edge])
-        self.edge_source.append(strongest.indices[is_edge])
-        self.edge_weight.append(weights[is_edge])
+        rest = rest_abs = rest_error = rows.new_zeros(len(rows))
+        if kept < self.size:
+            rest = (rows.double().sum(1) - weights.double().sum(1)).float()
+            rest_abs = (magnitude - strongest.values.sum(1)).clamp(min=0)
+            errors = strongest.values * self.is_error[strongest.indices]
+            rest_error = ((magnitudes * self.is_error).sum(1) - errors.sum(1)).clamp(min=0)
+        columns = {
+            "owner": owners, "total": total, "magnitude": magnitude,
+            "rest": rest, "rest_abs": rest_abs, "rest_error": rest_error,
+            "edge_owner": owners[:, None].expand_as(weights)[is_edge],
+            "edge_source": strongest.indices[is_edge], "edge_weight": weights[is_edge],
+        }  # fmt: skip
+        for name, column in columns.items():
+            self.parts[name].append(column)
+
+    def column(self, name: str) -> torch.Tensor:
+        """A column of all rows, or of all edges."""
+        return torch.cat(self.parts[name])
 
     def _influence(self):
-        """Influence of each source as far as rows are known, `(sources + targets,)`."""
-        magnitude = self.edge_weight[0].new_ones(self.size + len(self.targets))
-        magnitude[torch.cat(self.owner)] = torch.cat(self.magnitude).clamp(min=1e-10)
-        owner, source = torch.cat(self.edge_owner), torch.cat(self.edge_source)
-        share = torch.cat(self.edge_weight).abs() / magnitude[owner]
+        """Influence of each source through the rows so far, `(sources + targets,)`."""
+        weight, owner = self.column("edge_weight"), self.column("edge_owner")
+        magnitude = weight.new_ones(self.size + len(self.targets))
+        magnitude[self.column("owner")] = self.column("magnitude").clamp(min=1e-10)
+        share = weight.abs() / magnitude[owner]
         weights = torch.zeros_like(magnitude)
         weights[self.size :] = 1 / len(self.targets)
-        return influence_of(source, owner, share, weights)
+        return influence(self.column("edge_source"), owner, share, weights)
 
 
-def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
-    """What functionals were in the run itself, `(rows,)`: what their rows have to sum to."""
+def measured(run: LinearRun, functionals: ReadVectors) -> torch.Tensor:
+    """Values of read vectors in the run, `(rows,)`, to which their rows must sum."""
     found = functionals.bias.float().clone()
     for rows, terms in _terms(run, functionals):
         found[rows] += terms.sum(-1)
@@ -278,7 +270,7 @@ def measured(run: LinearRun, functionals: Functionals) -> torch.Tensor:
 
 
 def _mass(run, functionals):
-    """Sums of the absolute terms that make [`measured`] values, to which their rounding is relative."""
+    """Magnitudes of the terms of [`measured`] values, summed, to which their rounding is relative."""
     found = functionals.bias.float().abs()
     for rows, terms in _terms(run, functionals):
         found[rows] += terms.abs().sum(-1)
@@ -292,7 +284,7 @@ def _terms(run, functionals):
 
 
 def _batches(layer, position, size):
-    """Rows in batches of one layer, or few, and of neighbouring tokens, so that each is as shallow as it can be."""
+    """Batches of rows of one layer or few, and of neighboring tokens, so that each batch covers few layers."""
     order = (layer * (position.max() + 1) + position).argsort(stable=True)
     layers = layer[order].tolist()
     start = 0
@@ -304,7 +296,7 @@ def _batches(layer, position, size):
 
 
 def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, settings: dict[str, Any]):
-    """The graph of all rows; features without one are no nodes, and what they add goes into `rest`."""
+    """The graph of all rows. Contributions of features without a row go into `rest`."""
     size, count = rows.size, rows.size + len(infos)
     kind, layer, position, index, dictionary = (torch.full((count,), -1, dtype=torch.long) for _ in range(5))
     value = torch.zeros(count)
@@ -329,19 +321,18 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
     layer[size:] = rows.targets.layer.cpu()
     position[size:] = rows.targets.position.cpu()
 
-    def per_node(parts, missing):
-        full = torch.full((count,), missing)
-        full[torch.cat(rows.owner).cpu()] = torch.cat(parts).cpu()
-        return full
+    def per_node(name, missing=0.0):
+        return torch.full((count,), missing).index_copy(0, rows.column("owner").cpu(), rows.column(name).cpu())
 
-    order = torch.cat(rows.edge_owner).argsort(stable=True)
+    target = rows.column("edge_owner").cpu()
+    order = target.argsort(stable=True)
     graph = AttributionGraph(
         kind=kind, layer=layer, position=position, index=index, dictionary=dictionary, value=value,
-        total=per_node(rows.total, float("nan")),
-        rest=per_node(rows.rest, 0.0), rest_abs=per_node(rows.rest_abs, 0.0), rest_error=per_node(rows.rest_error, 0.0),
-        source=torch.cat(rows.edge_source)[order].cpu(),
-        target=torch.cat(rows.edge_owner)[order].cpu(),
-        weight=torch.cat(rows.edge_weight)[order].cpu(),
+        total=per_node("total", float("nan")),
+        rest=per_node("rest"), rest_abs=per_node("rest_abs"), rest_error=per_node("rest_error"),
+        source=rows.column("edge_source").cpu()[order],
+        target=target[order],
+        weight=rows.column("edge_weight").cpu()[order],
         input_ids=run.input_ids.tolist(),
         tokens=token_labels(run.input_ids.tolist(), tokenizer),
         targets=infos,
@@ -351,15 +342,15 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         target_bias=rows.targets.bias.cpu(),
         metadata=_protocol(run, settings),
     )  # fmt: skip
-    # Features that end a graph, because what they read is not linear, are nodes without a row.
+    # Features whose inputs are not linear end the graph: nodes without a row.
     without_row = graph.is_kind("feature") & ~graph.expanded
     ends = without_row & (torch.cat([rows.layer.cpu(), torch.full((len(infos),), -1)]) < 0)
     graph.metadata["active_features"] = int(graph.is_kind("feature").sum())
     graph = graph.select(~without_row | ends)
     graph.metadata["largest_row_error"] = graph.row_residuals()[graph.expanded].max().item()
-    # Above 1 where rows do not sum to their totals.
+    # Above 1 where a row does not sum to its total.
     graph.metadata["largest_row_excess"] = rows.excess.item()
-    graph.metadata["warning"] = rows_do_not_sum(graph)
+    graph.metadata["warning"] = graph.warning
     warn(graph.metadata["warning"])
     return graph
 

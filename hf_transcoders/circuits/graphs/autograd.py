@@ -1,4 +1,4 @@
-"""Rows of an attribution graph by autograd over the model itself: slow, and the reference for the adjoint."""
+"""Rows of an attribution graph by autograd over the model itself: the slow reference for the adjoint."""
 
 import functools
 from collections.abc import Iterator
@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, has_parallel_residual, locate
+from ...lm.architectures import architecture_of, has_parallel_residual, locate
 from ...lm.attention import attention_modules
 from ...lm.freeze import frozen, record_frozen
-from ...lm.hooks import read_at, wrap_forward, write_at
+from ...lm.hooks import Location, read_at, wrap_forward, write_at
 from ...lm.linear_maps import is_offloaded, is_quantized, loaded
-from ...lm.sites import POINTS, Site
+from ...lm.order import POINTS
+from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
-from .adjoint import FINAL, Functionals
-from .recording import READS, LinearRun
+from .linear_run import READS, LinearRun
+from .read_vectors import FINAL, ReadVectors
 from .sources import Sources
 
 
@@ -25,14 +26,15 @@ _MAX_ELEMENTS = 2**25
 
 
 class AutogradRows:
-    """Computes rows of an attribution graph with autograd: another way to what [`Adjoint`] computes.
+    """Computes with autograd the same rows of an attribution graph as [`Adjoint`].
 
-    The model's own modules run with frozen norms and patterns, and at every place where a dictionary writes, or an MLP
-    has none, the value is a sum of leaves: decoder rows times activations, error, bias. What a leaf adds to a target is
-    the target's gradient at it times its value; for the biases of norms and attention, the parameters are the leaves.
+    The model's own modules run with frozen norm scales and attention patterns. At every output site of a dictionary, and
+    at every MLP without one, the value is a sum of leaves: decoder rows times activations, error and bias. A leaf's
+    contribution to a target is its value times the target's gradient there; for the biases of norms and attention, the
+    parameters are the leaves.
 
     Args:
-        run ([`LinearRun`]): The recorded prompt, of a model in fp32: in half precision rows are as coarse as that is.
+        run ([`LinearRun`]): The recorded prompt of a model in fp32. In half precision, rows are only that precise.
     """
 
     def __init__(self, run: LinearRun):
@@ -40,12 +42,12 @@ class AutogradRows:
         self.sources = Sources(run)
         self.frozen = record_frozen(run.model, run.input_ids[None])
 
-    def rows(self, targets: Functionals) -> torch.Tensor:
-        """What each source adds to each functional: see [`Adjoint.rows`]."""
+    def rows(self, targets: ReadVectors) -> torch.Tensor:
+        """Contributions of all sources to some targets: see [`Adjoint.rows`]."""
         if any(is_quantized(module) for module in attention_modules(self.run.model)):
             raise TranscoderError(
-                "Gradients of many targets at once cannot go through quantized projections, and would leave out how these "
-                "round: use method='adjoint'."
+                "Batched gradients cannot pass through quantized projections and would leave out their rounding: use "
+                "method='adjoint'."
             )
         with torch.enable_grad(), _all_loaded(self.run.model), _trainable(self._biases()) as biases:
             leaves = self._leaves()
@@ -65,7 +67,7 @@ class AutogradRows:
         return self._read_off(targets, leaves, biases, gradients)
 
     def batch_size(self) -> int:
-        """How many targets fit into one batch."""
+        """Number of targets that fit into one batch."""
         tokens, width = self.run.token_embedding.shape
         vectors = sum(len(writer.position) + tokens for writer in self.run.writers.values())
         return max(1, min(512, _MAX_ELEMENTS // (vectors * width)))
@@ -73,7 +75,7 @@ class AutogradRows:
     # ------------------------------------------------------------------------------------------------ leaves
 
     def _biases(self) -> list[tuple[int, nn.Parameter]]:
-        """(layer, bias) of everything that has one; where nothing depends on it there is no gradient."""
+        """All biases of norms, attention and MLPs, as (layer, bias); those that nothing depends on get no gradient."""
         final = self.run.model.base_model.get_submodule(architecture_of(self.run.model).final_norm)
         modules = [locate(self.run.model, Site("resid_pre", layer)).module for layer in range(self.run.num_layers)]
         return [
@@ -84,7 +86,7 @@ class AutogradRows:
         ]
 
     def _leaves(self) -> dict[Site | str, dict[str, torch.Tensor]]:
-        """By writer and kind: what is added up in the place of an activation."""
+        """Leaves by writer and kind, whose sum takes the place of an activation."""
         leaves = {"embeddings": {"token": self.run.token_embedding}}
         if self.run.position_embedding is not None:
             leaves["embeddings"]["position"] = self.run.position_embedding
@@ -93,7 +95,7 @@ class AutogradRows:
                 leaves[site] = {"mlp": writer.error}
                 continue
             dictionary = self.run.dictionaries[writer.dictionary]
-            rows = decoder_rows(dictionary, writer.feature.to(dictionary.device)).to(writer.error.device)
+            rows = decoder_rows(dictionary, writer.feature.to(dictionary.device), site).to(writer.error.device)
             leaves[site] = {"feature": rows * writer.activation[:, None], "error": writer.error, "bias": writer.bias}
         return {
             site: {kind: value.detach().clone().requires_grad_() for kind, value in parts.items()}
@@ -103,7 +105,7 @@ class AutogradRows:
     # ------------------------------------------------------------------------------------------------ the model
 
     def _forward(self, leaves) -> dict[tuple[int, str], torch.Tensor]:
-        """Run the frozen model on the leaves; what it reads, `(tokens, width)`, by layer and point."""
+        """Run the frozen model on the leaves, and return its activations `(tokens, width)` by layer and point."""
         run, model = self.run, self.run.model
         places: dict[tuple[int, str], torch.Tensor] = {}
         points = [point for point in POINTS if not (point == "resid_mid" and has_parallel_residual(model))]
@@ -116,8 +118,8 @@ class AutogradRows:
             def function(value):
                 for site in sites:
                     if site == Site("resid_pre", 0):
-                        value = sum(leaves["embeddings"].values())[None].to(value)
-                    # A dictionary may read the very place it writes to, and then reads what was there before.
+                        value = sum(leaves["embeddings"].values())[None].to(value)  # pyright: ignore[reportIndexIssue]
+                    # A dictionary that reads and writes at one site reads the value before its own write.
                     if site.point in READS:
                         places[site.layer, site.point] = value[0].float()
                     if site in leaves:
@@ -157,17 +159,18 @@ class AutogradRows:
         out = torch.zeros(len(targets), len(self.sources), device=self.run.token_embedding.device)
         remaining = iter(gradients)
         for site, parts in leaves.items():
-            layer, point = (-1, "") if site == "embeddings" else (site.layer, site.point)
             for kind, leaf in parts.items():
                 gradient = next(remaining)
                 if gradient is None:
                     continue
-                added = (gradient * leaf.detach()).sum(-1)
-                segment = self.sources.segment(kind, layer, "" if kind == "bias" else point)
-                if kind == "bias":
-                    out[:, segment.start] += added
+                if site == "embeddings":
+                    segment = self.sources.segment(kind)
                 else:
-                    out[:, segment.start : segment.end] = added
+                    of = {"feature": self.run.writers[site].dictionary, "bias": site.layer}.get(kind, site)
+                    segment = self.sources.segment(kind, of)
+                # A bias is one source, and its leaf one vector.
+                added = (gradient * leaf.detach()).sum(-1)
+                out[:, segment.start : segment.end] += added[:, None] if kind == "bias" else added
         for (layer, parameter), gradient in zip(biases, remaining, strict=True):
             if gradient is not None:
                 out[:, self.sources.segment("bias", layer).start] += (gradient * parameter.detach()).float().sum(-1)
@@ -178,7 +181,7 @@ class AutogradRows:
 
 @contextmanager
 def _all_loaded(model: nn.Module) -> Iterator[None]:
-    """Have all weights of an offloaded model in memory at once: a gradient needs the parameters of the forward pass."""
+    """Keep all weights of an offloaded model in memory: a gradient needs the parameters of the forward pass."""
     with ExitStack() as stack:
         for module in model.modules():
             if is_offloaded(module):
@@ -193,7 +196,7 @@ def _own_forward(module, inner, *args, **kwargs):
 
 @contextmanager
 def _trainable(biases: list[tuple[int, nn.Parameter]]) -> Iterator[list[tuple[int, nn.Parameter]]]:
-    """Let gradients reach parameters that may be frozen."""
+    """Let gradients reach parameters that do not require them."""
     earlier = [parameter.requires_grad for _, parameter in biases]
     try:
         for _, parameter in biases:

@@ -1,34 +1,31 @@
-"""Several attribution graphs as one: what they share, and how two of them differ."""
+"""Combine attribution graphs: the mean of several, and the difference of two."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
 from ...errors import TranscoderError
+from ...lm.order import POINTS, STEPS
 from ...lm.sites import Site
 from .graph import AttributionGraph
-from .row_sums import rows_do_not_sum
-
-
-# Within a layer, what is written first.
-_ORDER = {"resid_pre": 1, "attn.out": 2, "attn.branch": 2, "mlp.out": 3, "mlp.branch": 3, "resid_post": 4}
 
 
 def union(graphs: Sequence[AttributionGraph], align: Literal["position", "feature"] = "position") -> AttributionGraph:
-    """The mean of several graphs: a node that a graph does not have counts as 0 there.
+    """The mean of several graphs. A node that a graph lacks counts as 0 in it.
 
     Args:
-        graphs (`Sequence[AttributionGraph]`): Graphs of one model, the same dictionaries and as many targets.
+        graphs (`Sequence[AttributionGraph]`): Graphs with the same model, dictionaries and number of targets.
         align (`"position"` or `"feature"`, *optional*, defaults to `"position"`):
-            Which nodes are the same: those of one feature at one position, for prompts of equal length; or those of one
-            feature wherever it is, with its edges summed over positions.
+            Nodes that count as the same: the nodes of a feature at one position, for prompts of equal length, or all
+            nodes of a feature, with edges summed over positions.
 
     Returns:
-        [`AttributionGraph`]: its rows sum to the mean of the graphs' totals.
+        [`AttributionGraph`]: a graph whose rows sum to the mean of the graphs' totals.
 
     Raises:
-        [`TranscoderError`]: the graphs do not fit each other.
+        [`TranscoderError`]: the graphs cannot be combined.
     """
     return _combine(graphs, [1 / len(graphs)] * len(graphs) if graphs else [], align, "union")
 
@@ -36,14 +33,14 @@ def union(graphs: Sequence[AttributionGraph], align: Literal["position", "featur
 def contrast(
     graph: AttributionGraph, other: AttributionGraph, align: Literal["position", "feature"] = "position"
 ) -> AttributionGraph:
-    """One graph less another: what makes the difference between two prompts.
+    """One graph minus another: the sources of a difference between two prompts.
 
     Args:
-        graph, other ([`AttributionGraph`]): Graphs of one model, the same dictionaries and as many targets.
+        graph, other ([`AttributionGraph`]): Graphs with the same model, dictionaries and number of targets.
         align (`"position"` or `"feature"`, *optional*, defaults to `"position"`): As in [`union`].
 
     Returns:
-        [`AttributionGraph`]: activations, totals and edges are differences; rows sum.
+        [`AttributionGraph`]: a graph of differences of activations, totals and edges, whose rows sum.
     """
     return _combine([graph, other], [1.0, -1.0], align, "contrast")
 
@@ -72,25 +69,20 @@ def _combine(graphs, factors, align, how):
     edges, edge_of = edges.unique(return_inverse=True)
     weight = torch.zeros(len(edges), dtype=torch.float64).index_add_(0, edge_of, torch.cat(weights))
     summed["total"][~expanded] = float("nan")
-    layer, _, kind, dictionary, index, position = unique.T
+    layer, _, kind, dictionary, index, position = unique.T.contiguous()
     same_place = align == "position"
-    return AttributionGraph(
-        kind=kind.contiguous(), layer=layer.contiguous(), position=position.contiguous(), index=index.contiguous(),
-        dictionary=dictionary.contiguous(),
+    return dataclasses.replace(
+        first,
+        kind=kind, layer=layer, position=position, index=index, dictionary=dictionary,
         **{name: sums.float() for name, sums in summed.items()},
         source=edges % count,
         target=edges // count,
         weight=weight.float(),
         input_ids=first.input_ids if same_place else [],
         tokens=first.tokens if same_place else [],
-        targets=first.targets,
-        dictionaries=first.dictionaries,
-        num_layers=first.num_layers,
-        target_vector=first.target_vector,
-        target_bias=first.target_bias,
         metadata={
             **first.metadata,
-            "warning": next((said for graph in graphs if (said := rows_do_not_sum(graph))), None),
+            "warning": next((said for graph in graphs if (said := graph.warning)), None),
             how: {
                 "align": align,
                 "prompts": [graph.input_ids for graph in graphs],
@@ -101,15 +93,15 @@ def _combine(graphs, factors, align, how):
 
 
 def _keys(graph, align):
-    """What makes a node the same in two graphs, `(nodes, 6)`, such that sorting keeps edges leading upwards."""
+    """Keys by which nodes of two graphs are the same, `(nodes, 6)`. Edges lead from lower to higher keys."""
     sites = [Site.parse(entry["output_site"]) for entry in graph.metadata["dictionaries"]]
-    order = torch.tensor([_ORDER[site.point] for site in sites] + [0])[graph.dictionary]
-    order = torch.where(graph.is_kind("mlp"), _ORDER["mlp.out"], order)
-    order = torch.where(graph.is_kind("target"), max(_ORDER.values()) + 1, order)
+    order = torch.tensor([1 + POINTS[site.point].writes for site in sites] + [0])[graph.dictionary]
+    order = torch.where(graph.is_kind("mlp"), 1 + POINTS["mlp.out"].writes, order)
+    order = torch.where(graph.is_kind("target"), 1 + STEPS, order)
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)
     position, index = graph.position, graph.index
     if align == "feature":
-        # What makes one embedding of a position another is the position; everything else is wherever it is.
+        # Position embeddings differ by their position only; all other nodes are merged over positions.
         index = torch.where(graph.is_kind("position"), position, index)
         position = torch.full_like(position, -1)
     return torch.stack([layer, order, graph.kind, graph.dictionary, index, position], dim=1)
@@ -123,7 +115,7 @@ def _check(graphs, align):
     first = graphs[0]
     for graph in graphs[1:]:
         if graph.dictionaries != first.dictionaries or graph.num_layers != first.num_layers:
-            raise TranscoderError("The graphs are of different models or dictionaries: combine graphs of the same.")
+            raise TranscoderError("The graphs have different models or dictionaries: combine graphs with the same.")
         if len(graph.targets) != len(first.targets):
             raise TranscoderError(
                 f"The graphs have {len(first.targets)} and {len(graph.targets)} targets: name the same number for each, such "

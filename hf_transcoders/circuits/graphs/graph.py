@@ -1,117 +1,74 @@
-"""The attribution graph of a prompt: which features, tokens and errors made the model say what it says."""
+"""The attribution graph of a prompt: nodes, direct effects between them, and the file that stores them."""
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ...errors import TranscoderError
-from ...files import atomic_directory, read_settled, write_text
-from ...text.printable import printable
-from ...text.strict_json import to_json
-
-
-if TYPE_CHECKING:
-    from ...features.feature_examples import FeatureExplanation
-    from .validation import Certificate
-
-#: What a node can be. Codes in files are indices into this tuple: add at the end only.
-KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
-
-TENSORS_NAME, INFO_NAME = "graph.safetensors", "graph.json"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class TargetInfo:
-    """What one target of a graph is.
-
-    Args:
-        label (`str`): Such as `" Mary"` or `" Mary - John"`.
-        position (`int`): The token behind which it is read.
-        weight (`float`): Its share where influence is counted; a logit's probability by default.
-        probability (`float`, *optional*): Of the token, where the target is the logit of one.
-        token_id (`int`, *optional*): That token.
-        layer (`int`, *optional*), point (`str`, *optional*): Where it is read; `"final"` behind the final norm.
-    """
-
-    label: str
-    position: int
-    weight: float
-    probability: float | None = None
-    token_id: int | None = None
-    layer: int | None = None
-    point: str | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node, as plain values: what [`AttributionGraph.node`] answers with."""
-
-    number: int
-    kind: str
-    layer: int
-    position: int
-    index: int
-    dictionary: str | None
-    value: float
-    total: float | None
+from ...features.feature_examples import FeatureExplanation
+from ...files import write_text
+from .edge_validation import EdgeValidation
+from .graph_file import TENSORS, read_graph, save_graph
+from .influence import edge_influence, edge_shares, influence, row_magnitudes, scores
+from .nodes import KINDS, Node, TargetInfo, is_kind, node_label, one_line
+from .pruning import prune
+from .row_sums import row_warning, warn
 
 
 @dataclass
 class AttributionGraph:
-    r"""Nodes and their direct effects on each other, with attention patterns and norm scales held as they were.
+    r"""Nodes and their direct effects on each other, with frozen attention patterns and norm scales.
 
-    The weight of an edge is exactly what the source adds to the target's pre-activation (or logit). For every node that
+    The weight of an edge is the exact contribution of the source to the target's pre-activation (or logit). For every node that
     was expanded, `sum of its incoming weights + rest = total`: see [`~AttributionGraph.row_residuals`].
 
     Nodes are ordered so that every edge leads from a lower to a higher number.
 
     Args:
         kind (`torch.LongTensor` of shape `(nodes,)`):
-            Index into [`KINDS`]: `token` and `position` embeddings, `feature`s of dictionaries, what they miss (`error`),
-            whole outputs of MLPs without a dictionary (`mlp`), `bias`es of a layer (over all positions), `target`s.
+            Index into [`KINDS`]: `token` and `position` embeddings, `feature`s of dictionaries, their `error`s, whole
+            outputs of MLPs without a dictionary (`mlp`), `bias`es of a layer (over all positions), `target`s.
         layer (`torch.LongTensor` of shape `(nodes,)`):
-            Layer that writes; -1 for embeddings, the number of layers for targets behind the last block.
+            Layer that writes; -1 for embeddings, the number of layers for targets after the last block.
         position (`torch.LongTensor` of shape `(nodes,)`):
-            Token of the prompt; -1 for biases, and in graphs that are summed over positions.
+            Position in the prompt; -1 for biases, and in graphs that are summed over positions.
         index (`torch.LongTensor` of shape `(nodes,)`):
-            Number of the feature; id of the token; number of the target in `targets`; otherwise -1 (that of the position
-            for embeddings of positions in graphs that are summed over positions).
+            Number of the feature, id of the token, or number of the target in `targets`; otherwise -1. For position
+            embeddings in graphs that are summed over positions, the position.
         dictionary (`torch.LongTensor` of shape `(nodes,)`):
             Index into `dictionaries` for features and errors; otherwise -1.
         value (`torch.Tensor` of shape `(nodes,)`):
-            Activation of a feature; norm of what an error, MLP, bias or embedding writes; 0 for targets.
+            Activation of a feature; norm of the output of an error, MLP, bias or embedding; 0 for targets.
         total (`torch.Tensor` of shape `(nodes,)`):
-            Pre-activation of a feature, or value of a target, that the row of the node sums to; NaN for those without
-            a row (embeddings, errors, MLPs, biases, and features that were not expanded).
+            Pre-activation of a feature, or value of a target, to which the row of the node sums; NaN for nodes without a
+            row (embeddings, errors, MLPs, biases, and features that were not expanded).
         rest, rest_abs (`torch.Tensor` of shape `(nodes,)`):
             Sum, and sum of magnitudes, of all direct effects on the node that are not among the edges.
         rest_error (`torch.Tensor` of shape `(nodes,)`):
             The part of `rest_abs` that comes from errors.
         source, target (`torch.LongTensor` of shape `(edges,)`):
-            Nodes that each edge leads from and to; sorted by `target`.
+            Ends of each edge, sorted by `target`.
         weight (`torch.Tensor` of shape `(edges,)`):
-            Direct effects.
+            Direct effect of each source on its target.
         input_ids (`list[int]`), tokens (`list[str]`):
-            The prompt.
+            Tokens of the prompt, as ids and as text.
         targets (`list[TargetInfo]`):
-            What is explained.
+            The targets that the graph explains.
         dictionaries (`list[str]`):
             Names of the dictionaries.
         num_layers (`int`):
-            Layers of the base model.
+            Number of layers of the model.
         target_vector (`torch.Tensor` of shape `(targets, width)`), target_bias (`torch.Tensor` of shape `(targets,)`):
-            The targets as functions of what is read there: `vector @ x + bias`. With them a target can be measured again.
+            The targets as functions of the activation that they read: `vector @ x + bias`. Needed to measure them again.
         metadata (`dict`):
-            Protocol as JSON: model and revision, dictionaries and where they come from, settings, versions, pruning.
+            Record of how the graph was made, as JSON: model and revision, dictionaries and their sources, settings,
+            versions, pruning.
     """
 
     kind: torch.Tensor
@@ -136,7 +93,7 @@ class AttributionGraph:
     target_bias: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    # ------------------------------------------------------------------------------------------------ what is in it
+    # ------------------------------------------------------------------------------------------------ nodes and edges
 
     @property
     def num_nodes(self) -> int:
@@ -147,18 +104,17 @@ class AttributionGraph:
         return len(self.weight)
 
     def is_kind(self, *kinds: str) -> torch.Tensor:
-        """`(nodes,)` bool: which nodes are of one of these kinds."""
-        codes = torch.tensor([KINDS.index(kind) for kind in kinds])
-        return torch.isin(self.kind, codes)
+        """Whether each node is of one of these kinds, `(nodes,)` bool."""
+        return is_kind(self.kind, *kinds)
 
     @property
     def expanded(self) -> torch.Tensor:
-        """`(nodes,)` bool: which nodes have a row, so that what they consist of is known."""
+        """Whether each node has a row, so that its inputs are known, `(nodes,)` bool."""
         return ~self.total.isnan()
 
     @property
     def target_weights(self) -> torch.Tensor:
-        """`(nodes,)`: weight of each target, 0 elsewhere; sums to 1."""
+        """Weight of each target, 0 for other nodes, `(nodes,)`; sums to 1."""
         weights = torch.zeros(self.num_nodes, dtype=torch.float64)
         nodes = self.is_kind("target").nonzero()[:, 0]
         given = torch.tensor([target.weight for target in self.targets], dtype=torch.float64)[self.index[nodes]]
@@ -183,11 +139,21 @@ class AttributionGraph:
         )
 
     def label(self, number: int) -> str:
-        """A short text for a node, such as `L8 feature 1203 at " gave"`."""
+        """A short label for a node, such as `L8 feature 1203 at " gave"`."""
         node = self.node(number)
         if node.kind == "target":
-            return _one_line(self.targets[node.index].label)
+            return one_line(self.targets[node.index].label)
         return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
+
+    def dictionary_number(self, name: str) -> int:
+        """Number of a dictionary in `dictionaries`.
+
+        Raises:
+            [`TranscoderError`]: the graph has no dictionary of this name.
+        """
+        if name not in self.dictionaries:
+            raise TranscoderError(f"The graph has no dictionary '{name}': choose from {', '.join(self.dictionaries)}.")
+        return self.dictionaries.index(name)
 
     def find(self, dictionary: str, feature: int, position: int) -> int:
         """Number of the node of a feature.
@@ -195,20 +161,16 @@ class AttributionGraph:
         Raises:
             [`TranscoderError`]: the feature is not in the graph.
         """
-        if dictionary not in self.dictionaries:
-            raise TranscoderError(
-                f"The graph has no dictionary '{dictionary}': choose from {', '.join(self.dictionaries)}."
-            )
         found = (
             self.is_kind("feature")
-            & (self.dictionary == self.dictionaries.index(dictionary))
+            & (self.dictionary == self.dictionary_number(dictionary))
             & (self.index == feature)
             & (self.position == position)
         ).nonzero()
         if not len(found):
             raise TranscoderError(
                 f"Feature {feature} of {dictionary} at token {position} is not in the graph: it was not active there, or "
-                "was left out as too weak (build the graph with more `max_features`, prune less)."
+                "too weak (build the graph with more `max_features`, or prune less)."
             )
         return int(found[0])
 
@@ -225,55 +187,156 @@ class AttributionGraph:
         order = weights.abs().argsort(descending=True, stable=True)
         return list(zip(ends[chosen][order].tolist(), weights[order].tolist(), strict=True))
 
-    def row_residuals(self) -> torch.Tensor:
-        """How far each row is from its total, relative to the larger of total and the row's largest weight.
+    def row_errors(self) -> torch.Tensor:
+        """Distance of each row from its total, relative to the sum of the row's magnitudes.
 
         Returns:
-            `torch.Tensor` of shape `(nodes,)`: 0 up to rounding; NaN for nodes without a row.
+            `torch.Tensor` of shape `(nodes,)`; NaN for nodes without a row.
         """
-        sums = self.rest.double().index_add(0, self.target, self.weight.double())
+        total = self.total.double()
+        return (self._row_sums() - total).abs() / torch.maximum(self.row_magnitudes, total.abs())
+
+    def row_residuals(self) -> torch.Tensor:
+        """Distance of each row from its total, relative to the larger of total and the row's largest weight.
+
+        Returns:
+            `torch.Tensor` of shape `(nodes,)`; 0 up to rounding, NaN for nodes without a row.
+        """
         largest = self.total.double().abs()
         largest = largest.scatter_reduce(0, self.target, self.weight.double().abs(), "amax")
-        return (sums - self.total.double()).abs() / largest.clamp(min=1e-30)
+        return (self._row_sums() - self.total.double()).abs() / largest.clamp(min=1e-30)
 
-    # ------------------------------------------------------------------------------------------------ what to do with it
+    def _row_sums(self):
+        return self.rest.double().index_add(0, self.target, self.weight.double())
+
+    # ------------------------------------------------------------------------------------------------ influence
+
+    @property
+    def row_magnitudes(self) -> torch.Tensor:
+        """Sum of the magnitudes of each row, `(nodes,)` in float64; a tiny number for nodes without a row."""
+        return row_magnitudes(self.target, self.weight, self.rest_abs)
+
+    @property
+    def _flow(self):
+        """The arguments that the functions of influence share."""
+        return self.source, self.target, edge_shares(self.target, self.weight, self.rest_abs), self.target_weights
 
     def influence(self) -> torch.Tensor:
-        """How much of the targets each node accounts for: see [`~hf_transcoders.circuits.graphs.influence.influence`]."""
-        from .influence import influence
+        """Influence of each node on the targets, over paths of every length (Ameisen et al. 2025, "Circuit Tracing").
 
-        return influence(self)
+        Returns:
+            `torch.Tensor` of shape `(nodes,)` in float64; 0 for targets. The influence of all tokens, positions, errors,
+            MLPs, biases and unexpanded features sums to one less the influence that flows into `rest`.
+        """
+        return influence(*self._flow)
+
+    def strongest_features(self, count: int = 10) -> list[tuple[int, float]]:
+        """(node, influence) of the features with most influence, strongest first."""
+        features = self.is_kind("feature").nonzero()[:, 0]
+        influences = self.influence()[features]
+        order = influences.argsort(descending=True)[:count]
+        return list(zip(features[order].tolist(), influences[order].tolist(), strict=True))
+
+    def edge_influence(self) -> torch.Tensor:
+        """Influence on the targets that each edge carries, `(edges,)` in float64."""
+        return edge_influence(*self._flow)
 
     def scores(self) -> dict[str, float]:
-        """Replacement and completeness score: see [`~hf_transcoders.circuits.graphs.influence.scores`].
+        """Scores of how much of the graph is explained by features rather than by errors of the dictionaries.
 
-        Where rows of the graph do not sum to what was measured, a warning says so: see [`~AttributionGraph.warning`].
+        Where rows do not sum to the measured values, a warning is logged: see [`~AttributionGraph.warning`].
+
+        Returns:
+            `dict[str, float]`:
+
+            - `replacement`: influence of token and position embeddings, as a share of the influence of embeddings, errors
+              and whole MLPs.
+            - `completeness`: share of the inputs of nodes that does not come from errors or whole MLPs, nodes weighted by
+              their influence.
+            - `rest`: share of the influence that flows into effects outside the graph. The first two scores leave these
+              out, as in the paper, except for errors among them, which count in `completeness`.
         """
-        from .influence import scores
-        from .row_sums import warn
-
         warn(self.warning)
-        return scores(self)
+        return self._scores()
+
+    def _scores(self):
+        magnitudes = self.row_magnitudes
+        return scores(
+            *self._flow,
+            rest_share=self.rest_abs.double() / magnitudes,
+            error_share=self.rest_error.double() / magnitudes,
+            has_row=self.expanded,
+            is_embedding=self.is_kind("token", "position"),
+            is_error=self.is_kind("error", "mlp"),
+        )
+
+    @property
+    def whole_scores(self) -> dict[str, float]:
+        """Scores of the graph before pruning, as in [`~AttributionGraph.scores`]; no warning is logged."""
+        return self.metadata.get("scores") or self._scores()
 
     @property
     def warning(self) -> str | None:
-        """A sentence that says so, where rows do not sum to what was measured as far as rounding lets them."""
-        from .row_sums import rows_do_not_sum
-
-        return rows_do_not_sum(self)
+        """A warning where rows do not sum to the measured values as far as rounding allows; otherwise `None`."""
+        # Rows of combined graphs may cancel; each of the combined graphs was checked by itself.
+        if any(how in self.metadata for how in ("contrast", "union")):
+            return self.metadata.get("warning")
+        # A target has a row, even one whose total is not a number.
+        rows = self.expanded | self.is_kind("target")
+        matters = (self.influence() + self.target_weights)[rows]
+        return row_warning(self.row_errors()[rows], matters, self.metadata.get("dtype") or "float32", "graph")
 
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
-        """The part of the graph that matters most: see [`~hf_transcoders.circuits.graphs.pruning.prune`]."""
-        from .pruning import prune
+        """Keep the nodes, and then the edges, that together carry most of the influence (Ameisen et al. 2025).
 
-        return prune(self, nodes, edges)
-
-    def select(self, keep: torch.Tensor, keep_edges: torch.Tensor | None = None) -> "AttributionGraph":
-        """The graph of some nodes. What the others, and edges left out, contribute goes into `rest`.
+        Tokens, positions and targets stay. Features without an edge in or out, and other nodes without an edge out, are
+        dropped too. Contributions of dropped nodes and edges go into `rest`, so that rows still sum. What was dropped is
+        counted in `metadata["pruning"]`, errors separately; `metadata["scores"]` are the scores of the whole graph.
 
         Args:
-            keep (`torch.BoolTensor` of shape `(nodes,)`): Nodes.
-            keep_edges (`torch.BoolTensor` of shape `(edges,)`, *optional*): Edges between them, all by default.
+            nodes (`float`, *optional*, defaults to 0.8): Share of the cumulative influence that is kept with the nodes.
+            edges (`float`, *optional*, defaults to 0.98):
+                Share of the cumulative influence that is kept with the edges between those nodes.
+
+        Returns:
+            [`AttributionGraph`]: a new graph.
+
+        Raises:
+            [`TranscoderError`]: a share is not between 0 and 1.
+        """
+        keep, keep_edges, report = prune(
+            *self._flow,
+            nodes=nodes,
+            edges=edges,
+            fixed=self.is_kind("token", "position", "target"),
+            needs_input=self.is_kind("feature") & self.expanded,
+            is_error=self.is_kind("error", "mlp"),
+        )
+        return self.select(keep, keep_edges)._with_metadata(scores=self.whole_scores, pruning=report)
+
+    def with_validation(self, validation: EdgeValidation) -> "AttributionGraph":
+        """The graph with the result of [`validate_edges`], which its page, its card and its files then contain.
+
+        Args:
+            validation ([`EdgeValidation`]): Predicted and measured effects of this graph, or of a part of it.
+
+        Returns:
+            [`AttributionGraph`]: a new graph.
+        """
+        found = validation.to_dict()
+        # Node numbers are left out: they refer to the validated graph, which may be a part of this one.
+        edges = [{key: edge[key] for key in edge if key not in ("source", "target")} for edge in found["edges"]]
+        return self._with_metadata(certificate=found["summary"], validated_edges=edges)
+
+    def _with_metadata(self, **values):
+        return dataclasses.replace(self, metadata={**self.metadata, **values})
+
+    def select(self, keep: torch.Tensor, keep_edges: torch.Tensor | None = None) -> "AttributionGraph":
+        """The graph of some nodes. Contributions of other nodes, and of edges left out, go into `rest`.
+
+        Args:
+            keep (`torch.BoolTensor` of shape `(nodes,)`): Nodes to keep.
+            keep_edges (`torch.BoolTensor` of shape `(edges,)`, *optional*): Edges between them to keep, all by default.
 
         Returns:
             [`AttributionGraph`]
@@ -300,22 +363,18 @@ class AttributionGraph:
             weight=self.weight[stays],
         )
 
-    # ------------------------------------------------------------------------------------------------ seeing it
+    # ------------------------------------------------------------------------------------------------ export
+    # Conveniences, whose imports are the only ones that point up from the graph.
 
     def to_html(
-        self,
-        path: str | os.PathLike,
-        features: Mapping[str, Sequence["FeatureExplanation"]] | None = None,
-        certificate: "Certificate | None" = None,
+        self, path: str | os.PathLike, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
     ) -> Path:
-        """Writes the graph as one HTML page to walk through, which works offline. Prune a large graph first.
+        """Write the graph as one self-contained interactive HTML page. Prune a large graph first.
 
         Args:
             path (`str` or `os.PathLike`): The file to write.
             features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
-                Dictionary -> explanations ([`explain_features`]), to be shown with the features.
-            certificate ([`~hf_transcoders.circuits.graphs.certificate.Certificate`], *optional*):
-                To show its single edges; its summary is shown in any case.
+                Dictionary -> explanations ([`explain_features`]) of its features.
 
         Returns:
             `Path`: the file.
@@ -326,71 +385,46 @@ class AttributionGraph:
         from ...reports.graph.graph_page import write_graph
         from .page_data import page_data
 
-        return write_graph(path, page_data(self, features, certificate))
+        return write_graph(path, page_data(self, features))
 
-    def to_viewer_json(self, path: str | os.PathLike, **kwargs) -> Path:
-        """Writes the graph as the JSON of published viewers: see [`~hf_transcoders.circuits.graphs.export.to_viewer_json`].
+    def to_viewer_json(self, path: str | os.PathLike, slug: str | None = None, **kwargs) -> Path:
+        """Write the graph as the JSON that published viewers of attribution graphs read. Prune a large graph first.
 
         Args:
-            path (`str` or `os.PathLike`): The file to write, such as `ioi.json`; its name is the slug, if none is given.
-            kwargs: `slug`, `scan`, `features` ... as there.
+            path (`str` or `os.PathLike`): The file to write, such as `ioi.json`.
+            slug (`str`, *optional*): Name of the graph in addresses. The name of the file by default.
+            kwargs: `scan`, `features`, `description`, as for [`~hf_transcoders.circuits.graphs.viewer.viewer_graph`].
 
         Returns:
             `Path`: the file.
         """
-        from .viewer import to_viewer_json
+        from .viewer import dump, viewer_graph
 
-        content = to_viewer_json(self, kwargs.pop("slug", Path(path).stem), **kwargs)
-        return write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
-
-    # ------------------------------------------------------------------------------------------------ files
-
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Saves the graph as `graph.safetensors` and `graph.json`; nothing half-written is ever found there.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): A folder, made if it does not exist.
-        """
-        with atomic_directory(save_directory, replacing="graph.*") as partial:
-            save_file(
-                {name: getattr(self, name).contiguous() for name in _TENSORS},
-                partial / TENSORS_NAME,
-                metadata={"format": "pt"},
-            )
-            info = {
-                "format_version": FORMAT_VERSION,
-                "input_ids": self.input_ids,
-                "tokens": self.tokens,
-                "targets": [dataclasses.asdict(target) for target in self.targets],
-                "dictionaries": self.dictionaries,
-                "num_layers": self.num_layers,
-                "metadata": self.metadata,
-            }
-            write_text(partial / INFO_NAME, to_json(info, ensure_ascii=False) + "\n")
+        return write_text(path, dump(viewer_graph(self, Path(path).stem if slug is None else slug, **kwargs)))
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
-        features: Mapping[str, Sequence["FeatureExplanation"]] | None = None,
+        features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
         subfolder: str = "",
         **kwargs,
     ):
-        """Publishes the graph with its page and a card, in one commit.
+        """Publish the graph with its page and a card, in one commit.
 
         Args:
-            repo_id (`str`): Such as `"me/my-graph"`; made if it does not exist.
-            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): For the page, as in [`~AttributionGraph.to_html`].
-            subfolder (`str`, *optional*, defaults to `""`): Where in the repo everything goes.
+            repo_id (`str`): Repo to push to, such as `"me/my-graph"`, which is created if it does not exist.
+            features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
+                Dictionary -> explanations of its features, for the page.
+            subfolder (`str`, *optional*, defaults to `""`): Folder in the repo for all files.
             kwargs: `commit_message`, `private`, `token`, `revision`.
 
         Returns:
             [`~huggingface_hub.CommitInfo`]
 
         Raises:
-            [`TranscoderError`]: what kept it from happening, and what to do.
+            [`TranscoderError`]: the graph cannot be pushed; the message says why, and what to do.
         """
-        # As with models: publishing is a method of what is published.
         from ...hub.graphs import push_graph_folder
         from ...hub.public import hidden_names, public_values
         from .graph_card import graph_card
@@ -406,58 +440,30 @@ class AttributionGraph:
                 folder, repo_id, lambda name: graph_card(published, name, subfolder), subfolder=subfolder, **kwargs
             )
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AttributionGraph":
-        """Loads a graph from a folder or the Hub.
+    # ------------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Save the graph as `graph.safetensors` and `graph.json`, both or neither.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder, or Hub id.
-            kwargs: `revision`, `token`, `cache_dir`, `subfolder` ... as for any model.
+            save_directory (`str` or `os.PathLike`): Folder to save to, which is created if it does not exist.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: values.pop(name) for name in TENSORS}
+        save_graph(save_directory, tensors, {**values, "targets": list(map(dataclasses.asdict, self.targets))})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AttributionGraph":
+        """Load a graph from a folder or the Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+            kwargs: `revision`, `token`, `cache_dir`, `subfolder` and so on, as for any model.
 
         Returns:
             [`AttributionGraph`]
 
         Raises:
-            [`TranscoderError`]: there is no graph there, or its files are damaged or too new.
+            [`TranscoderError`]: the folder or repo has no graph, or its files are damaged or too new.
         """
-        from transformers.utils import cached_file
-
-        from .graph_file import read_graph
-
-        def read(opening=lambda path: path):
-            try:
-                paths = [
-                    cached_file(pretrained_model_name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)
-                ]
-            except (OSError, ValueError) as error:
-                raise TranscoderError(
-                    f"{printable(pretrained_model_name_or_path)} is not an attribution graph (no {INFO_NAME} and {TENSORS_NAME} "
-                    "there): give a folder or repo that `save_pretrained` of a graph has made."
-                ) from error
-            return read_graph(*(opening(path) for path in paths))
-
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        # Both files are of one save, even where another process saves there meanwhile.
-        return read_settled(folder, read) if folder.is_dir() else read()
-
-
-def node_label(kind: str, layer: int, position: int, index: int, tokens: list[str], num_layers: int) -> str:
-    """A short text for a node that is no target: see [`AttributionGraph`] for the arguments."""
-    if kind == "bias":
-        return "bias behind the last block" if layer == num_layers else f"L{layer} biases"
-    # Graphs of several prompts have nodes that are wherever they are.
-    somewhere = position >= 0 and tokens
-    at = f'at "{_one_line(tokens[position])}" ({position})' if somewhere else "anywhere"
-    if kind in ("token", "position"):
-        return f"{kind} {at if somewhere else max(index, position)}"
-    return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
-
-
-def _one_line(text):
-    return text.replace("\r", "\\r").replace("\n", "\\n")
-
-
-_NODE_TENSORS = (
-    "kind", "layer", "position", "index", "dictionary", "value", "total", "rest", "rest_abs", "rest_error",
-)  # fmt: skip
-_TENSORS = (*_NODE_TENSORS, "source", "target", "weight", "target_vector", "target_bias")
+        return cls(**read_graph(pretrained_model_name_or_path, **kwargs))

@@ -1,47 +1,40 @@
 """The card of a published attribution graph."""
 
-from typing import TYPE_CHECKING
-
 from huggingface_hub import ModelCardData
 
 from ...dictionaries import is_hub_id
 from ...text.markdown import code, escape, table
+from .edge_validation import HELD_FIXED
+from .graph import AttributionGraph
 
 
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-
-
-def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
-    """README.md of a graph: what it explains, how far it can be trusted, how to open it.
+def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
+    """The README.md of a graph: its targets, its scores and validation, and how to open it.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
-        repo_id (`str`): Where it is published.
-        subfolder (`str`, *optional*, defaults to `""`): Where in the repo.
-        strongest (`int`, *optional*, defaults to 10): How many features to list.
+        repo_id (`str`): Repo in which the graph is published.
+        subfolder (`str`, *optional*, defaults to `""`): Folder in the repo.
+        strongest (`int`, *optional*, defaults to 10): Number of features to list.
 
     Returns:
-        `str`: Markdown with its metadata.
+        `str`: Markdown with metadata.
     """
     facts = graph.metadata
-    base = facts.get("model")
+    model = facts.get("model")
     metadata = ModelCardData(
         library_name="hf_transcoders",
-        base_model=base if is_hub_id(base) else None,
+        base_model=model if is_hub_id(model) else None,
         tags=["hf_transcoders", "attribution-graph", "mechanistic-interpretability"],
     )
-    scores = facts.get("scores") or graph.scores()
-    influence = graph.influence()
-    features = graph.is_kind("feature")
-    order = influence.masked_fill(~features, -1).argsort(descending=True)[: min(strongest, int(features.sum()))]
+    scores = graph.whole_scores
     where = f'"{repo_id}"' + (f', subfolder="{subfolder}"' if subfolder else "")
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         "# Attribution graph",
-        f"What made {escape(base or 'a language model')} say what it says behind this prompt, through the features of "
-        f"{len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are held as they were; each edge is what "
-        "one node adds to the next.",
+        f"Direct effects of features, tokens and errors on the predictions of {escape(model or 'a language model')} after this "
+        f"prompt, with {len(graph.dictionaries)} dictionaries. Attention patterns and norm scales are frozen; each edge is the direct "
+        "effect of one node on another.",
         code("".join(graph.tokens)),
         table(
             ["target", "probability"],
@@ -50,10 +43,10 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
                 for target in graph.targets
             ],
         ),
-        "Open `graph.html` in a browser to walk through it, or load it:",
+        "Open `graph.html` in a browser to explore the graph, or load it:",
         f"```python\nfrom hf_transcoders.circuits.graphs import AttributionGraph\n\n"
         f"graph = AttributionGraph.from_pretrained({where})\n```",
-        "## How far it can be trusted",
+        "## Scores and validation",
         *([f"> [!WARNING]\n> {escape(graph.warning)}"] if graph.warning else []),
         table(["", ""], [
             ["nodes", f"{graph.num_nodes:,}"],
@@ -62,30 +55,29 @@ def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", str
             ["completeness score", f"{scores['completeness']:.3f}"],
             ["influence that is not in the graph", f"{scores['rest']:.1%}"],
         ]),
-        *_certificate(facts.get("certificate")),
+        *_validation(facts.get("certificate")),
         "## Strongest features",
         table(
             ["feature", "activation", "influence"],
             [
-                [graph.label(number), f"{float(graph.value[number]):.3g}", f"{float(influence[number]):.3f}"]
-                for number in order.tolist()
+                [graph.label(number), f"{float(graph.value[number]):.3g}", f"{influence:.3f}"]
+                for number, influence in graph.strongest_features(strongest)
             ],
         ),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def _certificate(summary):
+def _validation(summary):
     if not summary:
         return []
-    said = {"direct": "all but the direct effect", "frozen": "attention and norms", "free": "nothing"}
     return [
-        "Features were ablated in the model, and what happened compared with what their edges say:",
+        "Features were ablated in the model, and the measured changes compared with the predictions of their edges:",
         table(
-            ["held fast", "edges", "correlation", "same sign", "relative error"],
+            ["held fixed", "edges", "correlation", "same sign", "relative error"],
             [
                 [
-                    said.get(mode, mode),
+                    HELD_FIXED.get(mode, mode),
                     entry["edges"],
                     f"{entry['pearson']:.3f}",
                     f"{entry['sign_agreement']:.1%}",

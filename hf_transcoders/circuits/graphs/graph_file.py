@@ -1,41 +1,84 @@
-"""Attribution graphs as they stand in files, checked so that what loads can be scored, drawn and exported."""
+"""Save attribution graphs to files, and load them with every check that scores, pages and exports rely on."""
 
 import dataclasses
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ...errors import TranscoderError
+from ...files import atomic_directory, read_settled, write_text
 from ...lm.sites import Site
 from ...text.checked import checked, entries, entry, only
 from ...text.printable import printable
-from ...text.strict_json import read_json
-from .graph import FORMAT_VERSION, INFO_NAME, KINDS, TENSORS_NAME, AttributionGraph, TargetInfo
+from ...text.strict_json import read_json, to_json
 from .influence import row_magnitudes
+from .nodes import KINDS, TargetInfo, is_kind
 
 
+TENSORS_NAME, INFO_NAME = "graph.safetensors", "graph.json"
+FORMAT_VERSION = 1
 _WHOLE = ("kind", "layer", "position", "index", "dictionary")
 _REAL = ("value", "total", "rest", "rest_abs", "rest_error")
 _EDGES = ("source", "target", "weight")
+_TARGETS = ("target_vector", "target_bias")
+#: Names of the tensors of a graph.
+TENSORS = (*_WHOLE, *_REAL, *_EDGES, *_TARGETS)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# How far a row may be from its total, relative to what it is made of, beyond what the file says: sums are kept in float32.
+# Distance of a row from its total, relative to its size, that is allowed beyond the error in the file: sums are in float32.
 _ROUNDING = 1e-3
 
 
-def read_graph(info_path: str, tensors_path: str) -> AttributionGraph:
-    """Read `graph.json` and `graph.safetensors`.
+def save_graph(folder: str | os.PathLike, tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> None:
+    """Save a graph as `graph.safetensors` and `graph.json`, both or neither.
 
     Args:
-        info_path, tensors_path (`str`): The two files.
+        folder (`str` or `os.PathLike`): Folder to save to.
+        tensors (`dict[str, torch.Tensor]`): The tensors of [`TENSORS`].
+        info (`dict`): All other values of the graph, as JSON.
+    """
+    with atomic_directory(folder, replacing="graph.*") as partial:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial / TENSORS_NAME, metadata={"format": "pt"})
+        text = to_json({"format_version": FORMAT_VERSION, **info}, ensure_ascii=False)
+        write_text(partial / INFO_NAME, text + "\n")
+
+
+def read_graph(name_or_path: str | os.PathLike, **kwargs) -> dict[str, Any]:
+    """Load a graph from a folder or the Hub.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+        kwargs: Arguments of [`~transformers.utils.cached_file`].
 
     Returns:
-        [`AttributionGraph`]
+        `dict`: the arguments of [`AttributionGraph`].
 
     Raises:
-        [`TranscoderError`]: a file is damaged or too new, or its parts do not fit each other.
+        [`TranscoderError`]: the folder or repo has no graph, or its files are damaged or too new.
     """
+    from transformers.utils import cached_file
+
+    def read(opening=lambda path: path):
+        try:
+            paths = [cached_file(name_or_path, name, **kwargs) for name in (INFO_NAME, TENSORS_NAME)]
+        except (OSError, ValueError) as error:
+            raise TranscoderError(
+                f"{printable(name_or_path)} is not an attribution graph (no {INFO_NAME} and {TENSORS_NAME} there): give a "
+                "folder or repo to which `save_pretrained` of a graph has saved."
+            ) from error
+        return _read_files(*(opening(path) for path in paths))
+
+    folder = Path(name_or_path, kwargs.get("subfolder") or "")
+    # Both files are from the same save, even where another process saves there meanwhile.
+    return read_settled(folder, read) if folder.is_dir() else read()
+
+
+def _read_files(info_path, tensors_path):
     try:
         return _read(info_path, tensors_path)
     except TranscoderError as error:
@@ -65,19 +108,14 @@ def _read(info_path, tensors_path):
     _check_info(info)
     with safe_open(tensors_path, framework="pt") as file:
         tensors = _tensors(file)
-    graph = AttributionGraph(
-        **tensors,
-        input_ids=info["input_ids"],
-        tokens=info["tokens"],
-        targets=[TargetInfo(**target) for target in info["targets"]],
-        dictionaries=info["dictionaries"],
-        num_layers=info["num_layers"],
-        metadata=info["metadata"],
-    )
+    values = {name: info[name] for name in ("input_ids", "tokens", "dictionaries", "num_layers", "metadata")}
+    values |= tensors
+    values["targets"] = [TargetInfo(**target) for target in info["targets"]]
+    graph = SimpleNamespace(**values)
     _check_nodes(graph)
     _check_edges(graph)
     _check_rows(graph)
-    return graph
+    return values
 
 
 # ---------------------------------------------------------------------------------------------------- JSON
@@ -109,7 +147,7 @@ def _check_info(info: dict[str, Any]) -> None:
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
-    """What pages, cards and exports read of the protocol; the rest is shown as it is."""
+    """Check the metadata that pages, cards and exports read; other metadata is shown as it is."""
     where = f"the metadata in {INFO_NAME}"
     for name in ("model", "revision", "dtype", "warning"):
         checked(metadata.get(name), str, f"'{name}' of {where}", null=True)
@@ -136,10 +174,16 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         entry(settings, "logit_mass", float, where, low=0, high=1)
     certificate = checked(metadata.get("certificate"), dict, f"'certificate' of {where}", null=True) or {}
     for mode in certificate:
-        _check_certificate(entry(certificate, mode, dict, where), where)
+        _check_validation(entry(certificate, mode, dict, where), where)
+    # Each edge has one value per mode.
+    for edge in entries(metadata, "validated_edges", dict, where) if "validated_edges" in metadata else ():
+        for name in ("source_label", "target_label"):
+            entry(edge, name, str, where)
+        for name in ("predicted", *certificate):
+            entry(edge, name, float, where, null=True)
 
 
-def _check_certificate(found, where):
+def _check_validation(found, where):
     entry(found, "edges", int, where, low=0)
     for name in ("pearson", "spearman"):
         entry(found, name, float, where, null=True)
@@ -157,12 +201,11 @@ def _check_certificate(found, where):
 
 
 def _tensors(file) -> dict[str, torch.Tensor]:
-    """The tensors of a graph, each of its type and shape."""
-    names = (*_WHOLE, *_REAL, *_EDGES, "target_vector", "target_bias")
-    if missing := [name for name in names if name not in set(file.keys())]:
+    """Read the tensors of a graph, and check their types and shapes."""
+    if missing := [name for name in TENSORS if name not in set(file.keys())]:
         raise _unfit(f"no tensor '{missing[0]}'")
     tensors = {}
-    for name in names:
+    for name in TENSORS:
         dimensions = len(file.get_slice(name).get_shape())
         tensor = file.get_tensor(name)
         allowed = (torch.int64,) if name in (*_WHOLE, "source", "target") else _DTYPES
@@ -175,8 +218,8 @@ def _tensors(file) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _check_nodes(graph: AttributionGraph) -> None:
-    count = graph.num_nodes
+def _check_nodes(graph: SimpleNamespace) -> None:
+    count = len(graph.kind)
     for name in (*_WHOLE, *_REAL):
         if len(getattr(graph, name)) != count:
             raise _unfit(f"{len(getattr(graph, name))} numbers '{name}' for {count} nodes")
@@ -189,24 +232,24 @@ def _check_nodes(graph: AttributionGraph) -> None:
         raise _unfit("'total' that is not a finite number")
     _within(graph.kind, 0, len(KINDS) - 1, "kind")
     _within(graph.layer, -1, graph.num_layers, "layer")
-    # Graphs that are summed over positions have no tokens, and position embeddings by their index.
+    # Graphs that are summed over positions have no tokens; the index of a position embedding is its position.
     _within(graph.position, -1, len(graph.tokens) - 1, "position")
     _within(graph.index, -1, 2**53, "index")
-    of_dictionary = graph.is_kind("feature", "error")
+    of_dictionary = is_kind(graph.kind, "feature", "error")
     _within(graph.dictionary[of_dictionary], 0, len(graph.dictionaries) - 1, "dictionary")
     _within(graph.dictionary[~of_dictionary], -1, -1, "dictionary")
-    _within(graph.index[graph.is_kind("feature", "token")], 0, 2**53, "index")
+    _within(graph.index[is_kind(graph.kind, "feature", "token")], 0, 2**53, "index")
     if graph.tokens:
-        _within(graph.position[~graph.is_kind("bias")], 0, len(graph.tokens) - 1, "position")
-    embeddings = graph.is_kind("token", "position")
+        _within(graph.position[~is_kind(graph.kind, "bias")], 0, len(graph.tokens) - 1, "position")
+    embeddings = is_kind(graph.kind, "token", "position")
     _within(graph.layer[embeddings], -1, -1, "layer")
     _within(graph.layer[~embeddings], 0, graph.num_layers, "layer")
-    targets = graph.index[graph.is_kind("target")]
+    targets = graph.index[is_kind(graph.kind, "target")]
     if targets.sort().values.tolist() != list(range(len(graph.targets))):
         raise _unfit("targets that are not its nodes, each once")
     columns = torch.stack([getattr(graph, name) for name in _WHOLE], dim=1)
     if len(columns.unique(dim=0)) < count:
-        raise _unfit("two nodes that are one")
+        raise _unfit("two equal nodes")
 
 
 def _within(values, low, high, name):
@@ -215,8 +258,8 @@ def _within(values, low, high, name):
         raise _unfit(f"'{name}' {wrong}, which is not from {low} to {high}")
 
 
-def _check_edges(graph: AttributionGraph) -> None:
-    source, target, count = graph.source, graph.target, graph.num_nodes
+def _check_edges(graph: SimpleNamespace) -> None:
+    source, target, count = graph.source, graph.target, len(graph.kind)
     if not len(source) == len(target) == len(graph.weight):
         raise _unfit("edges without a source, target or weight")
     _within(source, 0, count - 1, "source")
@@ -228,28 +271,29 @@ def _check_edges(graph: AttributionGraph) -> None:
     pairs = (target * count + source).sort().values
     if (pairs.diff() == 0).any():
         raise _unfit("two edges between the same nodes")
-    if len(target) and not graph.expanded[target].all():
+    has_row = ~graph.total.isnan()
+    if len(target) and not has_row[target].all():
         raise _unfit("an edge into a node that has no row")
-    if not graph.expanded[graph.is_kind("target")].all() or graph.expanded[~graph.is_kind("feature", "target")].any():
-        raise _unfit("a target without a row, or a row of something else than a feature or target")
+    if not has_row[is_kind(graph.kind, "target")].all() or has_row[~is_kind(graph.kind, "feature", "target")].any():
+        raise _unfit("a target without a row, or a row of a node that is not a feature or target")
 
 
-def _check_rows(graph: AttributionGraph) -> None:
-    """Refuse rows that do not sum to their totals, as closely as the file says that they do."""
+def _check_rows(graph: SimpleNamespace) -> None:
+    """Refuse rows that do not sum to their totals within the error that the file states."""
     weight = graph.weight.double()
     sums = graph.rest.double().index_add(0, graph.target, weight)
-    # In a graph that was pruned the largest weight may be among the rest.
+    # In a pruned graph the largest weight may be part of the rest.
     size = graph.total.double().abs().maximum(graph.rest_abs.double())
     size = size.scatter_reduce(0, graph.target, weight.abs(), "amax").clamp(min=1e-30)
-    off = ((sums - graph.total.double()).abs() / size)[graph.expanded].max().item()
-    magnitude = row_magnitudes(graph)
+    off = ((sums - graph.total.double()).abs() / size)[~graph.total.isnan()].max().item()
+    magnitude = row_magnitudes(graph.target, graph.weight, graph.rest_abs)
     parts = torch.stack([graph.rest.double().abs(), graph.rest_error.double()])
     if (
         (graph.rest_abs < 0).any()
         or (graph.rest_error < 0).any()
         or (parts > graph.rest_abs + _ROUNDING * magnitude).any()
     ):
-        raise _unfit("what is not in the graph having a part that is larger than the whole")
+        raise _unfit("a rest with a part that is larger than the whole")
     known = graph.metadata.get("largest_row_error") or 0.0
     if off > known + _ROUNDING:
         raise _unfit(f"a row that is {off:.2g} off its total, where {known:.2g} was measured")

@@ -6,38 +6,38 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...dictionaries import Dictionaries, fitting_dictionaries
+from ...dictionaries import Dictionaries
 from ...errors import TranscoderError
 from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
-from .adjoint import FINAL, Adjoint, Functionals, Walk
+from .adjoint import Adjoint, Visitor, Walk
 from .graph import KINDS, AttributionGraph
-from .influence import normalized_weights
-from .read_vectors import node_functionals
-from .recording import LinearRun, record
+from .linear_run import LinearRun
+from .read_vectors import FINAL, ReadVectors, node_read_vectors
+from .rerun import rerun
 from .row_sums import warn
 
 
-# Elements of the sources' values at the heads of all layers, of the edges that are split at once.
+# Elements of the largest temporary: what the sources of one batch of edges add to the values of all heads.
 _MAX_ELEMENTS = 2**25
-# How far the parts of an edge may sum to something else than its weight before it is clear that the run is another one.
+# Relative difference between an edge and the sum of its parts above which the run is certainly another one.
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class HeadLoadings:
-    """How edges of a graph are carried: `loadings.sum((1, 2)) + direct = weight`.
+    """Edges of a graph split over attention heads: `loadings.sum((1, 2)) + direct = weight`.
 
     Args:
         edges (`torch.LongTensor` of shape `(edges,)`): Numbers of the edges in the graph.
-        source, target (`torch.LongTensor` of shape `(edges,)`): Nodes that they lead from and to.
-        weight (`torch.Tensor` of shape `(edges,)`): Their weights in the graph.
-        loadings (`torch.Tensor` of shape `(edges, layers, heads)`): What each head carries away from the source.
-        direct (`torch.Tensor` of shape `(edges,)`): What reaches the target without any head.
-        labels (`dict[int, str]`): Labels of the nodes at their ends.
-        warning (`str`, *optional*): That of the graph, where its rows do not sum to what was measured.
+        source, target (`torch.LongTensor` of shape `(edges,)`): Source and target node of each edge.
+        weight (`torch.Tensor` of shape `(edges,)`): Weights of the edges in the graph.
+        loadings (`torch.Tensor` of shape `(edges, layers, heads)`): Part of each edge that a head reads at the source.
+        direct (`torch.Tensor` of shape `(edges,)`): Part of each edge that goes through no head.
+        labels (`dict[int, str]`): Labels of the source and target nodes.
+        warning (`str`, *optional*): Warning of the graph, if its rows do not sum to the measured values.
     """
 
     edges: torch.Tensor
@@ -50,7 +50,7 @@ class HeadLoadings:
     warning: str | None = None
 
     def top(self, count: int = 10) -> list[tuple[int, int, int, float]]:
-        """(place in `edges`, layer, head, loading) of the loadings that are largest in magnitude."""
+        """The loadings of largest magnitude, as (place in `edges`, layer, head, loading)."""
         layers, heads = self.loadings.shape[1:]
         flat = self.loadings.flatten()
         order = flat.abs().topk(min(count, len(flat))).indices
@@ -60,38 +60,43 @@ class HeadLoadings:
         ]
 
     def to_dict(self, heads: int = 5) -> list[dict[str, Any]]:
-        """Plain values for JSON, one entry for each edge, with its strongest heads and the sum of the others.
+        """Plain values for JSON: one entry for each edge, with its strongest heads and the sum of the others.
 
         Args:
-            heads (`int`, *optional*, defaults to 5): How many heads of each edge are listed.
+            heads (`int`, *optional*, defaults to 5): Number of heads to list for each edge.
         """
+        per_layer = self.loadings.shape[2]
         flat = self.loadings.flatten(1)
-        count = min(heads, flat.shape[1])
-        order = flat.abs().topk(count, dim=1).indices
-        strongest = flat.gather(1, order)
-        number = self.loadings.shape[2]
-        return [
-            {
-                "edge": int(edge),
-                "source": int(source),
-                "target": int(target),
-                "source_label": self.labels[int(source)],
-                "target_label": self.labels[int(target)],
-                "weight": float(weight),
-                "direct": float(direct),
-                "heads": [
-                    {"layer": at // number, "head": at % number, "loading": value}
-                    for at, value in zip(places.tolist(), values.tolist(), strict=True)
-                ],
-                "other_heads": float(total - values.sum()),
-            }
-            for edge, source, target, weight, direct, places, values, total in zip(
-                self.edges, self.source, self.target, self.weight, self.direct, order, strongest, flat.sum(1), strict=True
+        order = flat.abs().topk(min(heads, flat.shape[1]), dim=1).indices
+        found = []
+        for number, edge in enumerate(self.edges.tolist()):
+            source, target = int(self.source[number]), int(self.target[number])
+            strongest = flat[number, order[number]]
+            listed = [
+                {"layer": at // per_layer, "head": at % per_layer, "loading": value}
+                for at, value in zip(order[number].tolist(), strongest.tolist(), strict=True)
+            ]
+            found.append(
+                {
+                    "edge": edge,
+                    "source": source,
+                    "target": target,
+                    "source_label": self.labels[source],
+                    "target_label": self.labels[target],
+                    "weight": float(self.weight[number]),
+                    "direct": float(self.direct[number]),
+                    "heads": listed,
+                    "other_heads": float(flat[number].sum() - strongest.sum()),
+                }
             )
-        ]  # fmt: skip
+        return found
 
     def to_text(self, count: int = 10) -> str:
-        """The largest loadings as a table."""
+        """The largest loadings as a table for the terminal.
+
+        Args:
+            count (`int`, *optional*, defaults to 10): Number of loadings.
+        """
         lines = [f"WARNING: {self.warning}", ""] if self.warning else []
         lines.append(f"{'loading':>10}  {'of weight':>10}  {'head':<7}  edge")
         for edge, layer, head, value in self.top(count):
@@ -100,6 +105,8 @@ class HeadLoadings:
                 f"{value:>10.4g}  {float(self.weight[edge]):>10.4g}  {f'L{layer}H{head}':<7}  {printable(ends)}"
             )
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 @measures_model
@@ -114,28 +121,29 @@ def head_loadings(
 ) -> HeadLoadings:
     """Split edges of an attribution graph over the attention heads that carry them (Kamath et al. 2025).
 
-    A path from source to target may go through several heads. It is counted for the one nearest the source, which is
-    the head that reads it and takes it away from the source's token; paths through no head are the direct part. So every
-    path is counted once, and the parts sum to the weight of the edge. With grouped queries each query head has a part.
+    A path from source to target may go through several heads. It counts for the head nearest the source, which moves it
+    away from the source's token; paths through no head are the direct part. So every path counts once, and the parts sum
+    to the weight of the edge. With grouped queries, each query head has its own part.
 
-    The prompt is run again, as it is in the graph: nothing of the run has to be stored.
+    The prompt of the graph is run again, so the graph need not store the run.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
-            What the graph was made with.
+            The model and the dictionaries of the graph.
         graph ([`AttributionGraph`]):
             The graph, pruned or not.
         edges (`torch.LongTensor` of shape `(k,)` or `list[int]`, *optional*):
-            Numbers of edges in the graph; not those from biases, which are at no token. By default those that carry most
-            influence.
+            Numbers of edges in the graph, except edges from biases, which have no token. Defaults to the edges that carry
+            the most influence.
         max_edges (`int`, *optional*):
-            How many edges by default, where `edges` does not name them: 32.
+            Number of edges if `edges` is left out. Defaults to 32.
 
     Returns:
         [`HeadLoadings`]
 
     Raises:
-        [`TranscoderError`]: an edge does not exist or comes from a bias, or model and dictionaries are not those of the graph.
+        [`TranscoderError`]: an edge does not exist or comes from a bias, or the graph was made with another model or other
+            dictionaries.
 
     Example:
 
@@ -145,25 +153,24 @@ def head_loadings(
     ```
     """
     if edges is not None and max_edges is not None:
-        raise TranscoderError("`edges` says which edges, and `max_edges` how many to choose: give one of the two.")
+        raise TranscoderError("`edges` names the edges and `max_edges` limits their number: give one of the two.")
     max_edges = 32 if max_edges is None else max_edges
     if max_edges < 1:
         raise TranscoderError(f"`max_edges` is {max_edges}; give at least 1.")
     edges = _chosen(graph, edges, max_edges)
-    run = record_again(base_model, transcoders, graph)
-    adjoint = Adjoint(run)
+    run = rerun(base_model, transcoders, graph)
     source, target = graph.source[edges], graph.target[edges]
-    functionals, row = _read(run, graph, target)
-    written = _written(run, graph, source)
-    loadings = torch.zeros(len(edges), run.num_layers, len(run.layers[0].pattern))
+    targets, row = _read(run, graph, target)
+    heads = len(run.layers[0].pattern)
+    loadings = torch.zeros(len(edges), run.num_layers, heads)
     direct = torch.zeros(len(edges))
-    for part in _batches(run, functionals, row, adjoint.batch_size()):
+    for part in _batches(run, targets, row, Adjoint(run).batch_size()):
         own, local = row[part].unique(return_inverse=True)
-        batch, sources = functionals[own], written[part]
-        lift = _Lift(run, batch, local, sources)
-        walk = _Splitting(run, adjoint.sources, batch, local, sources.position, lift.values)
-        walk.down()
-        loadings[part.cpu()], direct[part.cpu()] = walk.loadings.cpu(), lift.direct.cpu()
+        sources = _written(run, graph, source[part.cpu()])
+        lift = _Lift(run, targets[own], local, sources)
+        splitting = _Splitting(local, sources.position, lift.values, heads)
+        Walk(run, targets[own], splitting).down()
+        loadings[part.cpu()], direct[part.cpu()] = splitting.loadings.cpu(), lift.direct.cpu()
     result = HeadLoadings(
         edges=edges,
         source=source,
@@ -179,123 +186,120 @@ def head_loadings(
     return result
 
 
-def record_again(base_model: PreTrainedModel, transcoders: Dictionaries, graph: AttributionGraph) -> LinearRun:
-    """The run that a graph was made of.
-
-    Raises:
-        [`TranscoderError`]: the dictionaries have other names than those of the graph, or do not fit the model.
-    """
-    named = fitting_dictionaries(base_model, transcoders)
-    if list(named) != graph.dictionaries:
-        raise TranscoderError(
-            f"The graph was made with the dictionaries {', '.join(graph.dictionaries) or 'none'}, and these are "
-            f"{', '.join(named) or 'none'}: give those of the graph, in their order."
-        )
-    ids = torch.tensor(graph.input_ids)
-    return record(base_model, named, [ids], graph.metadata.get("settings", {}).get("skip_first", 1))[0]
-
-
 def _chosen(graph, edges, most):
     from_bias = graph.is_kind("bias")[graph.source]
     if edges is None:
-        carried = normalized_weights(graph) * (graph.influence() + graph.target_weights)[graph.target]
-        carried = torch.where(from_bias, -1.0, carried)
+        carried = torch.where(from_bias, -1.0, graph.edge_influence())
         return carried.topk(min(most, int((~from_bias).sum()))).indices
     edges = torch.as_tensor(edges, dtype=torch.long)
     if edges.dim() != 1 or (len(edges) and not (0 <= int(edges.min()) and int(edges.max()) < graph.num_edges)):
-        raise TranscoderError(f"`edges` are numbers of edges of the graph, 0 to {graph.num_edges - 1}.")
+        raise TranscoderError(f"`edges` must be numbers of edges of the graph, 0 to {graph.num_edges - 1}.")
     if from_bias[edges].any():
         number = int(edges[from_bias[edges]][0])
         raise TranscoderError(
-            f"Edge {number} comes from biases, which are at every token and not at one that a head could read: leave "
-            "edges from biases out."
+            f"Edge {number} comes from biases, which are added at every token and so have no token for a head to attend to: "
+            "leave out edges from biases."
         )
     return edges
 
 
 def _read(run, graph, target):
-    """What is read at the ends of edges, and which of these functionals belongs to each edge."""
+    """Read vectors of the targets of edges, and the row of each edge's target among them."""
     nodes, row = target.unique(return_inverse=True)
     device = run.token_embedding.device
-    return node_functionals(graph, run.dictionaries, nodes, device), row.to(device)
+    return node_read_vectors(graph, run.dictionaries, nodes, device), row.to(device)
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What sources write: place (`None` for embeddings), token `(edges,)` and vector `(edges, width)`."""
+    """The vectors that the sources of some edges write.
 
-    site: list[Site | None]
+    Args:
+        position (`torch.LongTensor` of shape `(edges,)`): Token of each source.
+        by_site (`dict`): By site, `None` for embeddings, the edges whose sources write there, `(k,)`, and what they
+            write, `(k, width)`.
+    """
+
     position: torch.Tensor
-    vector: torch.Tensor
+    by_site: dict[Site | None, tuple[torch.Tensor, torch.Tensor]]
 
-    def __getitem__(self, rows):
-        return _Written([self.site[row] for row in rows.tolist()], self.position[rows], self.vector[rows])
-
-    def at(self, site: Site | None) -> torch.Tensor:
-        """`(edges, 1)`: 1 for sources that write there."""
-        return torch.tensor([[float(own == site)] for own in self.site], device=self.vector.device)
+    def at(self, site: Site | None, like: torch.Tensor) -> torch.Tensor:
+        """What all sources write at a site, `(edges, width)`: zeros for those that write elsewhere."""
+        written = torch.zeros_like(like)
+        if site in self.by_site:
+            edges, vectors = self.by_site[site]
+            written[edges] = vectors
+        return written
 
 
 def _written(run, graph, source):
     device = run.token_embedding.device
-    position = graph.position[source]
-    vector = torch.zeros(len(source), run.token_embedding.shape[-1], device=device)
-    sites: list[Site | None] = [None] * len(source)
-    kind = graph.kind[source]
-    for name, written in (("token", run.token_embedding), ("position", run.position_embedding)):
-        mine = (kind == KINDS.index(name)).nonzero()[:, 0]
-        if len(mine):
-            vector[mine] = written[position[mine]]
+    position, kind = graph.position[source], graph.kind[source]
+    by_site = {}
+
+    def add(site, edges, vectors):
+        edges = edges.to(device)
+        if site in by_site:
+            edges, vectors = torch.cat([by_site[site][0], edges]), torch.cat([by_site[site][1], vectors])
+        by_site[site] = edges, vectors
+
+    for name, embedding in (("token", run.token_embedding), ("position", run.position_embedding)):
+        edges = (kind == KINDS.index(name)).nonzero()[:, 0]
+        if len(edges):
+            add(None, edges, embedding[position[edges]])
     for site, writer in run.writers.items():
-        if writer.dictionary < 0:
-            mine = (kind == KINDS.index("mlp")) & (graph.layer[source] == site.layer)
-        else:
-            mine = graph.dictionary[source] == writer.dictionary
-        for at in mine.nonzero()[:, 0].tolist():
-            sites[at] = site
-        missed = (mine & (kind != KINDS.index("feature"))).nonzero()[:, 0]
-        vector[missed] = writer.error[position[missed]]
-        features = (mine & (kind == KINDS.index("feature"))).nonzero()[:, 0]
+        is_dictionary = writer.dictionary >= 0
+        missed = (kind == KINDS.index("error" if is_dictionary else "mlp")) & (graph.layer[source] == site.layer)
+        missed = (missed & (graph.dictionary[source] == writer.dictionary)).nonzero()[:, 0]
+        if len(missed):
+            add(site, missed, writer.error[position[missed]])
+        features = (kind == KINDS.index("feature")) & (graph.dictionary[source] == writer.dictionary)
+        features = features.nonzero()[:, 0]
         if len(features):
             dictionary, nodes = run.dictionaries[writer.dictionary], source[features]
-            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device)).to(device)
-            vector[features] = rows * graph.value[nodes, None].to(device)
-    return _Written(sites, position.to(device), vector)
+            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device), site).to(device)
+            add(site, features, rows * graph.value[nodes, None].to(device))
+    return _Written(position.to(device), by_site)
 
 
-def _batches(run, functionals, row, targets):
-    """Edges in batches of not too many targets, those of neighbouring ones together."""
-    order = (functionals.layer * len(run.input_ids) + functionals.position).argsort(stable=True)
+def _batches(run, targets, row, size):
+    """Edges in batches of at most `size` targets, of neighboring layers and tokens together."""
+    order = (targets.layer * len(run.input_ids) + targets.position).argsort(stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
-    batch = rank[row] // targets
+    batch = rank[row] // size
     edges = max(1, _MAX_ELEMENTS // (run.num_layers * run.layers[0].output.shape[0]))
     for number in range(int(batch.max()) + 1 if len(batch) else 0):
         yield from (batch == number).nonzero()[:, 0].split(edges)
 
 
 class _Lift:
-    """What sources write, on its way up through everything but heads: at their own tokens alone.
+    """A forward pass of what sources write through everything but heads: at their own tokens alone.
 
     Attributes:
-        values (`list[torch.Tensor]`): By layer, the values that each source gives to heads, `(edges, kv_heads * head_dim)`.
+        values (`list[torch.Tensor]`): By layer, what each source adds to the values of heads, `(edges, kv_heads * head_dim)`.
         direct (`torch.Tensor` of shape `(edges,)`): What reaches the target of each edge this way.
     """
 
-    def __init__(self, run: LinearRun, functionals: Functionals, row: torch.Tensor, sources: _Written):
+    def __init__(self, run: LinearRun, targets: ReadVectors, row: torch.Tensor, sources: _Written):
         self.run = run
-        self.functionals = functionals
+        self.targets = targets
         self.row = row
         self.sources = sources
         self.values: list[torch.Tensor] = []
         self.direct = torch.zeros(len(row), device=row.device)
-        self.groups = functionals.places()
-        # What skip connections read, by layer and point.
-        self.read: dict[tuple[int, str], torch.Tensor] = {}
-        stream = sources.vector * sources.at(None)
+        self.groups = targets.places()
+        self.input_sites = {
+            writer.site: Site.parse(run.dictionaries[writer.dictionary].config.input_site)
+            for writer in run.writers.values()
+            if writer.skip is not None
+        }
+        # What skip connections read, by site.
+        self.read: dict[Site, torch.Tensor] = {}
+        stream = sources.at(None, run.token_embedding.new_zeros(len(row), run.token_embedding.shape[-1]))
         for layer, maps in enumerate(run.layers):
             stream = self._block(layer, maps, stream)
-        self._pass(run.num_layers, FINAL, self._normed(run.final_norm, stream))
+        self._reach(run.num_layers, FINAL, self._normed(run.final_norm, stream))
 
     def _block(self, layer, maps, stream):
         stream = self._pass(layer, "resid_pre", stream)
@@ -312,47 +316,49 @@ class _Lift:
     def _normed(self, norm, vectors):
         return vectors if norm is None else norm[self.sources.position, 0](vectors)
 
-    def _pass(self, layer, point, vectors):
-        """Past a place: what is there is read, then what is written there takes its place."""
-        self.read[layer, point] = vectors
+    def _reach(self, layer, point, vectors):
+        """Add what reaches the targets that read at a place."""
         rows = self.groups.get((layer, point))
         if rows is not None:
-            here = torch.isin(self.row, rows) & (self.functionals.position[self.row] == self.sources.position)
-            self.direct += here * (vectors * self.functionals.vector[self.row]).sum(-1)
-        site = None if point == FINAL else Site(point, layer)
+            here = torch.isin(self.row, rows) & (self.targets.position[self.row] == self.sources.position)
+            self.direct += here * (vectors * self.targets.vector[self.row]).sum(-1)
+
+    def _pass(self, layer, point, vectors):
+        """Forward step at a site: reach its targets, then replace the value by what sources write there."""
+        self._reach(layer, point, vectors)
+        site = Site(point, layer)
+        if site in self.input_sites.values():
+            self.read[site] = vectors
         writer = self.run.writers.get(site)
         if writer is None:
             return vectors
-        written = self.sources.vector * self.sources.at(site)
+        written = self.sources.at(site, vectors)
         if writer.skip is not None:
-            source = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
             works = writer.works[self.sources.position, None].float()
-            written = written + works * (self.read[source.layer, source.point] @ writer.skip.T)
+            written = written + works * (self.read[self.input_sites[site]] @ writer.skip.T)
         return written
 
 
-class _Splitting(Walk):
-    """A walk that reads off at each head what it carries from the source of each edge to its target.
+class _Splitting(Visitor):
+    """Splits edges over heads: the product of what a source adds to a head's values and the gradient of the target there.
 
     Args:
-        row, position (`torch.LongTensor` of shape `(edges,)`): Functional, and token of the source, of each edge.
-        values (`list[torch.Tensor]`): What [`_Lift`] found.
+        row, position (`torch.LongTensor` of shape `(edges,)`): Target, and token of the source, of each edge.
+        values (`list[torch.Tensor]`): By layer, what sources add to the values of heads; see [`_Lift`].
+        heads (`int`): Heads of a layer.
     """
 
-    def __init__(self, run, sources, functionals, row, position, values):
-        super().__init__(run, sources, functionals, torch.zeros(len(sources), len(functionals), device=row.device))
+    def __init__(self, row, position, values, heads):
         self.row = row
         self.position = position
         self.values = values
-        self.loadings = torch.zeros(len(row), run.num_layers, len(run.layers[0].pattern), device=row.device)
+        self.loadings = torch.zeros(len(row), len(values), heads, device=row.device)
 
-    def _at_values(self, layer, maps, gradient):
-        gradients = super()._at_values(layer, maps, gradient)
-        heads, _, _, width = gradients.shape
+    def on_heads(self, layer, gradient):
+        heads, _, _, width = gradient.shape
         values = self.values[layer].unflatten(-1, (-1, width))
         values = values.repeat_interleave(heads // values.shape[1], dim=1)
-        self.loadings[:, layer] = (gradients[:, self.position, self.row].transpose(0, 1) * values).sum(-1)
-        return gradients
+        self.loadings[:, layer] = (gradient[:, self.position, self.row].transpose(0, 1) * values).sum(-1)
 
 
 def _check_sums(result):
@@ -361,5 +367,5 @@ def _check_sums(result):
     if not ((parts.sum(1) - result.weight).abs() <= _TOLERANCE * largest).all():
         raise TranscoderError(
             "The parts of the edges do not sum to their weights, so the graph was made with another model or other "
-            "dictionaries: give those."
+            "dictionaries: give the model and the dictionaries of the graph."
         )

@@ -1,47 +1,53 @@
-"""How much of the targets each node of an attribution graph accounts for."""
+"""Influence of nodes and edges on the targets of an attribution graph (Ameisen et al. 2025, "Circuit Tracing").
 
-from typing import TYPE_CHECKING
+All functions work on plain tensors: `source` and `target` are the ends of the edges, `share` is the share of each edge in the
+magnitudes of its target's row, and `start` the weight of each node at which influence starts: the weights of the targets.
+"""
 
 import torch
 
 
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-
-
-def influence(graph: "AttributionGraph") -> torch.Tensor:
-    """Influence of each node on the targets, over paths of every length (Ameisen et al. 2025, "Circuit Tracing").
-
-    Each row of magnitudes is normalised to one, `rest` included; `I = sum over k of w A^k` from the weights `w` of the
-    targets. The graph is acyclic, so the sum ends after as many steps as its longest path has.
+def row_magnitudes(target: torch.Tensor, weight: torch.Tensor, rest_abs: torch.Tensor) -> torch.Tensor:
+    """Sum of the magnitudes of each row, `rest` included.
 
     Args:
-        graph ([`AttributionGraph`]): The graph.
+        target (`torch.LongTensor` of shape `(edges,)`): Nodes that the edges lead to.
+        weight (`torch.Tensor` of shape `(edges,)`): Weights of the edges.
+        rest_abs (`torch.Tensor` of shape `(nodes,)`): Magnitudes of each row that are not among the edges.
 
     Returns:
-        `torch.Tensor` of shape `(nodes,)` in float64; 0 for targets. That of all tokens, positions, errors, MLPs, biases
-        and of unexpanded features sums to one less what goes into `rest`.
+        `torch.Tensor` of shape `(nodes,)` in float64; a tiny number for nodes without a row.
     """
-    return influence_of(graph.source, graph.target, normalized_weights(graph), graph.target_weights)
+    return rest_abs.double().index_add(0, target, weight.double().abs()).clamp(min=1e-10)
 
 
-def influence_of(
-    source: torch.Tensor, target: torch.Tensor, share: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Influence over the edges `source -> target`, of which each carries `share` of its target.
+def edge_shares(target: torch.Tensor, weight: torch.Tensor, rest_abs: torch.Tensor) -> torch.Tensor:
+    """Share that each edge has in the magnitudes of its target's row; arguments as for [`row_magnitudes`].
+
+    Returns:
+        `torch.Tensor` of shape `(edges,)` in float64.
+    """
+    return weight.double().abs() / row_magnitudes(target, weight, rest_abs)[target]
+
+
+def influence(source: torch.Tensor, target: torch.Tensor, share: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Influence of each node on the targets, over paths of every length: `sum over k of start A^k`.
+
+    The graph is acyclic, so the sum has as many terms as the longest path has edges.
 
     Args:
         source, target (`torch.LongTensor` of shape `(edges,)`): Ends of the edges.
-        share (`torch.Tensor` of shape `(edges,)`): Non-negative; at most one in sum over the edges into a node.
-        weights (`torch.Tensor` of shape `(nodes,)`): Where influence starts.
+        share (`torch.Tensor` of shape `(edges,)`): Non-negative; sums to at most one over the edges into a node.
+        start (`torch.Tensor` of shape `(nodes,)`): Weights of the targets, 0 elsewhere.
 
     Returns:
-        `torch.Tensor` of shape `(nodes,)`.
+        `torch.Tensor` of shape `(nodes,)`; 0 for targets. With weights that sum to one, the influence of all nodes without
+        a row sums to one less the influence that flows into `rest`.
     """
-    total = torch.zeros_like(weights)
-    current = weights
+    total = torch.zeros_like(start)
+    current = start
     # A path visits a node at most once.
-    for _ in range(len(weights)):
+    for _ in range(len(start)):
         current = torch.zeros_like(total).index_add_(0, source, current[target] * share)
         if not current.any():
             break
@@ -49,45 +55,48 @@ def influence_of(
     return total
 
 
-def normalized_weights(graph: "AttributionGraph") -> torch.Tensor:
-    """`(edges,)`: the share that each edge has of the magnitudes of its target's row, in float64."""
-    return graph.weight.double().abs() / row_magnitudes(graph)[graph.target]
-
-
-def row_magnitudes(graph: "AttributionGraph") -> torch.Tensor:
-    """`(nodes,)`: sum of the magnitudes of each row, `rest` included; a tiny number where there is none."""
-    sums = graph.rest_abs.double().index_add(0, graph.target, graph.weight.double().abs())
-    return sums.clamp(min=1e-10)
-
-
-def scores(graph: "AttributionGraph") -> dict[str, float]:
-    """How much of the graph is explained by features rather than by what the dictionaries miss.
-
-    Args:
-        graph ([`AttributionGraph`]): The graph.
+def edge_influence(
+    source: torch.Tensor, target: torch.Tensor, share: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
+    """Influence on the targets that each edge carries; arguments as for [`influence`].
 
     Returns:
-        `dict[str, float]`:
-
-        - `replacement`: share of the influence that reaches token and position embeddings, of that which reaches
-          embeddings, errors or whole MLPs.
-        - `completeness`: share of the inputs of nodes that does not come from errors or whole MLPs, nodes weighted by
-          their influence.
-        - `rest`: share of the influence that flows into effects that are not in the graph. The first two say nothing of
-          those, as in the paper, except for their errors, which count in `completeness`.
+        `torch.Tensor` of shape `(edges,)`.
     """
-    influences, weights = influence(graph), graph.target_weights
-    share = normalized_weights(graph)
-    missed = graph.is_kind("error", "mlp")
-    from_tokens = influences[graph.is_kind("token", "position")].sum()
-    from_errors = influences[missed].sum()
-    flow = influences + weights
-    error_share = graph.rest_error.double() / row_magnitudes(graph)
-    error_share = error_share.index_add(0, graph.target, share * missed[graph.source])
-    rest_share = graph.rest_abs.double() / row_magnitudes(graph)
-    expanded = graph.expanded
+    return share * (influence(source, target, share, start) + start)[target]
+
+
+def scores(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    share: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    rest_share: torch.Tensor,
+    error_share: torch.Tensor,
+    has_row: torch.Tensor,
+    is_embedding: torch.Tensor,
+    is_error: torch.Tensor,
+) -> dict[str, float]:
+    """Replacement and completeness score of a graph.
+
+    Args:
+        source, target, share, start: As for [`influence`].
+        rest_share (`torch.Tensor` of shape `(nodes,)`): Share of each row that is not among the edges.
+        error_share (`torch.Tensor` of shape `(nodes,)`): The part of `rest_share` that comes from errors.
+        has_row (`torch.BoolTensor` of shape `(nodes,)`): Nodes with a row.
+        is_embedding (`torch.BoolTensor` of shape `(nodes,)`): Embeddings of tokens and positions.
+        is_error (`torch.BoolTensor` of shape `(nodes,)`): Errors of dictionaries, and outputs of MLPs without one.
+
+    Returns:
+        `dict[str, float]`: the scores, as described in [`AttributionGraph.scores`].
+    """
+    influences = influence(source, target, share, start)
+    from_embeddings, from_errors = influences[is_embedding].sum(), influences[is_error].sum()
+    flow = (influences + start)[has_row]
+    error_share = error_share.index_add(0, target, share * is_error[source])[has_row]
     return {
-        "replacement": (from_tokens / (from_tokens + from_errors).clamp(min=1e-30)).item(),
-        "completeness": (flow * (1 - error_share))[expanded].sum().item() / flow[expanded].sum().item(),
-        "rest": (flow * rest_share)[expanded].sum().item(),
+        "replacement": (from_embeddings / (from_embeddings + from_errors).clamp(min=1e-30)).item(),
+        "completeness": (flow * (1 - error_share)).sum().item() / flow.sum().item(),
+        "rest": (flow * rest_share[has_row]).sum().item(),
     }

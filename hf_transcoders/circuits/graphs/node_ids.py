@@ -1,12 +1,7 @@
-"""Names of nodes that no other node has, as published viewers have them."""
+"""Unique ids of nodes in the format of published viewers."""
 
-from typing import TYPE_CHECKING
-
-from .graph import KINDS
-
-
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
+from .graph import AttributionGraph
+from .nodes import KINDS
 
 
 class LayerNumbers:
@@ -16,10 +11,10 @@ class LayerNumbers:
     `i * n + k`, their errors are -1, -2 ..., and the output of a whole MLP comes after those.
 
     Args:
-        graphs ([`AttributionGraph`]): Graphs of the same dictionaries, which shall have the same numbers.
+        graphs ([`AttributionGraph`]): Graphs of the same dictionaries that share their numbers.
     """
 
-    def __init__(self, *graphs: "AttributionGraph"):
+    def __init__(self, *graphs: AttributionGraph):
         self._layers: dict[int, int] = {}
         for graph in graphs:
             has = graph.dictionary >= 0
@@ -29,13 +24,13 @@ class LayerNumbers:
             self._on_layer.setdefault(layer, []).append(dictionary)
 
     def layer(self, dictionary: int) -> int | None:
-        """The layer of a dictionary; `None` where it has no node."""
+        """Layer of a dictionary; `None` where it has no node."""
         return self._layers.get(dictionary)
 
-    def feature(self, dictionary: int, index: int) -> int:
+    def feature(self, dictionary: int, feature: int) -> int:
         """Number of a feature on its layer."""
         others = self._on_layer[self._layers[dictionary]]
-        return index * len(others) + others.index(dictionary)
+        return feature * len(others) + others.index(dictionary)
 
     def error(self, dictionary: int) -> int:
         """Number of a dictionary's error on its layer."""
@@ -46,16 +41,16 @@ class LayerNumbers:
         return -1 - len(self._on_layer.get(layer, ()))
 
 
-def node_ids(graph: "AttributionGraph", numbers: LayerNumbers | None = None) -> list[str]:
-    """A name for each node that no other node of the graph has.
+def node_ids(graph: AttributionGraph, numbers: LayerNumbers | None = None) -> list[str]:
+    """A unique id for each node of a graph.
 
     `{layer}_{feature}_{position}`, `{layer}_-1_{position}` for errors, `E_{token}_{position}` for tokens and
-    `{num_layers + 1}_{token}_{position}` for logits; a target that is no logit has -1, -2 ... in place of a token.
-    `P_{position}_{position}` are position embeddings and `B_{layer}_0` biases.
+    `{num_layers + 1}_{token}_{position}` for logits; a target that is not a logit has -1, -2 and so on in
+    place of a token. `P_{position}_{position}` are position embeddings and `B_{layer}_0` biases.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
-        numbers ([`LayerNumbers`], *optional*): Those of several graphs, where the names shall fit each other.
+        numbers ([`LayerNumbers`], *optional*): Numbers of several graphs whose ids must agree.
 
     Returns:
         `list[str]`: one per node.
@@ -75,7 +70,7 @@ def node_ids(graph: "AttributionGraph", numbers: LayerNumbers | None = None) -> 
         elif kind == "token":
             names.append(f"E_{index}_{position}")
         elif kind == "position":
-            # Where a graph is summed over positions, the index tells.
+            # In graphs that are summed over positions, the index is the position.
             place = max(index, position)
             names.append(f"P_{place}_{place}")
         elif kind == "bias":

@@ -1,56 +1,43 @@
-"""An attribution graph as the plain data that its page is made of."""
+"""Plain data of an attribution graph for its page."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
-from .graph import KINDS
-from .influence import influence, normalized_weights
+from .graph import AttributionGraph
 from .node_ids import node_ids
+from .nodes import KINDS
 
 
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-    from .validation import Certificate
-
-#: Edges that a browser still draws without a pause.
+#: Largest number of edges that a browser draws without a pause.
 MAX_EDGES = 50_000
-# Told in places of their own.
-_NO_FACTS = ("scores", "pruning", "certificate", "dictionaries", "warning")
+# Metadata with places of their own on the page.
+_NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionaries", "warning")
 
 
 def page_data(
-    graph: "AttributionGraph",
-    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
-    certificate: "Certificate | None" = None,
+    graph: AttributionGraph, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
 ) -> dict[str, Any]:
-    """What [`~hf_transcoders.reports.graph.render_graph`] takes.
+    """The data that [`~hf_transcoders.reports.graph.render_graph`] takes.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations of its features.
-        certificate ([`~hf_transcoders.circuits.graphs.certificate.Certificate`], *optional*):
-            For its single edges; its summary is in the graph already.
 
     Returns:
         `dict`: plain values.
 
     Raises:
-        [`TranscoderError`]: the graph has too many edges for a browser, or no dictionary of such a name.
+        [`TranscoderError`]: the graph has too many edges for a browser, or lacks a dictionary of `features`.
     """
     if graph.num_edges > MAX_EDGES:
         raise TranscoderError(
-            f"The graph has {graph.num_edges:,} edges, and a page shows up to {MAX_EDGES:,}: make it of "
-            "`graph.prune()`, with smaller shares if need be."
+            f"The graph has {graph.num_edges:,} edges, and a page shows up to {MAX_EDGES:,}: make the page of "
+            "`graph.prune()`, with smaller shares if needed."
         )
-    if unknown := [name for name in features or {} if name not in graph.dictionaries]:
-        raise TranscoderError(
-            f"The graph has no dictionary '{unknown[0]}' to which features could belong: choose from "
-            f"{', '.join(graph.dictionaries)}."
-        )
-    influences = influence(graph)
-    flow = normalized_weights(graph) * (influences + graph.target_weights)[graph.target]
+    for name in features or {}:
+        graph.dictionary_number(name)  # Refuses names that the graph does not have.
     metadata = graph.metadata
     summary = metadata.get("certificate")
     known = {entry["name"]: entry for entry in metadata.get("dictionaries", ())}
@@ -63,24 +50,23 @@ def page_data(
             {"label": target.label, "weight": target.weight, "probability": target.probability}
             for target in graph.targets
         ],
-        "nodes": _nodes(graph, influences),
+        "nodes": _nodes(graph),
         "edges": {
             "source": graph.source.tolist(),
             "target": graph.target.tolist(),
             "weight": _rounded(graph.weight),
-            "flow": _rounded(flow),
+            "flow": _rounded(graph.edge_influence()),
         },
         "features": _details(graph, features or {}),
-        # Of the whole graph, where this is a part of it.
-        "scores": metadata.get("scores") or graph.scores(),
+        "scores": graph.whole_scores,
         "pruning": metadata.get("pruning"),
-        "certificate": certificate.to_dict() if certificate else summary and {"summary": summary},
+        "validation": summary and {"summary": summary, "edges": metadata.get("validated_edges", [])},
         "warning": graph.warning,
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
     }
 
 
-def _nodes(graph, influences):
+def _nodes(graph):
     ids = node_ids(graph)
     columns = {
         "layer": graph.layer.tolist(),
@@ -88,7 +74,7 @@ def _nodes(graph, influences):
         "index": graph.index.tolist(),
         "dictionary": graph.dictionary.tolist(),
         "value": _rounded(graph.value),
-        "influence": _rounded(influences),
+        "influence": _rounded(graph.influence()),
         "total": _rounded(graph.total),
         "rest": _rounded(graph.rest),
     }
@@ -104,17 +90,17 @@ def _nodes(graph, influences):
 
 
 def _details(graph, features):
-    """`dictionary/feature` -> its explanation, of those that have a node."""
+    """`dictionary/feature` -> explanation, for features that have a node."""
     has = graph.is_kind("feature")
     shown = set(zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True))
     return {
-        f"{graph.dictionaries.index(name)}/{explanation.index}": explanation.to_dict()
+        f"{graph.dictionaries.index(name)}/{explanation.feature}": explanation.to_dict()
         for name, explanations in features.items()
         for explanation in explanations
-        if (graph.dictionaries.index(name), explanation.index) in shown
+        if (graph.dictionaries.index(name), explanation.feature) in shown
     }
 
 
 def _rounded(values):
-    """Six digits, which half the size of a page; `None` for NaN."""
+    """Values with six digits, which halves the size of a page; `None` for NaN."""
     return [None if value != value else float(f"{value:.6g}") for value in values.tolist()]

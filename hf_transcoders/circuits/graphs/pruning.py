@@ -1,71 +1,67 @@
-"""Leaving out of an attribution graph what hardly matters, and saying how much that was."""
+"""Prune nodes and edges with little influence, and report how much was dropped."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from ...errors import TranscoderError
-from .influence import influence, normalized_weights, scores
+from .influence import edge_influence, influence
 
 
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-
-
-def prune(graph: "AttributionGraph", nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
-    """The nodes, and then the edges, that together carry so much of the influence (Ameisen et al. 2025).
-
-    Tokens, positions and targets stay. Features without an edge in or out, and other nodes without one out, go as well.
-    What is left out goes into `rest` of each row, so that rows still sum; what was dropped is counted in
-    `metadata["pruning"]`, errors by themselves, and `metadata["scores"]` are those of the whole graph.
+def prune(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    share: torch.Tensor,
+    start: torch.Tensor,
+    *,
+    nodes: float,
+    edges: float,
+    fixed: torch.Tensor,
+    needs_input: torch.Tensor,
+    is_error: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Choose the nodes, and then the edges between them, that carry most of the influence.
 
     Args:
-        graph ([`AttributionGraph`]): The graph.
-        nodes (`float`, *optional*, defaults to 0.8): Share of the cumulative influence that the nodes kept have.
-        edges (`float`, *optional*, defaults to 0.98): The same for edges between those.
+        source, target, share, start: As for [`~hf_transcoders.circuits.graphs.influence.influence`].
+        nodes (`float`): Share of the cumulative influence that is kept with the nodes.
+        edges (`float`): Share of the cumulative influence that is kept with the edges between those nodes.
+        fixed (`torch.BoolTensor` of shape `(nodes,)`): Nodes that are always kept.
+        needs_input (`torch.BoolTensor` of shape `(nodes,)`):
+            Nodes that are dropped where no edge into them is left. All but the fixed ones need an edge out.
+        is_error (`torch.BoolTensor` of shape `(nodes,)`): Nodes that are counted separately where they are dropped.
 
     Returns:
-        [`AttributionGraph`]: a new graph.
+        `tuple`: masks of the kept nodes, `(nodes,)`, and edges, `(edges,)`, and a report of the dropped ones.
 
     Raises:
         [`TranscoderError`]: a share is not between 0 and 1.
     """
-    for name, share in (("nodes", nodes), ("edges", edges)):
-        if not 0 <= share <= 1:
-            raise TranscoderError(f"`{name}` is {share}; give the share of the influence to keep, between 0 and 1.")
-    influences = influence(graph)
-    always = graph.is_kind("token", "position", "target")
-    keep = always | (influences >= _threshold(influences, nodes))
-    thinner = graph.select(keep)
-
-    flow = influence(thinner) + thinner.target_weights
-    carried = normalized_weights(thinner) * flow[thinner.target]
-    keep_edges = carried >= _threshold(carried, edges)
-    keep_nodes = _connected(thinner, keep_edges)
-    pruned = thinner.select(keep_nodes, keep_edges)
-
-    dropped = keep.clone()
-    dropped[keep.nonzero()[:, 0][~keep_nodes]] = False
-    dropped = ~dropped
+    for name, value in (("nodes", nodes), ("edges", edges)):
+        if not 0 <= value <= 1:
+            raise TranscoderError(f"`{name}` is {value}; give the share of the influence to keep, between 0 and 1.")
+    influences = influence(source, target, share, start)
+    keep = fixed | (influences >= _threshold(influences, nodes))
+    # Dropped contributions go into `rest`, so that rows keep their magnitudes, and edges their shares.
+    inside = (keep[source] & keep[target]).nonzero()[:, 0]
+    carried = edge_influence(source[inside], target[inside], share[inside], start)
+    inside = inside[carried >= _threshold(carried, edges)]
+    keep = _connected(source[inside], target[inside], keep, fixed, needs_input)
     total = influences.sum().clamp(min=1e-30)
-    missed = graph.is_kind("error", "mlp") & dropped
-    pruned.metadata = {
-        **graph.metadata,
-        "scores": graph.metadata.get("scores") or scores(graph),
-        "pruning": {
-            "nodes": nodes,
-            "edges": edges,
-            "dropped_nodes": int(dropped.sum()),
-            "dropped_influence": (influences[dropped].sum() / total).item(),
-            "dropped_error_nodes": int(missed.sum()),
-            "dropped_error_influence": (influences[missed].sum() / total).item(),
-        },
+    missed = is_error & ~keep
+    report = {
+        "nodes": nodes,
+        "edges": edges,
+        "dropped_nodes": int((~keep).sum()),
+        "dropped_influence": (influences[~keep].sum() / total).item(),
+        "dropped_error_nodes": int(missed.sum()),
+        "dropped_error_influence": (influences[missed].sum() / total).item(),
     }
-    return pruned
+    return keep, torch.zeros_like(source, dtype=torch.bool).index_fill(0, inside, True), report
 
 
 def _threshold(values, share):
-    """The smallest value among the largest ones that together have a share of the sum."""
+    """The smallest of the largest values that together have a share of the sum."""
     ordered = values.sort(descending=True).values
     if not len(ordered) or ordered[0] <= 0:
         return 0.0
@@ -73,16 +69,13 @@ def _threshold(values, share):
     return ordered[int(reached.long().argmax()) if reached.any() else -1]
 
 
-def _connected(graph, keep_edges):
-    """Nodes that remain when those without an edge that goes on have gone, over and over."""
-    fixed = graph.is_kind("token", "position", "target")
-    features = graph.is_kind("feature") & graph.expanded
-    keep = torch.ones(graph.num_nodes, dtype=torch.bool)
+def _connected(source, target, keep, fixed, needs_input):
+    """The nodes that remain after those without the edges that they need are dropped, over and over."""
     while True:
-        alive = keep_edges & keep[graph.source] & keep[graph.target]
-        has_out = torch.zeros_like(keep).index_put_((graph.source[alive],), torch.tensor(True))
-        has_in = torch.zeros_like(keep).index_put_((graph.target[alive],), torch.tensor(True))
-        new = fixed | (keep & has_out & (has_in | ~features))
-        if torch.equal(new, keep):
+        alive = keep[source] & keep[target]
+        has_out = torch.zeros_like(keep).index_fill(0, source[alive], True)
+        has_in = torch.zeros_like(keep).index_fill(0, target[alive], True)
+        remaining = fixed | (keep & has_out & (has_in | ~needs_input))
+        if torch.equal(remaining, keep):
             return keep
-        keep = new
+        keep = remaining

@@ -1,4 +1,4 @@
-"""QK attribution: which pairs of features make a head look from one token to another."""
+"""QK attribution: which pairs of features make a head attend from one token to another."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +12,12 @@ from ...lm.query_key import linear_query_key
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
 from ..prompt_tokens import Prompt, encode_prompt, token_labels
-from .adjoint import Adjoint, Functionals
+from .adjoint import Adjoint
 from .attribution import measured
 from .graph import AttributionGraph, node_label
-from .head_loadings import record_again
+from .read_vectors import ReadVectors
 from .recording import record
+from .rerun import rerun
 from .row_sums import sums_do_not_hold, warn
 from .targets import check_position
 
@@ -27,20 +28,20 @@ _MAX_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class QKAttribution:
-    """What makes a head look from one token to another: the sum over all pairs of sources is the score.
+    """The attention score between two tokens as a sum over pairs of sources.
 
     Args:
         layer, head (`int`): The head.
-        query_position, key_position (`int`): Token that looks, and token that is looked at.
+        query_position, key_position (`int`): Token that attends, and token that it attends to.
         score (`float`): The attention score between them, before a soft-cap and softmax.
-        probability (`float`): How much the head looks there, in this run.
+        probability (`float`): Attention weight between them in this run.
         query_source, key_source (`torch.LongTensor` of shape `(pairs,)`):
             Numbers of the sources of the pairs with the largest scores, strongest first.
-        pair_score (`torch.Tensor` of shape `(pairs,)`): What each of these pairs adds to the score.
+        pair_score (`torch.Tensor` of shape `(pairs,)`): Contribution of each of these pairs to the score.
         query_marginal, key_marginal (`torch.Tensor` of shape `(sources,)`):
-            What each source adds through the query, with the whole key, and the other way round. Each sums to the score.
+            Contribution of each source through the query, with the whole key, and the reverse. Each sums to the score.
         labels (`dict[int, str]`): Labels of the strongest sources.
-        warning (`str`, *optional*): A sentence that says so, where sources do not sum to the query and the key.
+        warning (`str`, *optional*): Warning if the sources do not sum to the query and the key.
     """
 
     layer: int
@@ -59,7 +60,7 @@ class QKAttribution:
 
     @property
     def pairs(self) -> list[tuple[str, str, float]]:
-        """(what is in the query, what is in the key, score) of the strongest pairs."""
+        """The strongest pairs, as (source in the query, source in the key, score)."""
         return [
             (self.labels[query], self.labels[key], score)
             for query, key, score in zip(
@@ -68,7 +69,7 @@ class QKAttribution:
         ]
 
     def strongest(self, side: str) -> list[tuple[str, float]]:
-        """(source, score) of the sources that matter most on one side, `"query"` or `"key"`; as many as there are pairs."""
+        """The strongest sources of one side, `"query"` or `"key"`, as (source, score); as many as there are pairs."""
         if side not in ("query", "key"):
             raise TranscoderError(f"side='{side}' is unknown; use 'query' or 'key'.")
         values = self.query_marginal if side == "query" else self.key_marginal
@@ -93,18 +94,20 @@ class QKAttribution:
         }
 
     def to_text(self) -> str:
-        """The strongest pairs as a table."""
+        """The strongest pairs as a table for the terminal."""
         pairs = [(printable(query), printable(key), score) for query, key, score in self.pairs]
         width = max((len(query) for query, _, _ in pairs), default=0)
         lines = [f"WARNING: {self.warning}", ""] if self.warning else []
         lines += [
             f"L{self.layer}H{self.head} from token {self.query_position} to token {self.key_position}: "
-            f"score {self.score:.4g}, looks there {self.probability:.1%}",
+            f"score {self.score:.4g}, attention {self.probability:.1%}",
             f"{'score':>10}  {'query':<{width}}  key",
             *(f"{score:>10.4g}  {query:<{width}}  {key}" for query, key, score in pairs),
             f"{self.score - float(self.pair_score.sum()):>10.4g}  all other pairs",
         ]
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 @measures_model
@@ -122,12 +125,12 @@ def qk_attribution(
     top: int = 10,
     skip_first: int | None = None,
 ) -> QKAttribution:
-    """Take the attention score of a head between two tokens apart into pairs of sources (Kamath et al. 2025).
+    """Decompose the attention score of a head between two tokens into pairs of sources (Kamath et al. 2025).
 
-    With norm scales and the patterns of all layers below held as they are, the query is linear in everything that wrote
-    to the stream it is read from, and so is the key: their product is a sum over pairs of embeddings, features, errors
-    and biases, one of each in the query and in the key. Norms of queries and keys are held as well, and the rotary
-    embedding is that of the two positions.
+    With frozen norm scales and frozen attention patterns in all layers below, the query is linear in everything that
+    writes to the stream before it, and so is the key: their product is a sum over pairs of embeddings, features, errors
+    and biases, one in the query and one in the key. Norms of queries and keys are frozen too, and the rotary embedding is
+    that of the two positions.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]), transcoders ([`TranscoderSet`], ...):
@@ -135,24 +138,24 @@ def qk_attribution(
         prompt ([`AttributionGraph`], `str`, `Sequence[int]` or `Mapping`):
             A graph made with them, text, token ids, or what the tokenizer returned.
         layer, head (`int`):
-            Which head; with grouped queries the number of the query head.
+            Layer and number of the head; with grouped queries, the number of the query head.
         query_position (`int`, *optional*, defaults to -1):
-            Token that looks; negative numbers count from the end.
+            Token that attends; negative numbers count from the end.
         key_position (`int`, *optional*):
-            Token that is looked at. By default the one that is looked at most.
+            Token that it attends to. Defaults to the one with the largest attention weight.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Needed for text; otherwise only for labels.
         top (`int`, *optional*, defaults to 10):
-            How many pairs.
+            Number of pairs.
         skip_first (`int`, *optional*):
-            As for [`attribution_graph`], 1 by default; a graph brings its own.
+            As for [`attribution_graph`], 1 by default; a graph has its own.
 
     Returns:
         [`QKAttribution`]
 
     Raises:
-        [`TranscoderError`]: there is no such head or token, the head cannot look there, or the queries of the family
-            cannot be taken apart.
+        [`TranscoderError`]: there is no such head or token, the head cannot attend there, or the queries of the model's
+            family cannot be decomposed.
 
     Example:
 
@@ -163,7 +166,7 @@ def qk_attribution(
     if isinstance(prompt, AttributionGraph):
         if skip_first is not None:
             raise TranscoderError("A graph was given, which has its own `skip_first`: leave it out.")
-        run, tokens = record_again(base_model, transcoders, prompt), prompt.tokens
+        run, tokens = rerun(base_model, transcoders, prompt), prompt.tokens
     else:
         ids = encode_prompt(base_model, prompt, tokenizer)
         run = record(
@@ -202,28 +205,28 @@ def qk_attribution(
     )  # fmt: skip
 
 
-def _functionals(layer, position, weight, bias):
+def _read_vectors(layer, position, weight, bias):
     places = (torch.full((len(weight),), value, device=weight.device) for value in (layer, position))
     at, token = places
-    return Functionals(at, ["attn.in"] * len(weight), token, weight, bias)
+    return ReadVectors(at, ["attn.in"] * len(weight), token, weight, bias)
 
 
 def _check_sums(run, layer, maps, queries, keys):
-    """Whether sources sum to the query and the key that the head has."""
+    """A warning if sources do not sum to the query and the key of the head, `None` otherwise."""
     expected = torch.cat(
         [
-            measured(run, _functionals(layer, maps.query_position, maps.query, maps.query_bias)) * maps.scaling,
-            measured(run, _functionals(layer, maps.key_position, maps.key, maps.key_bias)),
+            measured(run, _read_vectors(layer, maps.query_position, maps.query, maps.query_bias)) * maps.scaling,
+            measured(run, _read_vectors(layer, maps.key_position, maps.key, maps.key_bias)),
         ]
     )
     parts = torch.cat([queries, keys], dim=1).double()
-    return sums_do_not_hold(run, parts.sum(0), parts.abs().sum(0), expected, "attribution")
+    return sums_do_not_hold(run.model.dtype, parts.sum(0), parts.abs().sum(0), expected, "attribution")
 
 
 def _sources_of(adjoint, layer, position, weight, bias):
-    """What each source adds to a query or key, `(sources, head_dim)`."""
+    """Contributions of all sources to a query or key, `(sources, head_dim)`."""
     rows = [
-        adjoint.rows(_functionals(layer, position, vector, constant))
+        adjoint.rows(_read_vectors(layer, position, vector, constant))
         for vector, constant in zip(
             weight.split(adjoint.batch_size()), bias.split(adjoint.batch_size()), strict=True
         )
@@ -232,7 +235,7 @@ def _sources_of(adjoint, layer, position, weight, bias):
 
 
 def _strongest_pairs(queries, keys, top):
-    """Numbers and scores of the pairs with the largest products, never with all products at once."""
+    """Numbers and scores of the pairs with the largest products, without all products in memory at once."""
     with_query, with_key = (each.abs().amax(1).nonzero()[:, 0] for each in (queries, keys))
     keys = keys[with_key].T
     found = []

@@ -1,17 +1,9 @@
-"""Whether rows sum to what was measured, as far as the arithmetic lets them."""
+"""Check that rows sum to the measured values as far as rounding allows."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils import logging
-
-from .influence import influence, row_magnitudes
-
-
-if TYPE_CHECKING:
-    from .graph import AttributionGraph
-    from .recording import LinearRun
 
 
 logger = logging.get_logger(__name__)
@@ -21,14 +13,14 @@ logger = logging.get_logger(__name__)
 _ROUNDINGS = 8
 # Rows themselves are sums of up to a million terms in fp32: sqrt(1e6) * 1.2e-7.
 _SUMMING = 1e-4
-# A single row may cancel, so that it is as much smaller than what was rounded.
+# The terms of a single row may cancel, so that its sum is this much smaller than the terms that were rounded.
 _CANCELLATION = 64
 
 
 def relative_tolerance(dtype: str) -> float:
-    """How far rows are from their totals on average by rounding, relative to the sums of their magnitudes.
+    """Mean distance of rows from their totals that rounding explains, relative to the sums of their magnitudes.
 
-    A rounding is uniform within half an epsilon of what is rounded, and roundings are independent. Deeper models have
+    A rounding is uniform within half an epsilon of the rounded number, and roundings are independent. Deeper models have
     more of them and more terms in each row, so that the relative error does not grow: on twelve families of three
     layers and on SmolLM2-135M with thirty it is at most 0.21 of this in bf16 and in fp16, and 0.001 in fp32.
 
@@ -40,51 +32,18 @@ def relative_tolerance(dtype: str) -> float:
     return epsilon / math.sqrt(12) * math.sqrt(_ROUNDINGS) + _SUMMING
 
 
-def row_errors(graph: "AttributionGraph") -> torch.Tensor:
-    """How far each row is from its total, relative to the sum of its magnitudes.
-
-    Returns:
-        `torch.Tensor` of shape `(nodes,)`: NaN for nodes without a row.
-    """
-    sums = graph.rest.double().index_add(0, graph.target, graph.weight.double())
-    return (sums - graph.total.double()).abs() / torch.maximum(row_magnitudes(graph), graph.total.double().abs())
-
-
-def rows_do_not_sum(graph: "AttributionGraph") -> str | None:
-    """The sentence that says so, if rows of a graph are further from their totals than rounding explains."""
-    # Differences of graphs cancel; their parts have been looked at.
-    if any(how in graph.metadata for how in ("contrast", "union")):
-        return graph.metadata.get("warning")
-    # Targets always have a row, if not one of numbers.
-    rows = graph.expanded | graph.is_kind("target")
-    matters = (influence(graph) + graph.target_weights)[rows]
-    return _sentence(row_errors(graph)[rows], matters, graph.metadata.get("dtype") or "float32", "graph")
-
-
-def sums_do_not_hold(
-    run: "LinearRun", found: torch.Tensor, magnitudes: torch.Tensor, expected: torch.Tensor, what: str
-) -> str | None:
-    """As [`rows_do_not_sum`], for sums of any kind.
+def row_warning(errors: torch.Tensor, matters: torch.Tensor, dtype: str, what: str) -> str | None:
+    """The warning for rows that are further from their totals than rounding explains.
 
     Args:
-        run ([`LinearRun`]): The run that they explain.
-        found, magnitudes, expected (`torch.Tensor` of shape `(rows,)`): The sums, those of the magnitudes of what is
-            summed, and what they should be.
-        what (`str`): What has these rows.
+        errors (`torch.Tensor` of shape `(rows,)`): Distance of each row from its total, relative to the row's magnitudes.
+        matters (`torch.Tensor` of shape `(rows,)`): Weight of each row in the mean error.
+        dtype (`str`): Precision of the model.
+        what (`str`): Noun for the object that has the rows, such as `"graph"`.
+
+    Returns:
+        `str`, *optional*: one sentence; `None` within tolerance.
     """
-    found, expected = found.double(), expected.double().to(found.device)
-    size = torch.maximum(magnitudes.double(), expected.abs()).clamp(min=1e-30)
-    return _sentence((found - expected).abs() / size, size, str(run.model.dtype).removeprefix("torch."), what)
-
-
-def warn(text: str | None):
-    """Log a sentence, if there is one."""
-    if text is not None:
-        logger.warning(text)
-
-
-def _sentence(errors, matters, dtype, what):
-    """The warning for the relative errors of some rows, weighted by how much each row matters; `None` within tolerance."""
     errors = errors.nan_to_num(math.inf)
     tolerance = relative_tolerance(dtype)
     mean = ((errors * matters)[matters > 0].sum() / matters.sum()).item()
@@ -92,8 +51,34 @@ def _sentence(errors, matters, dtype, what):
     if mean <= tolerance and largest <= _CANCELLATION * tolerance:
         return None
     return (
-        f"The rows of this {what} do not sum to what was measured: on average they miss {mean:.2g} of their size, and up to "
-        f"{largest:.2g}, where rounding in {dtype} explains {tolerance:.1g}. The model does something that is not taken into "
-        "account, such as a hook or an adapter, or its Architecture is wrong: do not trust the numbers, and take them from "
-        "the model without it."
+        f"The rows of this {what} do not sum to the measured values: their mean error is {mean:.2g} of their size and the "
+        f"largest {largest:.2g}, where rounding in {dtype} explains {tolerance:.1g}. The model does something that is not "
+        "taken into account, such as a hook or an adapter, or its Architecture is wrong: do not trust the numbers, and "
+        "compute them on the model without it."
     )
+
+
+def sums_do_not_hold(
+    dtype: torch.dtype, found: torch.Tensor, magnitudes: torch.Tensor, expected: torch.Tensor, what: str
+) -> str | None:
+    """The warning for sums of any kind that are further from the expected values than rounding explains.
+
+    Args:
+        dtype (`torch.dtype`): Precision of the model.
+        found (`torch.Tensor` of shape `(rows,)`): The sums.
+        magnitudes (`torch.Tensor` of shape `(rows,)`): Sums of the magnitudes of the terms.
+        expected (`torch.Tensor` of shape `(rows,)`): The values that the sums should have.
+        what (`str`): Noun for the object that has the sums.
+
+    Returns:
+        `str`, *optional*: one sentence; `None` within tolerance.
+    """
+    found, expected = found.double(), expected.double().to(found.device)
+    size = torch.maximum(magnitudes.double(), expected.abs()).clamp(min=1e-30)
+    return row_warning((found - expected).abs() / size, size, str(dtype).removeprefix("torch."), what)
+
+
+def warn(text: str | None) -> None:
+    """Log a warning, if there is one."""
+    if text is not None:
+        logger.warning(text)

@@ -1,20 +1,22 @@
-"""The order of everything that wrote to the residual stream of a run."""
+"""Numbers for all sources of a run: embeddings, features, errors, MLPs and biases."""
 
 from dataclasses import dataclass
 
+from ...lm.order import POINTS
 from ...lm.sites import Site
-from .recording import LinearRun, Writer
+from .linear_run import LinearRun, Writer
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Where what one writer wrote stands among all sources of a run.
+    """The numbers of the sources of one kind that belong together.
 
     Args:
-        kind (`str`): A kind of node.
-        start, end (`int`): First number, and one behind the last.
-        layer (`int`): Layer that writes.
-        writer ([`Writer`], *optional*): For features, errors and whole MLPs.
+        kind (`str`): Kind of the nodes.
+        start, end (`int`): First number, and one after the last.
+        layer (`int`): Layer that the sources first write in; -1 for embeddings.
+        writer ([`Writer`], *optional*): Writer of features, of errors and of whole MLPs. For the features of a dictionary
+            that writes at several sites, the writer at the first of them.
     """
 
     kind: str
@@ -25,40 +27,49 @@ class Segment:
 
 
 class Sources:
-    """Numbers for all sources of a run, so that every one has a lower number than whatever it can add to.
+    """Numbers for all sources of a run, such that every source has a lower number than everything it can add to.
 
     Attributes:
-        segments (`list[Segment]`): What stands where, from the embeddings up.
+        segments (`list[Segment]`): The segments of all numbers, from the embeddings up.
     """
 
     def __init__(self, run: LinearRun):
         self.segments: list[Segment] = []
-        self._at: dict[tuple[str, int, str], Segment] = {}
+        self._at: dict[tuple[str, int | Site | None], Segment] = {}
         tokens = len(run.input_ids)
-        self._add("token", tokens, -1)
+        self._add("token", None, tokens, -1)
         if run.position_embedding is not None:
-            self._add("position", tokens, -1)
+            self._add("position", None, tokens, -1)
         for layer in range(run.num_layers):
-            # Attention's biases are read by what the layer's MLP writes, so they come first.
-            self._add("bias", 1, layer)
-            for point in ("resid_pre", "attn.out", "attn.branch", "mlp.out", "mlp.branch", "resid_post"):
+            # The layer's MLP reads what the biases of attention write, so biases come first.
+            self._add("bias", layer, 1, layer)
+            for point in POINTS:
                 writer = run.writers.get(Site(point, layer))
                 if writer is None:
                     continue
-                if writer.dictionary >= 0:
-                    self._add("feature", len(writer.position), layer, writer)
-                self._add("error" if writer.dictionary >= 0 else "mlp", tokens, layer, writer)
-        self._add("bias", 1, run.num_layers)
+                if writer.dictionary < 0:
+                    self._add("mlp", writer.site, tokens, layer, writer)
+                    continue
+                if ("feature", writer.dictionary) not in self._at:
+                    self._add("feature", writer.dictionary, len(writer.position), layer, writer)
+                self._add("error", writer.site, tokens, layer, writer)
+        self._add("bias", run.num_layers, 1, run.num_layers)
 
     def __len__(self):
         return self.segments[-1].end
 
-    def segment(self, kind: str, layer: int, point: str = "") -> Segment:
-        """Where the sources of one kind, layer and place of writing stand."""
-        return self._at[kind, layer, point]
+    def segment(self, kind: str, of: int | Site | None = None) -> Segment:
+        """The segment of a kind of source.
 
-    def _add(self, kind, size, layer, writer=None):
+        Args:
+            kind (`str`): Kind of the nodes.
+            of (`int` or [`Site`], *optional*): Number of the dictionary for features, site for errors and MLPs, layer for
+                biases; nothing for embeddings.
+        """
+        return self._at[kind, of]
+
+    def _add(self, kind, of, size, layer, writer=None):
         start = self.segments[-1].end if self.segments else 0
         segment = Segment(kind, start, start + size, layer, writer)
         self.segments.append(segment)
-        self._at[kind, layer, "" if writer is None else writer.site.point] = segment
+        self._at[kind, of] = segment

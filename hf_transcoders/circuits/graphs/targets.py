@@ -1,4 +1,4 @@
-"""What an attribution graph explains: logits, differences of logits, features, directions."""
+"""Targets of attribution graphs: logits, differences of logits, features and directions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,63 +11,82 @@ from ...errors import TranscoderError
 from ...lm.architectures import architecture_of
 from ...lm.forwards import check_head
 from ...lm.linear_maps import linear_rows, map_size, mean_row
-from ...lm.order import UNEMBEDDING
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
 from ..prompt_tokens import token_labels
-from .adjoint import FINAL, Functionals
-from .graph import TargetInfo
-from .recording import READS, LinearRun
+from .linear_run import READS, LinearRun
+from .nodes import TargetInfo
+from .read_vectors import FINAL, ReadVectors
 
 
 logger = logging.get_logger(__name__)
 
+_FORMS = (["tokens"], ["dictionary", "feature"], ["vector"], ["vector", "site"])
+
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to explain. Make it with [`Target.logit`], [`Target.difference`], [`Target.feature`] or
-    [`Target.direction`]; where targets are asked for, a token (text or id) stands for its logit and a pair of tokens for
-    the difference of theirs.
+    """One target of an attribution graph: a logit, a difference of two logits, a feature or a direction.
+
+    Make it with [`Target.logit`], [`Target.difference`], [`Target.pre_activation`] or [`Target.direction`]. Functions that
+    take targets accept a token (text or id) in place of its logit, and a pair of tokens in place of the difference of
+    their logits.
 
     Args:
-        tokens (`tuple`, *optional*): A token, or two of which the second is subtracted, as text or id.
-        dictionary (`str`, *optional*), number (`int`, *optional*): A feature.
-        vector (`torch.Tensor`, *optional*), site (`str`, *optional*): A direction, and where it is read.
-        position (`int`, *optional*, defaults to -1): Token of the prompt; negative numbers count from the end.
-        label (`str`, *optional*): What it is called.
-        weight (`float`, *optional*): Its share where influence is counted. By default a logit's probability, else 1.
+        tokens (`tuple`, *optional*): A token, or two tokens of which the second is subtracted, as text or id.
+        dictionary (`str`, *optional*): Dictionary of a feature.
+        feature (`int`, *optional*): Number of the feature in its dictionary.
+        vector (`torch.Tensor` of shape `(width,)`, *optional*): A direction.
+        site (`str`, *optional*): Site at which the direction is read. The output of the final norm by default.
+        position (`int`, *optional*, defaults to -1): Position in the prompt; negative numbers count from the end.
+        label (`str`, *optional*): Label of the target.
+        weight (`float`, *optional*): Weight in the influence of nodes. A logit's probability by default, otherwise 1.
+
+    Raises:
+        [`TranscoderError`]: none of the three is given, or several, or a part of one.
     """
 
     tokens: tuple[str | int, ...] = ()
     dictionary: str | None = None
-    number: int | None = None
+    feature: int | None = None
     vector: torch.Tensor | None = None
     site: str | None = None
     position: int = -1
     label: str | None = None
     weight: float | None = None
 
+    def __post_init__(self):
+        parts = [name for name in ("dictionary", "feature", "vector", "site") if getattr(self, name) is not None]
+        if (["tokens"] if self.tokens else []) + parts not in _FORMS:
+            raise TranscoderError(
+                "A target is `tokens`, a `dictionary` with a `feature`, or a `vector` with or without a `site`: give one of "
+                "the three."
+            )
+        if len(self.tokens) > 2:
+            raise TranscoderError(f"A target has one or two tokens, not {len(self.tokens)}.")
+
     @classmethod
     def logit(cls, token: str | int, position: int = -1, weight: float | None = None) -> "Target":
-        """The logit of a token, less the mean of all logits (which no probability depends on)."""
+        """The logit of a token minus the mean of all logits, which does not affect probabilities."""
         return cls(tokens=(token,), position=position, weight=weight)
 
     @classmethod
     def difference(cls, token: str | int, other: str | int, position: int = -1) -> "Target":
-        """The logit of a token less that of another."""
+        """The logit of a token minus the logit of another."""
         return cls(tokens=(token, other), position=position)
 
     @classmethod
-    def feature(cls, dictionary: str, number: int, position: int = -1) -> "Target":
+    def pre_activation(cls, dictionary: str, feature: int, position: int = -1) -> "Target":
         """The pre-activation of a feature, active or not."""
-        return cls(dictionary=dictionary, number=number, position=position)
+        return cls(dictionary=dictionary, feature=feature, position=position)
 
     @classmethod
     def direction(
         cls, vector: torch.Tensor, site: str | None = None, position: int = -1, label: str | None = None
     ) -> "Target":
-        """A direction of the activation at a site, `(width,)`; without a site, of what the unembedding reads."""
+        """A direction of the activation at a site, `(width,)`; without a site, of the input of the unembedding."""
         return cls(vector=vector, site=site, position=position, label=label)
 
 
@@ -78,21 +97,22 @@ def resolve_targets(
     tokenizer: PreTrainedTokenizerBase | None,
     max_logits: int = 10,
     logit_mass: float = 0.95,
-) -> tuple[Functionals, list[TargetInfo]]:
-    """Targets as functionals of a run.
+) -> tuple[ReadVectors, list[TargetInfo]]:
+    """Resolve targets to read vectors of a run.
 
     Args:
         run ([`LinearRun`]): The run.
-        targets (`Iterable`, *optional*): Targets or what stands for them. By default the most likely next tokens.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for tokens given as text, and for labels.
-        max_logits (`int`, *optional*, defaults to 10), logit_mass (`float`, *optional*, defaults to 0.95):
-            Without `targets`: as many of the most likely tokens as have this probability, but not more.
+        targets (`Iterable`, *optional*): Targets, or tokens, pairs and vectors. The most likely next tokens by default.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Required for tokens given as text; otherwise used for labels only.
+        max_logits (`int`, *optional*, defaults to 10): Largest number of tokens, without `targets`.
+        logit_mass (`float`, *optional*, defaults to 0.95): Probability at which they are enough, without `targets`.
 
     Returns:
-        `tuple`: the functionals, and what each of them is.
+        `tuple`: the read vectors, and the [`TargetInfo`] of each.
 
     Raises:
-        [`TranscoderError`]: something named is not in the vocabulary, the prompt, the dictionaries or the model.
+        [`TranscoderError`]: a token, position, feature or site does not exist.
     """
     if targets is None and run.logits is None:
         targets = _strongest_features(run, max_logits)
@@ -102,14 +122,14 @@ def resolve_targets(
         targets = [targets]
     resolved = [_resolve(run, _as_target(target), tokenizer) for target in targets]
     if not resolved:
-        raise TranscoderError("There is nothing to explain: give at least one target.")
+        raise TranscoderError("There are no targets: give at least one target.")
     layers, points, positions, vectors, biases, infos = zip(*resolved, strict=True)
     infos = [replace(info, layer=layer, point=point) for info, layer, point in zip(infos, layers, points, strict=True)]
     device = run.token_embedding.device
     width = max(len(vector) for vector in vectors)
     if any(len(vector) != width for vector in vectors):
         raise TranscoderError("The targets are read at places of different widths: make one graph for each width.")
-    functionals = Functionals(
+    functionals = ReadVectors(
         layer=torch.tensor(layers, device=device),
         point=list(points),
         position=torch.tensor(positions, device=device),
@@ -129,8 +149,8 @@ def _as_target(target):
     if isinstance(target, (tuple, list)) and len(target) == 2:
         return Target.difference(*target)
     raise TranscoderError(
-        f"{target!r} is no target: give a token, a pair of tokens for the difference of their logits, a vector, or what "
-        "the functions of `Target` make."
+        f"{target!r} is not a target: give a token, a pair of tokens for the difference of their logits, a vector, or a "
+        "`Target`."
     )
 
 
@@ -143,8 +163,8 @@ def _likely(logits, most, mass):
 
 
 def _strongest_features(run, most):
-    """The features of the last token that write most, as targets of a model without logits."""
-    found = []
+    """The features of the last token with the largest outputs, as targets of a model without logits."""
+    found: dict[tuple[str, int], float] = {}
     last = len(run.input_ids) - 1
     for writer in run.writers.values():
         active = writer.position == last
@@ -152,27 +172,25 @@ def _strongest_features(run, most):
         if dictionary is None or not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
             continue
         features = writer.feature[active]
-        sizes = writer.activation[active] * decoder_rows(dictionary, features.to(dictionary.device)).norm(dim=1).to(
-            writer.activation.device
-        )
-        found += [
-            (size, run.names[writer.dictionary], f) for size, f in zip(sizes.tolist(), features.tolist(), strict=True)
-        ]
+        rows = decoder_rows(dictionary, features.to(dictionary.device), writer.site)
+        sizes = writer.activation[active] * rows.norm(dim=1).to(writer.activation.device)
+        for size, feature in zip(sizes.tolist(), features.tolist(), strict=True):
+            key = run.names[writer.dictionary], feature
+            found[key] = found.get(key, 0.0) + size
     if not found:
         raise TranscoderError(
             f"{type(run.model).__name__} has no language-model head and none of its features is active at the last token, so "
-            "there is nothing to explain: load the model with AutoModelForCausalLM, or give `targets`."
+            "there are no targets: load the model with AutoModelForCausalLM, or give `targets`."
         )
     logger.warning(
         f"{type(run.model).__name__} has no language-model head, so the graph explains the strongest features of the last "
         "token; load the model with AutoModelForCausalLM to explain logits."
     )
-    found = sorted(found, reverse=True)[:most]
-    total = sum(size for size, _, _ in found)
-    weights = [size / total if total > 0 else 1 / len(found) for size, _, _ in found]
+    strongest = sorted(((size, *key) for key, size in found.items()), reverse=True)[:most]
+    total = sum(size for size, _, _ in strongest)
     return [
-        replace(Target.feature(name, feature), weight=weight)
-        for weight, (_, name, feature) in zip(weights, found, strict=True)
+        replace(Target.pre_activation(name, feature), weight=size / total if total > 0 else 1 / len(strongest))
+        for size, name, feature in strongest
     ]
 
 
@@ -188,7 +206,7 @@ def _resolve(run, target, tokenizer):
         site = Site.parse(target.site)
         if site.point not in READS or site.layer is None or site.layer >= run.num_layers:
             raise TranscoderError(
-                f"A direction cannot be explained at '{site}': choose one of {', '.join(READS)} of the layers 0 to "
+                f"A direction cannot be read at '{site}': choose one of {', '.join(READS)} of the layers 0 to "
                 f"{run.num_layers - 1}."
             )
         if site.point == "resid_mid" and run.parallel:
@@ -196,7 +214,7 @@ def _resolve(run, target, tokenizer):
         layer, point = site.layer, site.point
     if target.vector.dim() != 1 or len(target.vector) != width:
         raise TranscoderError(
-            f"The direction has the shape {tuple(target.vector.shape)}, but what is read there is {width} wide."
+            f"The direction has the shape {tuple(target.vector.shape)}, but the activation there is {width} wide."
         )
     label = target.label or f"direction at {target.site or 'the final norm'}"
     info = TargetInfo(label, position, 1.0 if target.weight is None else target.weight)
@@ -217,7 +235,7 @@ def _resolve_tokens(run, target, position, tokenizer):
     if len(ids) == 2:
         vector = rows[0] - rows[1]
         constant = float(biases[0] - biases[1])
-        # A space in front is left out, unless it is what tells the two apart.
+        # The leading space is left out, unless it is the only difference between the two.
         second = names[1] if names[0].strip() == names[1].strip() else names[1].lstrip()
         info = TargetInfo(target.label or f"{names[0]} - {second}", position, _or(target.weight, 1.0))
     else:
@@ -234,32 +252,32 @@ def _resolve_feature(run, target, position):
     if target.dictionary not in run.names:
         raise TranscoderError(f"There is no dictionary '{target.dictionary}': choose from {', '.join(run.names)}.")
     dictionary = run.dictionaries[run.names.index(target.dictionary)]
-    if not 0 <= target.number < dictionary.config.num_features:
+    if not 0 <= target.feature < dictionary.config.num_features:
         raise TranscoderError(
-            f"Feature {target.number} does not exist: '{target.dictionary}' has the features 0 to "
+            f"Feature {target.feature} does not exist: '{target.dictionary}' has the features 0 to "
             f"{dictionary.config.num_features - 1}."
         )
     site = Site.parse(dictionary.config.input_site)
     if site.point not in READS:
-        raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', behind an MLP: they end a graph.")
-    rows, biases = encoder_rows(dictionary, torch.tensor([target.number], device=dictionary.device))
-    label = target.label or f"{target.dictionary} feature {target.number}"
+        raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', after an MLP: they end a graph.")
+    rows, biases = encoder_rows(dictionary, torch.tensor([target.feature], device=dictionary.device))
+    label = target.label or f"{target.dictionary} feature {target.feature}"
     info = TargetInfo(label, position, _or(target.weight, 1.0))
     return site.layer, site.point, position, rows[0], float(biases[0]), info
 
 
 def check_position(run: LinearRun, position: int) -> int:
-    """A token of the prompt, counted from the start."""
+    """Position of a token, counted from the start of the prompt."""
     length = len(run.input_ids)
     if not -length <= position < length:
-        raise TranscoderError(f"The prompt has the tokens 0 to {length - 1}, but token {position} was asked for.")
+        raise TranscoderError(f"The prompt has the tokens 0 to {length - 1}, but token {position} was requested.")
     return position % length
 
 
 def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
     if isinstance(token, int):
         if not 0 <= token < vocabulary:
-            raise TranscoderError(f"Token {token} does not exist: the model knows the tokens 0 to {vocabulary - 1}.")
+            raise TranscoderError(f"Token {token} does not exist: the model has the tokens 0 to {vocabulary - 1}.")
         return token
     if tokenizer is None:
         raise TranscoderError(f"Give the tokenizer too, or token ids instead of texts such as {token!r}.")

@@ -1,4 +1,4 @@
-"""How far a row of a graph may be from what it sums to: rounding, derived from the arithmetic."""
+"""Largest distance of a row from its total that rounding explains."""
 
 import math
 
@@ -13,24 +13,24 @@ _DEVIATIONS = 6
 def row_tolerance(mass: torch.Tensor, layer: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Largest difference between rows and their totals that rounding explains.
 
-    A total is read off the residual stream, into which every layer before has written twice, with a rounding to the
-    model's dtype each time; the products over the width of the stream are accumulated in fp32. Both are relative to the
-    absolute values that are added up, not to their sum, in which large terms may cancel.
+    A total is read from the residual stream, to which every earlier layer has written twice, with a rounding to the model's
+    dtype each time; the products over the width of the stream are accumulated in fp32. Both roundings are relative to the
+    magnitudes of the terms, not to their sum, in which large terms may cancel.
 
     Args:
         mass (`torch.Tensor` of shape `(rows,)`):
-            Sum of the absolute contributions of a row and of the absolute terms of the product that reads its total.
+            Magnitudes of the contributions of a row and of the terms of the product that reads its total, summed.
         layer (`torch.LongTensor` of shape `(rows,)`):
-            Layer in which the total is read.
+            Layer at which the total is read.
         width (`int`):
-            Width of what is read.
+            Width of the stream.
         dtype (`torch.dtype`):
-            Dtype of the model.
+            Precision of the model.
 
     Returns:
         `torch.Tensor` of shape `(rows,)` in fp64.
     """
-    # The unit of rounding is half the distance between neighbours. Embedding and norm round once more each.
+    # The unit of rounding is half the distance between neighboring numbers. The embedding and the norm each add one.
     stream = (2 * layer.double() + 2).sqrt() * torch.finfo(dtype).eps / 2
     products = math.sqrt(width) * torch.finfo(torch.float32).eps / 2
     return _DEVIATIONS * (stream + products) * mass.double()

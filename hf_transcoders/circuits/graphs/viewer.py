@@ -1,4 +1,4 @@
-"""Attribution graphs as the JSON that published viewers of attribution graphs read.
+"""Export attribution graphs as the JSON of published viewers.
 
 The format is that of the viewers of Ameisen et al. (2025, "Circuit Tracing") and Neuronpedia, schema version 1: feature
 numbers are Cantor pairs of layer and feature.
@@ -16,30 +16,34 @@ import torch
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...files import atomic_directory, write_text
-from .graph import KINDS, AttributionGraph
-from .influence import influence
+from .graph import AttributionGraph
 from .node_ids import LayerNumbers, node_ids
+from .nodes import KINDS
 
 
 _TYPES = {
     "feature": "cross layer transcoder",
     "error": "mlp reconstruction error",
-    # Not explained by any dictionary: all of it is error.
+    # Without a dictionary, the whole output is error.
     "mlp": "mlp reconstruction error",
     "token": "embedding",
     "position": "unknown",
     "bias": "bias",
     "target": "logit",
 }
+# Settings of the generation -> their names here.
+_GENERATION = {
+    "max_n_logits": "max_logits", "desired_logit_prob": "logit_mass", "max_feature_nodes": "max_features",
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 def cantor(layer: int, feature: int) -> int:
-    """The number that stands for a feature of a layer, and for no other (Cantor's pairing function)."""
+    """A unique number for a feature of a layer (Cantor's pairing function)."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
-def to_viewer_json(
+def viewer_graph(
     graph: AttributionGraph,
     slug: str,
     scan: str | None = None,
@@ -48,23 +52,23 @@ def to_viewer_json(
     description: str = "",
     numbers: LayerNumbers | None = None,
 ) -> dict[str, Any]:
-    """A graph as the JSON of the published viewers. Prune it first: they show every node.
+    """Convert a graph to the JSON object of the published viewers. Prune it first: viewers show every node.
 
     Args:
         graph ([`AttributionGraph`]): The graph.
-        slug (`str`): Name of the graph, as it stands in addresses.
-        scan (`str`, *optional*): Name of the dictionaries, by which a viewer finds features; by default the model's name.
+        slug (`str`): Name of the graph in addresses.
+        scan (`str`, *optional*): Name of the dictionaries, by which a viewer finds features. The model's name by default.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
-            Dictionary -> explanations: features get the token they fire on most as a label.
-        description (`str`, *optional*): A sentence on the graph.
+            Dictionary -> explanations. A feature's label is the token with its largest activation.
+        description (`str`, *optional*): Description of the graph.
         numbers ([`~hf_transcoders.circuits.graphs.node_ids.LayerNumbers`], *optional*):
-            Those of several graphs that share feature files.
+            Numbers of several graphs that share feature files.
 
     Returns:
         `dict`: `metadata`, `qParams`, `nodes` and `links`.
 
     Raises:
-        [`TranscoderError`]: `slug` or `scan` cannot name a file.
+        [`TranscoderError`]: `slug` or `scan` cannot name a file, or the graph lacks a dictionary of `features`.
     """
     scan = _scan(graph, scan)
     for what, name in (("slug", slug), ("scan", scan)):
@@ -74,13 +78,12 @@ def to_viewer_json(
             )
     numbers = numbers or LayerNumbers(graph)
     ids = node_ids(graph, numbers)
+    for name in features or {}:
+        graph.dictionary_number(name)  # Refuses names that the graph does not have.
     labels = _labels(features)
-    shares = _cumulative(influence(graph))
-    best = max(
-        (number for number in range(graph.num_nodes) if KINDS[graph.kind[number]] == "target"),
-        key=lambda number: _probability(graph.targets[int(graph.index[number])]),
-        default=None,
-    )
+    shares = _cumulative(graph.influence())
+    targets = graph.is_kind("target").nonzero()[:, 0].tolist()
+    best = max(targets, key=lambda number: _probability(graph.targets[graph.index[number]]), default=None)
     nodes = [
         {
             **_viewer_node(graph, number, ids[number], numbers, labels),
@@ -97,22 +100,27 @@ def to_viewer_json(
             graph.source.tolist(), graph.target.tolist(), graph.weight.tolist(), strict=True
         )
     ]
-    targets = [ids[number] for number in graph.is_kind("target").nonzero()[:, 0].tolist()]
     return {
         "metadata": _metadata(graph, slug, scan, description),
-        "qParams": {"linkType": "both", "pinnedIds": targets, "clickedId": "", "supernodes": [], "sg_pos": ""},
+        "qParams": {
+            "linkType": "both",
+            "pinnedIds": [ids[number] for number in targets],
+            "clickedId": "",
+            "supernodes": [],
+            "sg_pos": "",
+        },
         "nodes": nodes,
         "links": links,
     }
 
 
 def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) -> dict[str, Any]:
-    """A feature as the published viewers' JSON.
+    """Convert a feature to the JSON object of the published viewers.
 
     Args:
-        explanation ([`FeatureExplanation`]): What it responds to and promotes.
-        number (`int`): Its Cantor number.
-        dictionary (`str`): Name of its dictionary.
+        explanation ([`FeatureExplanation`]): Explanation of the feature.
+        number (`int`): Cantor number of the feature.
+        dictionary (`str`): Name of the dictionary.
 
     Returns:
         `dict`
@@ -146,22 +154,22 @@ def write_viewer_files(
     *,
     scan: str | None = None,
 ) -> Path:
-    """Writes graphs as the files that a local copy of the published viewer serves.
+    """Write graphs as the files that a local copy of the published viewer serves.
 
-    `graph_data/{slug}.json`, `data/graph-metadata.json` with what all graphs say of themselves, and
+    `graph_data/{slug}.json`, `data/graph-metadata.json` with the metadata of all graphs, and
     `features/{scan}/{number}.json` for each explained feature.
 
     Args:
-        folder (`str` or `os.PathLike`): Where they go. Nothing half-written is ever found there.
-        graphs (`Mapping[str, AttributionGraph]`): Slug -> graph, all of the same dictionaries.
+        folder (`str` or `os.PathLike`): Folder to write to, which gets all files or none.
+        graphs (`Mapping[str, AttributionGraph]`): Slug -> graph. All graphs have the same dictionaries.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations.
-        scan (`str`, *optional*): As for [`to_viewer_json`].
+        scan (`str`, *optional*): As for [`viewer_graph`].
 
     Returns:
         `Path`: the folder.
 
     Raises:
-        [`TranscoderError`]: there is no graph, they are not of the same dictionaries, or a name cannot be that of a file.
+        [`TranscoderError`]: there are no graphs, their dictionaries differ, or a name cannot be a file name.
     """
     if not graphs:
         raise TranscoderError("There is no graph to write: give at least one, as {slug: graph}.")
@@ -169,29 +177,29 @@ def write_viewer_files(
     for slug, graph in graphs.items():
         if graph.dictionaries != first.dictionaries:
             raise TranscoderError(
-                f"The graph '{slug}' is of other dictionaries than the first, so that their features would be mixed up: "
-                "write it to a folder of its own."
+                f"The graph '{slug}' has other dictionaries than the first, so that their features would be mixed up: write "
+                "it to a separate folder."
             )
     scan = _scan(first, scan)
     numbers = LayerNumbers(*graphs.values())
     data = {
-        slug: to_viewer_json(graph, slug, scan, features=features, numbers=numbers) for slug, graph in graphs.items()
+        slug: viewer_graph(graph, slug, scan, features=features, numbers=numbers) for slug, graph in graphs.items()
     }
     with atomic_directory(folder) as partial:
         for slug, content in data.items():
-            write_text(partial / "graph_data" / f"{slug}.json", _dump(content))
+            write_text(partial / "graph_data" / f"{slug}.json", dump(content))
         overview = {"graphs": [content["metadata"] for content in data.values()]}
-        write_text(partial / "data" / "graph-metadata.json", _dump(overview))
+        write_text(partial / "data" / "graph-metadata.json", dump(overview))
         for name, explanations in (features or {}).items():
-            dictionary = _dictionary(first, name)
+            dictionary = first.dictionary_number(name)
             layer = numbers.layer(dictionary)
-            # A dictionary without a node in any graph has nothing that could lead to its features.
+            # No graph leads to the features of a dictionary without a node.
             for explanation in explanations if layer is not None else ():
-                number = cantor(layer, numbers.feature(dictionary, explanation.index))
+                number = cantor(layer, numbers.feature(dictionary, explanation.feature))
                 path = partial / "features" / scan / f"{number}.json"
                 # Thousands of files: `write_text` would look for leftovers among them each time.
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(_dump(feature_json(explanation, number, name)), encoding="utf-8")
+                path.write_text(dump(feature_json(explanation, number, name)), encoding="utf-8")
     return Path(folder)
 
 
@@ -261,19 +269,10 @@ def _viewer_node(graph, number, name, numbers, labels):
 def _metadata(graph, slug, scan, description):
     from ...version import __version__
 
-    # Those of the whole graph, where this is a part of it.
-    scores = graph.metadata.get("scores") or graph.scores()
+    scores = graph.whole_scores
     settings = graph.metadata.get("settings", {})
     pruning = graph.metadata.get("pruning", {})
-    generation = {
-        name: settings[key]
-        for name, key in (
-            ("max_n_logits", "max_logits"),
-            ("desired_logit_prob", "logit_mass"),
-            ("max_feature_nodes", "max_features"),
-        )
-        if key in settings
-    }
+    generation = {name: settings[key] for name, key in _GENERATION.items() if key in settings}
     return {
         "slug": slug,
         "scan": scan,
@@ -306,19 +305,10 @@ def _scan(graph, scan):
     return re.sub(r"[^\w.-]+", "-", str(graph.metadata.get("model") or "model").rstrip("/").split("/")[-1])
 
 
-def _dictionary(graph, name):
-    if name not in graph.dictionaries:
-        raise TranscoderError(
-            f"The graph has no dictionary '{name}' to which features could belong: choose from "
-            f"{', '.join(graph.dictionaries)}."
-        )
-    return graph.dictionaries.index(name)
-
-
 def _labels(features):
-    """(dictionary, feature) -> the token it fires on most."""
+    """(dictionary, feature) -> the token with its largest activation."""
     return {
-        (name, explanation.index): _shown(context.tokens[context.peak])
+        (name, explanation.feature): _shown(context.tokens[context.peak])
         for name, explanations in (features or {}).items()
         for explanation in explanations
         for context in explanation.contexts[:1]
@@ -326,7 +316,7 @@ def _labels(features):
 
 
 def _cumulative(influences):
-    """For each node, the share of the influence that it and all stronger ones have: viewers cut by this."""
+    """Share of the influence of each node and all stronger ones together, by which viewers prune."""
     order = influences.argsort(descending=True, stable=True)
     shares = influences[order].cumsum(0) / influences.sum().clamp(min=1e-30)
     return torch.empty_like(shares).index_copy(0, order, shares).clamp(max=1.0).tolist()
@@ -340,5 +330,6 @@ def _shown(text):
     return text.replace("\n", "⏎").replace("\t", "⇥")
 
 
-def _dump(content):
+def dump(content: dict[str, Any]) -> str:
+    """A viewer's object as JSON text."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Interventions: features changed in an ordinary language model, with none, some or all of the rest held still."""
+"""Interventions: edit features of a running language model, with the rest of it free or frozen."""
 
 from .effect import InterventionEffect, measure_effect
 from .feature_edits import FeatureEdit

@@ -1,4 +1,4 @@
-"""The edits of one dictionary as tensors, and those of them that fall into a forward."""
+"""The edits of one dictionary as tensors, and the part of them that applies to one forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from ...lm.forwards import ForwardTokens
 from .feature_edits import FeatureEdit
 
 
-# The end of what has no end.
+# The end of a slice without an end.
 _NEVER = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Edited activations of one forward, each by itself: the new activation is `factor * old + added`.
+    """Edited activations of one forward pass, one per entry: the new activation is `factor * old + added`.
 
     Args:
         row, position (`torch.LongTensor` of shape `(n,)`):
             Row of the batch, and position in it, counted from the first token that the model got, padding included.
-        column (`torch.LongTensor` of shape `(n,)`): Number of the feature among [`EditTable`]'s `features`.
-        factor, added (`torch.FloatTensor` of shape `(n,)`)
+        column (`torch.LongTensor` of shape `(n,)`): Index of the feature in [`EditTable`]'s `features`.
+        factor, added (`torch.FloatTensor` of shape `(n,)`): Factor and summand of the new activation.
     """
 
     row: torch.Tensor
@@ -37,7 +37,7 @@ class EditTable:
 
     Args:
         edits (list of `(int, FeatureEdit)`): Each with the number of the list that it came from.
-        lists (`int`): How many lists there are: 1, or one for each row (or group of consecutive rows) of a batch.
+        lists (`int`): Number of lists: 1, or one for each row (or group of consecutive rows) of a batch.
 
     Attributes:
         features (`torch.LongTensor` of shape `(k,)`): The edited features, each once.
@@ -54,7 +54,7 @@ class EditTable:
         self._placed = {}
 
     def entries(self, tokens: ForwardTokens, prompt_length: int) -> Entries:
-        """The edits that fall on the tokens of a forward.
+        """The edits that apply to the tokens of a forward pass.
 
         Raises:
             [`TranscoderError`]: a position is not in the prompt, the batch does not fit the lists, or two edits change
@@ -65,7 +65,7 @@ class EditTable:
                 f"There are {self.lists} lists of edits, one for each row, but the model got {tokens.batch} rows: give it "
                 "as many, or give one list for all rows."
             )
-        # Rows that belong to one list are neighbours, as `generate` makes them for several answers to one prompt.
+        # Rows that belong to one list are neighbors, as `generate` makes them for several answers to one prompt.
         group = tokens.batch // self.lists
         if tokens.real is None:
             edit, position, added = self._within(tokens.start, tokens.length, prompt_length)
@@ -81,7 +81,7 @@ class EditTable:
         return Entries(row, position, self.columns[edit], self.factors[edit], added)
 
     def place(self, prompt_length: int):
-        """Where the edits are once the length of the prompt is known.
+        """Positions of the edits for a prompt of a given length.
 
         Returns:
             `tuple`: of single positions the edit, position and added value, each `(n,)`; of ranges the edit, start, stop
@@ -114,7 +114,7 @@ class EditTable:
         return placed
 
     def _within_padded(self, tokens, prompt_length, row, number):
-        """The same for one row of a padded batch: positions count its own tokens, and become places in the row."""
+        """As `_within`, for one row of a padded batch: positions count its tokens without padding."""
         real = tokens.real[row].cpu()
         start, length, prompt = (
             int(part.sum()) for part in (real[: tokens.start], real[tokens.start :], real[:prompt_length])
@@ -124,7 +124,7 @@ class EditTable:
         return edit[own], real.nonzero()[:, 0][position[own]], added[own]
 
     def _within(self, first, length, prompt_length):
-        """Edit, position and added value of all that falls on `length` tokens of a forward, the first of them `first`."""
+        """Edit, position and added value of all edits that apply to the `length` tokens that start at `first`."""
         (edit, position, added), (range_edit, start, stop, step) = self.place(prompt_length)
         end = first + length
         inside = (position >= first) & (position < end)

@@ -1,4 +1,4 @@
-"""Measuring what edits of features do to logits and to other features."""
+"""Measure the effects of feature edits on logits and on other features."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,17 +25,17 @@ from .intervene import edit_lists, encode_some, input_sites, intervene
 
 @dataclass
 class InterventionEffect:
-    """What [`measure_effect`] found; `rows` are those of the prompts or lists of edits, whichever are more.
+    """Result of [`measure_effect`]; there is a row for each prompt or each list of edits, whichever are more.
 
     Args:
         logits_before (`torch.Tensor` of shape `(prompts, logits_to_keep, vocab_size)`):
-            The model's logits without edits.
+            Logits without edits.
         logits_after (`torch.Tensor` of shape `(rows, logits_to_keep, vocab_size)`):
-            And with them.
+            Logits with edits.
         pre_activations_before, pre_activations_after (`torch.FloatTensor` of shape `(rows, reads)`):
-            Of the features that were read: `rows @ x + bias` with [`encoder_rows`], before any threshold or top-k.
+            Pre-activations of the features in `read`: `rows @ x + bias` with [`encoder_rows`], before any threshold or top-k.
         activations_before, activations_after (`torch.FloatTensor` of shape `(rows, reads)`):
-            What the dictionary makes of it. An edit of the same feature at the same place is not in it.
+            Activations of the features in `read`, without edits of these features themselves.
     """
 
     logits_before: torch.Tensor
@@ -49,7 +49,7 @@ class InterventionEffect:
 @measures_model
 @torch.no_grad()
 def measure_effect(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     input_ids: torch.Tensor | Mapping,
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
@@ -59,27 +59,27 @@ def measure_effect(
     logits_to_keep: int = 1,
     batch_size: int = 64,
 ) -> InterventionEffect:
-    """Run prompts without and with edits, and compare.
+    """Run prompts without and with edits, and return both results.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model, which runs in evaluation mode.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
-            The dictionaries that edits and `read` speak of.
+            The dictionaries that edits and `read` name.
         input_ids (`torch.LongTensor` of shape `(seq,)` or `(prompts, seq)`, or `Mapping`):
             One prompt, on which each list of edits is tried, or one for each list, all of one length; as token ids, or as the
             tokenizer returned them.
         edits (list of [`FeatureEdit`], or list of such lists):
             The edits of all rows, or one list for each row; see [`intervene`].
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
-            As in [`intervene`]. The frozen modes are frozen at these prompts. "Before" is measured in the same mode.
+            As in [`intervene`]. The frozen modes freeze the run of these prompts. "Before" is measured in the same mode.
         read (list of `(dictionary, feature, position)`, *optional*):
             Features to read in every row: name or output site of their dictionary, number, and position in the prompt
             (negative ones from its end).
         logits_to_keep (`int`, *optional*, defaults to 1):
-            How many positions at the end to keep logits of; 0 for all.
+            Number of positions at the end to return logits of; 0 for all.
         batch_size (`int`, *optional*, defaults to 64):
-            Rows per forward.
+            Rows per forward pass.
 
     Returns:
         [`InterventionEffect`]
@@ -98,8 +98,8 @@ def measure_effect(
     >>> effect.pre_activations_after - effect.pre_activations_before
     ```
     """
-    named = fitting_dictionaries(model, transcoders)
-    input_ids = prompts_of_one_length(model, input_ids)
+    named = fitting_dictionaries(base_model, transcoders)
+    input_ids = prompts_of_one_length(base_model, input_ids)
     lists = edit_lists(edits)
     prompts, length = input_ids.shape
     if 1 not in (prompts, len(lists)) and prompts != len(lists):
@@ -115,11 +115,13 @@ def measure_effect(
             given = input_ids if prompts == 1 else input_ids[part]
             if prompts > 1 or start == 0:
                 frozen_at = None if mode == "free" else given
-                with intervene(model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
-                    befores.append(_forward(model, given, reader, logits_to_keep))
+                with intervene(base_model, named, [], mode=mode, frozen_at=frozen_at) as recorded:
+                    befores.append(_forward(base_model, given, reader, logits_to_keep))
             some = lists if len(lists) == 1 else lists[part]
-            with intervene(model, named, some, mode=mode, frozen_at=recorded):
-                afters.append(_forward(model, given.expand(max(len(given), len(some)), -1), reader, logits_to_keep))
+            with intervene(base_model, named, some, mode=mode, frozen_at=recorded):
+                afters.append(
+                    _forward(base_model, given.expand(max(len(given), len(some)), -1), reader, logits_to_keep)
+                )
     before, after = ([torch.cat(parts) for parts in zip(*runs, strict=True)] for runs in (befores, afters))
     return InterventionEffect(
         logits_before=before[0],

@@ -1,4 +1,4 @@
-"""What one wants to change about a feature."""
+"""Edits of single features."""
 
 import math
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ class FeatureEdit:
         feature (`int`):
             Number of the feature.
         position (`int`, `slice`, a list of `int`, or `"all"`):
-            Where. Positions count the tokens of each row without the padding that its `attention_mask` marks; negative
+            Positions of the edit. They count the tokens of each row without the padding that its `attention_mask` marks; negative
             ones count from the end of the prompt. An `int` lies inside the prompt. A slice also goes on over tokens that `generate` adds:
             `slice(k, None)` is everything from position k, `slice(prompt_length, None)` the new tokens alone, and
             `"all"` is `slice(None)`.
         kind (`"ablate"`, `"set"`, `"scale"`, `"steer"` or `"patch"`, *optional*, defaults to `"ablate"`):
-            What happens, as in the table.
+            Kind of edit, as in the table.
         value (`float`, or a list or tensor of shape `(positions,)` for `"patch"`, *optional*):
             In units of the activation; a factor for `"scale"`. A patch needs as many numbers as `position` selects in the
             prompt, in this order, and does not reach new tokens.
@@ -78,7 +78,7 @@ class FeatureEdit:
             )
         if not _is_position(self.position):
             raise TranscoderError(
-                f"{self.position!r} is no position: give a whole number, a list of them, a slice with a positive step, "
+                f"{self.position!r} is not a position: give a whole number, a list of them, a slice with a positive step, "
                 "or 'all'."
             )
 

@@ -1,7 +1,5 @@
-"""Changing features inside an ordinary language model."""
+"""Edit features inside a language model that runs its own modules."""
 
-import functools
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Literal
@@ -11,11 +9,10 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm.architectures import locate
 from ...lm.freeze import FrozenRun, frozen, record_frozen
-from ...lm.hooks import read_at, write_at
 from ...lm.modes import in_eval_mode
 from ...lm.sites import Site
+from ...lm.splicing import SplicedDictionary
 from ...lm.wrappers import opens_on_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
@@ -35,20 +32,20 @@ _MAX_ELEMENTS = 2**23
 @opens_on_model
 @contextmanager
 def intervene(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     edits: Sequence[FeatureEdit] | Sequence[Sequence[FeatureEdit]],
     *,
     mode: Literal["direct", "frozen", "free"] = "free",
     frozen_at: torch.Tensor | Mapping | FrozenRun | None = None,
 ) -> Iterator[FrozenRun | None]:
-    """Edit features in every forward of `model` inside the `with` block, `generate` included.
+    """Edit features in every forward pass of `base_model` inside the `with` block, `generate` included.
 
     The model keeps running its own MLPs: each is its dictionary's reconstruction plus an error that the edit leaves
     alone. So an edit adds `(new - old) * W_dec[feature]` at the output site, in its units, and without edits nothing
-    changes. What happens to the change further up depends on the mode:
+    changes. How the change propagates depends on the mode:
 
-    | `mode`     | held as in the recorded run                      | what carries the change                             |
+    | `mode`     | frozen at the recorded run                       | path of the change                                  |
     |------------|--------------------------------------------------|-----------------------------------------------------|
     | `"direct"` | norm scales, attention patterns, outputs of MLPs | residual stream and values: effects are linear      |
     | `"frozen"` | norm scales, attention patterns                  | these, and the model's own MLPs, which recompute    |
@@ -57,24 +54,24 @@ def intervene(
     `"direct"` gives what the edges of an attribution graph predict: the change of a pre-activation further up is the
     sum over edits of `(new - old)` times a constant. The skip connections of those of `transcoders` that write to an MLP's
     output are linear paths and carry the change too. The old activation is that of the recorded run, also where
-    another edit reaches the feature; in the other two modes it is that of the run at hand, with the edits below it.
+    another edit reaches the feature; in the other two modes it is that of the current forward pass, with the edits below it.
     Effects on logits are linear before a soft-cap (Gemma 2), at `module:lm_head:out`.
 
-    With a cache, an edit acts in the forward that gets its position: those in the prompt when the prompt is read,
+    With a cache, an edit acts in the forward pass that gets its position: those in the prompt when the prompt is read,
     slices that are open to the right on every new token. The frozen modes freeze the positions of the recorded prompt;
     tokens that `generate` adds have their patterns, norms and MLPs computed freely.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped. It is in evaluation mode inside the block, and
             so are the dictionaries.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
             Transcoders (with or without skip connection) and SAEs of any activation. Not every layer needs one.
         edits (list of [`FeatureEdit`], or list of such lists):
             The edits of all rows of a batch, or one list for each row. When there are several times as many rows as lists,
-            list i belongs to the i-th group of neighbouring rows, as `generate` makes them for several sequences.
+            list i belongs to the i-th group of neighboring rows, as `generate` makes them for several sequences.
         mode (`"direct"`, `"frozen"` or `"free"`, *optional*, defaults to `"free"`):
-            What is frozen, as above.
+            Frozen parts, as above.
         frozen_at (`torch.LongTensor` of shape `(batch, seq)`, `Mapping` or [`FrozenRun`], *optional*):
             The prompts whose run is frozen, as token ids or as the tokenizer returned them, or what another [`intervene`] yielded for them; for the frozen modes. One
             prompt serves any number of rows.
@@ -95,7 +92,7 @@ def intervene(
     ...     output = model.generate(**tokenizer("The capital of France is", return_tensors="pt"))
     ```
     """
-    named = fitting_dictionaries(model, transcoders)
+    named = fitting_dictionaries(base_model, transcoders)
     lists = edit_lists(edits)
     if mode not in MODES:
         raise TranscoderError(f"mode='{mode}' is unknown; use 'direct', 'frozen' or 'free'.")
@@ -104,24 +101,24 @@ def intervene(
             "In mode='free' nothing is frozen: leave `frozen_at` out, or use mode 'direct' or 'frozen'."
         )
     tables = _tables(named, lists)
-    run = None if mode == "free" else _frozen_run(model, named, mode, frozen_at)
+    run = None if mode == "free" else _frozen_run(base_model, named, mode, frozen_at)
     if run is not None:
-        # Known now, so positions need not wait for the first forward to be found wrong.
+        # Known now, so positions need not wait for the first forward pass to be found wrong.
         for table in tables.values():
             table.place(run.input_ids.shape[1])
     tracker = PromptTracker()
     workers = []
     for name, dictionary in named.items():
-        skip = _live_skip(model, named, name) if mode == "direct" else None
-        if name in tables or skip is not None:
+        skips = _live_skips(base_model, named, name) if mode == "direct" else {}
+        if name in tables or skips:
             recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
-            workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skip))
+            workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skips))
     with ExitStack() as stack:
-        stack.enter_context(in_eval_mode(model, *named.values()))
-        stack.enter_context(nullcontext() if run is None else frozen(model, run, mlps=mode == "direct"))
-        tracker.attach(stack, model)
+        stack.enter_context(in_eval_mode(base_model, *named.values()))
+        stack.enter_context(nullcontext() if run is None else frozen(base_model, run, mlps=mode == "direct"))
+        tracker.attach(stack, base_model)
         for worker in workers:
-            worker.attach(stack, model)
+            worker.attach(stack, base_model)
         yield run
 
 
@@ -136,7 +133,7 @@ def edit_lists(edits) -> list[list[FeatureEdit]]:
 
 
 def input_sites(named: Mapping[str, TranscoderModel]) -> list[Site]:
-    """Where dictionaries read, each site once."""
+    """Input sites of dictionaries, without repeats."""
     return list(dict.fromkeys(Site.parse(dictionary.config.input_site) for dictionary in named.values()))
 
 
@@ -161,13 +158,13 @@ def _tables(named, lists) -> dict[str, EditTable]:
     return {name: EditTable(some, len(lists)) for name, some in edits.items()}
 
 
-def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
+def _frozen_run(base_model, named, mode, frozen_at) -> FrozenRun:
     if frozen_at is None:
         raise TranscoderError(
             f"mode='{mode}' freezes the model as it is on one prompt: give its token ids, (batch, seq), as `frozen_at`."
         )
     if not isinstance(frozen_at, FrozenRun):
-        return record_frozen(model, prompts_of_one_length(model, frozen_at), input_sites(named))
+        return record_frozen(base_model, prompts_of_one_length(base_model, frozen_at), input_sites(named))
     missing = [str(site) for site in input_sites(named) if site not in frozen_at.activations]
     if missing:
         raise TranscoderError(
@@ -177,86 +174,79 @@ def _frozen_run(model, named, mode, frozen_at) -> FrozenRun:
     return frozen_at
 
 
-def _live_skip(model, named, name) -> torch.Tensor | None:
-    """The skip connection of a dictionary that stands for an MLP, `(d_out, d_in)`."""
-    site = Site.parse(named[name].config.output_site)
-    skip, _ = skip_and_bias(named[name])
-    if skip is None or site.point not in ("mlp.out", "mlp.branch"):
-        return None
-    for other, dictionary in named.items():
-        place = Site.parse(dictionary.config.output_site)
-        same = place.layer == site.layer and place.point in ("mlp.out", "mlp.branch")
-        if other != name and same and dictionary.W_skip is not None:
-            raise TranscoderError(
-                f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice in "
-                "mode 'direct': leave one of them out."
-            )
-    return skip
+def _live_skips(base_model, named, name) -> dict[Site, torch.Tensor]:
+    """Skip connections of a dictionary that stands for MLPs, `(d_out, d_in)`, by output site."""
+    skips = {}
+    for site in _mlp_sites(named[name]):
+        skip, _ = skip_and_bias(named[name], site)
+        if skip is None:
+            continue
+        skips[site] = skip
+        for other, dictionary in named.items():
+            same = any(place.layer == site.layer for place in _mlp_sites(dictionary))
+            if other != name and same and dictionary.config.skip_connection:
+                raise TranscoderError(
+                    f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice "
+                    "in mode 'direct': leave one of them out."
+                )
+    return skips
+
+
+def _mlp_sites(dictionary) -> list[Site]:
+    sites = map(Site.parse, dictionary.config.output_sites)
+    return [site for site in sites if site.point in ("mlp.out", "mlp.branch")]
 
 
 class _Editor:
-    """The edits of one dictionary at work: what it reads in a forward, and what it adds at its output.
+    """Applies the edits of one dictionary: changes of activations in a forward pass, and what they add at each output site.
 
     Args:
         dictionary ([`TranscoderModel`]): The dictionary.
         table ([`EditTable`], *optional*): Its edits, if it has any.
-        tracker ([`PromptTracker`]): Knows which tokens the forward at hand gets.
+        tracker ([`PromptTracker`]): Tracker of the tokens of the current forward pass.
         recorded (`torch.Tensor` of shape `(batch or 1, seq, d_in)`, *optional*):
-            Its inputs in the recorded run, where old activations are those of that run.
-        skip (`torch.Tensor` of shape `(d_out, d_in)`, *optional*): The skip connection, where it carries changes.
+            Inputs of the dictionary in the recorded run, where old activations are those of that run.
+        skips (`dict[Site, torch.Tensor]`): By output site, skip connections `(d_out, d_in)` that carry changes.
     """
 
-    def __init__(self, dictionary, table, tracker: PromptTracker, recorded, skip):
+    def __init__(self, dictionary, table, tracker: PromptTracker, recorded, skips):
         self.dictionary = dictionary
         self.table = table
         self.tracker = tracker
         self.recorded = recorded
-        self.skip = skip
-        self.rows = None if table is None else decoder_rows(dictionary, table.features.to(dictionary.device))
-        # Of the forward pass at hand in each thread.
-        self.at_hand = threading.local()
+        self.skips = skips
+        self.sites = [Site.parse(site) for site in dictionary.config.output_sites]
+        self.rows = {}
+        if table is not None:
+            features = table.features.to(dictionary.device)
+            self.rows = {site: decoder_rows(dictionary, features, site) for site in self.sites}
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
-        config = self.dictionary.config
-        source, target = locate(model, config.input_site), locate(model, config.output_site)
-        if source.place == target.place:
-            ratio = source.scale / target.scale
-            write_at(stack, target, functools.partial(self._rewrite, ratio))
-        else:
-            read_at(stack, source, self._read)
-            write_at(stack, target, self._write)
+        source = Site.parse(self.dictionary.config.input_site)
+        SplicedDictionary(model, source, self.sites, self._compute, self._write).attach(stack)
 
-    def _rewrite(self, ratio, value):
-        return self._edited(value if ratio == 1 else value * ratio, value)
-
-    def _read(self, inputs):
-        self.at_hand.inputs = inputs
-
-    def _write(self, value):
-        inputs, self.at_hand.inputs = getattr(self.at_hand, "inputs", None), None
-        return self._edited(inputs, value)
-
-    def _edited(self, inputs, value):
-        if inputs is None:
-            config = self.dictionary.config
-            raise TranscoderError(
-                f"A dictionary that writes to '{config.output_site}' cannot read '{config.input_site}': the model reaches "
-                "that later, or not at all."
-            )
-        tokens = self.tracker.tokens
-        if self.skip is not None and tokens.start == 0:
-            length = self.recorded.shape[1]
-            change = (inputs[:, :length] - self.recorded).float() @ self.skip.T.to(inputs.device)
-            value = torch.cat([value[:, :length] + change.to(value.dtype), value[:, length:]], dim=1)
+    def _compute(self, inputs):
+        """The inputs, and edited tokens with the changes of their features, if there are any."""
         if self.table is None:
-            return value
-        entries = self.table.entries(tokens, self.tracker.length)
-        if len(entries.row) == 0:
-            return value
-        return self._add(entries, inputs, value)
+            return inputs, None
+        entries = self.table.entries(self.tracker.tokens, self.tracker.length)
+        return inputs, self._changes(entries, inputs) if len(entries.row) else None
 
-    def _add(self, entries: Entries, inputs, value):
-        device = self.rows.device
+    def _write(self, site, computed, value):
+        inputs, changes = computed
+        if site in self.skips and self.tracker.tokens.start == 0:
+            length = self.recorded.shape[1]
+            change = (inputs[:, :length] - self.recorded).float() @ self.skips[site].T.to(inputs.device)
+            value = torch.cat([value[:, :length] + change.to(value.dtype), value[:, length:]], dim=1)
+        if changes is None:
+            return value
+        flat, amounts = changes
+        delta = (amounts @ self.rows[site]).to(value.device, value.dtype)
+        return value.reshape(-1, value.shape[-1]).index_add(0, flat.to(value.device), delta).view(value.shape)
+
+    def _changes(self, entries: Entries, inputs):
+        """Edited tokens `(tokens,)`, counted over the batch, and changes of activations `(tokens, features)`."""
+        device = self.dictionary.device
         flat = entries.row * self.tracker.tokens.length + entries.position - self.tracker.tokens.start
         # Tokens with an edit, each once, however many of its features are edited.
         flat, token = flat.unique(return_inverse=True)
@@ -266,12 +256,11 @@ class _Editor:
         if (entries.factor != 1).any():
             old = encode_some(self.dictionary, self._inputs_at(flat.to(inputs.device), inputs), self.table.features)
             change = added + (factor - 1) * old[token, column].float()
-        amounts = torch.zeros(len(flat), len(self.rows), device=device).index_put((token, column), change)
-        delta = (amounts @ self.rows).to(value.device, value.dtype)
-        return value.reshape(-1, value.shape[-1]).index_add(0, flat.to(value.device), delta).view(value.shape)
+        amounts = torch.zeros(len(flat), len(self.table.features), device=device)
+        return flat, amounts.index_put((token, column), change)
 
     def _inputs_at(self, flat, inputs):
-        """What the dictionary reads at some tokens, `(tokens, d_in)`: in the recorded run, where there is one."""
+        """Inputs of the dictionary at some tokens, `(tokens, d_in)`, from the recorded run if there is one."""
         live = inputs.reshape(-1, inputs.shape[-1])[flat]
         if self.recorded is None or self.tracker.tokens.start > 0:
             return live

@@ -1,4 +1,4 @@
-"""What edits of features cost on a dataset."""
+"""Losses of a language model on a dataset while features are edited."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,7 +17,7 @@ from .intervene import edit_lists, intervene
 
 @measures_model
 def intervention_losses(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     dataset: Iterable[Mapping],
     transcoders: TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel],
     edits: Sequence[FeatureEdit],
@@ -26,12 +26,12 @@ def intervention_losses(
     """Next-token losses of a model on a dataset while features are edited, with nothing frozen.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
+        base_model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         dataset (`Iterable[Mapping]`):
             Rows with `input_ids`, such as [`pack_tokens`] makes, or padded ones with `attention_mask`.
         transcoders ([`TranscoderModel`], [`TranscoderSet`], a mapping from name to dictionary, or a list):
-            The dictionaries that the edits speak of.
+            The dictionaries that the edits name.
         edits (list of [`FeatureEdit`]):
             The edits of every row. They act at their own positions, also where these do not count in the losses: give
             `slice(1, None)` to leave out the first token of each row.
@@ -52,7 +52,7 @@ def intervention_losses(
     >>> intervention_losses(model, held_out_blocks, transcoders, edits)["kl"]
     ```
     """
-    named = fitting_dictionaries(model, transcoders)
+    named = fitting_dictionaries(base_model, transcoders)
     lists = edit_lists(edits)
     if len(lists) > 1:
         raise TranscoderError(
@@ -60,11 +60,11 @@ def intervention_losses(
         )
     (edits,) = lists
     edited = {name: named[name] for name in (find_dictionary(named, edit.dictionary, edit.feature) for edit in edits)}
-    sites = [site for d in edited.values() for site in (d.config.input_site, d.config.output_site)]
-    evaluator = TranscoderEvaluator(model, dataset, **{"max_tokens": 20_000, **kwargs})
+    sites = [site for d in edited.values() for site in (d.config.input_site, *d.config.output_sites)]
+    evaluator = TranscoderEvaluator(base_model, dataset, **{"max_tokens": 20_000, **kwargs})
     losses = evaluator.measure_changes(
-        {"edited": lambda mask: intervene(model, named, edits)},
-        first_block=min((block_of(model, site) for site in sites), default=0),
+        {"edited": lambda mask: intervene(base_model, named, edits)},
+        first_block=min((block_of(base_model, site) for site in sites), default=0),
     )
     original, changed = losses["original"], losses["edited"].compute()
     return {

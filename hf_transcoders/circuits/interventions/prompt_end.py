@@ -1,4 +1,4 @@
-"""Where the prompt ends and new tokens begin."""
+"""Track where the prompt ends and generated tokens begin."""
 
 import threading
 from contextlib import ExitStack
@@ -12,16 +12,16 @@ from ...lm.hooks import wrap_method
 
 
 class PromptTracker(threading.local):
-    """Follows the forwards of a model: their tokens, and how long the prompt of the sequences at hand is.
+    """Tracks the tokens of a model's forward passes, and the length of the current prompt.
 
-    Each thread has forwards of its own at hand.
+    Each thread has its own state.
 
     A forward that begins a sequence is given the prompt, except within `generate`, whose own input is the prompt no
-    matter how many tokens each forward gets.
+    matter how many tokens each forward pass gets.
 
     Attributes:
-        tokens ([`ForwardTokens`]): Those of the forward at hand.
-        length (`int`): Tokens of the prompt.
+        tokens ([`ForwardTokens`]): Tokens of the current forward pass.
+        length (`int`): Length of the prompt in tokens.
     """
 
     def __init__(self):

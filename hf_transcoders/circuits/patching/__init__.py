@@ -1,7 +1,9 @@
-"""Patching: activations and paths of many changed runs at once, edits of attention, and scores of heads."""
+"""Activation and path patching, edits of attention, and scores of heads."""
 
 from .attention_edits import AttentionEdit, edited_attention
-from .engine import PatchedValues, PatchEngine
+from .attention_views import attention_views
+from .engine import PatchedValues
+from .faithfulness import Faithfulness, circuit_faithfulness
 from .head_scores import (
     ComponentOutputs,
     attention_between,
@@ -9,9 +11,9 @@ from .head_scores import (
     logit_attribution,
     pattern_scores,
 )
-from .patch import patch_attention, patch_heads, patch_mlps, patch_residual
 from .patch_plan import PatchPlan
-from .path_patching import path_patch
+from .patching import Patching
+from .report import result_heatmap, save_patch
 from .results import PatchResult
 from .weight_scores import composition_scores, copying_scores, duplicate_token_scores, previous_token_scores
 
@@ -19,22 +21,22 @@ from .weight_scores import composition_scores, copying_scores, duplicate_token_s
 __all__ = [
     "AttentionEdit",
     "ComponentOutputs",
-    "PatchEngine",
+    "Faithfulness",
     "PatchPlan",
     "PatchResult",
     "PatchedValues",
+    "Patching",
     "attention_between",
+    "attention_views",
+    "circuit_faithfulness",
     "component_outputs",
     "composition_scores",
     "copying_scores",
     "duplicate_token_scores",
     "edited_attention",
     "logit_attribution",
-    "patch_attention",
-    "patch_heads",
-    "patch_mlps",
-    "patch_residual",
-    "path_patch",
     "pattern_scores",
     "previous_token_scores",
+    "result_heatmap",
+    "save_patch",
 ]

@@ -1,4 +1,4 @@
-"""Edits of attention: make chosen heads look elsewhere, in a forward or while generating."""
+"""Edit the attention of chosen heads, in a forward pass or during generation."""
 
 import inspect
 import threading
@@ -18,24 +18,24 @@ from ...lm.wrappers import opens_on_model
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """What some heads look at from one token, or from all.
+    """A change of the attention of some heads, from one query token or from all of them.
 
     Args:
         heads (`Sequence[tuple[int, int]]`):
-            Layer and head of each.
+            Layer and number of each head.
         kind (`"force"`, `"block"` or `"reweigh"`):
-            `"force"`: the heads look at `keys` only, with `weights`. `"block"`: they do not look at `keys`, and the rest
-            of the row stays as it is. `"reweigh"`: what they give to `keys` is multiplied by `weights`.
+            `"force"`: the heads attend to `keys` only, with `weights`. `"block"`: they do not attend to `keys`, and the
+            rest of the row does not change. `"reweigh"`: their attention to `keys` is multiplied by `weights`.
         keys (`torch.LongTensor` of shape `(prompts, keys)`):
-            The tokens, as indices into the input; -1 is no token.
+            The key tokens, as indices into the input, padded with -1.
         query (`torch.LongTensor` of shape `(prompts,)`, *optional*):
-            From which token, as an index into the input; every token by default, generated ones included.
+            The query token, as an index into the input. By default every token, including generated tokens.
         weights (`torch.Tensor` of shape `(prompts, keys)` or `float`, *optional*):
-            Forced weights, all equal and of sum 1 by default; or the factors of `"reweigh"`.
+            Weights for `"force"`, by default equal weights that sum to 1, or factors for `"reweigh"`.
         onwards (`bool`, *optional*, defaults to `False`):
-            Whether all tokens behind `query` are edited too, generated ones included.
+            Whether all tokens after `query` are edited too, including generated tokens.
         renormalize (`bool`, *optional*, defaults to `False`):
-            Whether rows that were blocked or reweighed are scaled to sum to 1.
+            Whether blocked or reweighed rows are scaled to sum to 1.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -50,17 +50,17 @@ class AttentionEdit:
 @opens_on_model
 @contextmanager
 def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[AttentionEdit]) -> Iterator[None]:
-    """Apply edits of attention in every forward of `model` inside the `with` block, `generate` included.
+    """Apply edits of attention in every forward pass of `model` inside the `with` block, including those of `generate`.
 
-    Batches are the prompts of the edits in order, each repeated where `generate` runs several beams or samples. What a
-    head cannot see from `query`, such as later tokens or those outside its sliding window, it does not look at even by
-    force.
+    A batch consists of the prompts of the edits in order, each repeated if `generate` runs several beams or samples.
+    Tokens that are masked for a head, such as later tokens and tokens outside its sliding window, get no attention even
+    from a forced edit.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model.
         edits ([`AttentionEdit`] or an iterable of them):
-            Edits of one head are applied in this order.
+            The edits. Edits of the same head are applied in this order.
 
     Raises:
         [`TranscoderError`]: a head does not exist, tensors do not fit each other or the batch, or the model's attention
@@ -69,7 +69,7 @@ def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[Att
     Example:
 
     ```python
-    >>> edit = AttentionEdit(heads=[(12, 3), (13, 4)], kind="force", keys=wrong_colours, query=tokens.positions["END"])
+    >>> edit = AttentionEdit(heads=[(12, 3), (13, 4)], kind="force", keys=wrong_colors, query=tokens.positions["END"])
     >>> with edited_attention(model, edit):
     ...     model.generate(**inputs, max_new_tokens=1)
     ```
@@ -84,24 +84,24 @@ def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[Att
             by_layer.setdefault(layer, []).append((edit, [head for at, head in edit.heads if at == layer]))
 
     decoder = model.get_decoder()
-    # The forward pass at hand, of which each thread has its own.
-    at_hand = threading.local()
+    # The state of the current forward pass, one for each thread.
+    current = threading.local()
 
     def keep_mask(module, args, kwargs):
-        at_hand.mask = kwargs["attention_mask"]
+        current.mask = kwargs["attention_mask"]
 
     def count(module, args, kwargs):
         call = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         cache = call.get("past_key_values")
-        at_hand.tokens = new.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        current.tokens = new.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
 
     def change(pattern, layer):
         if layer not in by_layer:
             return None
         pattern = pattern.clone()
         for edit, chosen in by_layer[layer]:
-            pattern[:, chosen] = _changed(edit, pattern[:, chosen], at_hand.mask[:, 0] == 0, at_hand.tokens)
+            pattern[:, chosen] = _changed(edit, pattern[:, chosen], current.mask[:, 0] == 0, current.tokens)
         return pattern
 
     with ExitStack() as stack:
@@ -113,13 +113,13 @@ def edited_attention(model: PreTrainedModel, edits: AttentionEdit | Iterable[Att
 
 
 def _changed(edit, pattern, seen, tokens):
-    """Rows of some heads after an edit.
+    """Apply an edit to the attention of some heads.
 
     Args:
         edit ([`AttentionEdit`]): The edit.
-        pattern (`torch.Tensor` of shape `(batch, heads, queries, keys)`): Before.
-        seen (`torch.BoolTensor` of shape `(batch or 1, queries, keys)`): Where queries may look.
-        tokens (`int`): How many tokens there are by now.
+        pattern (`torch.Tensor` of shape `(batch, heads, queries, keys)`): The attention before the edit.
+        seen (`torch.BoolTensor` of shape `(batch or 1, queries, keys)`): Whether a key is visible to a query.
+        tokens (`int`): Number of tokens so far, including those in the cache.
     """
     batch, _, queries, length = pattern.shape
     device = pattern.device
@@ -130,14 +130,14 @@ def _changed(edit, pattern, seen, tokens):
     def repeated(tensor):
         return tensor.to(device).repeat_interleave(batch // prompts, dim=0)
 
-    # With a cache the queries are the last tokens, and with a sliding window the cache lacks the first ones.
+    # With a cache, the queries are the last tokens. With a sliding window, the cache lacks the first tokens.
     at = torch.arange(tokens - queries, tokens, device=device)
     forgotten = max(tokens - length, 0)
     rows = torch.ones(batch, queries, dtype=torch.bool, device=device)
     if edit.query is not None:
         query = repeated(edit.query)[:, None]
         rows = at >= query if edit.onwards else at == query
-    # (batch, queries, keys of the edit): where they are in the row, and which of them the query can see.
+    # (batch, queries, keys of the edit): the columns of the keys, and whether they are visible to the query.
     keys = repeated(edit.keys)
     place = keys - forgotten
     index = place.clamp(0, length - 1)[:, None].expand(-1, queries, -1)
@@ -164,16 +164,33 @@ def _changed(edit, pattern, seen, tokens):
 def _check(edit, layers, heads):
     if edit.kind not in ("force", "block", "reweigh"):
         raise TranscoderError(f"There is no edit '{edit.kind}': choose force, block or reweigh.")
-    for layer, head in edit.heads:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise TranscoderError(
-                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
-                f"0 to {heads - 1}."
-            )
+    check_heads(edit.heads, layers, heads)
     if edit.keys.dim() != 2 or (edit.query is not None and edit.query.shape != edit.keys.shape[:1]):
         raise TranscoderError(
             f"An edit has keys of shape (prompts, keys) and a query of shape (prompts,), not {tuple(edit.keys.shape)} and "
             f"{None if edit.query is None else tuple(edit.query.shape)}."
         )
     if edit.kind == "reweigh" and edit.weights is None:
-        raise TranscoderError("To reweigh attention takes weights: give a factor, or one for each prompt and key.")
+        raise TranscoderError("The edit 'reweigh' takes weights: give one factor, or one for each prompt and key.")
+    if edit.kind == "block" and edit.weights is not None:
+        raise TranscoderError("The edit 'block' takes no weights: leave them out, or use 'reweigh'.")
+    if edit.kind == "force" and edit.renormalize:
+        raise TranscoderError(
+            "The edit 'force' is not renormalized: leave out renormalize, or give weights that sum to 1."
+        )
+    if edit.onwards and edit.query is None:
+        raise TranscoderError("Without a query every token is edited: give a query, or leave out onwards.")
+
+
+def check_heads(chosen: Iterable[tuple[int, int]], layers: int, heads: int) -> None:
+    """Refuse a layer or head that a model with `layers` layers of `heads` heads does not have.
+
+    Raises:
+        [`TranscoderError`]: one of the heads does not exist.
+    """
+    for layer, head in chosen:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise TranscoderError(
+                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
+                f"0 to {heads - 1}."
+            )

@@ -1,4 +1,4 @@
-"""Running single blocks of a model on many changed versions of some prompts at once."""
+"""Run single blocks of a model on many patched versions of some prompts at once."""
 
 import functools
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from .run_recording import Recording, Window, scaling_of
 
 @dataclass(frozen=True)
 class Edit:
-    """Values to write at one component of one layer.
+    """Values to write into one component of one layer.
 
     Args:
         component (`str`): One of `COMPONENTS`.
-        rows (`torch.LongTensor` of shape `(entries,)`): The version of the prompts that each entry changes.
-        heads (`torch.LongTensor` of shape `(entries,)`): The head; unused where the component has none.
-        offsets (`torch.LongTensor` of shape `(prompts, entries)`, *optional*): The token of the window; `None` for all.
-        values (`torch.Tensor` of shape `(prompts, entries, [window,] width)`): What to write.
-        keep (`torch.BoolTensor` of shape `(prompts, entries)`, *optional*): Where to write, everywhere if `None`.
+        rows (`torch.LongTensor` of shape `(entries,)`): Row of each entry, which is the version of the prompts that it changes.
+        heads (`torch.LongTensor` of shape `(entries,)`): Head of each entry, 0 for components without heads.
+        offsets (`torch.LongTensor` of shape `(prompts, entries)`, *optional*): Token of the window, or `None` for all tokens.
+        values (`torch.Tensor` of shape `(prompts, entries, [window,] width)`): The values.
+        keep (`torch.BoolTensor` of shape `(prompts, entries)`, *optional*): Whether to write each entry. By default all entries are written.
     """
 
     component: str
@@ -40,11 +40,11 @@ class Edit:
     keep: torch.Tensor | None = None
 
     def write(self, tensor: torch.Tensor) -> None:
-        """Change `tensor` in place.
+        """Write the values into `tensor`, in place.
 
         Args:
             tensor (`torch.Tensor`): `(prompts, rows, window, width)`, or `(prompts, rows, heads, window, width)` for
-                the components of a head.
+                components of heads.
         """
         headed = self.component in HEAD_COMPONENTS
         if self.offsets is None:
@@ -58,7 +58,7 @@ class Edit:
         tensor[where] = values
 
     def at(self, offset: torch.Tensor) -> "Edit":
-        """The same edit on a window of one token, `offset` of the present one, `(prompts,)`."""
+        """The same edit on a window of one token, which is token `offset` of the present window, `(prompts,)`."""
         prompts = torch.arange(len(offset), device=offset.device)
         if self.offsets is None:
             values, keep = self.values[prompts, :, offset], None
@@ -68,7 +68,7 @@ class Edit:
         return replace(self, offsets=offsets, values=values, keep=keep)
 
     def shifted(self, first: int, count: int) -> "Edit | None":
-        """The part of the edit that is for `count` rows from `first` on, which become rows 0 and so on."""
+        """The part of the edit for the `count` rows from `first` on, which are renumbered from 0."""
         chosen = (self.rows >= first) & (self.rows < first + count)
         if not chosen.any():
             return None
@@ -84,24 +84,24 @@ class Edit:
 
 
 class _Computed(Exception):
-    """Ends a block's forward as soon as its attention has what was asked for."""
+    """Ends the forward pass of a block as soon as its attention is computed."""
 
 
 class Blocks:
-    """Runs single blocks on changed versions of recorded prompts.
+    """Runs single blocks on patched versions of recorded prompts.
 
     Keys and values of tokens before the window come from the recording. A version is a row: hidden states are
     `(prompts, rows, window, hidden)`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
-        recording ([`Recording`]): The run that the versions are changes of, with `key` and `value`.
-        window ([`Window`]): The tokens to run, those of the recording or the last of them.
+        recording ([`Recording`]): The base run of the versions, with `key` and `value`.
+        window ([`Window`]): The tokens to run: the window of the recording, or its last tokens.
         last (`torch.LongTensor` of shape `(prompts,)`): Index of the last token of each prompt.
 
     Attributes:
         mlp_output (`torch.Tensor` of shape `(prompts, rows, window, hidden)`):
-            What the MLP gave that ran last.
+            Output of the MLP that ran last.
     """
 
     def __init__(self, model: PreTrainedModel, recording: Recording, window: Window, last: torch.Tensor):
@@ -112,7 +112,7 @@ class Blocks:
         self.num_layers = num_layers(model)
         self.blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(self.num_layers)]
         self.output_projections = [output_projection(model, layer) for layer in range(self.num_layers)]
-        # Tokens before a window are shared by all versions of a prompt.
+        # All versions of a prompt share the tokens before the window.
         self.prefix = int(window.start.max())
         self._one_start = bool((window.start == window.start[0]).all())
         self._cache = {}
@@ -125,7 +125,7 @@ class Blocks:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Within the block, the model's blocks belong to this object."""
+        """Attach this object to the blocks of the model inside the `with` block."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(edit_attention(self.model, compute=self._attend))
@@ -155,15 +155,15 @@ class Blocks:
         mlp_output: torch.Tensor | None = None,
         end_only: bool = False,
     ) -> torch.Tensor:
-        """Run a block.
+        """Run a block on some versions.
 
         Args:
             layer (`int`): The block.
-            hidden (`torch.Tensor` of shape `(prompts, rows, window, hidden)`): Residual stream entering it.
-            edits (`list[Edit]`): Changes inside it.
-            attention_output, mlp_output (`torch.Tensor`, *optional*): What attention and MLP answer instead of
-                running, each of the shape of `hidden`.
-            end_only (`bool`, *optional*, defaults to `False`): Whether only the last token of each prompt is wanted.
+            hidden (`torch.Tensor` of shape `(prompts, rows, window, hidden)`): Residual stream before the block.
+            edits (`list[Edit]`): Changes inside the block.
+            attention_output, mlp_output (`torch.Tensor`, *optional*): Outputs of attention and MLP, which then
+                do not run, each of the shape of `hidden`.
+            end_only (`bool`, *optional*, defaults to `False`): Whether to compute only the last token of each prompt.
 
         Returns:
             `torch.Tensor` of shape `(prompts, rows, window, hidden)`, or with a window of 1 if `end_only`.
@@ -184,7 +184,7 @@ class Blocks:
         return self._call(layer, hidden)
 
     def _run_halves(self, layer, hidden, edits, middle, attention_output, end_only):
-        """A block with edits between attention and MLP: once without what the MLP adds, and then without attention."""
+        """Run a block with edits between attention and MLP: first without the MLP, and then without attention."""
         before = [edit for edit in edits if edit.component not in ("resid_mid", "mlp.out")]
         stream = self.run(layer, hidden, before, attention_output, torch.zeros_like(hidden), end_only)
         after = [edit for edit in edits if edit.component == "mlp.out"]
@@ -205,7 +205,7 @@ class Blocks:
             self._catch = None
 
     def head_outputs(self, layer: int, rows: int, edits: list[Edit]) -> torch.Tensor:
-        """What attention answers for recorded prompts with changes at its heads, `(prompts, rows, window, hidden)`."""
+        """Output of attention for recorded prompts with changes of heads, `(prompts, rows, window, hidden)`."""
 
         def expanded(part):
             value = self.recorded(part, layer)
@@ -217,8 +217,8 @@ class Blocks:
             self._edits = edits
             output = self._project(layer, self._heads(layer, query, key, value))
         elif sum(len(edit.rows) for edit in written) <= rows and is_plain(self.output_projections[layer]):
-            # Few heads change: what they change is added, and the others are not projected again. Where the weight would
-            # have to be found first, running the projection is as exact and cheaper.
+            # Few heads change: their changes are added, and the other heads are not projected again. If the weight would
+            # have to be computed first, running the projection is as exact and cheaper.
             output = expanded("attn.out")
             z, prompts = self.recorded("z", layer), torch.arange(len(output), device=output.device)[:, None]
             for edit in written:
@@ -242,7 +242,7 @@ class Blocks:
 
     def _project(self, layer, z):
         """z of all heads through the output projection, `(prompts, rows, window, hidden)`."""
-        # As in a forward pass, with one axis for the batch: some quantized layers take no others.
+        # One axis for the batch, as in a forward pass: some quantized layers need that.
         joined = z.transpose(2, 3).flatten(3).flatten(0, 1)
         return self.output_projections[layer](joined).unflatten(0, z.shape[:2])
 
@@ -271,7 +271,7 @@ class Blocks:
         arguments = dict(self.recording.calls[layer])
         first = next(iter(arguments))
         arguments[first] = flat
-        # The mask of a window is ours to apply, in `_pattern`.
+        # The mask of the window is applied in `_masks`.
         arguments["attention_mask"] = None
         if window == self.window.size:
             for name in ("position_embeddings", "position_ids"):
@@ -283,7 +283,7 @@ class Blocks:
             self._attention_output = self._mlp_output = None
 
     def _positions(self, value, rows):
-        """Something that a block is told about each token, for the tokens of the window."""
+        """An argument of the block with one entry for each token, for the tokens of the window."""
         if isinstance(value, tuple):
             return tuple(self._positions(each, rows) for each in value)
         index = self.window.index
@@ -317,7 +317,7 @@ class Blocks:
 
     def _attend(self, call: AttentionCall):
         """Attention of the block that is running, for transformers: z, `(batch, window, heads, head_dim)`."""
-        prompts, rows, window = self._shape
+        prompts, rows, window = self._shape  # pyright: ignore[reportGeneralTypeIssues]
         query, key, value = (each.unflatten(0, (prompts, rows)) for each in (call.query, call.key, call.value))
         if self._catch is not None and not self._end_only:
             self._catch.update(query=query, key=key, value=value)
@@ -335,7 +335,7 @@ class Blocks:
             for edit in edits[part]:
                 edit.write(tensor)
         if edits["head_key"] or edits["head_value"]:
-            # Heads that share keys and values get their own.
+            # Heads that share keys and values get copies of their own.
             groups = query.shape[2] // key.shape[2]
             key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
             for part, tensor in (("head_key", key), ("head_value", value)):
@@ -356,7 +356,7 @@ class Blocks:
 
     def _fused(self, layer, query, key, value):
         prompts, rows, heads, _, _ = query.shape
-        # Without tokens before it, the window begins at the first token of every prompt, so that all masks are one.
+        # Without tokens before it, the window starts at the first token of every prompt, so that all prompts share one mask.
         mask, _ = self._masks(layer)
         if self._end_only:
             mask = mask[:, None].expand(-1, rows, -1, -1).flatten(0, 1)[:, None]
@@ -371,7 +371,7 @@ class Blocks:
         return z.unflatten(0, (prompts, rows))
 
     def _in_parts(self, layer, query, key, value, patterns):
-        """Tokens before the window, which all rows of a prompt share, and those of the window, joined by one softmax."""
+        """Attention to the tokens before the window, which all rows of a prompt share, and in the window, in one softmax."""
         prompts, rows, heads, queries, width = query.shape
         kv_heads, window, value_width = key.shape[2], key.shape[3], value.shape[-1]
         groups, prefix = heads // kv_heads, self.prefix
@@ -407,7 +407,7 @@ class Blocks:
         return z.transpose(1, 2).flatten(2, 3)
 
     def _masks(self, layer):
-        """Masks from the queries to the tokens of the window and to those before it, `(prompts, queries, keys)`."""
+        """Masks from the queries to the tokens in the window and before it, each `(prompts, queries, keys)`."""
         mask = self.recording.masks[layer]
         key = ("mask", id(mask), self._end_only)
         if key not in self._cache:
@@ -426,7 +426,7 @@ class Blocks:
         return scaling_of(self.recording.options[layer], query)
 
     def joined_pattern(self, pattern: torch.Tensor) -> torch.Tensor:
-        """Pattern rows over all tokens, `(prompts, ..., seq)`, in the order of `_in_parts`: before, then in, the window."""
+        """Reorder pattern rows over all tokens, `(prompts, ..., seq)`, as in `_in_parts`: before the window, then in it."""
         index = self.window.index.reshape(len(pattern), *[1] * (pattern.dim() - 2), -1)
         own = pattern.gather(-1, index.expand(*pattern.shape[:-1], -1))
         before = torch.arange(self.prefix, device=pattern.device) < self.window.start[:, None]

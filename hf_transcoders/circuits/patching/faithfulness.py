@@ -1,7 +1,8 @@
-"""How much of a task is left when only a circuit's heads keep what they read: its own circuit, another's, random ones."""
+"""Faithfulness of circuits: task performance when all heads outside a circuit are ablated."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -10,22 +11,22 @@ from ...lm.architectures import num_layers
 from ...lm.attention import num_heads
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
-from .engine import PatchEngine
 from .patch_plan import PatchPlan
-from .results import Head
+from .patching import Patching
+from .results import Head, bootstrap_weights
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a circuit keeps of a task: `(circuit - nothing) / (model - nothing)` of mean logit differences.
+    """Faithfulness of one circuit: `(circuit - nothing) / (model - nothing)` of mean logit differences.
 
     Args:
-        circuit (`str`): Which circuit.
-        heads (`int`): How many heads it has.
-        value (`float`): 1 is the whole model, 0 is all heads ablated.
-        low, high (`float`): Bootstrap interval over prompts.
+        circuit (`str`): Name of the circuit.
+        heads (`int`): Number of heads in the circuit.
+        value (`float`): Faithfulness; 1 is the whole model and 0 is the model with all heads ablated.
+        low, high (`float`): Bootstrap interval of the faithfulness over prompts.
         difference (`float`): Mean logit difference, in nats.
-        difference_low, difference_high (`float`): Its bootstrap interval.
+        difference_low, difference_high (`float`): Bootstrap interval of the logit difference.
     """
 
     circuit: str
@@ -37,47 +38,53 @@ class Faithfulness:
     difference_low: float
     difference_high: float
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return asdict(self)
-
 
 @measures_model
 def circuit_faithfulness(
-    base: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
+    model: PreTrainedModel, task: Task, circuits: dict[str, Sequence[Head]], seed: int = 0, **settings
 ) -> list[Faithfulness]:
-    """Keep the heads of a circuit and hold all others, at every token, at their mean over prompts of the same template.
+    """Measure how much of a task circuits of heads preserve when all other heads are mean-ablated.
 
-    MLPs are kept. Means are of the corrupted prompts of the same template and length.
+    Heads outside the circuit are set to their mean over the corrupted prompts of the same template and length, at every
+    token. MLPs are not ablated.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts with corrupted ones.
-        circuits (`dict[str, Sequence[Head]]`): Name -> layer and head of each head of a circuit.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
-        settings: `batch_size`, `max_memory` and `progress` of [`PatchEngine`].
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): Clean and corrupted prompts.
+        circuits (`dict[str, Sequence[Head]]`): Name of each circuit -> layer and number of its heads.
+        seed (`int`, *optional*, defaults to 0): Seed for the bootstrap resamples.
+        settings: `batch_size`, `max_memory` and `progress` of [`Patching`].
 
     Returns:
-        `list[Faithfulness]`: first those of the whole model and of no head, then each circuit.
+        `list[Faithfulness]`: the whole model, no head, and then each circuit.
     """
-    everything = [(layer, head) for layer in range(num_layers(base)) for head in range(num_heads(base)[0])]
+    everything = list(itertools.product(range(num_layers(model)), range(num_heads(model)[0])))
     kept = {"whole model": set(everything), "no head": set(), **{name: set(each) for name, each in circuits.items()}}
-    engine = PatchEngine(base, task, ablation="mean", metric="logit_difference", **settings)
+    patching = Patching(model, task, ablation="mean", metric="logit_difference", **settings)
     rows = [
         [f"layers.{layer}.attn.head.{head}.z" for layer, head in everything if (layer, head) not in each]
         for each in kept.values()
     ]
-    plan = PatchPlan.from_sites(rows, engine.position("all"))
-    values = engine.run(plan).values.double()
-    model, nothing = values[0], values[1]
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(values.shape[1], (1000, values.shape[1]), generator=generator)
+    plan = PatchPlan.from_sites(rows, patching.position("all"))
+    values = patching.run(plan).values.double()
+    weights = bootstrap_weights(values.shape[1], 1000, torch.Generator().manual_seed(seed))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    found = []
-    for (name, heads), each in zip(kept.items(), values, strict=True):
-        drawn = (each - nothing)[draws].mean(1) / (model - nothing)[draws].mean(1)
-        low, high = drawn.quantile(ends).tolist()
-        value = ((each - nothing).mean() / (model - nothing).mean()).item()
-        ends_of_difference = each[draws].mean(1).quantile(ends).tolist()
-        found.append(Faithfulness(name, len(heads), value, low, high, each.mean().item(), *ends_of_difference))
-    return found
+    differences, drawn = values.mean(1), values @ weights.T
+    shares, drawn_shares = (_share(each) for each in (differences, drawn))
+    return [
+        Faithfulness(
+            name,
+            len(heads),
+            shares[row].item(),
+            *drawn_shares[row].quantile(ends).tolist(),
+            differences[row].item(),  # pyright: ignore[reportCallIssue]
+            *drawn[row].quantile(ends).tolist(),
+        )
+        for row, (name, heads) in enumerate(kept.items())
+    ]
+
+
+def _share(differences):
+    """Shares of the way from no head, the second row, to the whole model, the first row."""
+    whole, nothing = differences[:2]
+    return (differences - nothing) / (whole - nothing)

@@ -1,4 +1,4 @@
-"""What heads and MLPs look like from the side: logit attribution, norms, and scores of patterns."""
+"""Descriptive scores of heads and MLPs: logit attribution, output norms and attention patterns."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,8 +16,8 @@ from ...lm.hooks import read_at
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import linear_rows, num_embeddings
 from ...lm.norms import frozen_norm, norm_bias
-from ...lm.order import UNEMBEDDING, map_behind
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING, map_behind
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 from .results import PatchResult
@@ -25,17 +25,18 @@ from .results import PatchResult
 
 @dataclass(frozen=True)
 class ComponentOutputs:
-    """What heads and MLPs add to the residual stream at one token of each prompt.
+    """Outputs of heads and MLPs at one token of each prompt, as added to the residual stream.
 
     Args:
         heads (`torch.Tensor` of shape `(prompts, layers, heads, hidden)`):
-            Each head through the output projection; where a norm follows, with the scale that it has for the whole.
+            Output of each head after the output projection, and after the norm that may follow, at the scale of that norm
+            for the whole attention output.
         mlps (`torch.Tensor` of shape `(prompts, layers, hidden)`):
-            Each MLP, behind the norm that may follow.
+            Output of each MLP, after the norm that may follow.
         rest (`torch.Tensor` of shape `(prompts, hidden)`):
-            What is left of the stream behind the last block: embeddings and the biases of attention.
+            Remainder of the residual stream after the last block: embeddings and biases of attention.
         final (`torch.Tensor` of shape `(prompts, hidden)`):
-            The stream behind the last block.
+            Residual stream after the last block.
     """
 
     heads: torch.Tensor
@@ -45,23 +46,23 @@ class ComponentOutputs:
 
     @property
     def norms(self) -> torch.Tensor:
-        """Euclidean norm of what each head adds, `(prompts, layers, heads)`."""
+        """Euclidean norm of the output of each head, `(prompts, layers, heads)`."""
         return self.heads.norm(dim=-1)
 
 
 @measures_model
 @torch.no_grad()
 def component_outputs(
-    base: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
+    model: PreTrainedModel, task: Task, which: str = "clean", position: str = "END", batch_size: int = 32
 ) -> ComponentOutputs:
-    """What each head and MLP adds to the residual stream at a token.
+    """Record the output of each head and MLP at one token, as added to the residual stream.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): The prompts.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
         position (`str`, *optional*, defaults to `"END"`): Name of the token.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         [`ComponentOutputs`] in fp32.
@@ -70,36 +71,34 @@ def component_outputs(
         [`TranscoderError`]: the task has no such position, or the model's attention cannot be edited.
     """
     order, batches = [], []
-    for rows in torch.arange(len(task)).split(batch_size):
-        numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(base)).forward_batches(base, numbers):
-            order.append(rows[places])
-            batches.append(_component_outputs(base, task, tokens, position))
+    for rows, tokens in _token_batches(model, task, which, batch_size):
+        order.append(rows)
+        batches.append(_component_outputs(model, task, tokens, position))
     return ComponentOutputs(*(_in_order(order, each) for each in zip(*batches, strict=True)))
 
 
-def _component_outputs(base, task, tokens, position):
-    device = input_device(base)
+def _component_outputs(model, task, tokens, position):
+    device = input_device(model)
     at = _position(task, tokens, position)
     prompts = torch.arange(len(at), device=device)
-    layers = num_layers(base)
+    layers = num_layers(model)
     z, attention, mlps, final = {}, {}, {}, {}
 
     def keep(store, layer):
         return lambda value: store.__setitem__(layer, value[prompts, at])
 
     with ExitStack() as stack:
-        stack.enter_context(edit_attention(base, z=lambda value, layer: z.__setitem__(layer, value[prompts, :, at])))
+        stack.enter_context(edit_attention(model, z=lambda value, layer: z.__setitem__(layer, value[prompts, :, at])))
         for layer in range(layers):
-            read_at(stack, locate(base, Site("attn.out", layer)), keep(attention, layer))
-            read_at(stack, locate(base, Site("mlp.branch", layer)), keep(mlps, layer))
-        read_at(stack, locate(base, Site("resid_post", layers - 1)), keep(final, 0))
-        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+            read_at(stack, locate(model, Site("attn.out", layer)), keep(attention, layer))
+            read_at(stack, locate(model, Site("mlp.branch", layer)), keep(mlps, layer))
+        read_at(stack, locate(model, Site("resid_post", layers - 1)), keep(final, 0))
+        model.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
 
     parts = []
     for layer in range(layers):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        through = map_behind(base, Site("attn.out", layer), attention[layer].float()[:, None])
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
+        through = map_behind(model, Site("attn.out", layer), attention[layer].float()[:, None])
         if through is not None:
             added = through(added)
         parts.append(added)
@@ -111,17 +110,17 @@ def _component_outputs(base, task, tokens, position):
 
 @measures_model
 @torch.no_grad()
-def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
-    """Direct logit attribution: what each head and MLP adds at `END` to the logit difference of right and wrong answers.
+def logit_attribution(model: PreTrainedModel, task: Task, which: str = "clean", batch_size: int = 32) -> PatchResult:
+    """Attribute the logit difference of right and wrong answers at `END` to the outputs of heads and MLPs.
 
-    The final norm keeps the scale that it has for the whole stream, and logits are those before a soft-cap. The
-    attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
+    This is direct logit attribution: the final norm keeps its scale for the whole stream, and logits are taken before a
+    soft-cap. The attributions of all heads, all MLPs and the rest of the stream sum to the logit difference.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts with wrong answers.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): Prompts with right and wrong answers.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         [`PatchResult`] with the axes `layer` and `head`, where the MLP is a last head named `mlp`; `values` are nats and
@@ -130,11 +129,11 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     Raises:
         [`TranscoderError`]: a prompt has no wrong answers, or the model's attention cannot be edited.
     """
-    answers = task.answers(device=input_device(base))
+    answers = task.answers(device=input_device(model))
     if not answers.wrong.shape[1] or (answers.wrong < 0).all(1).any():
-        raise TranscoderError("A logit is attributed against wrong answers: give some where the task is made.")
-    unembedding = base.get_output_embeddings()
-    multiplier = architecture_of(base).logit_multiplier
+        raise TranscoderError("Logit attribution needs wrong answers: give some when making the task.")
+    unembedding = model.get_output_embeddings()
+    multiplier = architecture_of(model).logit_multiplier
     tokens = torch.cat([answers.right.flatten(), answers.wrong.flatten()]).clamp(min=0).unique()
     rows = linear_rows(unembedding, tokens, UNEMBEDDING)
     right, wrong = (
@@ -143,10 +142,10 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
     )
     direction = _mean_of(rows.weight, right) - _mean_of(rows.weight, wrong)
     direction = direction * multiplier
-    norm = base.base_model.get_submodule(architecture_of(base).final_norm)
+    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     values, rest = [], []
     for prompts in torch.arange(len(task)).split(batch_size):
-        parts = component_outputs(base, task.select(prompts.tolist()), which, batch_size=batch_size)
+        parts = component_outputs(model, task.select(prompts.tolist()), which, batch_size=batch_size)
         toward = direction[prompts.to(direction.device)]
         each = torch.cat([parts.heads, parts.mlps[:, :, None]], dim=2)
         values.append(torch.einsum("plho,po->lhp", frozen_norm(norm, parts.final[:, None, None])(each), toward))
@@ -165,38 +164,36 @@ def logit_attribution(base: PreTrainedModel, task: Task, which: str = "clean", b
 @measures_model
 @torch.no_grad()
 def attention_between(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     query: str,
     keys: Sequence[str],
     which: str = "clean",
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """How much each head looks from one named token at others.
+    """Measure the attention of each head from one named token to others.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts.
-        query (`str`): Name of the position that looks.
-        keys (`Sequence[str]`): Names of the positions that are looked at.
-        which (`str`, *optional*, defaults to `"clean"`): `"clean"` or `"corrupted"`.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): The prompts.
+        query (`str`): Name of the position of the query.
+        keys (`Sequence[str]`): Names of the positions of the keys.
+        which (`str`, *optional*, defaults to `"clean"`): The side of each pair, `"clean"` or `"corrupted"`.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
 
     Returns:
         `torch.Tensor` of shape `(layers, heads, keys, prompts)` in fp32, on the CPU.
     """
     order, found = [], []
-    for rows in torch.arange(len(task)).split(batch_size):
-        numbers = rows.tolist()
-        for places, tokens in task.tokens(which, numbers, input_device(base)).forward_batches(base, numbers):
-            order.append(rows[places])
-            found.append(_attention_between(base, task, tokens, query, keys))
+    for rows, tokens in _token_batches(model, task, which, batch_size):
+        order.append(rows)
+        found.append(_attention_between(model, task, tokens, query, keys))
     return _in_order(order, found).permute(1, 3, 2, 0)
 
 
-def _attention_between(base, task, tokens, query, keys):
-    """Of the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
-    prompts = torch.arange(len(tokens.lengths), device=input_device(base))[:, None]
+def _attention_between(model, task, tokens, query, keys):
+    """Attention in the prompts of one forward pass, `(prompts, layers, keys, heads)`."""
+    prompts = torch.arange(len(tokens.lengths), device=input_device(model))[:, None]
     at = _position(task, tokens, query)[:, None]
     to = torch.stack([_position(task, tokens, key) for key in keys], dim=1)
     kept = {}
@@ -204,13 +201,21 @@ def _attention_between(base, task, tokens, query, keys):
     def keep(pattern, layer):
         kept[layer] = pattern[prompts, :, at, to].float().cpu()
 
-    with edit_attention(base, pattern=keep):
-        base.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
+    with edit_attention(model, pattern=keep):
+        model.get_decoder()(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False)
     return torch.stack([kept[layer] for layer in range(len(kept))], dim=1)
 
 
+def _token_batches(model, task, which, batch_size):
+    """Prompts that share a forward pass: their indices and tokens."""
+    for rows in torch.arange(len(task)).split(batch_size):
+        numbers = rows.tolist()
+        for places, tokens in task.tokens(which, numbers, input_device(model)).forward_batches(model, numbers):
+            yield rows[places], tokens
+
+
 def _in_order(order, parts) -> torch.Tensor:
-    """Values of prompts that were run in several batches, in the order of the prompts."""
+    """Put values of prompts that ran in several batches into the order of the prompts."""
     places = torch.cat(order).argsort()
     values = torch.cat(parts)
     return values[places.to(values.device)]
@@ -219,42 +224,42 @@ def _in_order(order, parts) -> torch.Tensor:
 @measures_model
 @torch.no_grad()
 def pattern_scores(
-    base: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
+    model: PreTrainedModel, length: int = 25, prompts: int = 8, seed: int = 0, bos_token_id: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """How much each head looks at the previous token, at the same token before, and behind it, on random tokens twice.
+    """Score the attention of each head on repeated random tokens: previous token, duplicate token and induction.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        length (`int`, *optional*, defaults to 25): How many random tokens are repeated once.
-        prompts (`int`, *optional*, defaults to 8): How many such sequences.
-        seed (`int`, *optional*, defaults to 0): Of the tokens.
-        bos_token_id (`int`, *optional*): A token before each sequence.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        length (`int`, *optional*, defaults to 25): Number of random tokens, which are repeated once.
+        prompts (`int`, *optional*, defaults to 8): Number of sequences.
+        seed (`int`, *optional*, defaults to 0): Seed for the random tokens.
+        bos_token_id (`int`, *optional*): Token to put before each sequence.
 
     Returns:
         `dict[str, torch.Tensor]`: mean attention of each head, `(layers, heads)`, between 0 and 1: `previous_token`,
-        over all tokens; `duplicate_token` (to the first occurrence of the token) and `induction` (to the token behind
-        that), over the second half.
+        over all tokens; and over the second half, `duplicate_token` (to the first occurrence of the token) and
+        `induction` (to the token after the first occurrence).
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = num_embeddings(base.get_input_embeddings())
+    vocabulary = num_embeddings(model.get_input_embeddings())
     half = torch.rand(prompts, vocabulary, generator=generator).topk(length, dim=1).indices
     ids = torch.cat([half, half], dim=1)
     first = 0
     if bos_token_id is not None:
         ids, first = torch.cat([torch.full((prompts, 1), bos_token_id), ids], dim=1), 1
-    check_tokens(base, list(ids), "The repeated text")
+    check_tokens(model, list(ids), "The repeated text")
     second = torch.arange(first + length, first + 2 * length)
     every = torch.arange(first + 1, first + 2 * length)
-    looks = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
-    scores = {name: [] for name in looks}
+    distances = {"previous_token": (every, 1), "duplicate_token": (second, length), "induction": (second, length - 1)}
+    scores = {name: [] for name in distances}
 
     def keep(pattern, layer):
-        for name, (queries, back) in looks.items():
+        for name, (queries, back) in distances.items():
             scores[name].append(pattern[:, :, queries, queries - back].float().mean((0, 2)).cpu())
 
-    forget_lengths_(base)
-    with edit_attention(base, pattern=keep):
-        base.get_decoder()(input_ids=ids.to(input_device(base)), use_cache=False)
+    forget_lengths_(model)
+    with edit_attention(model, pattern=keep):
+        model.get_decoder()(input_ids=ids.to(input_device(model)), use_cache=False)
     return {name: torch.stack(layers) for name, layers in scores.items()}
 
 

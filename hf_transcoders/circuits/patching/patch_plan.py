@@ -1,4 +1,4 @@
-"""What to patch: rows of patches, each row one changed run of every prompt."""
+"""Plans of patches: each row is one patched run of every prompt."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ...lm.sites import HEAD_POINTS, Site
 from ...lm.wrappers import takes_model
 
 
-#: Components of a head. `head_key` and `head_value` are what one head reads of a key-value head that several share.
+#: Components of a head. `head_key` and `head_value` are the key and value of one head that may share them with others.
 HEAD_COMPONENTS = (*HEAD_POINTS, "head_key", "head_value")
 COMPONENTS = ("resid_pre", *HEAD_COMPONENTS, "attn.out", "resid_mid", "mlp.out")
 ALL_POSITIONS = -1
@@ -21,26 +21,27 @@ ALL_POSITIONS = -1
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """Rows of patches, as tensors. A row is one changed run of every prompt; an entry is one patch of one row.
+    """Rows of patches, as tensors. A row is one patched run of every prompt, and an entry is one patch in one row.
 
     Args:
         num_rows (`int`):
-            How many rows there are.
+            Number of rows.
         row (`torch.LongTensor` of shape `(entries,)`):
-            The row of each entry.
+            Row of each entry.
         layer (`torch.LongTensor` of shape `(entries,)`):
-            The layer; the number of layers stands for the residual stream behind the last block.
+            Layer of each entry; the number of layers stands for the residual stream after the last block.
         component (`torch.LongTensor` of shape `(entries,)`):
-            Index into `COMPONENTS`: `resid_pre`, `query`, `key`, `value`, `pattern`, `z`, `head_key`, `head_value`,
-            `attn.out`, `resid_mid`, `mlp.out`. With grouped queries `key` and `value` are those of a key-value head,
-            for all heads that share it; `head_key` and `head_value` are the same for one of these heads only.
+            Component of each entry, an index into `COMPONENTS`: `resid_pre`, `query`, `key`, `value`, `pattern`, `z`,
+            `head_key`, `head_value`, `attn.out`, `resid_mid`, `mlp.out`. With grouped queries, `key` and `value` are those
+            of a key-value head, for all heads that share it; `head_key` and `head_value` change them for one of these
+            heads only.
         head (`torch.LongTensor` of shape `(entries,)`):
-            The head (the key-value head for `key` and `value`), 0 where the component has none.
+            Head of each entry (the key-value head for `key` and `value`), 0 for components without heads.
         position (`torch.LongTensor` of shape `(entries, prompts)`):
-            The token in each prompt, or -1 for all of them. An entry has -1 in all prompts or in none.
+            Token of each entry in each prompt, or -1 for all tokens. An entry has -1 in all prompts or in none.
         values (`torch.Tensor`, *optional*):
-            What to write, `(entries, prompts, width)`, or `(entries, prompts, seq, width)` where the entries are for
-            all positions. Without it the engine's source run says.
+            Values to write, `(entries, prompts, width)`, or `(entries, prompts, seq, width)` for entries at all
+            positions. By default they follow from the ablation of [`Patching`].
     """
 
     num_rows: int
@@ -59,19 +60,19 @@ class PatchPlan:
         values: torch.Tensor | None = None,
         per_query_head: bool = False,
     ) -> "PatchPlan":
-        """A plan from sites: each row patches one site or several at once.
+        """Make a plan from sites: each row patches one site or several at once.
 
         Args:
             rows (`Sequence`):
-                For each row a site or several: `layers.8.attn.head.3.z` (or `query`, `key`, `value`, `pattern`), and
+                One or several sites for each row: `layers.8.attn.head.3.z` (or `query`, `key`, `value`, `pattern`), and
                 the points `resid_pre`, `resid_mid`, `resid_post`, `attn.out` and `mlp.out` of a layer.
             position (`torch.LongTensor` of shape `(prompts,)` or `(entries, prompts)`):
-                The token in each prompt, -1 for all.
+                Token in each prompt, or -1 for all tokens.
             values (`torch.Tensor`, *optional*):
-                As [`PatchPlan`] has them.
+                Values to write, as in [`PatchPlan`].
             per_query_head (`bool`, *optional*, defaults to `False`):
-                Whether `key` and `value` are those that one head reads, and their number is that of the head, instead
-                of those of a key-value head that several heads may share.
+                Whether `key` and `value` are those of one query head, with the number of that head, instead of those of a
+                key-value head that several heads may share.
         """
         entries = []
         for number, sites in enumerate(rows):
@@ -92,13 +93,13 @@ class PatchPlan:
         position = torch.as_tensor(position)
         if position.dim() == 1:
             position = position.expand(len(entries), -1)
-        return cls(len(rows), *columns, position, values)
+        return cls(len(rows), *columns, position, values)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def grid(
         cls, layers: Iterable[int], component: str, heads: int = 1, positions: torch.Tensor | None = None
     ) -> "PatchPlan":
-        """One patch per row: every layer, every head and every position, in this order.
+        """Make a plan with one patch per row, for every layer, head and position in this order.
 
         Args:
             layers (`Iterable[int]`):
@@ -106,9 +107,9 @@ class PatchPlan:
             component (`str`):
                 One of `COMPONENTS`.
             heads (`int`, *optional*, defaults to 1):
-                How many heads, 1 for components that have none.
+                Number of heads, 1 for components without heads.
             positions (`torch.LongTensor` of shape `(positions, prompts)`):
-                The tokens of each column.
+                Token in each prompt, or -1 for all tokens, for each position.
         """
         layers = torch.as_tensor(list(layers))
         layer, head, column = torch.cartesian_prod(layers, torch.arange(heads), torch.arange(len(positions))).unbind(1)
@@ -132,8 +133,8 @@ class PatchPlan:
             )
         if has_parallel_residual(model) and (self.component == COMPONENTS.index("resid_mid")).any():
             raise TranscoderError(
-                "There is no residual stream between attention and MLP to patch: in this model both read the block's "
-                "input; patch resid_pre."
+                "There is no residual stream between attention and MLP to patch, because both read the input of the block in "
+                "this model: patch resid_pre."
             )
         shared = (self.component == COMPONENTS.index("key")) | (self.component == COMPONENTS.index("value"))
         most = torch.where(shared, kv_heads, heads)
@@ -159,10 +160,10 @@ class PatchPlan:
                 f"{int(last[prompt])}."
             )
         if (everywhere.any(1) != everywhere.all(1)).any():
-            raise TranscoderError("A patch is at all positions of some prompts only: make it two plans.")
+            raise TranscoderError("A patch is at all positions of only some prompts: use two plans.")
 
     def select(self, prompts: torch.Tensor) -> "PatchPlan":
-        """The plan for some of the prompts."""
+        """Select the plan for some of the prompts."""
         values = None if self.values is None else self.values[:, prompts]
         return PatchPlan(
             self.num_rows, self.row, self.layer, self.component, self.head, self.position[:, prompts], values

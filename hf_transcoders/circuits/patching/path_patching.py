@@ -1,17 +1,13 @@
-"""Path patching: what a head or MLP does for a task through its direct paths to some receivers."""
+"""Path patching: the effect of heads and MLPs through their direct paths to some receivers."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import torch
-from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import has_parallel_residual, num_layers
+from ...lm.architectures import has_parallel_residual
 from ...lm.attention import num_heads
 from ...lm.sites import Site
-from ...lm.wrappers import measures_model
-from ...tasks.task import Task
 from .blocks import Blocks, Edit
 from .engine import PatchEngine
 from .patch_plan import ALL_POSITIONS, COMPONENTS, PatchPlan
@@ -19,100 +15,44 @@ from .results import PatchResult
 from .run_recording import Window
 
 
-@measures_model
-def path_patch(
-    base: PreTrainedModel,
-    task: Task,
-    receivers: str | Site | Iterable[str | Site] = "logits",
-    position: str | int | torch.Tensor = "END",
-    *,
-    sender_mlps: bool = False,
-    freeze_mlps: bool = False,
-    per_query_head: bool = False,
-    direction: Literal["noising", "denoising"] | None = None,
-    ablation: str | None = None,
-    metric: str | Callable | None = None,
-    engine: PatchEngine | None = None,
-    **settings,
+def patch_paths(
+    engine: PatchEngine,
+    receivers: str | Site | Iterable[str | Site],
+    position: str | int | torch.Tensor,
+    sender_mlps: bool,
+    freeze_mlps: bool,
+    per_query_head: bool,
 ) -> PatchResult:
-    """Patch the direct paths from each head to some receivers.
-
-    For each sender: its output at `position` is taken from the source run, all other heads keep what they read in the
-    base run, and MLPs are recomputed or frozen. The inputs of the receivers that result are then patched into the base
-    run, all receivers at once, where everything behind them is recomputed.
-
-    Args:
-        base ([`~transformers.PreTrainedModel`]):
-            A causal language model, which runs in evaluation mode.
-        task ([`Task`]):
-            Clean and corrupted prompts.
-        receivers (`str`, [`Site`] or an iterable of them, *optional*, defaults to `"logits"`):
-            `"logits"`, or any of `layers.8.attn.head.3.query` (or `key`, `value`) and `layers.8.mlp.in`. With grouped
-            queries the number of a `key` or `value` is that of the key-value head, which all heads that share it read,
-            unless `per_query_head`.
-        position (`str`, `int` or `torch.LongTensor` of shape `(prompts,)`, *optional*, defaults to `"END"`):
-            The token of senders and receivers, as in [`patch_heads`]; the logits are read at `END`.
-        sender_mlps (`bool`, *optional*, defaults to `False`):
-            Whether MLPs are senders too.
-        freeze_mlps (`bool`, *optional*, defaults to `False`):
-            Whether the MLPs between sender and receivers keep their output of the base run.
-        per_query_head (`bool`, *optional*, defaults to `False`):
-            Whether `key` and `value` receivers are those that one head reads, with the number of that head, while other
-            heads that share them keep theirs.
-        direction, ablation, metric:
-            As [`PatchEngine`] has them, with its defaults.
-        engine ([`PatchEngine`], *optional*):
-            One for the same model and task whose recorded runs are used again. It has its own `direction`, `ablation`,
-            `metric` and `settings`, so these are given to one of the two.
-        settings:
-            `batch_size`, `max_memory`, `seed` and `progress` of [`PatchEngine`].
-
-    Returns:
-        [`PatchResult`] with the axes `layer` and `head`, where MLPs are a last head named `mlp`. Senders without a path
-        to any receiver have the metric of the base run.
-
-    Raises:
-        [`TranscoderError`]: a receiver does not exist or cannot be one, the task has no such position, or the model's
-            attention cannot be edited.
-
-    Example:
-
-    ```python
-    >>> result = path_patch(model, task, receivers=["layers.20.attn.head.0.query"], position="END")
-    >>> result.effects.shape
-    torch.Size([30, 9])
-    ```
-    """
-    engine = PatchEngine.of(base, task, engine, direction=direction, ablation=ablation, metric=metric, **settings)
+    """Patch the direct paths from each head to some receivers; [`Patching.paths`] documents the arguments."""
     sites = _receivers(receivers)
+    if per_query_head and not any(site.point in ("key", "value") for site in sites or []):
+        raise TranscoderError("per_query_head is for key and value receivers, and there are none: leave it out.")
     position = engine.position(position)
     to_logits = sites is None
     if to_logits and not ((position == engine.last) | (position == ALL_POSITIONS)).all():
         raise TranscoderError(
-            "The logits are read at END, where no direct path from another token leads: choose position='END' or 'all'."
+            "The logits are read at END, and other tokens have no direct path to them: choose position='END' or 'all'."
         )
     columns = [str(site).replace("mlp.in", "mlp.out") for site in sites or []]
     template = PatchPlan.from_sites([columns] if columns else [["layers.0.mlp.out"]], position, None, per_query_head)
-    template.check(base, engine.last)
+    template.check(engine.model, engine.last)
 
-    layers, heads = num_layers(base), num_heads(base)[0]
-    most = layers if to_logits else max(_reach(base, site) for site in sites)
+    layers, heads = engine.num_layers, num_heads(engine.model)[0]
+    most = layers if to_logits else max(_reach(engine.model, site) for site in sites)
     kinds = heads + sender_mlps
     senders = torch.cartesian_prod(torch.arange(min(most + 1, layers)), torch.arange(kinds))
-    source_parts = {"z", "mlp.out"} if sender_mlps else {"z"}
-    base_parts = {"z", "query"}
     values = torch.empty(layers * kinds, len(engine.last))
-    base_values, source_values = torch.empty(len(engine.last)), torch.empty(len(engine.last))
-    with engine.bar(len(senders) * len(engine.last)) as bar:
-        for batch in engine.batches(template, source_parts, base_parts):
-            values[:, batch.prompts] = batch.base.cpu()
-            base_values[batch.prompts], source_values[batch.prompts] = batch.base.cpu(), batch.source.cpu()
-            paths = _Paths(engine, batch, position[batch.prompts], sites, freeze_mlps, per_query_head)
-            for chunk in senders.split(engine.rows_per_batch(len(batch.prompts), paths.window.size)):
-                rows = chunk[:, 0] * kinds + chunk[:, 1]
-                values[rows[:, None], batch.prompts] = paths.run(chunk).cpu()
-                bar.update(len(chunk) * len(batch.prompts))
-    names = [str(head) for head in range(heads)] + ["mlp"] * sender_mlps
+
+    def run(batch, bar):
+        values[:, batch.prompts] = batch.base.cpu()
+        paths = _Paths(batch, position[batch.prompts], sites, freeze_mlps, per_query_head)
+        for chunk in senders.split(engine.budget.rows(len(batch.prompts), paths.window.size)):
+            rows = chunk[:, 0] * kinds + chunk[:, 1]
+            values[rows[:, None], batch.prompts] = paths.run(chunk).cpu()
+            bar.update(len(chunk) * len(batch.prompts))
+
+    source_parts = {"z", "mlp.out"} if sender_mlps else {"z"}
+    base, source = engine.run_batches(template, source_parts, {"z", "query"}, len(senders), run)
     protocol = {
         "method": "path patching",
         "receivers": ["logits"] if to_logits else [str(site) for site in sites],
@@ -120,26 +60,20 @@ def path_patch(
         **({"per_query_head": True} if per_query_head else {}),
         **engine.protocol(),
     }
-    return PatchResult(
-        values.view(layers, kinds, -1),
-        base_values,
-        source_values if engine.ablation == "counterfactual" else None,
-        {"layer": [str(layer) for layer in range(layers)], "head": names},
-        engine.readout.name,
-        protocol,
-    )
+    names = [str(head) for head in range(heads)] + ["mlp"] * sender_mlps
+    axes = {"layer": [str(layer) for layer in range(layers)], "head": names}
+    return PatchResult(values.view(layers, kinds, -1), base, source, axes, engine.readout.name, protocol)
 
 
 class _Paths:
-    """Path patching of one batch of prompts."""
+    """Path patching on one batch of prompts."""
 
-    def __init__(self, engine, batch, position, sites: Sequence[Site] | None, freeze_mlps, per_query_head):
-        self.engine = engine
+    def __init__(self, batch, position, sites: Sequence[Site] | None, freeze_mlps, per_query_head):
         self.batch = batch
         self.sites = sites
         self.freeze_mlps = freeze_mlps
         self.per_query_head = per_query_head
-        self.heads, self.kv_heads = num_heads(engine.model)
+        self.heads, self.kv_heads = num_heads(batch.model)
         self.position = position
         self.everywhere = bool((position == ALL_POSITIONS).all())
         window = batch.recording.window
@@ -147,21 +81,21 @@ class _Paths:
 
     @torch.no_grad()
     def run(self, senders: torch.Tensor) -> torch.Tensor:
-        """Metrics of some senders, `(senders, 2)` with layer and head, as `(senders, prompts)`."""
+        """Metrics of some senders, `(senders, prompts)`; `senders` has the layer and head of each, `(senders, 2)`."""
         batch = self.batch
-        # Inside each layer heads join before the MLP, so that both are contiguous.
+        # Within a layer, heads join before the MLP, so that both are contiguous.
         order = (2 * senders[:, 0] + (senders[:, 1] == self.heads)).argsort(stable=True)
-        blocks = Blocks(self.engine.model, batch.recording, self.window, batch.last)
+        blocks = Blocks(self.batch.model, batch.recording, self.window, batch.last)
         with blocks.attached():
             final, received = self._direct(blocks, senders[order])
         if self.sites is None:
-            values = self.engine.readout(blocks.at_end(final)[:, :, 0], batch.prompts, batch.recording.final).T
+            values = batch.readout(blocks.at_end(final)[:, :, 0], batch.prompts, batch.recording.final).T
         else:
             values = batch.run(self._plan(len(senders), received))
         return values[order.argsort()]
 
     def _direct(self, blocks, senders):
-        """Follow the direct paths: the final residual streams, and what each receiver gets of each sender."""
+        """Follow the direct paths: the final residual streams, and the input of each receiver for each sender."""
         received = {}
         wanted = {} if self.sites is None else {site: [] for site in self.sites}
         top = blocks.num_layers if self.sites is None else max(site.layer for site in self.sites) + 1
@@ -216,20 +150,15 @@ class _Paths:
         return hidden, received
 
     def _edit(self, part, layer, heads):
-        """What senders of one layer write: row i is sender i."""
+        """The edit of the senders of one layer; row i is sender i."""
         other, device = self.batch.other, self.batch.last.device
         heads = heads.to(device)
-        if self.engine.ablation == "zero":
-            source = torch.zeros_like(self.batch.recording.parts[part][layer])
-            offset = self.batch.recording.window.start
-        else:
-            source, offset = other.parts[part][layer], other.window.start
-        taken = self.window.take(source, offset)
+        taken = self.window.take(other.parts[part][layer], other.window.start)
         values = taken[:, heads] if part == "z" else taken[:, None].expand(-1, len(heads), -1, -1)
         return Edit(part, torch.arange(len(heads), device=device), heads, None, values)
 
     def _plan(self, senders, received):
-        """The run in which the receivers get what came to them: the first rows of each are the senders below it."""
+        """The plan that patches the received inputs; the first rows of each receiver are the senders below it."""
         rows, sites, values = [], [], []
         width = max((value.shape[-1] for value in received.values()), default=1)
         for site, value in received.items():
@@ -263,7 +192,7 @@ class _Paths:
 
 
 def _receivers(receivers):
-    """Sites of the receivers, or `None` for the logits."""
+    """The sites of the receivers, or `None` for the logits."""
     if isinstance(receivers, (str, Site)):
         receivers = [receivers]
     receivers = list(dict.fromkeys(receivers))
@@ -271,17 +200,17 @@ def _receivers(receivers):
         return None
     if not receivers or "logits" in receivers:
         raise TranscoderError(
-            "Receivers are 'logits' alone, or heads and MLPs such as 'layers.8.attn.head.3.query' and 'layers.8.mlp.in'."
+            "The receivers are either 'logits', or heads and MLPs such as 'layers.8.attn.head.3.query' and 'layers.8.mlp.in'."
         )
     sites = [Site.parse(receiver) for receiver in receivers]
     for site in sites:
         if site.point not in ("query", "key", "value") and (site.point != "mlp.in"):
             raise TranscoderError(
-                f"'{site}' receives nothing by a direct path: choose the query, key or value of a head, or mlp.in."
+                f"'{site}' cannot be a receiver: choose the query, key or value of a head, or mlp.in."
             )
     return sites
 
 
-def _reach(base, site):
+def _reach(model, site):
     """The highest layer from which a head has a direct path to a receiver."""
-    return site.layer if site.head is None and not has_parallel_residual(base) else site.layer - 1
+    return site.layer if site.head is None and not has_parallel_residual(model) else site.layer - 1

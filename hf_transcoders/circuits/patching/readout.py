@@ -1,4 +1,4 @@
-"""From the residual stream behind the last block to the metric of a task, with only the logits it needs."""
+"""Compute the metric of a task from the residual stream after the last block, with only the logits that it needs."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,20 +14,19 @@ from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain, map_size, outputs_at
 from ...lm.sites import Site
 from ...tasks.answer_metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
-from ...tasks.task import AnswerBatch, Task
+from ...tasks.task import Task
 
 
+# Functions of logits, answers and the logits of the base run.
 _METRICS = {
-    "logit_difference": lambda logits, answers, base: logit_difference(logits, answers.right, answers.wrong),
-    "probability_difference": lambda logits, answers, base: probability_difference(
-        logits, answers.right, answers.wrong
-    ),
-    "accuracy": lambda logits, answers, base: accuracy(logits, answers.right),
-    "candidate_accuracy": lambda logits, answers, base: accuracy(logits, answers.right, answers.candidates),
-    "rank": lambda logits, answers, base: rank(logits, answers.right),
-    "kl_divergence": lambda logits, answers, base: kl_divergence(logits, base),
+    "logit_difference": lambda logits, answers, _: logit_difference(logits, answers.right, answers.wrong),
+    "probability_difference": lambda logits, answers, _: probability_difference(logits, answers.right, answers.wrong),
+    "accuracy": lambda logits, answers, _: accuracy(logits, answers.right),
+    "candidate_accuracy": lambda logits, answers, _: accuracy(logits, answers.right, answers.candidates),
+    "rank": lambda logits, answers, _: rank(logits, answers.right),
+    "kl_divergence": lambda logits, _, base: kl_divergence(logits, base),
 }
-# Metrics that read the logits of a few tokens only.
+# Metrics that read only the logits of a few tokens.
 _TOKENS_READ = {"logit_difference": ("right", "wrong"), "candidate_accuracy": ("right", "candidates")}
 _MOST_LOGITS = 64_000_000
 
@@ -39,11 +38,11 @@ class Readout:
         model ([`~transformers.PreTrainedModel`]):
             A causal language model.
         task ([`Task`]):
-            Whose answers count.
+            The task with the answers.
         metric (`str` or `Callable`, *optional*):
-            The task's own by default: `"logit_difference"`, `"probability_difference"`, `"accuracy"`,
-            `"candidate_accuracy"`, `"rank"`, `"kl_divergence"` (from the base run, in nats), or a function of logits
-            `(rows, vocab)` and their [`AnswerBatch`] that gives `(rows,)`.
+            `"logit_difference"`, `"probability_difference"`, `"accuracy"`, `"candidate_accuracy"`, `"rank"`,
+            `"kl_divergence"` (from the base run, in nats), or a function of logits `(rows, vocab)` and their
+            [`AnswerBatch`] that returns `(rows,)`. By default the metric of the task.
     """
 
     def __init__(self, model: PreTrainedModel, task: Task, metric: str | Callable | None = None):
@@ -52,28 +51,25 @@ class Readout:
         if isinstance(metric, str) and metric not in _METRICS:
             raise TranscoderError(f"There is no metric '{metric}': choose from {', '.join(_METRICS)}, or a function.")
         self.model = model
-        self.name = metric if isinstance(metric, str) else metric.__name__
-        self._metric = (
-            _METRICS[metric] if isinstance(metric, str) else lambda logits, answers, _: metric(logits, answers)
-        )
+        named = isinstance(metric, str)
+        self.name = metric if named else metric.__name__
+        self._metric = _METRICS[metric] if named else lambda logits, answers, _: metric(logits, answers)  # pyright: ignore[reportCallIssue]
         self._needs_base = metric == "kl_divergence"
         self._answers = task.answers(device=input_device(model))
         self._columns = None
-        if isinstance(metric, str) and metric in _TOKENS_READ:
+        if named and metric in _TOKENS_READ:
             ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
             self._columns = ids[ids >= 0].unique()
-            self._answers = AnswerBatch(
-                *(self._numbered(ids) for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
-            )
+            self._answers = self._answers.map(self._numbered)
 
     @torch.no_grad()
     def __call__(self, hidden: torch.Tensor, prompts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
-        """The metric of some changed runs.
+        """Compute the metric of some patched runs.
 
         Args:
-            hidden (`torch.Tensor` of shape `(prompts, rows, hidden)`): Residual streams behind the last block.
-            prompts (`torch.LongTensor` of shape `(prompts,)`): Which prompts of the task they are.
-            base (`torch.Tensor` of shape `(prompts, hidden)`, *optional*): The same of the base run.
+            hidden (`torch.Tensor` of shape `(prompts, rows, hidden)`): Residual streams after the last block.
+            prompts (`torch.LongTensor` of shape `(prompts,)`): Indices of the prompts in the task.
+            base (`torch.Tensor` of shape `(prompts, hidden)`, *optional*): Residual streams of the base run.
 
         Returns:
             `torch.Tensor` of shape `(prompts, rows)` in fp32.
@@ -87,18 +83,15 @@ class Readout:
         values = []
         for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
             rows_of = prompts.to(chosen.device)[chosen]
-            answers = AnswerBatch(
-                *(ids[rows_of] for ids in (self._answers.right, self._answers.wrong, self._answers.candidates))
-            )
-            values.append(
-                self._metric(self.logits(flat), answers, None if reference is None else reference[chosen]).float()
-            )
+            answers = self._answers.map(lambda ids, rows_of=rows_of: ids[rows_of])
+            base_logits = None if reference is None else reference[chosen]
+            values.append(self._metric(self.logits(flat), answers, base_logits).float())
         return torch.cat(values).view(count, rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of residual streams behind the last block, `(rows, hidden)` to `(rows, columns needed)`.
+        """Compute the logits of residual streams after the last block, `(rows, hidden)` to `(rows, columns needed)`.
 
-        The model's own forward computes them, final norm, soft-caps and scales included; its blocks are not run.
+        The forward pass of the model computes them, including final norm, soft-caps and scales, without running its blocks.
         """
         rows = hidden[:, None]
         with ExitStack() as stack:
@@ -112,6 +105,6 @@ class Readout:
             return forward_logits(self.model, inputs_embeds=torch.zeros_like(rows), use_cache=False)[:, 0]
 
     def _numbered(self, ids):
-        """Token ids as places among the logits that are computed; -1 stays, and so does what is not among them."""
-        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)
+        """Token ids as indices into the computed logits, -1 for padding and for tokens whose logit is not computed."""
+        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)  # pyright: ignore[reportCallIssue]
         return torch.where((ids >= 0) & (self._columns[places] == ids), places, -1)

@@ -1,4 +1,4 @@
-"""What patching found: a number for each place and prompt, and how sure it is."""
+"""Results of patching: the metric of each patch and prompt, with effects and intervals."""
 
 import itertools
 import os
@@ -10,24 +10,24 @@ from ...errors import TranscoderError
 from ...files import write_csv, write_text
 from ...text.checked import checked, entries, entry
 from ...text.printable import printable
-from ...text.strict_json import read_json, to_json
+from ...text.strict_json import finite, read_json, to_json
 
 
-# Layer and number of a head.
+# The layer and number of a head.
 Head = tuple[int, int]
 
 
 @dataclass
 class PatchResult:
-    """Metrics of patched runs, for each place and prompt.
+    """Metrics of patched runs for each place and prompt. A place is one patched activation.
 
     Args:
-        values (`torch.Tensor`): `(places..., prompts)`: the metric of each patched run; NaN where there is none.
-        base (`torch.Tensor` of shape `(prompts,)`): The metric without patches.
-        source (`torch.Tensor` of shape `(prompts,)`, *optional*): That of the run the patches come from.
-        axes (`dict[str, list[str]]`): Name of each axis of the places -> names of its cells.
+        values (`torch.Tensor`): `(places..., prompts)`: the metric of each patched run, NaN if there is none.
+        base (`torch.Tensor` of shape `(prompts,)`): The metric of the base run, without patches.
+        source (`torch.Tensor` of shape `(prompts,)`, *optional*): The metric of the run that the patches come from.
+        axes (`dict[str, list[str]]`): Name of each axis of the places -> labels along the axis.
         metric (`str`): Name of the metric.
-        protocol (`dict`): How it was measured, as JSON.
+        protocol (`dict`): Settings of the measurement, as JSON.
     """
 
     values: torch.Tensor
@@ -39,15 +39,15 @@ class PatchResult:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many cells each axis has."""
+        """The number of places along each axis."""
         return tuple(self.values.shape[:-1])
 
     @property
     def effects(self) -> torch.Tensor:
-        """Mean change of the metric by each patch, one number per place.
+        """The mean change of the metric by each patch.
 
-        Where patches come from a source run, the change is a share of the whole way to it: 0 is the base run and 1 the
-        source run (the ratio of the two means, `(patched - base) / (source - base)`). Else it is in the metric's unit.
+        If the patches come from a source run, the change is a share of the way to it: 0 is the base run and 1 the source
+        run (`(patched - base) / (source - base)`, a ratio of means over prompts). Otherwise it is in the unit of the metric.
         """
         change = self.values.double().mean(-1) - self.base.double().mean()
         return change if self.source is None else change / (self.source.double().mean() - self.base.double().mean())
@@ -55,23 +55,19 @@ class PatchResult:
     def intervals(
         self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bootstrap intervals of the effects: prompts are drawn with replacement.
+        """Compute bootstrap intervals of the effects over prompts, which are drawn with replacement.
 
         Args:
-            confidence (`float`, *optional*, defaults to 0.95): Share of intervals that hold the true effect.
-            resamples (`int`, *optional*, defaults to 1000): How often to draw.
-            seed (`int`, *optional*, defaults to 0): The same seed gives the same intervals.
+            confidence (`float`, *optional*, defaults to 0.95): Share of intervals that contain the true effect.
+            resamples (`int`, *optional*, defaults to 1000): Number of resamples.
+            seed (`int`, *optional*, defaults to 0): Seed for the resamples.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: lower and upper ends, each of the shape of `effects`.
+            `tuple[torch.Tensor, torch.Tensor]`: the lower and upper ends, each of the shape of `effects`.
         """
         if not 0 < confidence < 1:
-            raise TranscoderError(f"confidence is {confidence}, but it lies between 0 and 1.")
-        prompts = len(self.base)
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randint(prompts, (resamples, prompts), generator=generator)
-        weights = torch.zeros(resamples, prompts, dtype=torch.float64)
-        weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64)).div_(prompts)
+            raise TranscoderError(f"confidence is {confidence}, but must be between 0 and 1.")
+        weights = bootstrap_weights(len(self.base), resamples, torch.Generator().manual_seed(seed))
         change = (self.values.double() - self.base.double()).flatten(0, -2) @ weights.T
         if self.source is not None:
             change /= weights @ (self.source.double() - self.base.double())
@@ -80,14 +76,15 @@ class PatchResult:
         return low.view(self.shape), high.view(self.shape)
 
     def top(self, k: int = 10, largest: bool | None = None) -> list[dict]:
-        """The `k` places with the greatest effects.
+        """Find the `k` places with the greatest effects.
 
         Args:
-            k (`int`, *optional*, defaults to 10): How many.
-            largest (`bool`, *optional*): `True` for the highest, `False` for the lowest, by magnitude if left out.
+            k (`int`, *optional*, defaults to 10): Number of places.
+            largest (`bool`, *optional*): Whether to rank by the highest or the lowest effects. By default they are ranked by
+                magnitude.
 
         Returns:
-            `list[dict]`: the cell of each axis, and `effect`.
+            `list[dict]`: the label on each axis, and `effect`.
         """
         effects = self.effects.flatten()
         score = {None: effects.abs(), True: effects, False: -effects}[largest]
@@ -101,24 +98,24 @@ class PatchResult:
         return found
 
     def to_dict(self) -> dict:
-        """Everything as JSON, values of each prompt included."""
+        """All fields and effects as JSON, including the values of each prompt."""
         return {
             "axes": self.axes,
             "metric": self.metric,
             "protocol": self.protocol,
-            "effects": _numbers(self.effects),
-            "base": _numbers(self.base),
-            "source": None if self.source is None else _numbers(self.source),
-            "values": _numbers(self.values),
+            "effects": finite(self.effects.tolist()),
+            "base": finite(self.base.tolist()),
+            "source": None if self.source is None else finite(self.source.tolist()),
+            "values": finite(self.values.tolist()),
         }
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write everything to a JSON file, which [`PatchResult.from_json`] reads."""
+        """Write the result to a JSON file, for [`PatchResult.from_json`]."""
         write_text(path, to_json(self.to_dict(), indent=None))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "PatchResult":
-        """Read what [`PatchResult.to_json`] wrote.
+        """Read a file of [`PatchResult.to_json`].
 
         Raises:
             [`TranscoderError`]: the file cannot be read, or its parts do not fit each other.
@@ -143,7 +140,7 @@ class PatchResult:
         )
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one line for each place to a CSV file: its cells, effect, interval and mean metric."""
+        """Write a CSV file with one line for each place: its labels, effect, interval and mean metric."""
         low, high = self.intervals()
         columns = [each.flatten().tolist() for each in (self.effects, low, high, self.values.double().mean(-1))]
         cells = itertools.product(*self.axes.values())
@@ -151,16 +148,24 @@ class PatchResult:
         write_csv(path, [*self.axes, "effect", "low", "high", self.metric], rows)
 
 
-def _numbers(tensor):
-    """Nested lists of numbers, with None for NaN, which JSON does not have."""
-    flat = [None if number != number else number for number in tensor.flatten().tolist()]
-    for size in reversed(tensor.shape[1:]):
-        flat = [flat[start : start + size] for start in range(0, len(flat), size)]
-    return flat
+def bootstrap_weights(prompts: int, resamples: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw prompts with replacement.
+
+    Args:
+        prompts (`int`): Number of prompts.
+        resamples (`int`): Number of resamples.
+        generator (`torch.Generator`): The random generator.
+
+    Returns:
+        `torch.Tensor` of shape `(resamples, prompts)` in fp64: the share of each prompt in each resample.
+    """
+    draws = torch.randint(prompts, (resamples, prompts), generator=generator)
+    weights = torch.zeros(resamples, prompts, dtype=torch.float64)
+    return weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64)).div_(prompts)
 
 
 def _tensor(numbers, shape, where):
-    """Nested lists of numbers as a tensor, with NaN for None."""
+    """Nested lists of numbers as a tensor, with NaN for `None`."""
 
     def filled(each, sizes):
         if not sizes:

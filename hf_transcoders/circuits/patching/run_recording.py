@@ -1,4 +1,4 @@
-"""A run of some prompts, kept for patching: what single blocks need to be run again, and what can be patched in."""
+"""Record the run of some prompts: activations to patch, and the inputs that single blocks need to run again."""
 
 import functools
 import inspect
@@ -17,17 +17,17 @@ from ...lm.hooks import before_call, read_at
 from ...lm.sites import Site
 
 
-# Queries on which it is checked that attention is what a patched block computes.
+# Number of queries on which the attention of the model is compared with that of patched blocks.
 _CHECKED_QUERIES = 8
 
 
 @dataclass(frozen=True)
 class Window:
-    """The tokens of each prompt that a run is about: `size` of them from `start` on.
+    """The recorded or patched tokens of each prompt: `size` tokens from `start` on.
 
     Args:
         start (`torch.LongTensor` of shape `(prompts,)`): First token of each prompt.
-        size (`int`): How many tokens.
+        size (`int`): Number of tokens.
     """
 
     start: torch.Tensor
@@ -39,7 +39,7 @@ class Window:
         return self.start[:, None] + torch.arange(self.size, device=self.start.device)
 
     def take(self, tensor: torch.Tensor, offset: torch.Tensor | int = 0) -> torch.Tensor:
-        """These tokens of `tensor`, `(prompts, ..., seq, width)`, which begins `offset` tokens into each prompt."""
+        """Select these tokens of `tensor`, `(prompts, ..., seq, width)`, which starts `offset` tokens into each prompt."""
         index = self.index - (offset[:, None] if isinstance(offset, torch.Tensor) else offset)
         prompts, seq = tensor.shape[0], tensor.shape[-2]
         if self.size == seq:
@@ -49,27 +49,27 @@ class Window:
 
     @classmethod
     def until(cls, last: torch.Tensor, first: torch.Tensor) -> "Window":
-        """The shortest windows of one size that hold the tokens `first` to `last` of each prompt."""
+        """Make the smallest windows of one size that contain the tokens `first` to `last` of each prompt."""
         size = int((last - first).max()) + 1
         return cls((last - size + 1).clamp(min=0), size)
 
 
 @dataclass
 class Recording:
-    """Activations of a run in every layer. Those marked * are of the tokens of `window` only.
+    """Activations of a run in every layer. Those marked * are only of the tokens in `window`.
 
     Args:
         window ([`Window`]): The tokens.
-        final (`torch.Tensor` of shape `(prompts, hidden)`): Residual stream behind the last block, at the last token.
+        final (`torch.Tensor` of shape `(prompts, hidden)`): Residual stream after the last block, at the last token.
         parts (`dict[str, list[torch.Tensor]]`):
             Name -> activations of each layer: `resid_pre`*, `resid_mid`*, `attn.out`*, `mlp.out`*, `(prompts, window, hidden)`;
             `query`*, `z`*, `(prompts, heads, window, head_dim)`; `pattern`*, `(prompts, heads, window, seq)`; `key`,
-            `value`, `(prompts, kv_heads, seq, head_dim)`. `resid_pre` has one more entry, the stream that leaves the
-            last block.
+            `value`, `(prompts, kv_heads, seq, head_dim)`. `resid_pre` has one more entry, the output of the last
+            block.
         calls (`list[dict]`): Arguments of each block.
         masks (`list[torch.Tensor]`): Attention mask of each layer, `(seq, seq)`.
-        options (`list[dict]`): What the model passes to attention in each layer.
-        mlp_others (`list[tuple]`): What the module of each layer's `mlp.out` returns beside it.
+        options (`list[dict]`): Options of attention in each layer.
+        mlp_others (`list[tuple]`): Further outputs of the module of `mlp.out` in each layer.
     """
 
     window: Window
@@ -84,14 +84,14 @@ class Recording:
 def record(
     model: PreTrainedModel, input_ids: torch.Tensor, last: torch.Tensor, window: Window, parts: set[str]
 ) -> Recording:
-    """Run prompts and keep activations.
+    """Run prompts and record activations.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model.
         input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Prompts, padded on the right.
         last (`torch.LongTensor` of shape `(prompts,)`): Index of the last token of each.
-        window ([`Window`]): The tokens to keep.
-        parts (`set[str]`): Which activations to keep.
+        window ([`Window`]): The tokens to record.
+        parts (`set[str]`): Names of the activations to record.
 
     Returns:
         [`Recording`]
@@ -126,12 +126,12 @@ def record(
         return z
 
     def project(module, args, kwargs, layer):
-        # Changes of z are taken through the projection alone.
+        # Patched blocks pass changes of z through the projection only.
         given, z = args[0][:1], computed.pop(layer)[:1].flatten(2)
         if given.shape != z.shape or not torch.equal(given, z):
             raise TranscoderError(
-                f"Layer {layer} of this {model.config.model_type} model does something to what its heads read before it "
-                "projects it, so patched blocks cannot be run apart: use `edit_attention` on whole forward passes."
+                f"Layer {layer} of this {model.config.model_type} model changes the outputs of its heads before their "
+                "projection, so its blocks cannot be patched alone: use `edit_attention` on whole forward passes."
             )
 
     def leave(hidden):
@@ -152,19 +152,19 @@ def record(
                     location = locate(model, Site(point, layer))
                     read_at(stack, location, lambda value, point=point: keep(point, value))
         read_at(stack, locate(model, Site("resid_post", layers[-1])), leave)
-        # Padding is on the right, where no token of a prompt looks: it needs no mask of its own.
+        # Padding is on the right, where no token of a prompt attends, so it needs no mask.
         model.get_decoder()(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     return recording
 
 
 def scaling_of(options: dict, query: torch.Tensor) -> float:
-    """What products of queries `(..., head_dim)` and keys are multiplied with, given what the model passes to attention."""
+    """The factor of products of queries `(..., head_dim)` and keys, given the options of attention."""
     scaling = options.get("scaling")
     return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def _check_attention(model, call, z):
-    """Raises where the model's attention is something else than what patched blocks compute, on the end of one prompt."""
+    """Compare the attention of the model with that of patched blocks on the end of one prompt; refuse a difference."""
     query, key, value = call.query[:1, :, -_CHECKED_QUERIES:], call.key[:1], call.value[:1]
     groups = query.shape[1] // key.shape[1]
     products = query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
@@ -178,5 +178,5 @@ def _check_attention(model, call, z):
     if not (ours - true).norm() <= tolerance * true.norm():
         raise TranscoderError(
             f"The attention of layer {call.layer} of this {model.config.model_type} model is not a softmax over products "
-            "of queries and keys alone, so patched blocks cannot be run apart: use `edit_attention` on whole forward passes."
+            "of queries and keys alone, so its blocks cannot be patched alone: use `edit_attention` on whole forward passes."
         )

@@ -1,4 +1,4 @@
-"""Scores of heads from the weights alone: what they copy, which tokens match, and which heads feed which."""
+"""Scores of heads from the weights alone: copying, token matching, and composition with other heads."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,9 +15,10 @@ from ...lm.hooks import read_at, write_at
 from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import norm_bias
-from ...lm.order import norm_behind, read_directions, written_directions
 from ...lm.sites import Site
+from ...lm.stream import norm_behind, read_directions, written_directions
 from ...lm.wrappers import measures_model
+from .attention_edits import check_heads
 
 
 _MOST_LOGITS = 64_000_000
@@ -26,42 +27,42 @@ _MOST_ROWS = 8192
 
 @measures_model
 @torch.no_grad()
-def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
-    """OV score: how often a head that looks at a token raises, or lowers, the logit of that same token most.
+def copying_scores(model: PreTrainedModel, token_ids: Sequence[int], top: int = 5) -> dict[str, torch.Tensor]:
+    """Score copying by the OV circuit: how often a head raises, or lowers, the logit of the token that it attends to most.
 
-    Each token stands alone. Its residual stream behind the first block goes through the values and the output projection
-    of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
+    Each token is a prompt of its own. Its residual stream after the first block goes through the values and the output
+    projection of each head (with the norm that may follow), the final norm and the unembedding (Wang et al., 2022).
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        token_ids (`Sequence[int]`): The tokens, such as names.
-        top (`int`, *optional*, defaults to 5): How many logits count as the most raised or lowered.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        token_ids (`Sequence[int]`): Ids of the tokens, such as names.
+        top (`int`, *optional*, defaults to 5): Number of logits that count as the most raised or lowered.
 
     Returns:
         `dict[str, torch.Tensor]`: shares of the tokens, `(layers, heads)`: `copying`, where the token is among the `top`
         logits, and `negative_copying`, where it is among those of the head's output with the opposite sign.
     """
-    ids = torch.as_tensor(token_ids, device=input_device(base))
-    check_tokens(base, [ids], "The list")
-    z = _alone(base, ids, "z")
-    final_norm = base.base_model.get_submodule(architecture_of(base).final_norm)
-    unembedding = base.get_output_embeddings()
+    ids = torch.as_tensor(token_ids, device=input_device(model))
+    check_tokens(model, [ids], "The list")
+    z = _alone(model, ids, "z")
+    final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+    unembedding = model.get_output_embeddings()
     vocabulary, hidden_size = map_size(unembedding)
     size = max(1, _MOST_LOGITS // vocabulary)
-    # Where a head's output has the opposite sign, so have its logits, but for the biases of norm and unembedding.
-    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=base.dtype, device=ids.device)
+    # An output with the opposite sign has logits with the opposite sign, except for the biases of norm and unembedding.
+    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=model.dtype, device=ids.device)
     twice = 2 * unembedding(bias[None])
     scores = {"copying": [], "negative_copying": []}
-    for layer in range(num_layers(base)):
-        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(base, layer).float())
-        post_norm = norm_behind(base, Site("attn.out", layer))
+    for layer in range(num_layers(model)):
+        added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
+        post_norm = norm_behind(model, Site("attn.out", layer))
         if post_norm is not None:
-            # On a head's own output: the scale that this gives it is the final norm's to set anyway.
-            added = post_norm(added.to(base.dtype)).float()
+            # Applied to the output of one head: the final norm sets the scale anyway.
+            added = post_norm(added.to(model.dtype)).float()
         own = ids[:, None].expand(added.shape[:-1]).flatten()
         ranks = {name: [] for name in scores}
         for rows, tokens in zip(added.flatten(0, 1).split(size), own.split(size), strict=True):
-            logits = unembedding(final_norm(rows.to(base.dtype)))
+            logits = unembedding(final_norm(rows.to(model.dtype)))
             for name, each in (("copying", logits), ("negative_copying", twice - logits)):
                 ranks[name].append((each > each.gather(1, tokens[:, None])).sum(1))
         for name, each in ranks.items():
@@ -72,28 +73,29 @@ def copying_scores(base: PreTrainedModel, token_ids: Sequence[int], top: int = 5
 @measures_model
 @torch.no_grad()
 def duplicate_token_scores(
-    base: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
+    model: PreTrainedModel, token_ids: Sequence[int], distance: int = 10, top: int = 1
 ) -> torch.Tensor:
-    """QK score: how often a head matches a token with the same token before it, rather than with the others.
+    """Score token matching by the QK circuit: how often a token's query matches its own key better than other keys.
 
-    Each token stands alone, once as a query at position `distance` and once as a key at position 0: all keys have the
-    same place, so that they differ by their token only. Heads behind the first block get its output.
+    Each token is a prompt of its own, once as a query at position `distance` and once as a key at position 0. All keys
+    have the same position, so they differ only by their token. Heads after the first block read the output of the first
+    block.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        token_ids (`Sequence[int]`): The tokens that are compared, all different.
-        distance (`int`, *optional*, defaults to 10): How many tokens the query is behind the keys.
-        top (`int`, *optional*, defaults to 1): Among how many of the keys that match best the own one counts.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        token_ids (`Sequence[int]`): Ids of the tokens to compare, all different.
+        distance (`int`, *optional*, defaults to 10): Number of tokens from the keys to the query.
+        top (`int`, *optional*, defaults to 1): Number of best matching keys that must include the own key.
 
     Returns:
-        `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. By chance it is `top / tokens`.
+        `torch.Tensor` of shape `(layers, heads)`: shares of the tokens, on the CPU. Chance is `top / tokens`.
     """
-    ids = torch.as_tensor(token_ids, device=input_device(base))
+    ids = torch.as_tensor(token_ids, device=input_device(model))
     if ids.unique().numel() != ids.numel() or len(ids) < 2:
-        raise TranscoderError("Tokens are compared with each other: give at least two different ones, each once.")
-    check_tokens(base, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
-    queries, keys = _alone(base, ids, "query", distance), _alone(base, ids, "key", last=distance)
-    heads, kv_heads = num_heads(base)
+        raise TranscoderError("Tokens are compared with each other: give at least two, all different.")
+    check_tokens(model, [ids, ids[:1].expand(distance + 1)], "The text of these tokens at this distance")
+    queries, keys = _alone(model, ids, "query", distance), _alone(model, ids, "key", last=distance)
+    heads, kv_heads = num_heads(model)
     found = []
     for query, key in zip(queries, keys, strict=True):
         key = key.repeat_interleave(heads // kv_heads, dim=1)
@@ -105,29 +107,29 @@ def duplicate_token_scores(
 
 @measures_model
 @torch.no_grad()
-def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tensor:
-    """QK score: how much a head looks at the token before, where all tokens are the same mean token.
+def previous_token_scores(model: PreTrainedModel, length: int = 16) -> torch.Tensor:
+    """Score attention to the previous position by the QK circuit, on a text in which all tokens are the same mean token.
 
-    What then tells keys apart is their position alone, whether the model adds position embeddings or rotates queries and
-    keys. Heads behind the first block get its output, in which each position has looked at itself only.
+    Keys then differ only by their position, whether the model adds position embeddings or rotates queries and keys. Heads
+    after the first block read the output of the first block, in which each position attends only to itself.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        length (`int`, *optional*, defaults to 16): How many positions there are.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        length (`int`, *optional*, defaults to 16): Number of positions.
 
     Returns:
-        `torch.Tensor` of shape `(layers, heads)`: mean attention to the token before, over all positions but the first,
-        on the CPU. A head that looks at all tokens alike has 0.16 with 16 positions.
+        `torch.Tensor` of shape `(layers, heads)`: mean attention to the previous token, over all positions but the first,
+        on the CPU. Uniform attention has a score of 0.16 with 16 positions.
     """
     if length < 2:
-        raise TranscoderError(f"length is {length}, but a token before takes at least two positions.")
-    embeddings = base.get_input_embeddings()
-    # Through the module, which scales them in some families; `inputs_embeds` goes past it.
+        raise TranscoderError(f"length is {length}, but a previous token takes at least two positions.")
+    embeddings = model.get_input_embeddings()
+    # The module scales embeddings in some families, which `inputs_embeds` would skip.
     vocabulary = num_embeddings(embeddings)
-    every = torch.arange(vocabulary, device=input_device(base)).split(_MOST_ROWS)
-    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(base.dtype)
+    every = torch.arange(vocabulary, device=input_device(model)).split(_MOST_ROWS)
+    mean = (sum(embeddings(ids).float().sum(0) for ids in every) / vocabulary).to(model.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     queries = torch.arange(1, length)
-    itself = torch.eye(length, device=input_device(base), dtype=base.dtype)
+    itself = torch.eye(length, device=input_device(model), dtype=model.dtype)
     found = {}
 
     def keep(pattern, layer):
@@ -135,54 +137,49 @@ def previous_token_scores(base: PreTrainedModel, length: int = 16) -> torch.Tens
         return itself.expand_as(pattern) if layer == 0 else None
 
     with ExitStack() as stack:
-        stack.enter_context(edit_attention(base, pattern=keep))
-        _give_first_output(stack, base)
-        base.get_decoder()(inputs_embeds=mean.expand(1, length, -1), use_cache=False)
+        stack.enter_context(edit_attention(model, pattern=keep))
+        _give_first_output(stack, model)
+        model.get_decoder()(inputs_embeds=mean.expand(1, length, -1), use_cache=False)
     return torch.stack([found[layer] for layer in range(len(found))])
 
 
 @measures_model
 @torch.no_grad()
-def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
-    """How much of what earlier heads write each head reads with its queries, keys or values, by weights.
+def composition_scores(model: PreTrainedModel, senders: Sequence[tuple[int, int]], into: str = "key") -> torch.Tensor:
+    """Score the composition of heads: the share of the output of earlier heads that each head reads, by weights.
 
     `||W_in W_OV|| / (||W_in|| ||W_OV||)` in the Frobenius norm, where `W_in` is `W_QK` with its side for the keys or for
     the queries, or `W_OV` of the reading head (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits").
-    K-composition with previous-token heads is what induction heads are made of. The gains of the norms before attention
+    Induction heads are made of K-composition with previous-token heads. The gains of the norms before attention
     and after it are part of the weights; biases, norms of queries and keys and the rotary embedding are left out.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model.
-        senders (`Sequence[tuple[int, int]]`): Layer and head of those that write.
-        into (`str`, *optional*, defaults to `"key"`): `"query"`, `"key"` or `"value"`.
+        model ([`~transformers.PreTrainedModel`]): A causal language model.
+        senders (`Sequence[tuple[int, int]]`): Layer and number of the writing heads.
+        into (`str`, *optional*, defaults to `"key"`): The input of the reading heads, `"query"`, `"key"` or `"value"`.
 
     Returns:
-        `torch.Tensor` of shape `(senders, layers, heads)`: between 0 and 1; 0 for heads that are not behind the sender.
+        `torch.Tensor` of shape `(senders, layers, heads)`: between 0 and 1; 0 for heads that are not after the sender.
         Two unrelated heads have about `1 / sqrt(hidden_size)`. On the CPU.
 
     Raises:
         [`TranscoderError`]: a sender does not exist, or there is no such input.
     """
     if into not in ("query", "key", "value"):
-        raise TranscoderError(f"A head reads nothing with its '{into}': choose query, key or value.")
-    layers, (heads, kv_heads) = num_layers(base), num_heads(base)
-    for layer, head in senders:
-        if not (0 <= layer < layers and 0 <= head < heads):
-            raise TranscoderError(
-                f"Head {head} of layer {layer} does not exist: this model has the layers 0 to {layers - 1} and the heads "
-                f"0 to {heads - 1}."
-            )
+        raise TranscoderError(f"A head has no input '{into}': choose query, key or value.")
+    layers, (heads, kv_heads) = num_layers(model), num_heads(model)
+    check_heads(senders, layers, heads)
     if not senders:
         return torch.zeros(0, layers, heads)
 
     def folded(weight, layer):
-        each = read_directions(base, Site("attn.in", layer), weight(base, layer)[0].float())
+        each = read_directions(model, Site("attn.in", layer), weight(model, layer)[0].float())
         return each if len(each) == heads else each.repeat_interleave(heads // kv_heads, dim=0)
 
     def outward(layer):
-        return written_directions(base, Site("attn.out", layer), output_weight(base, layer).float())
+        return written_directions(model, Site("attn.out", layer), output_weight(model, layer).float())
 
-    # W_OV of a sender is `written^T read`, both (head_dim, hidden); only the Gram matrix of `read` matters to the norm.
+    # W_OV of a sender is `written^T read`, both (head_dim, hidden); the norm depends only on the Gram matrix of `read`.
     by_layer = {layer: (outward(layer), folded(value_weight, layer)) for layer in {layer for layer, _ in senders}}
     written = torch.stack([by_layer[layer][0][head] for layer, head in senders])
     read = torch.stack([by_layer[layer][1][head] for layer, head in senders])
@@ -197,7 +194,7 @@ def composition_scores(base: PreTrainedModel, senders: Sequence[tuple[int, int]]
         else:
             outer = folded(key_weight if into == "query" else query_weight, layer)
         outer_gram = outer @ outer.mT
-        # (senders, heads, head_dim, head_dim): the inner side of the reading head on what each sender writes.
+        # (senders, heads, head_dim, head_dim): the inner side of the reading head times the output of each sender.
         through = torch.einsum("hio,sjo->shij", inner, written)
         squared = torch.einsum("shij,hik,shkl,sjl->sh", through, outer_gram, through, read_gram)
         size = sizes[:, None] * _norm(outer_gram, inner @ inner.mT)
@@ -210,31 +207,31 @@ def _norm(gram: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (gram * other).sum((-1, -2)).clamp(min=0).sqrt()
 
 
-def _alone(base, ids, part, position=0, last=0):
-    """
-    A component of every head for tokens that stand alone at a position, for each layer: `(tokens, heads, head_dim)`. Their
-    rotary embedding is that of texts whose last token is at `last`, which decides it in some models.
+def _alone(model, ids, part, position=0, last=0):
+    """Record a component of every head for single tokens at a position, `(tokens, heads, head_dim)` for each layer.
+
+    Their rotary embedding is that of texts whose last token is at `last`, because it depends on the length in some models.
     """
     last = max(position, last)
     found = {}
     with ExitStack() as stack:
         stack.enter_context(
-            edit_attention(base, **{part: lambda value, layer: found.__setitem__(layer, value[:, :, 0])})
+            edit_attention(model, **{part: lambda value, layer: found.__setitem__(layer, value[:, :, 0])})
         )
-        _give_first_output(stack, base)
-        # A token alone looks at itself, so that z is its value.
+        _give_first_output(stack, model)
+        # A single token attends to itself, so its z is its value.
         positions = torch.full_like(ids, position)
         if last != position:
             ids, positions = (torch.cat([each, each[:1]]) for each in (ids, positions))
             positions[-1] = last
-        forget_lengths_(base)
-        base.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
+        forget_lengths_(model)
+        model.get_decoder()(input_ids=ids[:, None], position_ids=positions[:, None], use_cache=False)
     return [found[layer][: len(ids) - (last != position)] for layer in range(len(found))]
 
 
-def _give_first_output(stack, base):
-    """Let every block behind the first read the first one's output."""
+def _give_first_output(stack, model):
+    """Let every block after the first read the output of the first block."""
     first = {}
-    read_at(stack, locate(base, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
-    for layer in range(1, num_layers(base)):
-        write_at(stack, locate(base, Site("resid_pre", layer)), lambda value: first[0])
+    read_at(stack, locate(model, Site("resid_post", 0)), lambda value: first.__setitem__(0, value))
+    for layer in range(1, num_layers(model)):
+        write_at(stack, locate(model, Site("resid_pre", layer)), lambda value: first[0])

@@ -1,4 +1,4 @@
-"""Computational paths: how a target came about, step by step through features, heads and tokens."""
+"""Computational paths: contributions to a target, step by step through features, heads and tokens."""
 
 from .filters import PathFilter, select_paths
 from .path_graph import PathGraph, PathNode, merge_paths

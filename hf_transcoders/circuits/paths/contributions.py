@@ -1,4 +1,4 @@
-"""Columns of what writers add to readers."""
+"""Contributions of writers to readers, as columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from .steps import KINDS
 
 
 class _Columns:
-    """Tensors of one length, taken and joined together."""
+    """Tensors of one length that are indexed and concatenated together."""
 
     def __len__(self):
         return len(getattr(self, fields(self)[0].name))
@@ -25,18 +25,18 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Reads(_Columns):
-    """Vectors that what was written at a token is multiplied with.
+    """Vectors by which readers multiply the writes to a token.
 
     Args:
-        vector (`torch.Tensor` of shape `(rows, hidden)`): The vectors, behind all norms: for what is added to the stream.
-        scale (`torch.Tensor` of shape `(rows,)`): What every product counts with.
-        constant (`torch.Tensor` of shape `(rows,)`): What readers add themselves: their biases.
-        layer, position (`torch.LongTensor` of shape `(rows,)`): Layer of the reader, and token.
+        vector (`torch.Tensor` of shape `(rows, hidden)`): The vectors, which apply to writes to the stream before any norm.
+        scale (`torch.Tensor` of shape `(rows,)`): Factors of all products.
+        constant (`torch.Tensor` of shape `(rows,)`): Biases of the readers.
+        layer, position (`torch.LongTensor` of shape `(rows,)`): Layer and position of the reader.
         space (`torch.LongTensor` of shape `(rows,)`):
-            0: the stream is read; 1, 2: only attention's output of the layer, behind or before a post-norm.
-        floor, height (`torch.LongTensor` of shape `(rows,)`): What is read was written at heights from `floor` up to,
-            but not at, `height`. Layer l writes at 4l (dictionary at `resid_pre`), 4l + 1 (attention), 4l + 2 (MLP) and
-            4l + 3 (dictionary at `resid_post`), embeddings at -1.
+            0 reads the stream; 1 and 2 read the output of attention in the layer only, after or before a post-norm.
+        floor, height (`torch.LongTensor` of shape `(rows,)`):
+            Range of heights of the writes that are read, without `height`. Layer l writes at 4l (dictionary at
+            `resid_pre`), 4l + 1 (attention), 4l + 2 (MLP) and 4l + 3 (dictionary at `resid_post`); embeddings at -1.
     """
 
     vector: torch.Tensor
@@ -51,15 +51,15 @@ class Reads(_Columns):
 
 @dataclass(frozen=True)
 class Contributions(_Columns):
-    """What writers add to readers, one entry each; the fields of [`Step`] as columns.
+    """Contributions of writers to readers, one entry each, with the fields of [`Step`] as columns.
 
     Args:
-        row (`torch.LongTensor` of shape `(entries,)`): Which reader.
+        row (`torch.LongTensor` of shape `(entries,)`): Number of the reader.
         kind (`torch.LongTensor` of shape `(entries,)`): Index into `KINDS`.
-        layer, position, index (`torch.LongTensor` of shape `(entries,)`): Of the writer.
-        dictionary (`torch.LongTensor` of shape `(entries,)`): Number of its dictionary, or -1.
-        continues (`torch.BoolTensor` of shape `(entries,)`): Whether it reads the stream itself, so that a path can go on.
-        activation, weight, contribution (`torch.Tensor` of shape `(entries,)`): The factors; the product with the scale.
+        layer, position, index (`torch.LongTensor` of shape `(entries,)`): Layer, position and index of the writer.
+        dictionary (`torch.LongTensor` of shape `(entries,)`): Number of the writer's dictionary, or -1.
+        continues (`torch.BoolTensor` of shape `(entries,)`): Whether the writer reads the stream, so that a path can continue.
+        activation, weight, contribution (`torch.Tensor` of shape `(entries,)`): The factors, and their product with the scale.
     """
 
     row: torch.Tensor
@@ -77,8 +77,8 @@ class Contributions(_Columns):
         """Numbers of the entries of greatest magnitude, strongest first.
 
         Args:
-            count (`int`): How many at most.
-            among (`torch.BoolTensor` of shape `(entries,)`, *optional*): Which are looked at.
+            count (`int`): Largest number of entries.
+            among (`torch.BoolTensor` of shape `(entries,)`, *optional*): Entries to choose from. All by default.
         """
         numbers = torch.arange(len(self), device=self.row.device) if among is None else among.nonzero()[:, 0]
         order = self.contribution[numbers].abs().argsort(descending=True, stable=True)
@@ -86,15 +86,15 @@ class Contributions(_Columns):
 
 
 class Collector:
-    """Gathers what writers add, and forgets at once what can be neither wanted nor among the strongest.
+    """Collects contributions of writers, and drops at once those that are filtered out or too weak.
 
     Args:
         reads ([`Reads`]): The readers.
-        keep (`int`, *optional*): How many of the strongest are wanted. All by default.
-        filters (`Sequence[PathFilter]`): Of which kinds; any one must hold.
+        keep (`int`, *optional*): Number of the strongest contributions to keep. All by default.
+        filters (`Sequence[PathFilter]`): Conditions on writers, of which one must hold.
 
     Attributes:
-        sums (`torch.Tensor` of shape `(rows, kinds)`): All that was added, whether kept or not, in fp64.
+        sums (`torch.Tensor` of shape `(rows, kinds)`): Sums of all contributions, kept or not, in fp64.
     """
 
     def __init__(self, reads: Reads, keep: int | None, filters: Sequence[PathFilter]):
@@ -105,7 +105,7 @@ class Collector:
         self.sums = torch.zeros(len(reads), len(KINDS), dtype=torch.float64, device=reads.vector.device)
 
     def add(self, kind, row, layer, activation, weight, position, index=-1, dictionary=-1, continues=False):
-        """Entries of one kind; everything but `row` and `weight` may be one number for all of them."""
+        """Add entries of one kind. All arguments but `row` and `weight` may be one number for all entries."""
         code = KINDS.index(kind)
         full = [
             value.to(row.device) if isinstance(value, torch.Tensor) else row.new_full(row.shape, value)

@@ -1,30 +1,29 @@
-"""What each writer at a token adds to what is read there: one step of a path, for many paths at once."""
+"""Decompose read values into the contributions of writers: one step of a path, for many paths at once."""
 
 from collections.abc import Sequence
 
 import torch
 
+from ...lm.order import POINTS, STEPS, reading_step
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows, encoder_rows
-from ..graphs.adjoint import FINAL
-from ..graphs.recording import READS, LinearRun, Writer
+from ..graphs.linear_run import READS, LinearRun, Writer
+from ..graphs.read_vectors import FINAL
 from .contributions import Collector, Contributions, Reads
 from .filters import PathFilter
 from .steps import BIASES, KINDS
 
 
 _STREAM, _BRANCH, _OUTPUT = range(3)
-# Heights within a layer from which the stream is read, where attention and MLP follow each other.
-_HEIGHTS = {"resid_pre": 0, "attn.in": 1, "resid_mid": 2, "mlp.in": 2, "resid_post": 3}
 # Elements of the largest temporary: features of some tokens times hidden size, or heads times tokens.
 _MAX_ELEMENTS = 2**24
 
 
 class Expander:
-    """Takes apart what is read in a run, into what wrote it (Dunefsky et al. 2024, Eq. 7-8, 23-28).
+    """Decomposes values that are read in a run into the contributions of writers (Dunefsky et al. 2024, Eq. 7-8, 23-28).
 
-    Attention patterns and norm scales are held as they were, so that each norm is one linear map and everything that
-    wrote to a token adds to what is read there: the sum over all writers is the value that was read.
+    Attention patterns and norm scales are frozen, so that each norm is one linear map and the contributions of all writers
+    to a token sum to the value that is read there.
 
     Args:
         run ([`LinearRun`]): The recorded prompt.
@@ -33,15 +32,12 @@ class Expander:
     def __init__(self, run: LinearRun):
         self.run = run
         self.device = run.token_embedding.device
-        self.writer_of = {writer.dictionary: writer for writer in run.writers.values() if writer.dictionary >= 0}
-        self.continues = {
-            number: Site.parse(run.dictionaries[number].config.input_site).point in READS for number in self.writer_of
-        }
-        # What is written to the whole stream hides all that was written before.
-        floors = torch.full((4 * run.num_layers + 1,), -1)
+        self.continues = [Site.parse(dictionary.config.input_site).point in READS for dictionary in run.dictionaries]
+        # A dictionary that replaces the whole stream hides all earlier writes.
+        floors = torch.full((STEPS * run.num_layers + 1,), -1)
         for site in run.writers:
-            if site.point in ("resid_pre", "resid_post"):
-                height = 4 * site.layer + (3 if site.point == "resid_post" else 0)
+            if POINTS[site.point].reads is not None:
+                height = STEPS * site.layer + POINTS[site.point].writes
                 floors[height + 1 :] = floors[height + 1 :].clamp(min=height)
         self.floors = floors.to(self.device)
         self.values = []
@@ -67,15 +63,15 @@ class Expander:
         bias: torch.Tensor,
         scale: torch.Tensor | None = None,
     ) -> Reads:
-        """Functionals of what is read at one place.
+        """Reads of one place, for one read vector a row.
 
         Args:
             layer (`int`): Layer; the number of layers for `"final"`.
-            point (`str`): One of `recording.READS`, or `"final"`: behind the final norm.
-            position (`torch.LongTensor` of shape `(rows,)`): Tokens.
-            vector (`torch.Tensor` of shape `(rows, hidden)`): What the activation there is multiplied with.
-            bias (`torch.Tensor` of shape `(rows,)`): What is added.
-            scale (`torch.Tensor` of shape `(rows,)`, *optional*): What the value counts with; 1 by default.
+            point (`str`): One of `recording.READS`, or `"final"`: after the final norm.
+            position (`torch.LongTensor` of shape `(rows,)`): Positions of the tokens.
+            vector (`torch.Tensor` of shape `(rows, hidden)`): Vectors by which the activation there is multiplied.
+            bias (`torch.Tensor` of shape `(rows,)`): Constants that are added.
+            scale (`torch.Tensor` of shape `(rows,)`, *optional*): Factors of the values; 1 by default.
 
         Returns:
             [`Reads`]
@@ -93,15 +89,13 @@ class Expander:
         return self._before_norm(layer, point, position, vector, bias, scale)
 
     def _before_norm(self, layer, point, position, vector, bias, scale):
-        """Reads of a place whose norm, if there is one, the vectors are already in front of."""
+        """Reads of a place, with vectors that already apply before its norm."""
         space = {"attn.branch": _BRANCH, "attn.out": _OUTPUT}.get(point, _STREAM)
         if space == _STREAM:
-            # With a parallel residual the MLP reads what attention reads.
-            above = 1 if point == "mlp.in" and self.run.parallel else _HEIGHTS.get(point, 0)
-            height = 4 * layer + above
+            height = STEPS * layer + (0 if point == FINAL else reading_step(point, self.run.parallel))
             floor = int(self.floors[height])
         else:
-            height, floor = 4 * layer + 2, 4 * layer + 1
+            height, floor = STEPS * layer + 2, STEPS * layer + 1
         columns = (torch.full_like(position, value) for value in (space, floor, height))
         return Reads(vector, scale, bias, torch.full_like(position, layer), position, *columns)
 
@@ -111,16 +105,16 @@ class Expander:
     def expand(
         self, reads: Reads, keep: int | None = None, filters: Sequence[PathFilter] = ()
     ) -> tuple[Contributions, torch.Tensor]:
-        """What every writer adds to every reader.
+        """Contribution of every writer to every reader.
 
         Args:
             reads ([`Reads`]): The readers.
-            keep (`int`, *optional*): How many of the strongest are wanted, over all readers. All by default.
-            filters (`Sequence[PathFilter]`, *optional*): Which writers are wanted; any one must hold.
+            keep (`int`, *optional*): Number of the strongest contributions to keep, over all readers. All by default.
+            filters (`Sequence[PathFilter]`, *optional*): Conditions on writers, of which one must hold.
 
         Returns:
-            `tuple`: [`Contributions`], among which are the `keep` strongest and the `keep` strongest that continue, and
-            the sums of all that was added, kept or not, by kind, `(rows, kinds)`.
+            `tuple`: [`Contributions`], which include the `keep` strongest and the `keep` strongest that continue, and the
+            sums of all contributions, kept or not, by kind, `(rows, kinds)`.
         """
         found, sums = [], []
         for start in range(0, len(reads), self._rows_per_chunk):
@@ -138,7 +132,7 @@ class Expander:
         collector.add("bias", rows, reads.layer, 1.0, reads.constant, reads.position, BIASES.index("own"))
         for layer in range(min(int(reads.layer.max()), self.run.num_layers - 1), -1, -1):
             for height, step in enumerate((self._before, self._attention, self._mlp, self._after)):
-                height = 4 * layer + height
+                height = STEPS * layer + height
                 rows = ((reads.floor <= height) & (height < reads.height)).nonzero()[:, 0]
                 if len(rows):
                     step(collector, layer, rows)
@@ -164,7 +158,7 @@ class Expander:
         self._written(collector, Site("mlp.out", layer), rows)
 
     def _attention(self, collector, layer, rows):
-        """What attention writes: heads, or a dictionary of what they write."""
+        """Contributions of attention: its heads, or a dictionary of its output."""
         run, reads = self.run, collector.reads
         space = reads.space[rows]
         if Site("attn.branch", layer) in run.writers:
@@ -206,7 +200,7 @@ class Expander:
         collector.add("bias", rows, layer, 1.0, constant, position, BIASES.index("attention"))
 
     def _written(self, collector, site, rows):
-        """What a dictionary, or an MLP without one, writes: features, what it misses, bias, skip connection."""
+        """Contributions of a dictionary (features, error, bias, skip connection), or of an MLP without one."""
         writer = self.run.writers.get(site)
         if writer is None or not len(rows):
             return
@@ -236,14 +230,14 @@ class Expander:
         first = (writer.offsets[position] - (counts.cumsum(0) - counts))[pair]
         active = first + torch.arange(len(pair), device=self.device)
         feature = writer.feature[active]
-        decoder = decoder_rows(dictionary, feature.to(dictionary.device)).to(self.device)
+        decoder = decoder_rows(dictionary, feature.to(dictionary.device), writer.site).to(self.device)
         collector.add(
             "feature", rows[pair], writer.site.layer, writer.activation[active], (decoder * vector[pair]).sum(-1),
             position[pair], feature, writer.dictionary, self.continues[writer.dictionary],
         )  # fmt: skip
 
     def _at(self, site, reads):
-        """Vectors for what is written at a site, before a post-norm if there is one."""
+        """Read vectors at a site, before its post-norm if it has one."""
         layer = self.run.layers[site.layer]
         if site.point == "mlp.out" and layer.mlp_post_norm is not None:
             return layer.mlp_post_norm[reads.position, 0].transpose(reads.vector)
@@ -256,15 +250,15 @@ class Expander:
 
     @torch.no_grad()
     def follow(self, steps: Contributions, reads: Reads) -> Reads:
-        """What the writers of some steps read in turn (Eq. 25-28).
+        """The reads of the writers of some steps (Eq. 25-28).
 
-        A feature reads its encoder row, and counts with what the reader makes of its decoder row; a head reads
-        `W_V W_O f` at the token it looks at, and counts with its pattern. The value of what is read, times its scale, is
-        the contribution of the step.
+        A feature reads with its encoder row, scaled by the product of its decoder row and the reader; a head reads with
+        `W_V W_O f` at the token it attends to, scaled by its attention. The value that is read, times its scale, is the
+        contribution of the step.
 
         Args:
             steps ([`Contributions`]): Steps that continue.
-            reads ([`Reads`]): What `row` of the steps counts in.
+            reads ([`Reads`]): The reads that `row` of the steps refers to.
 
         Returns:
             [`Reads`]: one row for each step.
@@ -274,7 +268,7 @@ class Expander:
         parts, order = [], []
         for kind, group, follow in (
             ("feature", steps.dictionary, self._follow_features),
-            ("skip", steps.dictionary, self._follow_skip),
+            ("skip", steps.layer * len(self.run.dictionaries) + steps.dictionary, self._follow_skip),
             ("head", steps.layer, self._follow_heads),
         ):
             chosen = steps.kind == KINDS.index(kind)
@@ -291,8 +285,13 @@ class Expander:
         return self.read(site.layer, site.point, steps.position, vector.to(self.device), bias.to(self.device), scale)
 
     def _follow_skip(self, number, steps, parents, scale):
-        writer: Writer = self.writer_of[number]
-        site = Site.parse(self.run.dictionaries[number].config.input_site)
+        layer, dictionary = divmod(number, len(self.run.dictionaries))
+        writer: Writer = next(
+            writer
+            for site, writer in self.run.writers.items()
+            if (site.layer, writer.dictionary) == (layer, dictionary) and writer.skip is not None
+        )
+        site = Site.parse(self.run.dictionaries[dictionary].config.input_site)
         vector = self._at(writer.site, parents) @ writer.skip
         return self.read(site.layer, site.point, steps.position, vector, torch.zeros_like(scale), scale)
 
@@ -304,7 +303,7 @@ class Expander:
         read = (vector @ maps.output.T).view(len(steps), heads, width)[rows, steps.index]
         values = read.new_zeros(len(steps), kv_heads, width)
         values[rows, steps.index // (heads // kv_heads)] = read
-        # The bias of the norm before attention is part of what attention adds to every token.
+        # The bias of the norm before attention is part of the bias of attention.
         vector = values.flatten(1) @ maps.value
         if maps.attention_norm is not None:
             vector = maps.attention_norm[steps.position, 0].transpose(vector)

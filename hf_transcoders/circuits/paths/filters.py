@@ -1,4 +1,4 @@
-"""Which steps and which paths: by layer, kind, token, feature or head."""
+"""Filters of steps and paths by kind, layer, position, feature or head."""
 
 import operator
 import re
@@ -20,14 +20,14 @@ _CONDITION = re.compile(r"\s*(==?|!=|<=?|>=?)\s*(-?\d+)\s*")
 
 @dataclass(frozen=True)
 class PathFilter:
-    """A condition on one step; what is left out holds for every step.
+    """A condition on one step. Arguments that are left out hold for every step.
 
     Args:
         kind (`str` or `tuple[str, ...]`, *optional*):
-            Of what kind it is: one or several of `KINDS`.
+            Kind of the step: one or several of `KINDS`.
         layer, position, index (`int` or `str`, *optional*):
-            Its layer (-1 for embeddings), the token it comes from (counted from the start), and the number of its feature
-            or head: a number, or a condition such as `"<8"`, `">=3"`, `"!=0"`.
+            Layer (-1 for embeddings), position of the writer (counted from the start), and number of the feature or head: a
+            number, or a condition such as `"<8"`, `">=3"`, `"!=0"`.
 
     Raises:
         [`TranscoderError`]: there is no such kind, or a condition cannot be read.
@@ -62,7 +62,7 @@ class PathFilter:
     def mask(
         self, kind: torch.Tensor, layer: torch.Tensor, position: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """Which of many steps meet the condition, given as columns of one shape; `kind` counts in `KINDS`."""
+        """Whether each of many steps, given as columns of one shape, meets the condition; `kind` indexes `KINDS`."""
         holds = torch.ones_like(kind, dtype=torch.bool)
         if self.kind is not None:
             wanted = torch.tensor([KINDS.index(name) for name in self._kinds()], device=kind.device)
@@ -100,18 +100,18 @@ def select_paths(
     ends_with: Filters | None = None,
     without: Filters | None = None,
 ) -> list[Path]:
-    """Some of many paths.
+    """Select paths by conditions on their steps.
 
-    Each condition is a filter, or a sequence of them for as many steps that follow each other, from the target down.
+    Each condition is a filter, or a sequence of filters for consecutive steps, from the target down.
 
     Args:
         paths (`Iterable[Path]`): The paths.
-        contains ([`PathFilter`] or a sequence, *optional*): Steps that must be somewhere in a path.
-        ends_with ([`PathFilter`] or a sequence, *optional*): What its last steps must be.
-        without ([`PathFilter`] or a sequence, *optional*): Steps that must be nowhere in it.
+        contains ([`PathFilter`] or a sequence, *optional*): Steps that a path must contain.
+        ends_with ([`PathFilter`] or a sequence, *optional*): Last steps that a path must have.
+        without ([`PathFilter`] or a sequence, *optional*): Steps that a path must not contain.
 
     Returns:
-        `list[Path]`: in their order.
+        `list[Path]`: the selected paths in their order.
     """
     contains, ends_with, without = map(filter_list, (contains, ends_with, without))
     return [
@@ -124,16 +124,16 @@ def select_paths(
 
 
 def filter_list(filters: Filters | None) -> list[PathFilter]:
-    """One filter, several or none as a list."""
+    """A list of one filter, several or none."""
     filters = [] if filters is None else [filters] if isinstance(filters, PathFilter) else list(filters)
     for one in filters:
         if not isinstance(one, PathFilter):
-            raise TranscoderError(f"{one!r} is no filter: give a `PathFilter`, or several in a list.")
+            raise TranscoderError(f"{one!r} is not a filter: give a `PathFilter`, or several in a list.")
     return filters
 
 
 def _starts(path, filters):
-    """Where in a path steps begin that meet the conditions one after the other."""
+    """Indices at which consecutive steps of a path meet the conditions."""
     return [
         start
         for start in range(len(path) - len(filters) + 1)

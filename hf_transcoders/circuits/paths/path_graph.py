@@ -1,4 +1,4 @@
-"""Many paths as one graph, in which what they have in common counts once."""
+"""Merge paths into one graph in which shared steps count once."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -6,24 +6,24 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from ...text.printable import printable
-from ..graphs.graph import TargetInfo
+from ..graphs.nodes import TargetInfo
 from .steps import Path, Step
 
 
 @dataclass(frozen=True)
 class PathNode:
-    """A component at a token, and what it adds to the target along the paths of the graph.
+    """A component at a token, and its contribution to the target along the paths of the graph.
 
-    For nodes that something leads into, `sum of the weights of these edges + errors + biases + rest = total`.
+    For nodes with edges into them, `sum of the weights of these edges + errors + biases + rest = total`.
 
     Args:
-        label (`str`): Such as `L8 f1203 @ " gave" (5)`.
+        label (`str`): Label, such as `L8 f1203 @ " gave" (5)`.
         kind (`str`): Kind of step, or `"target"`.
-        layer, position, to, index (`int`), dictionary (`str`, *optional*): As of a [`Step`].
-        total (`float`): What the paths add that lead through it or end in it, each counted as far as this node, and once.
-        errors (`float`): What dictionaries miss of it, and MLPs without one, beyond what has edges.
-        biases (`float`): What biases add, beyond what has edges.
-        rest (`float`): What everything else adds that is not in the graph.
+        layer, position, to, index (`int`), dictionary (`str`, *optional*): As for a [`Step`].
+        total (`float`): Contributions of the paths up to this node, each counted once.
+        errors (`float`): Contribution of errors of dictionaries, and of MLPs without one, that have no edges.
+        biases (`float`): Contribution of biases that have no edges.
+        rest (`float`): Contribution of everything else that is not in the graph.
     """
 
     label: str
@@ -41,12 +41,12 @@ class PathNode:
 
 @dataclass(frozen=True)
 class PathGraph:
-    """Paths merged by the components they lead through.
+    """Paths merged by their components.
 
     Args:
-        nodes (`list[PathNode]`): The target first; what adds to a node comes after it.
-        edges (`list[tuple[int, int, float]]`): Number of the node that adds, of the node it is added to, and what.
-        target (`TargetInfo`): What is explained.
+        nodes (`list[PathNode]`): Nodes, the target first; sources of a node come after it.
+        edges (`list[tuple[int, int, float]]`): Source, target and weight of each edge.
+        target (`TargetInfo`): The target of the paths.
     """
 
     nodes: list[PathNode]
@@ -59,14 +59,15 @@ class PathGraph:
         return sorted(found, key=lambda edge: -abs(edge[1]))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Plain values for JSON."""
         return {
             "target": asdict(self.target),
             "nodes": [asdict(node) for node in self.nodes],
             "edges": [{"source": source, "target": reader, "weight": weight} for source, reader, weight in self.edges],
         }
 
-    def __str__(self):
+    def to_text(self) -> str:
+        """Nodes and the edges into them as text for the terminal."""
         lines = []
         for number, node in enumerate(self.nodes):
             incoming = self.incoming(number)
@@ -78,19 +79,21 @@ class PathGraph:
             lines += [f"  {amount:+.4f}  {name}" for name, amount in others if amount]
         return "\n".join(lines)
 
+    __str__ = to_text
+
 
 def merge_paths(
     paths: Iterable[Path], target: TargetInfo, value: float, sums: Mapping[tuple, Mapping[str, float]]
 ) -> PathGraph:
-    """Paths as one graph (Dunefsky et al. 2024, Alg. 2).
+    """Merge paths into one graph (Dunefsky et al. 2024, Alg. 2).
 
-    What several paths begin with is counted once. Components that are met along different paths are one node, to which
-    all of them add.
+    Steps with which several paths begin are counted once. A component on different paths is one node, to which all of them
+    contribute.
 
     Args:
         paths (`Iterable[Path]`): Paths to one target.
-        target (`TargetInfo`), value (`float`): The target, and what it was.
-        sums (`Mapping`): What paths were expanded into, by kind: [`GreedyPaths.sums`].
+        target (`TargetInfo`), value (`float`): The target, and its value.
+        sums (`Mapping`): Contributions to expanded paths, by kind: [`GreedyPaths.sums`].
 
     Returns:
         [`PathGraph`]
@@ -112,11 +115,11 @@ def merge_paths(
     expanded = set()
     for key, step in beginnings.items():
         reader = number[key[-2]] if len(key) > 1 else 0
-        source = number[key[-1]]
+        source = number[key[-1]]  # pyright: ignore[reportGeneralTypeIssues]
         totals[source] += step.contribution
         edges[source, reader] = edges.get((source, reader), 0.0) + step.contribution
         kept[reader] += step.contribution
-        # What has an edge of its own is not among the others.
+        # Steps with an edge are not part of the errors and biases.
         if step.kind in ("error", "mlp"):
             errors[reader] -= step.contribution
         elif step.kind == "bias":
@@ -128,7 +131,7 @@ def merge_paths(
         biases[node] += sums[key]["bias"]
     readers = {reader for _, reader in edges}
     nodes = [PathNode(printable(target.label), "target", -1, target.position, target.position, -1, None, value)]
-    nodes += [PathNode(str(components[key]), *key, totals[place]) for key, place in number.items()]
+    nodes += [PathNode(str(components[key]), *key, totals[place]) for key, place in number.items()]  # pyright: ignore[reportCallIssue]
     for node in readers:
         rest = totals[node] - kept[node] - errors[node] - biases[node]
         nodes[node] = replace(nodes[node], errors=errors[node], biases=biases[node], rest=rest)

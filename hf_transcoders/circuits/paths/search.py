@@ -12,7 +12,7 @@ from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
 from ..graphs.attribution import measured
-from ..graphs.graph import TargetInfo
+from ..graphs.nodes import TargetInfo
 from ..graphs.recording import record
 from ..graphs.row_sums import sums_do_not_hold, warn
 from ..graphs.targets import Target, resolve_targets
@@ -25,18 +25,19 @@ from .steps import KINDS, Path, Step
 
 @dataclass(frozen=True)
 class GreedyPaths:
-    """What [`greedy_paths`] found.
+    """The result of [`greedy_paths`].
 
     Args:
-        target (`TargetInfo`): What is explained.
-        value (`float`): What it was in this run: what the contributions of all paths of one step sum to.
-        levels (`list[list[Path]]`): Paths of one step, of two ..., each strongest first; lengths without any are left out.
+        target (`TargetInfo`): The target of the paths.
+        value (`float`): Value of the target in this run, to which the contributions of all paths of one step sum.
+        levels (`list[list[Path]]`):
+            Paths of one step, of two steps and so on, strongest first; lengths without paths are left out.
         sums (`dict[tuple, dict[str, float]]`):
-            For every path that was expanded (`Path.key`; `()` is the target): what all it was expanded into adds, kept or
-            not, by kind. Sums to the contribution of the path.
-        input_ids (`list[int]`), tokens (`list[str]`): The prompt.
+            Contributions of all steps into which a path was expanded, kept or not, summed by kind. Keys are `Path.key` of
+            the expanded paths, and `()` for the target. The sums add up to the contribution of the path.
+        input_ids (`list[int]`), tokens (`list[str]`): Tokens of the prompt, as ids and as text.
         settings (`dict`): Model, dictionaries and arguments, as JSON.
-        warning (`str`, *optional*): A sentence that says so, where the sums are not what they should be.
+        warning (`str`, *optional*): A warning where the sums differ from the values by more than rounding.
     """
 
     target: TargetInfo
@@ -54,19 +55,19 @@ class GreedyPaths:
         return [path for level in self.levels for path in level]
 
     def with_levels(self, levels: list[list[Path]]) -> "GreedyPaths":
-        """The same of some paths, as [`select_paths`] chooses them; levels without any are left out."""
+        """The result with other paths, such as those chosen by [`select_paths`]; empty levels are left out."""
         return replace(self, levels=[level for level in levels if level])
 
     def to_graph(self, paths: Sequence[Path] | None = None) -> PathGraph:
-        """Paths merged: see [`~hf_transcoders.circuits.paths.path_graph.merge_paths`].
+        """Merge paths into a graph: see [`~hf_transcoders.circuits.paths.path_graph.merge_paths`].
 
         Args:
-            paths (`Sequence[Path]`, *optional*): Some of those found. All by default.
+            paths (`Sequence[Path]`, *optional*): Some of the paths. All by default.
         """
         return merge_paths(self.paths if paths is None else paths, self.target, self.value, self.sums)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON, without the sums."""
+        """Plain values for JSON, without the sums."""
         return {
             "target": asdict(self.target),
             "value": self.value,
@@ -77,12 +78,13 @@ class GreedyPaths:
             "warning": self.warning,
         }
 
-    def __str__(self):
+    def to_text(self) -> str:
+        """Paths and their factors as text for the terminal."""
         lines = [f"WARNING: {self.warning}", ""] if self.warning else []
         lines += [
             f"{printable(self.target.label)} at token {self.target.position}: {self.value:+.4f}",
-            "A path adds the product of the last step's factors, of the attention of its other heads and of the weights of "
-            "its other features.",
+            "The contribution of a path is the product of the factors of its last step, the attention of its other heads and "
+            "the weights of its other features.",
         ]
         for level in self.levels:
             lines += ["", f"{len(level[0])} step{'s' if len(level[0]) > 1 else ''}"]
@@ -92,6 +94,8 @@ class GreedyPaths:
                 )
                 lines += [f"  {path.contribution:+.4f}  {path}", f"           {factors}"]
         return "\n".join(lines)
+
+    __str__ = to_text
 
 
 @measures_model
@@ -110,10 +114,10 @@ def greedy_paths(
 ) -> GreedyPaths:
     """The strongest computational paths to a target, through features, heads and embeddings (Dunefsky et al. 2024, Alg. 1).
 
-    What is read at a target is taken apart into what each feature, each head with each token it looks at, embeddings,
-    errors and biases add; the strongest of them are taken apart in turn. Attention patterns and norm scales are held as
-    they were, every norm as one linear map, so that what a path is taken apart into sums to what the path adds. Paths of
-    both signs are followed.
+    The activation that a target reads is decomposed into the contributions of features, of heads with each token they
+    attend to, of embeddings, errors and biases; the strongest contributions are decomposed in turn. Attention patterns and
+    norm scales are frozen, and each norm is one linear map, so that the contributions to a path sum to the contribution of
+    the path. Paths of both signs are followed.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
@@ -122,22 +126,22 @@ def greedy_paths(
             Dictionaries of any layers: transcoders, skip transcoders, SAEs of the stream or of attention's outputs. MLPs
             without one end a path.
         prompt (`str`, `Sequence[int]` or `Mapping`):
-            Text, which gets the tokenizer's special tokens unless it begins with them, as a chat template makes it; token
-            ids; or what the tokenizer returned.
+            Text, to which the tokenizer's special tokens are added unless it begins with them, as a chat template makes
+            it; token ids; or the output of the tokenizer.
         target (*optional*):
-            What to explain: a token, a pair of tokens (for the difference of their logits), a vector, or any [`Target`].
+            Target of the paths: a token, a pair of tokens (for the difference of their logits), a vector, or any [`Target`].
             By default the most likely next token.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Needed for text; otherwise only for labels.
+            Required for text; otherwise used for labels only.
         num_paths (`int`, *optional*, defaults to 15):
-            Paths of each length: so many of the strongest are reported, and so many of the strongest that can go on (those
-            that end in features, heads and skip connections) are continued.
+            Number of paths of each length: of the strongest paths, which are reported, and of the strongest paths that end
+            in a feature, head or skip connection, which are continued.
         num_steps (`int`, *optional*, defaults to 3):
-            Steps of the longest paths.
+            Number of steps of the longest paths.
         filter ([`PathFilter`] or a sequence, *optional*):
-            Only steps that meet any of these conditions are taken. All by default.
+            Conditions on steps, of which each step must meet one. All steps by default.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start at which the dictionaries are not used: what MLPs write there are errors.
+            Number of tokens at the start at which the dictionaries are not used: the MLP outputs there are errors.
 
     Returns:
         [`GreedyPaths`]
@@ -199,14 +203,16 @@ def greedy_paths(
 
 
 def _check_sums(run, value, sums, expanded):
-    """Whether what each path was expanded into sums to what the path adds."""
+    """A warning where the contributions to an expanded path do not sum to the contribution of the path."""
     parts = torch.tensor([list(by_kind.values()) for by_kind in sums.values()], dtype=torch.float64)
     expected = [Path("", steps).contribution if steps else value for steps in expanded]
-    return sums_do_not_hold(run, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths")
+    return sums_do_not_hold(
+        run.model.dtype, parts.sum(1), parts.abs().sum(1), torch.tensor(expected), "search for paths"
+    )
 
 
 def _extended(found, beam, names, positions, tokens):
-    """Steps of the paths that entries lead to."""
+    """The steps of the paths, each extended by one entry."""
     to = positions[found.row].tolist()
     columns = (
         found.row, found.kind, found.layer, found.position, found.index, found.dictionary, found.activation,

@@ -1,4 +1,4 @@
-"""What the weights alone say about features: connections, de-embeddings, logits, pull-backs, and contributions beside them."""
+"""Views of features from weights alone: connections, de-embeddings, logits and pull-backs; and mean contributions."""
 
 from .connections import TopConnections
 from .feature_weights import FeatureWeights

@@ -1,4 +1,4 @@
-"""The strongest of all connections between two dictionaries, without a matrix of all of them."""
+"""Find the strongest connections between two dictionaries without a matrix of all connections."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class TopConnections:
         layer (`int`, *optional*): Layer of the heads in between.
         source_features, target_features (`list[int]`): The two ends of each.
         heads (`list[int]`, *optional*): The head in between.
-        strengths (`list[float]`): What a unit of the source's activation adds to the target's pre-activation, up to the
+        strengths (`list[float]`): Contribution of a unit of the source's activation to the target's pre-activation, up to the
             scales of norms and the attention of the head.
     """
 
@@ -42,8 +42,8 @@ def connection_strengths(written: torch.Tensor, read: torch.Tensor, heads: OVCir
     """Strengths between directions.
 
     Args:
-        written (`torch.Tensor` of shape `(sources, hidden)`): What sources write to the stream.
-        read (`torch.Tensor` of shape `(targets, hidden)`): What targets read from it.
+        written (`torch.Tensor` of shape `(sources, hidden)`): Write vectors of the sources.
+        read (`torch.Tensor` of shape `(targets, hidden)`): Read vectors of the targets.
         heads ([`OVCircuits`], *optional*): Heads in between; the direct connection without.
 
     Returns:
@@ -63,7 +63,7 @@ def strongest_pairs(
 
     Args:
         written, read, heads: As for [`connection_strengths`].
-        k (`int`): How many.
+        k (`int`): Number of pairs.
 
     Returns:
         `tuple`: heads, sources, targets and strengths, each `(k,)`, largest magnitude first.

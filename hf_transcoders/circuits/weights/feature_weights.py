@@ -1,4 +1,4 @@
-"""What the weights alone say about features: how they connect, which tokens they read and which logits they write."""
+"""Views of features from weights alone: connections, de-embeddings and logits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,7 +16,8 @@ from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.order import (
+from ...lm.sites import Site
+from ...lm.stream import (
     direct_logits,
     norm_behind,
     read_directions,
@@ -25,7 +26,6 @@ from ...lm.order import (
     writing_stage,
     written_directions,
 )
-from ...lm.sites import Site
 from ...lm.wrappers import language_model
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...models.modeling_transcoder import TranscoderModel
@@ -44,9 +44,9 @@ Through = int | tuple[int, int]
 class FeatureWeights:
     """The input-invariant view of dictionaries inside their language model (arXiv 2406.11944, §4).
 
-    Directions of features are taken in the residual stream: an encoder row through the gain of the norm that the
-    dictionary reads behind (and through the centring of a LayerNorm), a decoder row through the gain of a post-norm that
-    it writes before, if any. The scales of norms and the patterns of attention depend on the input and are left out, and
+    Directions of features are taken in the residual stream: an encoder row through the gain of the norm before the
+    input site (and through the centering of a LayerNorm), a decoder row through the gain of the post-norm after the output
+    site, if any. The scales of norms and the patterns of attention depend on the input and are left out, and
     so are biases: strengths of one feature compare with each other, and are not pre-activations. Where they are part of
     a result (`mean_contributions`, and `pull_back` on a prompt), it is said.
 
@@ -81,7 +81,7 @@ class FeatureWeights:
         check_fits(base_model, self.dictionaries)
 
     def reads(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
-        """What features read from the residual stream, `(features, hidden)` in fp32.
+        """Read vectors of features in the residual stream, `(features, hidden)` in fp32.
 
         Raises:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not read the stream.
@@ -91,14 +91,15 @@ class FeatureWeights:
         return read_directions(self.base_model, _input(dictionary), rows.to(input_device(self.base_model))).detach()
 
     def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
-        """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32.
+        """Write vectors of features in the residual stream, per unit of activation, `(features, hidden)` in fp32.
 
         Raises:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
         """
         dictionary = self.dictionary(name)
-        rows = decoder_rows(dictionary, self._numbers(name, features)).to(input_device(self.base_model))
-        return written_directions(self.base_model, _output(dictionary), rows).detach()
+        site = _output(dictionary)
+        rows = decoder_rows(dictionary, self._numbers(name, features), site).to(input_device(self.base_model))
+        return written_directions(self.base_model, site, rows).detach()
 
     def connections(
         self,
@@ -142,7 +143,7 @@ class FeatureWeights:
 
         Args:
             source, target, through: As for [`~FeatureWeights.connections`].
-            k (`int`, *optional*, defaults to 20): How many.
+            k (`int`, *optional*, defaults to 20): Number of connections.
         """
         _check_count(k)
         heads = self._path(source, target, through)
@@ -211,7 +212,7 @@ class FeatureWeights:
         return torch.stack([OVCircuits(self.base_model, layer).norms(readers) for layer in layers], dim=1)
 
     def pulled(self, name: str, features: Sequence[int] | None = None, through: Through | None = None) -> torch.Tensor:
-        """What features read from the residual stream of the tokens that heads attend to: `W_OV^T W_enc_j`.
+        """Read vectors of features in the residual stream of the tokens that heads attend to: `W_OV^T W_enc_j`.
 
         Args:
             name, features, through: As for [`~FeatureWeights.deembedding`]; without heads it is what they read themselves.
@@ -232,7 +233,7 @@ class FeatureWeights:
     def pull_back(
         self, name: str, vectors: torch.Tensor, input_ids: torch.Tensor | Mapping | None = None
     ) -> torch.Tensor:
-        """What each feature of a dictionary writes along later vectors: `W_dec p` (arXiv 2406.11944, App. D).
+        """Components of all features' write vectors along later vectors: `W_dec p` (arXiv 2406.11944, App. D).
 
         Args:
             name (`str`): The dictionary.
@@ -270,7 +271,7 @@ class FeatureWeights:
         skip_first: int = 1,
         special_token_ids: Sequence[int] | None = None,
     ) -> MeanContributions:
-        """What the features of earlier dictionaries add to some features on average over text, beside their strengths.
+        """Mean contributions of the features of earlier dictionaries to some features over text, with their strengths.
 
         The direct path at the same token, with every norm frozen at the scale that it has there.
 
@@ -278,7 +279,7 @@ class FeatureWeights:
             target (`str`): The dictionary of the targets.
             features (`Sequence[int]`): The targets.
             dataset (`Iterable[Mapping]`): Rows with `input_ids` and, where they are padded, `attention_mask`.
-            sources (`Sequence[str]`, *optional*): Dictionaries to look at. By default all that write before it reads.
+            sources (`Sequence[str]`, *optional*): Names of the source dictionaries. By default all that write before it reads.
             only_active (`bool`, *optional*, defaults to `False`): Average over the tokens on which a target is active.
             max_tokens (`int`, *optional*, defaults to 100,000): Tokens to read.
             batch_size (`int`, *optional*, defaults to 8): Blocks per forward.
@@ -320,7 +321,7 @@ class FeatureWeights:
         return MeanContributions(target, list(features), only_active, tokens.tolist(), found)
 
     def dictionary(self, name: str) -> TranscoderModel:
-        """The dictionary of a name.
+        """The dictionary with a name.
 
         Raises:
             [`TranscoderError`]: there is none.
@@ -358,7 +359,7 @@ class FeatureWeights:
         return written <= reading_stage(self.base_model, _input(self.dictionary(target)))
 
     def _path(self, source, target, through) -> OVCircuits | None:
-        """The heads between two dictionaries, after checking that something can go that way."""
+        """The heads between two dictionaries, after a check that the source can reach the target."""
         if source == target or not self._comes_before(source, target):
             raise TranscoderError(
                 f"Nothing goes from '{source}' to '{target}': the source must write to the stream before the target reads "
@@ -376,7 +377,7 @@ class FeatureWeights:
         return heads
 
     def _scaled_activations(self, name, input_ids) -> torch.Tensor:
-        """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm behind them, if any."""
+        """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm after them, if any."""
         dictionary = self.dictionary(name)
         post_norm = norm_behind(self.base_model, _output(dictionary))
         prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
@@ -396,7 +397,13 @@ def _input(dictionary) -> Site:
 
 
 def _output(dictionary) -> Site:
-    return Site.parse(dictionary.config.output_site)
+    sites = dictionary.config.output_sites
+    if len(sites) > 1:
+        raise TranscoderError(
+            f"A dictionary that writes at several sites ({', '.join(sites)}) has no single direction in the residual stream "
+            "for a feature: use attribution graphs."
+        )
+    return Site.parse(sites[0])
 
 
 def _layer(through) -> int:

@@ -1,4 +1,4 @@
-"""What earlier features contribute to a feature on average over text, beside what their weights alone say."""
+"""Mean contributions of earlier features to a feature over text, with their input-invariant strengths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from ...lm.capture import capture
 from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.order import norm_before, norm_behind, stream_before
 from ...lm.sites import Site
+from ...lm.stream import norm_before, norm_behind, stream_before
 from ...models.modeling_transcoder import TranscoderModel
 from .connections import MAX_ELEMENTS
 
@@ -33,7 +33,7 @@ class SourceContributions:
 
 @dataclass(frozen=True)
 class MeanContributions:
-    """What features of earlier dictionaries added to the pre-activations of some features, on average over tokens.
+    """Mean contributions over tokens of features of earlier dictionaries to the pre-activations of some features.
 
     The mean of `a_i(t) * (W_dec_i . W_enc_j)` with the norms frozen at the scale that they have at each token
     (arXiv 2406.11944, Eq. 7; the direct path at the same token, without attention).
@@ -81,7 +81,7 @@ class MeanContributions:
 
 @torch.no_grad()
 def mean_scaled_activations(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     target: TranscoderModel,
     features: Sequence[int],
     sources: Mapping[str, TranscoderModel],
@@ -95,30 +95,32 @@ def mean_scaled_activations(
     The scales do not depend on the source's direction, so that a mean contribution is this mean times the strength.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The language model.
+        base_model ([`~transformers.PreTrainedModel`]): The language model.
         target ([`TranscoderModel`]), features (`Sequence[int]`): Where contributions go.
         sources (`Mapping[str, TranscoderModel]`): Where they come from.
         blocks ([`TokenBlocks`]): The text; only tokens that count are read.
         only_active (`bool`): Whether only tokens count on which the target is active.
-        batch_size (`int`): Blocks of one forward.
+        batch_size (`int`): Blocks of one forward pass.
 
     Returns:
         `tuple`: by source `(num_features, targets)` in fp64, and the number of tokens of each target.
     """
     into = Site.parse(target.config.input_site)
-    stream, norm = stream_before(model, into), norm_before(model, into)
-    ends = {name: (Site.parse(d.config.input_site), Site.parse(d.config.output_site)) for name, d in sources.items()}
-    post_norms = {name: norm_behind(model, out) for name, (_, out) in ends.items()}
+    stream, norm = stream_before(base_model, into), norm_before(base_model, into)
+    ends = {
+        name: (Site.parse(d.config.input_site), Site.parse(d.config.output_sites[0])) for name, d in sources.items()
+    }
+    post_norms = {name: norm_behind(base_model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}
-    device = input_device(model)
+    device = input_device(base_model)
     totals = {
         name: torch.zeros(d.config.num_features, len(features), dtype=torch.float64) for name, d in sources.items()
     }
     count = torch.zeros(len(features), dtype=torch.long)
-    with in_eval_mode(model, target, *sources.values()), capture(model, sites) as activations:
-        for batch in blocks.batches(model, batch_size):
-            model(**batch.inputs)
+    with in_eval_mode(base_model, target, *sources.values()), capture(base_model, sites) as activations:
+        for batch in blocks.batches(base_model, batch_size):
+            base_model(**batch.inputs)
             # (tokens, width) of the tokens that count.
             seen = {site: value[batch.mask] for site, value in activations.items()}
             weights = torch.ones(len(seen[stream]), len(features), device=device)

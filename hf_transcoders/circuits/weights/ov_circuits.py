@@ -4,13 +4,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ...lm.heads import output_weight, value_weight
-from ...lm.order import read_directions, reading_stage, writing_stage, written_directions
 from ...lm.sites import Site
+from ...lm.stream import read_directions, reading_stage, writing_stage, written_directions
 from ...lm.wrappers import takes_model
 
 
 class OVCircuits:
-    """What the heads of a layer write for what they attend to: `W_OV = W_V W_O` of each (arXiv 2406.11944, Eq. 8).
+    """OV circuits of the heads of a layer: `W_OV = W_V W_O` (arXiv 2406.11944, Eq. 8).
 
     The gains of the norm before attention and of a post-norm, if any, are in them; the norms' scales, the patterns and
     the biases are not. With grouped queries, query head h reads the values of key-value head `h // group`.
@@ -45,7 +45,7 @@ class OVCircuits:
         return directions @ self.values.mT
 
     def outputs_read_by(self, readers: torch.Tensor) -> torch.Tensor:
-        """What readers of the stream `(n, hidden)` read from what is written for each value: `(heads, n, head_dim)`."""
+        """Read vectors of the stream `(n, hidden)` pulled back to the values of heads: `(heads, n, head_dim)`."""
         return readers @ self.outputs.mT
 
     def pull(self, readers: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which tokens a direction reads from the embedding, or writes to the logits."""
+"""Token effects of directions: tokens that they read from the embedding, and logits that they write."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -39,7 +39,7 @@ class TokenScores:
 
 
 def embeddings(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """What tokens `(...)` bring into the residual stream, positions left out: `(..., hidden)` in fp32.
+    """Token embeddings as they enter the residual stream, without positions: `(..., hidden)` in fp32.
 
     The embedding module is called rather than its weight read: Gemma's multiplies by the root of the width.
     """
@@ -70,7 +70,7 @@ def embedding_scores(model: PreTrainedModel, readers: torch.Tensor) -> torch.Ten
 def extreme_tokens(
     score: Callable[[torch.Tensor], torch.Tensor], directions: torch.Tensor, vocabulary: int, k: int
 ) -> TokenScores:
-    """The tokens that `score` puts highest and lowest.
+    """Tokens with the highest and lowest values of `score`.
 
     Args:
         score (`Callable`): Maps directions `(n, hidden)` to scores `(n, vocabulary)`; called on a few at a time.

@@ -1,62 +1,64 @@
 """`hf-transcoders study blind`."""
 
-from ...errors import TranscoderError
 from ...files import write_text
+from ...lm.devices import input_device
 from ...text.strict_json import to_json
-from ..common import add_model_arguments, add_text_arguments, load_base_and_rows, load_dictionaries
-from ..terminal import echo, print_json
-from ..values import output_file, seed, whole
+from ..arguments import (
+    add_shared,
+    dictionary_arguments,
+    feature_arguments,
+    measuring_arguments,
+    model_arguments,
+    output_arguments,
+    text_arguments,
+)
+from ..common import choose_dictionary, finish, load_base_model, load_dictionaries, load_text
+from ..values import output_folder, whole
 
 
 def add_arguments(parser):
     parser.description = (
-        "Blind case studies without a human: what each feature fires on is predicted from weights alone (de-embeddings, "
-        "earlier dictionaries, strongest heads), and the prediction is scored on text."
+        "Blind case studies without a human: predicts from weights alone (de-embeddings, earlier dictionaries, strongest "
+        "heads) on which tokens each feature is active, and scores the predictions on text."
     )
-    parser.add_argument("path", help="folder or Hub id of a dictionary or set")
-    parser.add_argument("--dictionary", help="which dictionary of a set; those of earlier layers help the predictions")
-    parser.add_argument(
-        "--features", type=whole(0), nargs="+", help="their numbers; left out, a random sample of those that fire"
-    )
-    parser.add_argument("--num-features", type=whole(1), default=50, help="how many, where no numbers are given")
-    add_model_arguments(parser)
-    add_text_arguments(parser, default_tokens=20_000)
-    group = parser.add_argument_group("study")
+    dictionary_arguments(parser, choose="those of earlier layers contribute to the predictions")
+    feature_arguments(parser, "a random sample of features that are active in the text", 50)
+    model_arguments(parser)
+    text_arguments(parser, max_tokens=20_000)
+    group = measuring_arguments(parser, "study")
     group.add_argument(
-        "--heads", type=whole(0), default=8, help="heads of each prediction; 0 leaves preceding tokens out"
+        "--heads", type=whole(0), metavar="N", default=8, help="heads per prediction; 0 ignores preceding tokens"
     )
-    group.add_argument("--window", type=whole(1), default=16, help="preceding tokens that count")
+    group.add_argument("--window", type=whole(1), metavar="N", default=16, help="preceding tokens that count")
     group.add_argument(
-        "--null-features", type=whole(1), default=100, help="other features whose predictions are the baseline"
+        "--null-features",
+        type=whole(1),
+        metavar="N",
+        default=100,
+        help="number of other features whose predictions are the baseline",
     )
-    group.add_argument("--bootstrap-samples", type=whole(1), default=200, help="samples of rows behind each interval")
-    group.add_argument("--batch-size", type=whole(1), default=8, help="rows of one forward")
-    group.add_argument("--skip-first", type=whole(0), default=1, help="positions left out at the start of each row")
-    group.add_argument("--seed", type=seed, default=0, help="the same seed gives the same numbers")
-    parser.add_argument("--output", metavar="FILE.json", help="write everything there")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    group.add_argument(
+        "--bootstrap-samples", type=whole(1), metavar="N", default=200, help="bootstrap samples for each interval"
+    )
+    add_shared(group, "seed", "the same seed gives the same numbers", default=0)
+    output_arguments(parser, "results.json; by default, nothing is written")
 
 
 def run(args):
-    from ...lm.devices import input_device
     from ...studies.blind.study import blind_study
 
-    if args.output:
-        output_file(args.output)
-    dictionaries = load_dictionaries(args.path)
-    if args.dictionary is None and len(dictionaries) > 1:
-        raise TranscoderError(
-            f"The set has several dictionaries: choose one with --dictionary ({', '.join(dictionaries)})."
-        )
-    base, tokenizer, rows = load_base_and_rows(args, dictionaries)
+    folder = output_folder(args.output) if args.output else None
+    dictionaries = load_dictionaries(args)
+    name = choose_dictionary(dictionaries, args.dictionary)
+    base_model, tokenizer = load_base_model(args, dictionaries)
     study = blind_study(
-        base,
-        dictionaries.to(input_device(base)),
-        args.dictionary or next(iter(dictionaries)),
-        rows,
+        base_model,
+        dictionaries.to(input_device(base_model)),
+        name,
+        load_text(args, tokenizer),
         tokenizer,
         features=args.features,
-        num_features=args.num_features,
+        num_features=args.max_features,
         num_heads=args.heads,
         window=args.window,
         null_features=args.null_features,
@@ -68,9 +70,6 @@ def run(args):
         seed=args.seed,
         progress=not args.json,
     )
-    if args.output:
-        write_text(args.output, to_json(study.to_dict()) + "\n")
-    if args.json:
-        print_json(study.to_dict())
-    else:
-        echo(*study.table().split("\n"))
+    if folder:
+        write_text(folder / "results.json", to_json(study.to_dict()) + "\n")
+    finish(args, study)

@@ -2,72 +2,48 @@
 
 import argparse
 
-from ...errors import TranscoderError
-from ..common import add_model_arguments, base_of, load_base_model, load_dictionaries
-from ..terminal import echo, print_json
+from ...lm.devices import input_device
+from ..arguments import add_shared, dictionary_arguments, model_arguments, output_arguments
+from ..common import choose_dictionary, finish, load_base_model, load_dictionaries
 from ..values import output_folder, whole
 
 
 def add_arguments(parser):
     parser.description = (
-        "Which features of one MLP's transcoder make a model name a later year after 'The war lasted from 1732 to 17', and "
-        "how few of them do as well as neurons."
+        "Finds the features of one MLP's transcoder that make a model continue 'The war lasted from 1732 to 17' with a later "
+        "year, and compares them with as many neurons of the MLP."
     )
-    parser.add_argument("path", help="folder or Hub id of a dictionary or set")
-    parser.add_argument("--dictionary", help="which dictionary of a set")
-    add_model_arguments(parser)
+    dictionary_arguments(parser, choose="required if the set has several")
+    model_arguments(parser)
     group = parser.add_argument_group("study")
-    group.add_argument("--max-k", type=whole(1), default=99, help="the most features, and neurons, of the curves")
-    group.add_argument("--num-features", type=whole(1), default=30, help="features to look at one by one")
     group.add_argument(
-        "--add-bos",
-        action=argparse.BooleanOptionalAction,
-        help="begin prompts with the beginning-of-sequence token; left out, as the tokenizer does, and as the paper does "
-        "where its figures are of this model and transcoder",
+        "--max-k", type=whole(1), metavar="K", default=99, help="largest number of features, and of neurons, to keep"
     )
-    group.add_argument(
-        "--skip-first",
-        type=whole(0),
-        help="positions at the start that stay unchanged; left out, 1, and none where the paper's figures apply",
+    add_shared(group, "max_features", "those of the highest variance are also measured one by one", default=30)
+    add_shared(group, "add_bos", "where figures of the paper apply, as it does", action=argparse.BooleanOptionalAction)
+    add_shared(
+        group, "skip_first", "the MLP stays in place there; by default 1, or 0 where figures of the paper apply"
     )
-    parser.add_argument(
-        "--output",
-        metavar="FOLDER",
-        default="runs/greater_than",
-        help="report.html, results.json and PNG files go there",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output_arguments(parser, "report.html, results.json and PNG files", default="runs/greater_than")
 
 
 def run(args):
-    from ...lm.devices import input_device
+    from ...studies.greater_than.greater_than_report import save_greater_than
     from ...studies.greater_than.study import greater_than_study
-    from ...studies.report import greater_than_text, save_greater_than
 
     folder = output_folder(args.output)
-    dictionaries = load_dictionaries(args.path)
-    if args.dictionary and args.dictionary not in dictionaries:
-        raise TranscoderError(f"There is no dictionary '{args.dictionary}': choose from {', '.join(dictionaries)}.")
-    if args.dictionary is None and len(dictionaries) > 1:
-        raise TranscoderError(
-            f"The set has several dictionaries: choose one with --dictionary ({', '.join(dictionaries)})."
-        )
-    transcoder = dictionaries[args.dictionary or next(iter(dictionaries))]
-    name = base_of(dictionaries, args.model)
-    model, tokenizer = load_base_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    dictionaries = load_dictionaries(args)
+    name = choose_dictionary(dictionaries, args.dictionary)
+    base_model, tokenizer = load_base_model(args, dictionaries)
     study = greater_than_study(
-        model,
-        transcoder.to(input_device(model)),
+        base_model,
+        dictionaries[name].to(input_device(base_model)),
         tokenizer,
         max_k=args.max_k,
-        num_features=args.num_features,
+        num_features=args.max_features,
         add_bos=args.add_bos,
         skip_first=args.skip_first,
-        transcoders_name=args.path,
+        transcoders_name=args.transcoders,
         progress=not args.json,
     )
-    page = save_greater_than(study, folder)
-    if args.json:
-        print_json({**study.to_dict(), "report": str(page)})
-    else:
-        echo(*greater_than_text(study).split("\n"), "", page)
+    finish(args, study, save_greater_than(study, folder))

@@ -1,49 +1,30 @@
 """`hf-transcoders study replacement`."""
 
-from ..common import (
-    add_model_arguments,
-    add_text_arguments,
-    load_base_and_rows,
-    load_dictionaries,
-    make_evaluator,
-)
-from ..terminal import echo, print_json
-from ..values import output_folder, whole
+from ...lm.devices import input_device
+from ..arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
+from ..common import finish, load_base_model, load_dictionaries, make_evaluator
+from ..values import output_folder
 
 
 def add_arguments(parser):
     parser.description = (
-        "What a model loses when transcoders take the place of its MLPs: cross-entropy, KL and top-1 agreement for each "
-        "layer alone and for all at once, against zero- and mean-ablation."
+        "Measures how much worse a model predicts text when transcoders replace its MLPs: cross-entropy, KL divergence and "
+        "top-1 agreement for each layer alone and for all layers at once, next to zero- and mean-ablation."
     )
-    parser.add_argument("path", help="folder or Hub id of a set")
-    add_model_arguments(parser)
-    add_text_arguments(parser, default_tokens=20_000)
-    group = parser.add_argument_group("study")
-    group.add_argument("--loss-tokens", type=whole(1), default=5_000, help="tokens that measure losses")
-    group.add_argument("--batch-size", type=whole(1), default=8, help="rows of one forward")
-    group.add_argument("--skip-first", type=whole(0), default=1, help="positions left out at the start of each row")
-    parser.add_argument(
-        "--output",
-        metavar="FOLDER",
-        default="runs/replacement",
-        help="report.html, results.json and PNG files go there",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    dictionary_arguments(parser)
+    model_arguments(parser)
+    text_arguments(parser, max_tokens=20_000)
+    measuring_arguments(parser, "study", loss_tokens=5_000)
+    output_arguments(parser, "report.html, results.json and PNG files", default="runs/replacement")
 
 
 def run(args):
-    from ...lm.devices import input_device
+    from ...studies.replacement.replacement_report import save_replacement
     from ...studies.replacement.study import replacement_study
-    from ...studies.report import replacement_text, save_replacement
 
     folder = output_folder(args.output)
-    dictionaries = load_dictionaries(args.path)
-    base, tokenizer, rows = load_base_and_rows(args, dictionaries)
-    evaluator = make_evaluator(args, base, tokenizer, rows)
-    study = replacement_study(evaluator, dictionaries.to(input_device(base)), transcoders_name=args.path)
-    page = save_replacement(study, folder)
-    if args.json:
-        print_json({**study.to_dict(), "report": str(page)})
-    else:
-        echo(*replacement_text(study).split("\n"), "", page)
+    dictionaries = load_dictionaries(args)
+    base_model, tokenizer = load_base_model(args, dictionaries)
+    evaluator = make_evaluator(args, base_model, tokenizer)
+    study = replacement_study(evaluator, dictionaries.to(input_device(base_model)), transcoders_name=args.transcoders)
+    finish(args, study, save_replacement(study, folder))

@@ -1,4 +1,4 @@
-"""The model card: everything known about dictionaries, written down for those who find them."""
+"""Model cards of dictionaries and sets."""
 
 from .card import TranscoderCard, is_generated, is_unedited, own_card
 from .make import card_of_folder, make_card, render_card

@@ -1,9 +1,9 @@
-"""What the dictionaries of a card read, write and compute."""
+"""The sites, formulas and architecture of the dictionaries of a card."""
 
-import torch
+import math
 
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
+from ...models.modeling_transcoder import parameter_shapes
 from ...text.markdown import Markdown, code, escape, table
 from .facts import CardFacts, grouped
 from .wording import dtype_name, kind, listed, place_and_name
@@ -37,18 +37,20 @@ def sites_table(facts: CardFacts) -> Markdown:
 
 
 def dtypes(facts: CardFacts) -> Markdown:
-    """In what the weights are stored."""
-    return listed(code(dtype) for dtype in dict.fromkeys(map(dtype_name, facts.dictionaries.values())))
+    """The types of the stored weights."""
+    return listed(
+        code(dtype) for dtype in dict.fromkeys(dtype_name(each.dtype) for each in facts.dictionaries.values())
+    )
 
 
 def base_dtype(facts: CardFacts) -> Markdown:
-    """In what the base model ran, as the end of a sentence."""
+    """The type that the base model ran in, as the end of a sentence."""
     names = dict.fromkeys(s["base_model_dtype"] for s in facts.summaries.values() if s.get("base_model_dtype"))
     return Markdown(f"; the base model ran in {listed(map(code, names))} in training" if names else "")
 
 
 def formulas(facts: CardFacts) -> list[tuple[Markdown, Markdown]]:
-    """Each formula, with the dictionaries that compute it."""
+    """The distinct formulas, each with the dictionaries that compute it."""
     texts = {name: _formula(config) for name, config in facts.configs.items()}
     groups = grouped(texts)
     every = Markdown("All of them") if len(groups) == 1 else None
@@ -71,7 +73,7 @@ def architecture(facts: CardFacts) -> Markdown:
 
 
 def _formula(config: TranscoderConfig) -> str:
-    """What the dictionary computes, one step a line."""
+    """The function of a dictionary, one step per line."""
     lines = []
     scaled = config.normalization != "none"
     x = "input"
@@ -136,6 +138,4 @@ def _properties(config: TranscoderConfig) -> dict[str, str]:
 
 
 def _parameters(config: TranscoderConfig) -> int:
-    """Of the whole dictionary; one in training may hold a shard of them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TranscoderModel(config).parameters())
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values() if shape is not None)

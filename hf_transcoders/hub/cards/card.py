@@ -1,4 +1,4 @@
-"""A model card as a file: saved beside what it is about, and known again later unless somebody has edited it."""
+"""Save a model card, and recognize it later as generated or edited."""
 
 import contextlib
 import hashlib
@@ -19,10 +19,10 @@ from ..public import hidden_names
 logger = logging.get_logger(__name__)
 
 README = "README.md"
-#: Folder of the card's pictures, beside it.
+#: Folder of the card's pictures, next to the card.
 ASSETS = "assets"
 
-# A card ends in one of these and a hash of what stands before it: a card with another hash was edited since.
+# A card ends in one of these and a hash of the text before it: a card with another hash was edited.
 _WRITTEN = "\n<!-- Written by hf_transcoders; a card that was edited is not overwritten. sha256: "
 _PUSHED = "\n<!-- Pushed by hf_transcoders; an edit on the Hub is not overwritten. sha256: "
 
@@ -34,7 +34,7 @@ class TranscoderCard:
 
     Args:
         text (`str`): README.md as a whole, with its metadata.
-        files (`dict[str, str]`): Path beside README.md -> content, of the pictures that the text shows.
+        files (`dict[str, str]`): Path relative to README.md -> content, for each picture in the text.
     """
 
     text: str
@@ -42,11 +42,11 @@ class TranscoderCard:
 
     def save(self, folder: str | os.PathLike) -> Path:
         """
-        Writes the card and its pictures into a folder. A README.md that somebody wrote or edited there stays as it is; the
-        card then goes into README.generated.md.
+        Writes the card and its pictures into a folder. A README.md that was written or edited by hand is kept, and the card is
+        written to README.generated.md.
 
         Returns:
-            `Path`: the card's file.
+            `Path`: file of the card.
         """
         for name, content in self.files.items():
             write_text(Path(folder, name), content)
@@ -54,37 +54,37 @@ class TranscoderCard:
         if _written_by_hand(folder) is not None:
             path = path.with_name("README.generated.md")
             logger.warning(
-                f"{README} in {folder} was edited by hand and stays as it is: the new model card is in {path.name}."
+                f"{README} in {folder} was edited by hand and is kept: the new model card is in {path.name}."
             )
         return write_text(path, self.text)
 
 
 def generated(text: str, files: dict[str, str]) -> TranscoderCard:
-    """A card of ours, which [`is_generated`] knows again."""
+    """A generated card, which [`is_generated`] recognizes."""
     return TranscoderCard(_sealed(text, _WRITTEN), files)
 
 
 def is_generated(text: str) -> bool:
-    """Whether a README.md is a card of ours that nobody has edited since."""
+    """Whether a README.md is a generated card that was not edited."""
     return _unsealed(text, _WRITTEN) is not None
 
 
 def own_card(folder: str | os.PathLike) -> TranscoderCard | None:
-    """The card that somebody wrote or edited in a folder, to be pushed in place of ours; `None` if there is none."""
+    """The card in a folder that was written or edited by hand, to be pushed instead of a generated one; `None` if there is none."""
     text = _written_by_hand(folder)
     if text is None:
         return None
     pushed = _unsealed(text, _PUSHED)
     text = text if pushed is None else pushed
-    # It may have begun as ours, which names the folder of the base model on this machine.
+    # It may have begun as a generated card, which names the local folder of the base model.
     for name, public in _hidden_names(folder).items():
         text = text.replace(name, public)
-    # Sealed as ours are, so that the next push can tell whether it was edited on the Hub.
+    # Sealed like a generated card, so that the next push can tell whether it was edited on the Hub.
     return TranscoderCard(_sealed(text, _PUSHED))
 
 
 def _hidden_names(folder: str | os.PathLike) -> dict[str, str]:
-    """The paths of base models that the dictionaries in a folder name -> what others may see of them."""
+    """Local paths of base models in the configurations of a folder -> their public names."""
     names = []
     for path in (Path(folder, CONFIG_NAME), Path(folder, INDEX_NAME)):
         with contextlib.suppress(TranscoderError):
@@ -93,12 +93,12 @@ def _hidden_names(folder: str | os.PathLike) -> dict[str, str]:
 
 
 def is_unedited(text: str) -> bool:
-    """Whether a card on the Hub is as a push has left it."""
+    """Whether a card on the Hub was not edited after its push."""
     return is_generated(text) or _unsealed(text, _PUSHED) is not None
 
 
 def _written_by_hand(folder: str | os.PathLike) -> str | None:
-    """The README.md of a folder, unless there is none or it is ours."""
+    """The README.md of a folder, unless there is none or it is a generated card."""
     path = Path(folder, README)
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if text is not None and not is_inside(path, folder):
@@ -114,6 +114,6 @@ def _sealed(text: str, words: str) -> str:
 
 
 def _unsealed(card: str, words: str) -> str | None:
-    """What stands before the seal; `None` where it has none with these words, or was edited."""
+    """The text before the seal; `None` if the card has no seal with these words, or was edited."""
     text, found, _ = card.rpartition(words)
     return text if found and card == _sealed(text, words) else None

@@ -1,4 +1,4 @@
-"""The pictures of a card, as files beside it."""
+"""The pictures of a card, as separate SVG files."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from .facts import CardFacts
 
 @dataclass
 class Picture:
-    """A chart: the name of its file, what it shows, and the file's content."""
+    """A chart: its file name, its title, and the content of the file."""
 
     name: str
     title: str
@@ -31,7 +31,7 @@ class Picture:
 def result_pictures(facts: CardFacts) -> Iterator[Picture]:
     for number, report in enumerate(facts.reports, 1):
         ending = "" if len(facts.reports) == 1 else f"-{number}"
-        # Many of one sparsity are a pile of points, and many histograms hide each other.
+        # Many dictionaries of one sparsity are a pile of points, and many histograms hide each other.
         sparsities = {format_number(metrics.get("l0")) for metrics in report.metrics.values()}
         if len(report.dictionaries) > 1 and not (facts.many and len(sparsities) == 1):
             for metric, title in (("fvu", "Reconstruction error"), ("ce_recovered_zero", "Loss recovered")):
@@ -53,7 +53,7 @@ def training_pictures(facts: CardFacts) -> Iterator[Picture]:
 
 
 def _standalone(svg: str) -> str:
-    """A chart as a file: of its own size, dark on white, whatever page shows it."""
+    """A chart as a file with its own size, dark on white on any page."""
     opening, body = svg.split("\n", 1)
     _, _, width, height = re.search(r'viewBox="([^"]*)"', opening)[1].split()
     opening = opening.replace("<svg ", f'<svg width="{width}" height="{height}" color="#1f2328" ', 1)

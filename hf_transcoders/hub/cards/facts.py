@@ -1,44 +1,77 @@
-"""The facts of a card, gathered from configurations, evaluation and run."""
+"""Gather the facts for a card from configurations, evaluations and a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from transformers.utils import logging
+import torch
 
 from ...dictionaries import is_hub_id
+from ...errors import TranscoderError
 from ...evaluation.evaluation_report import EvaluationReport
+from ...evaluation.report_file import check_evaluation
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
+from ...models.modeling_transcoder import TranscoderModel, tensor_shapes
+from ...models.saved_files import SavedDictionary, expect, saved_dtype
 from ...models.transcoder_set import TranscoderSet, dictionary_name
+from ...text import logging
 from ...tracking.run import Run
 from ..public import hidden_names, public_name, public_values
-from .recorded import is_number, known_evaluation, known_training
+from .recorded import is_number, known_training
 
 
 logger = logging.get_logger(__name__)
 
-
-# Dictionaries that are listed each by itself wherever something is said of them.
+# The largest number of dictionaries that a card lists one by one.
 _FEW = 6
+
+
+@dataclass
+class DictionaryFacts:
+    """
+    One dictionary as a card describes it, without its weights.
+
+    Args:
+        config ([`TranscoderConfig`]): Configuration.
+        dtype (`torch.dtype`): Type of the stored weights.
+        tags (`Sequence[str]`, *optional*): Tags that users and trackers have added.
+    """
+
+    config: TranscoderConfig
+    dtype: torch.dtype
+    tags: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, dictionary: "TranscoderModel | DictionaryFacts") -> "DictionaryFacts":
+        """The facts of a dictionary in memory."""
+        if isinstance(dictionary, DictionaryFacts):
+            return dictionary
+        return cls(dictionary.config, dictionary.dtype, dictionary.model_tags)
+
+    @classmethod
+    def of_saved(cls, saved: SavedDictionary) -> "DictionaryFacts":
+        """The facts of a saved dictionary, from its configuration and the headers of its weights."""
+        config = TranscoderConfig.from_dict(saved.fields)
+        expect(saved, tensor_shapes(config))
+        return cls(config, saved_dtype(saved, "W_enc"))
 
 
 @dataclass
 class CardFacts:
     """
-    What is known of the dictionaries that a card is about.
+    Facts about the dictionaries of a card.
 
     Args:
-        dictionaries (`dict[str, TranscoderModel]`): By name.
-        is_set (`bool`): Whether they are saved as a set; else there is one, saved alone.
-        repo_id (`str`, *optional*): Where they will be on the Hub.
-        reports (`list[EvaluationReport]`): One for each protocol.
-        together (`dict[str, float]`, *optional*): What was measured with all of them in place.
-        run ([`Run`], *optional*): The run that trained them.
+        dictionaries (`dict[str, DictionaryFacts]`): Dictionaries by name.
+        is_set (`bool`): Whether the dictionaries are saved as a set. Otherwise there is one, saved alone.
+        repo_id (`str`, *optional*): Repo of the dictionaries on the Hub.
+        reports (`list[EvaluationReport]`): Evaluations, one for each protocol.
+        together (`dict[str, float]`, *optional*): Metrics with all dictionaries spliced in at once.
+        run ([`Run`], *optional*): Training run of the dictionaries.
     """
 
-    dictionaries: dict[str, TranscoderModel]
+    dictionaries: dict[str, DictionaryFacts]
     is_set: bool
     repo_id: str | None
     reports: list[EvaluationReport]
@@ -51,27 +84,27 @@ class CardFacts:
 
     @property
     def only(self) -> str | None:
-        """The name of the dictionary where there is a single one."""
+        """The name of the dictionary if there is a single one."""
         return next(iter(self.dictionaries)) if len(self.dictionaries) == 1 else None
 
     @property
     def many(self) -> bool:
-        """Whether there are so many that one line or table has to name each, and the rest of the card the whole."""
+        """Whether there are too many dictionaries to name each of them in more than one table."""
         return len(self.dictionaries) > _FEW
 
     @property
-    def base(self) -> str | None:
-        """Name of the base model; for a card that others see, without the path of a folder on this machine."""
-        return self._base if self.repo_id is None else public_name(self._base)
+    def base_model(self) -> str | None:
+        """Name of the base model; for a published card, without local paths."""
+        return self._base_model if self.repo_id is None else public_name(self._base_model)
 
     @property
-    def base_is_on_hub(self) -> bool:
+    def base_model_is_on_hub(self) -> bool:
         """Whether that name is the id of a repo."""
-        name = public_name(self._base)
-        return is_hub_id(name) and (name == self._base or "/" in name)
+        name = public_name(self._base_model)
+        return is_hub_id(name) and (name == self._base_model or "/" in name)
 
     @property
-    def _base(self) -> str | None:
+    def _base_model(self) -> str | None:
         return next((c.base_model_name_or_path for c in self.configs.values() if c.base_model_name_or_path), None)
 
     @property
@@ -81,13 +114,13 @@ class CardFacts:
 
     @property
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """How each dictionary was trained, where it says so."""
+        """Training summaries by dictionary, where the configurations have them."""
         known = {name: known_training(config.training_summary) for name, config in self.configs.items()}
         return {name: summary for name, summary in known.items() if summary}
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The numbers of each dictionary that was measured."""
+        """Metrics by dictionary, for those that were evaluated."""
         return {
             name: {key: value for key, value in entry["metrics"].items() if value is not None}
             for report in self.reports
@@ -106,14 +139,15 @@ class CardFacts:
 
 
 def gather_facts(
-    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    dictionaries: Mapping[str, TranscoderModel | DictionaryFacts] | TranscoderSet | TranscoderModel | DictionaryFacts,
     repo_id: str | None = None,
     report: EvaluationReport | None = None,
     run: Run | None = None,
 ) -> CardFacts:
-    """What the arguments of [`make_card`] say."""
-    is_set = not isinstance(dictionaries, TranscoderModel)
-    named = dict(dictionaries.items()) if is_set else {dictionary_name(dictionaries.config): dictionaries}
+    """The facts in the arguments of [`make_card`]."""
+    is_set = not isinstance(dictionaries, TranscoderModel | DictionaryFacts)
+    given = dictionaries.items() if is_set else [(dictionary_name(dictionaries.config), dictionaries)]
+    named = {name: DictionaryFacts.of(dictionary) for name, dictionary in given}
     together = report.to_dict()["together"] if report is not None and set(report.dictionaries) == set(named) else None
     reports = _reports({name: dictionary.config for name, dictionary in named.items()}, report)
     if repo_id is not None:
@@ -126,7 +160,7 @@ def gather_facts(
 
 
 def grouped(values: Mapping[str, Any]) -> list[list[str]]:
-    """Names whose values are equal, together and in their order."""
+    """Names grouped by equal values, in their order."""
     groups: list[list[str]] = []
     for name, value in values.items():
         for group in groups:
@@ -139,16 +173,17 @@ def grouped(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport | None) -> list[EvaluationReport]:
-    """One report for each protocol: the one given, and what the configurations know of the other dictionaries."""
+    """One report for each protocol: the given one, and those in the configurations of the other dictionaries."""
     evaluations = {}
     for name, config in configs.items():
-        if (known := known_evaluation(config.evaluation, config.num_features)) is not None:
-            evaluations[name] = known
-        elif config.evaluation:
-            logger.warning(
-                f"The evaluation in the configuration of {name} is not of the form in which hf_transcoders writes it, and the "
-                "card does without: measure the dictionary again."
-            )
+        if not config.evaluation:
+            continue
+        try:
+            check_evaluation(config.evaluation, config.num_features, f"The evaluation in the configuration of {name}")
+        except TranscoderError as error:
+            logger.warning(f"{error} The card leaves the evaluation out.")
+        else:
+            evaluations[name] = config.evaluation
     if report is not None:
         names = list(report.dictionaries)
         # A single dictionary has no name of its own: the report may know it under another.
@@ -157,7 +192,7 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
             if own.get(name, name) in report.dictionaries:
                 evaluations[name] = report.of(own.get(name, name))
     reports = []
-    # Histograms over other bins cannot stand in one picture.
+    # Histograms with different bins cannot share a picture.
     for names in grouped(
         {name: (e["protocol"], e["density_histogram"]["log10_edges"]) for name, e in evaluations.items()}
     ):
@@ -175,5 +210,5 @@ def _reports(configs: Mapping[str, TranscoderConfig], report: EvaluationReport |
 
 
 def _sorted(value):
-    """With the order that a file gives to names, so that a saved dictionary has the same card."""
+    """A copy with keys in the order of a saved file, so that a saved dictionary has the same card."""
     return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Where the dictionaries of a card are not to be trusted, and what nobody has measured."""
+"""The limitations of the dictionaries of a card, and what was not measured."""
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
 from ...text.markdown import Markdown, code
@@ -7,13 +7,13 @@ from .wording import listed
 
 
 def limits(facts: CardFacts) -> list[Markdown]:
-    """One entry a limit."""
+    """The limitations, one per entry."""
     lines = [_of_base(facts), *_of_left_out_tokens(facts), *_of_dead_features(facts), _of_text(facts)]
     return [Markdown(line) for line in (*lines, _not_measured(facts))]
 
 
 def _of_base(facts: CardFacts) -> str:
-    if facts.base is None:
+    if facts.base_model is None:
         return "The base model was not recorded: these weights mean nothing for any other."
     revision = (
         f"revision {code(facts.revision)}"
@@ -21,7 +21,7 @@ def _of_base(facts: CardFacts) -> str:
         else "the revision that was current at the time; which one was not recorded"
     )
     return (
-        f"Made for {code(facts.base)}, {revision}. On another revision, a fine-tuned version or another precision "
+        f"Made for {code(facts.base_model)}, {revision}. On another revision, a fine-tuned version or another precision "
         "nothing here was measured."
     )
 
@@ -51,7 +51,7 @@ def _of_dead_features(facts: CardFacts) -> list[str]:
         if facts.many and silent:
             # The table has the share of each.
             most = f"some in {len(silent)} of {len(never)} dictionaries, at most "
-            silent = [max(silent, key=never.get)]
+            silent = [max(silent, key=never.get)]  # pyright: ignore[reportCallIssue]
         counts = most + listed(
             Markdown(
                 f"{never[name]:,} of {facts.configs[name].num_features:,}"
@@ -94,6 +94,6 @@ def _not_measured(facts: CardFacts) -> str:
 
 
 def _common(facts: CardFacts, key: str):
-    """A fact of the training that all dictionaries share; `None` otherwise."""
+    """A value of the training summaries if all dictionaries share it; `None` otherwise."""
     values = {summary.get(key) for summary in facts.summaries.values()}
     return values.pop() if len(values) == 1 else None

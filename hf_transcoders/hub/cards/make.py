@@ -1,4 +1,4 @@
-"""Makes a card: gathers the facts, puts each into words, fills the template."""
+"""Make model cards: gather the facts, write the sections and fill the template."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
 from ...models.modeling_transcoder import TranscoderModel
-from ...models.transcoder_set import INDEX_NAME, TranscoderSet
+from ...models.saved_files import Files, open_dictionary
+from ...models.transcoder_set import INDEX_NAME, TranscoderSet, open_set
 from ...reports.page import MEANINGS
 from ...text.markdown import Markdown, code, escape
 from ...text.strict_json import read_json
@@ -14,13 +15,13 @@ from ...tracking.run import Run, recorded_run
 from . import architecture, limits, origin, summary, training, usage
 from .card import TranscoderCard, generated
 from .card_pictures import result_pictures, training_pictures
-from .facts import CardFacts, gather_facts
+from .facts import CardFacts, DictionaryFacts, gather_facts
 from .metadata import metadata
 from .wording import listed
 
 
 def make_card(
-    dictionaries: Mapping[str, TranscoderModel] | TranscoderSet | TranscoderModel,
+    dictionaries: Mapping[str, TranscoderModel | DictionaryFacts] | TranscoderSet | TranscoderModel | DictionaryFacts,
     *,
     repo_id: str | None = None,
     report: EvaluationReport | None = None,
@@ -31,27 +32,27 @@ def make_card(
     notes: str | None = None,
 ) -> TranscoderCard:
     """
-    The model card of a dictionary or a set, from what is known about it. What was not measured or recorded is left out,
-    and the card says so. The same arguments give the same card.
+    Makes the model card of a dictionary or a set. Facts that were not measured or recorded are left out, and the card says
+    so. The same arguments give the same card.
 
     Args:
         dictionaries ([`TranscoderModel`], [`TranscoderSet`] or `Mapping[str, TranscoderModel]`):
-            What the card is about. Their configurations hold base model, sites, training and evaluation.
+            Dictionaries of the card. Their configurations hold base model, sites, training and evaluation.
         repo_id (`str`, *optional*):
-            Where they will be on the Hub; the usage example loads them from there, and without it from the folder that it
-            is run in.
+            Repo on the Hub that the usage example loads the dictionaries from. By default it loads them from the current
+            folder.
         report ([`EvaluationReport`], *optional*):
-            How good they are. Defaults to what the configurations hold in `evaluation`.
+            Evaluation of the dictionaries. Defaults to the `evaluation` of their configurations.
         run ([`Run`], *optional*):
-            The run that trained them, for the training log and its curves.
+            Training run of the dictionaries, for the training log and its curves.
         license (`str`, *optional*):
-            The licence of the weights, by its identifier on the Hub. It is left out unless given.
+            License of the weights, by its identifier on the Hub. Left out by default.
         tags (`Sequence[str]`, *optional*):
-            Further tags of the repo.
+            Additional tags of the repo.
         model_name (`str`, *optional*):
-            The name under which the metadata lists the numbers. Defaults to that of the repo.
+            Name of the model in the metadata. Defaults to the name of the repo.
         notes (`str`, *optional*):
-            What readers should know besides, in Markdown of your own; it stands below the summary.
+            Additional text below the summary, in Markdown.
 
     Returns:
         [`TranscoderCard`]
@@ -69,13 +70,13 @@ def render_card(
     license: str | None = None,
 ) -> str:
     """
-    The model card as text alone, without pictures. [`make_card`] also has these.
+    Renders the model card as text, without the pictures of [`make_card`].
 
     Args:
-        dictionaries, repo_id, report, run, license: As for [`make_card`].
+        dictionaries, repo_id, report, run, license: Same as in [`make_card`].
 
     Returns:
-        `str`: README.md as a whole, with its metadata.
+        `str`: text of README.md with its metadata.
     """
     return _rendered(gather_facts(dictionaries, repo_id, report, run), license, pictures=False).text
 
@@ -88,17 +89,22 @@ def card_of_folder(
     license: str | None = None,
 ) -> TranscoderCard:
     """
-    The model card of a saved dictionary or set, with the log of the run whose records lie in the same folder.
+    Makes the model card of a saved dictionary or set without loading its weights, with the log of the run recorded in the
+    same folder.
 
     Args:
-        folder (`str` or `os.PathLike`): What `save_pretrained` or a trainer has written.
-        repo_id, report, license: As for [`make_card`].
+        folder (`str` or `os.PathLike`): Folder written by `save_pretrained` or a trainer.
+        repo_id, report, license: Same as in [`make_card`].
 
     Returns:
         [`TranscoderCard`]
     """
     folder = Path(folder)
-    kind = TranscoderSet if (folder / INDEX_NAME).exists() else TranscoderModel
+    files = Files(folder)
+    if (folder / INDEX_NAME).exists():
+        described = {name: DictionaryFacts.of_saved(saved) for name, saved in open_set(files).items()}
+    else:
+        described = DictionaryFacts.of_saved(open_dictionary(files))
     run = recorded_run(folder)
     if run is None and (folder / "trainer_state.json").exists():
         history = read_json(folder / "trainer_state.json", allow_nan=True).get("log_history")
@@ -106,7 +112,7 @@ def card_of_folder(
         run = Run.from_log_history(
             entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)
         )
-    return make_card(kind.from_pretrained(folder), repo_id=repo_id, report=report, run=run, license=license)
+    return make_card(described, repo_id=repo_id, report=report, run=run, license=license)
 
 
 def _rendered(
@@ -128,7 +134,7 @@ def _rendered(
         dictionaries=facts.configs,
         kinds=summary.kinds_counted(facts),
         base=summary.base_link(facts),
-        base_name=code(facts.base) if facts.base else "its base model",
+        base_name=code(facts.base_model) if facts.base_model else "its base model",
         summary=summary.summary(facts),
         notes=Markdown(notes) if notes else None,
         usage=usage.usage(facts),
@@ -157,7 +163,7 @@ def _rendered(
 def _template():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Markdown has no autoescape of its own: every value that is not marked as Markdown goes through `escape`.
+    # jinja2 has no autoescape for Markdown: every value that is not marked as Markdown is passed to `escape`.
     environment = Environment(
         loader=PackageLoader("hf_transcoders.hub"),
         undefined=StrictUndefined,

@@ -1,4 +1,4 @@
-"""The metadata of a card: what the Hub lists and searches by, and the numbers in its model index."""
+"""The metadata of a card: tags, base model, data sets, and the metrics of its model index."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,11 @@ from .wording import slug
 def metadata(
     facts: CardFacts, license: str | None = None, tags: Sequence[str] | None = None, model_name: str | None = None
 ) -> ModelCardData:
-    """The front matter. `license`, `tags` and `model_name` are as for [`make_card`]."""
+    """The front matter of a card. `license`, `tags` and `model_name` are the same as in [`make_card`]."""
     datasets = dict.fromkeys(s.get("dataset_id") for s in facts.summaries.values() if s.get("dataset_id"))
-    base = {"base_model": facts.base, "base_model_relation": "adapter"} if facts.base_is_on_hub else {}
+    base_model = (
+        {"base_model": facts.base_model, "base_model_relation": "adapter"} if facts.base_model_is_on_hub else {}
+    )
     results = _eval_results(facts)
     name = one_line(model_name or (facts.repo_id.split("/")[-1] if facts.repo_id else title(facts)))
     return ModelCardData(
@@ -28,7 +30,7 @@ def metadata(
         tags=_tags(facts, tags or ()),
         model_name=name if results else None,
         eval_results=results or None,
-        **base,
+        **base_model,
     )
 
 
@@ -39,8 +41,8 @@ def _tags(facts: CardFacts, further: Sequence[str]) -> list[str]:
     if any(config.is_autoencoder for config in facts.configs.values()):
         tags.append("sparse-autoencoder")
     tags.append("mechanistic-interpretability")
-    # What users and trackers have added: the Hub's tab "Training metrics" lives on such a tag.
-    further = [*further, *(tag for d in facts.dictionaries.values() for tag in d.model_tags)]
+    # Tags that users and trackers have added: the Hub's tab "Training metrics" depends on one of them.
+    further = [*further, *(tag for d in facts.dictionaries.values() for tag in d.tags)]
     tags += [tag for tag in further if tag not in TranscoderModel.model_tags]
     return list(dict.fromkeys(map(one_line, tags)))
 
@@ -53,7 +55,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
         hub_id = protocol.get("dataset_id")
         columns = {name: facts.metrics[name] for name in report.dictionaries}
         if report.together is not None:
-            # Of many, the index has the whole; the card's table has each.
+            # For many dictionaries the index has the metrics of the whole set, and the card's table those of each.
             columns = {**({} if facts.many else columns), TOGETHER: report.together}
         for name, metrics in columns.items():
             which = "" if facts.only else f" ({name})"

@@ -1,4 +1,4 @@
-"""What the dictionaries of a card were made with, and whom to cite."""
+"""The software versions and citations of a card."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,7 +7,7 @@ from .facts import CardFacts, grouped
 from .wording import listed
 
 
-# What a dictionary is made of -> the paper to cite for it.
+# Method -> paper to cite.
 _PAPERS = {
     "transcoder": "transcoders: [arXiv 2406.11944](https://arxiv.org/abs/2406.11944)",
     "skip": "skip transcoders: [arXiv 2501.18823](https://arxiv.org/abs/2501.18823)",
@@ -21,7 +21,7 @@ _PAPERS = {
 
 
 def environment(facts: CardFacts) -> Markdown:
-    """The versions behind weights and numbers, and the format of the files."""
+    """The versions used for training and evaluation, and the format of the files."""
     lines = []
     versions = {name: summary["versions"] for name, summary in facts.summaries.items() if summary.get("versions")}
     for names in grouped(versions):
@@ -38,7 +38,7 @@ def environment(facts: CardFacts) -> Markdown:
 
 
 def citation(facts: CardFacts) -> Markdown:
-    """The papers of the methods, before the library's own entry."""
+    """The papers of the methods, as the sentence before the library's own entry."""
     keys = []
     for config in facts.configs.values():
         keys.append("sae" if config.is_autoencoder else "transcoder")

@@ -1,4 +1,4 @@
-"""The top of a card: what the dictionaries are, and in a few sentences how good they are."""
+"""The title and summary of a card: the kind of dictionaries, and their headline metrics."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ _NORMALIZATIONS = {
 
 
 def title(facts: CardFacts) -> str:
-    base = one_line(public_name(facts.base).split("/")[-1]) if facts.base else "an unnamed model"
+    base_model = one_line(public_name(facts.base_model).split("/")[-1]) if facts.base_model else "an unnamed model"
     if facts.only is None:
         kinds = {kind(config) for config in facts.configs.values()}
         what = {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
-        return f"{what} of {base}"
+        return f"{what} of {base_model}"
     config = facts.configs[facts.only]
     what = {"SAE": "Sparse autoencoder"}.get(kind(config), kind(config).capitalize())
-    return f"{what} of {base}" + (f", {config.output_site}" if config.output_site else "")
+    return f"{what} of {base_model}" + (f", {config.output_site}" if config.output_site else "")
 
 
 def kinds_counted(facts: CardFacts) -> Markdown:
@@ -33,15 +33,15 @@ def kinds_counted(facts: CardFacts) -> Markdown:
 
 
 def base_link(facts: CardFacts) -> Markdown:
-    if facts.base is None:
+    if facts.base_model is None:
         return Markdown("a language model that was not recorded")
-    if facts.base_is_on_hub:
-        return Markdown(f"[{escape(facts.base)}](https://huggingface.co/{facts.base})")
-    return code(facts.base)
+    if facts.base_model_is_on_hub:
+        return Markdown(f"[{escape(facts.base_model)}](https://huggingface.co/{facts.base_model})")
+    return code(facts.base_model)
 
 
 def described(facts: CardFacts, name: str) -> dict[str, Any]:
-    """One dictionary in words, for a card that is about it alone."""
+    """A description of one dictionary, for a card about it alone."""
     config = facts.configs[name]
     return {
         "config": config,
@@ -52,12 +52,12 @@ def described(facts: CardFacts, name: str) -> dict[str, Any]:
         "reads_site": site_and_width(config.input_site, config.d_in),
         "writes_site": site_and_width(config.output_site, config.d_out),
         "normalization": _NORMALIZATIONS[config.normalization],
-        "dtype": code(dtype_name(facts.dictionaries[name])),
+        "dtype": code(dtype_name(facts.dictionaries[name].dtype)),
     }
 
 
 def summary(facts: CardFacts) -> Markdown | None:
-    """How good they are; `None` where nothing was measured."""
+    """The headline metrics in a few sentences; `None` if nothing was measured."""
     if not facts.metrics:
         return None
     protocol = facts.reports[0].protocol
@@ -95,7 +95,7 @@ def summary(facts: CardFacts) -> Markdown | None:
 
 
 def _together(facts: CardFacts) -> list[str]:
-    """What is left of the language model with all of them in place at once."""
+    """The metrics of the language model with all dictionaries spliced in at once."""
     zero, mean, kl, agreement = (
         facts.together.get(metric) for metric in ("ce_recovered_zero", "ce_recovered_mean", "kl", "top1_agreement")
     )
@@ -109,7 +109,7 @@ def _together(facts: CardFacts) -> list[str]:
 
 
 def _range(facts: CardFacts, metric: str, form: str) -> str:
-    """A metric of all dictionaries: `0.25`, or `0.25 to 0.5`; nothing where one of them lacks it."""
+    """The range of a metric over all dictionaries, `0.25` or `0.25 to 0.5`; empty if one of them lacks it."""
     values = [metrics.get(metric) for metrics in facts.metrics.values()]
     if not values or None in values:
         return ""

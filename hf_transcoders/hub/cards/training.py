@@ -1,4 +1,4 @@
-"""How the dictionaries of a card were trained, and the log of their run."""
+"""The training settings and the training log of a card."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from .wording import listed
 # Rows of the training log.
 _LOG_ROWS = 12
 
-# Key of the training summary -> what a reader calls it.
+# Key of the training summary -> its name on the card.
 _SETTINGS = {
     "tokens": "tokens",
     "steps": "optimizer steps",
@@ -35,7 +35,7 @@ _SETTINGS = {
 
 
 def training(facts: CardFacts) -> list[dict[str, Markdown]]:
-    """For each way of training: which dictionaries, a sentence, and a table of settings."""
+    """For each group of dictionaries that were trained alike: their names, a sentence and a table of settings."""
     groups = []
     for names in grouped(facts.summaries):
         every = len(names) == len(facts.configs)
@@ -71,7 +71,7 @@ def log_table(facts: CardFacts) -> Markdown | None:
 
 
 def log_note(facts: CardFacts) -> str | None:
-    """What the log is, and how the run ended."""
+    """A sentence about the log and the end of the run."""
     entries = facts.log
     if not entries:
         return None
@@ -83,7 +83,7 @@ def log_note(facts: CardFacts) -> str | None:
 
 
 def alerts(facts: CardFacts) -> Markdown | None:
-    """Titles of the run's alerts, with how often each was raised."""
+    """Titles of the run's alerts with their counts."""
     titles = [one_line(alert["title"]) for alert in facts.run.alerts if "title" in alert] if facts.run else []
     counted = (f"{title} ({titles.count(title)})" for title in dict.fromkeys(titles))
     return listed(counted) if titles else None
@@ -115,7 +115,7 @@ def _value(value) -> str:
 
 
 def _thinned(entries: Sequence, rows: int = _LOG_ROWS) -> list:
-    """At most so many entries, evenly spread, with the first and the last."""
+    """At most `rows` entries, evenly spaced, with the first and the last."""
     if len(entries) <= rows:
         return list(entries)
     return [entries[round(i * (len(entries) - 1) / (rows - 1))] for i in range(rows)]

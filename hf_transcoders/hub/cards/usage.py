@@ -1,4 +1,4 @@
-"""How a card says to use the dictionaries: an example that runs as it stands."""
+"""The usage example of a card, which runs as it is."""
 
 from ...lm.sites import Site
 from ...models.configuration_transcoder import TranscoderConfig
@@ -8,7 +8,7 @@ from .wording import literal
 
 
 def usage(facts: CardFacts) -> Markdown:
-    """The example: features and replacement in the model, or on plain tensors where there is no place to write to."""
+    """The example: features and replacement inside the model, or plain tensors if no dictionary can be spliced in."""
     source = literal(facts.repo_id or ".")
     where = "" if facts.repo_id else "  # this folder, or a repo's id"
     if facts.is_set:
@@ -17,13 +17,15 @@ def usage(facts: CardFacts) -> Markdown:
         loading = [f"transcoder = TranscoderModel.from_pretrained({source}){where}"]
     spliced = _spliced(facts)
     lines = (
-        _in_the_model(facts, spliced, loading) if spliced and facts.base is not None else _on_tensors(facts, loading)
+        _in_the_model(facts, spliced, loading)
+        if spliced and facts.base_model is not None
+        else _on_tensors(facts, loading)
     )
     return Markdown("\n".join(lines))
 
 
 def usage_note(facts: CardFacts) -> Markdown | None:
-    """(Only for sets) How to load one of them."""
+    """A note on loading one dictionary of a set; `None` for a single dictionary."""
     if not facts.is_set:
         return None
     name = next(iter(facts.configs))
@@ -37,7 +39,7 @@ def usage_note(facts: CardFacts) -> Markdown | None:
 
 
 def _spliced(facts: CardFacts) -> dict[str, TranscoderConfig]:
-    """The dictionaries that the example puts into the model: one for each place that can be written to."""
+    """The dictionaries that the example splices into the model: one for each writable site."""
     spliced, taken = {}, set()
     for name, config in facts.configs.items():
         writable = config.input_site and config.output_site and Site.parse(config.output_site).point != "resid_mid"
@@ -63,10 +65,10 @@ def _on_tensors(facts: CardFacts, loading: list[str]) -> list[str]:
 
 
 def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loading: list[str]) -> list[str]:
-    base = literal(facts.base)
-    revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_is_on_hub else ""
+    name_or_path = literal(facts.base_model)
+    revision = f", revision={literal(facts.revision)}" if facts.revision and facts.base_model_is_on_hub else ""
     name, config = next(iter(spliced.items()))
-    # Of a set whose members write to one place, one at a time can be put in.
+    # If members of a set write to the same site, they can be spliced in only one at a time.
     one_of_set = facts.is_set and len(spliced) < len(facts.configs)
     used = "transcoders" if facts.is_set and not one_of_set else "transcoder"
     return [
@@ -74,20 +76,20 @@ def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loadin
         "",
         f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}, splice",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({base}{revision})",
-        f"tokenizer = AutoTokenizer.from_pretrained({base}{revision})",
+        f"model = AutoModelForCausalLM.from_pretrained({name_or_path}{revision})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name_or_path}{revision})",
         *loading,
         *([f"transcoder = transcoders[{literal(name)}]"] if one_of_set else []),
         "",
         'inputs = tokenizer("The capital of France is", return_tensors="pt")',
         "",
         "# Read features along the way: the model answers as before.",
-        f'with splice(base, {used}, error="keep") as features:',
-        "    base(**inputs)",
+        f'with splice(model, {used}, error="keep") as features:',
+        "    model(**inputs)",
         f"strongest = features[{literal(config.output_site)}][0, -1].topk(5)  # of the last token",
         "print(strongest.indices.tolist(), strongest.values.tolist())",
         "",
         "# Put the reconstruction in place of the true activations.",
-        f'with splice(base, {used}, error="drop"):',
-        "    logits = base(**inputs).logits",
+        f'with splice(model, {used}, error="drop"):',
+        "    logits = model(**inputs).logits",
     ]

@@ -1,12 +1,13 @@
-"""What a card calls things: from plain values to words."""
+"""Names of kinds, sites, types and lists on a card."""
 
 import json
 import re
 from collections.abc import Iterable
 
+import torch
+
 from ...lm.sites import Site
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import Markdown, code, escape
 
 
@@ -24,20 +25,20 @@ _PLACES = {
 
 
 def kind(config: TranscoderConfig) -> str:
-    """What kind of dictionary this is."""
+    """The kind of a dictionary: SAE, transcoder or skip transcoder."""
     if config.is_autoencoder:
         return "SAE"
     return "skip transcoder" if config.skip_connection else "transcoder"
 
 
 def place(site: str | None) -> Markdown:
-    """A site in words."""
+    """A site as a phrase."""
     if site is None:
         return Markdown("activations of a place that was not recorded")
-    site = Site.parse(site)
-    if site.module is not None:
-        return Markdown(f"the {'input' if site.point == 'in' else 'output'} of the module {code(site.module)}")
-    return Markdown(_PLACES[site.point].format(site.layer))
+    parsed = Site.parse(site)
+    if parsed.module is not None:
+        return Markdown(f"the {'input' if parsed.point == 'in' else 'output'} of the module {code(parsed.module)}")
+    return Markdown(_PLACES[parsed.point].format(parsed.layer))
 
 
 def place_and_name(site: str | None) -> Markdown:
@@ -48,8 +49,8 @@ def site_and_width(site: str | None, width: int) -> Markdown:
     return Markdown(f"{code(site) + ', ' if site else ''}{width} wide")
 
 
-def dtype_name(dictionary: TranscoderModel) -> str:
-    return str(dictionary.dtype).removeprefix("torch.")
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def listed(words: Iterable[str]) -> Markdown:
@@ -59,7 +60,7 @@ def listed(words: Iterable[str]) -> Markdown:
 
 
 def literal(text: str) -> str:
-    """A text as Python (and JSON) writes it, on one line."""
+    """A text as a Python (and JSON) literal, on one line."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -1,28 +1,27 @@
-"""An attribution graph as one HTML page to walk through."""
+"""Render an attribution graph as one interactive HTML page."""
 
 import base64
 import hashlib
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...files import write_text
-from ..page import page_templates
+from ...text.strict_json import to_json
+from ..html import page_templates
 
 
-# In this order they make up the page's one script.
+# Parts of the page's script, in order.
 _SCRIPTS = ("data", "state", "pruning", "layout", "nodes", "edges", "tooltip", "panel", "pinned", "main")
 
 
 def write_graph(path: str | os.PathLike, data: Mapping[str, Any]) -> Path:
-    """Writes a graph as one self-contained HTML file, which makes no request to anywhere.
+    """Write a graph as one self-contained HTML file, which makes no requests.
 
     Args:
         path (`str` or `os.PathLike`): The file to write.
-        data (`Mapping[str, Any]`): As for [`render_graph`].
+        data (`Mapping[str, Any]`): The data, as for [`render_graph`].
 
     Returns:
         `Path`: the file.
@@ -31,22 +30,22 @@ def write_graph(path: str | os.PathLike, data: Mapping[str, Any]) -> Path:
 
 
 def render_graph(data: Mapping[str, Any]) -> str:
-    """A graph as the text of one HTML page.
+    """Render a graph as the text of one HTML page.
 
     Args:
         data (`Mapping[str, Any]`): Plain values, with
 
             - `prompt` (`str`), `tokens` (`list[str]`), `num_layers` (`int`);
-            - `dictionaries`: `name` of each, and what else there is to tell of it;
+            - `dictionaries`: `name` and further values of each;
             - `targets`: `label`, `weight` and `probability` (or `None`) of each;
             - `nodes`: `id`, `kind`, `label`, `layer`, `position`, `index`, `dictionary` (number or -1), `value`,
               `influence`, `total` (or `None`) and `rest` of each;
             - `edges`: equally long lists `source` and `target` (numbers of nodes), `weight`, and `flow`, the influence
-              that each carries;
-            - `features`: `"dictionary/index"` -> [`~hf_transcoders.evaluation.FeatureExplanation`] as a `dict`;
-            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `certificate` (or `None`;
-              a [`~hf_transcoders.circuits.graphs.certificate.Certificate`] as a `dict`), `facts` (what else to tell);
-            - `warning` (or `None`): what speaks against trusting it.
+              that each edge carries;
+            - `features`: `"dictionary/feature"` -> [`~hf_transcoders.features.FeatureExplanation`] as a `dict`;
+            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `validation` (or `None`; the
+              `summary` and the `edges` of an [`EdgeValidation`]), `facts` (further values to show);
+            - `warning` (or `None`): a sentence why the graph must not be trusted.
 
     Returns:
         `str`: HTML.
@@ -57,7 +56,7 @@ def render_graph(data: Mapping[str, Any]) -> str:
     script = "\n".join(
         environment.loader.get_source(environment, f"graph/{name}.js")[0].replace("\r\n", "\n") for name in _SCRIPTS
     )
-    # The browser runs this script and no other, whatever else might have found its way into the page.
+    # The browser runs this script and no other, also where text in the page contains one.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("graph/graph.html").render(
         title=data["prompt"],
@@ -69,15 +68,6 @@ def render_graph(data: Mapping[str, Any]) -> str:
 
 
 def embedded_json(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end the `<script>` element that it stands in, nor open a comment there."""
-    text = json.dumps(_without_nan(data), ensure_ascii=False, allow_nan=False, default=str, separators=(",", ":"))
+    """JSON that can neither end the `<script>` element around it nor open a comment in it."""
+    text = to_json(data, indent=None, ensure_ascii=False, default=str, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _without_nan(value):
-    """Numbers that JSON has no word for become `null`."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

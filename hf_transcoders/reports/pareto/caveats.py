@@ -1,4 +1,4 @@
-"""What is said of fronts: how their dictionaries were measured, and where that differs."""
+"""Describe how the dictionaries of Pareto fronts were measured, and how that differs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,28 +7,28 @@ from .fronts import PROTOCOL_FACTS, MeasuredDictionary, ParetoFronts, protocol_d
 
 
 def warning(fronts: Sequence[ParetoFronts]) -> str | None:
-    """What must be said where numbers were measured in different ways."""
+    """Return a warning if metrics were measured in different ways, or in unknown ways."""
     mixed = [group for group in fronts if group.differences]
     if mixed:
-        return f"Measured in different ways and still on one front: {_describe(mixed[0].differences)}."
+        return f"Measured in different ways, but put on one front: {_describe(mixed[0].differences)}."
     if len(fronts) > 1:
         differences = protocol_differences([group.protocol for group in fronts])
         return (
-            f"Measured in {len(fronts)} different ways, each with fronts of its own: "
-            f"{_describe(differences) or 'how was not recorded'}."
+            f"Measured in {len(fronts)} different ways, each with separate fronts: "
+            f"{_describe(differences) or 'the protocols were not recorded'}."
         )
     if fronts and fronts[0].protocol is None:
-        return "How these numbers were measured was not recorded."
+        return "The protocol of these measurements was not recorded."
     return None
 
 
 def heading(group: ParetoFronts) -> str:
-    """How the dictionaries of a group were measured, in a few words."""
+    """Describe in a few words how the dictionaries of a group were measured."""
     if group.differences:
         return "Measured in different ways"
     if group.protocol is None:
         runs = sorted({dictionary.run for dictionary in group.dictionaries})
-        return f"{', '.join(runs)}: how it was measured was not recorded"
+        return f"{', '.join(runs)}: protocol not recorded"
     tokens = group.protocol.get("fidelity_tokens")
     return f"Measured on {group.protocol.get('dataset') or 'unnamed text'}" + (
         f", {tokens:,} tokens" if tokens else ""

@@ -1,4 +1,4 @@
-"""One chart of a front before it is drawn: points, scales and the line of the front."""
+"""Points, scales and lines of a Pareto chart, independent of the output format."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass
 class FrontChart:
-    """One chart before it is drawn: points by series, and the scales."""
+    """Points of a chart by series, and the scales of its axes."""
 
     metric: str
     series: dict[str, list[Point]]
@@ -59,7 +59,7 @@ class FrontChart:
         return f"{_TITLES[self.metric]} ({'higher' if HIGHER_IS_BETTER[self.metric] else 'lower'} is better)"
 
     def x_range(self) -> tuple[float, float]:
-        """On the axis's own scale, with room for the outermost markers."""
+        """Range on the scale of the axis, with margins for the outermost markers."""
         return _with_margin([math.log2(p.x) if self.log_x else p.x for p in self.points], 0.09)
 
     def y_range(self) -> tuple[float, float]:
@@ -67,7 +67,7 @@ class FrontChart:
 
 
 def step_line(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """The edge of what a front dominates: to the right at one height, then to the next point."""
+    """Return the boundary of the dominated region as a step line through the front."""
     front = sorted({(point.x, point.y) for point in points if point.on_front})
     line = front[:1]
     for (_, last_y), (x, y) in zip(front, front[1:], strict=False):
@@ -76,10 +76,10 @@ def step_line(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def require_points(fronts: Sequence[ParetoFronts]) -> None:
-    """Refuses fronts on which nothing can be drawn."""
+    """Refuse fronts without points to draw."""
     if not any(place is not None for group in fronts for front in group.on_front.values() for place in front):
         raise TranscoderError(
-            "No dictionary has both an L0 and a fidelity, so that there is nothing to draw: evaluate the runs first."
+            "No dictionary has both an L0 and a fidelity, so there is nothing to draw: evaluate the runs first."
         )
 
 

@@ -1,4 +1,4 @@
-"""Which dictionaries are worth having: Pareto fronts of sparsity against fidelity."""
+"""Pareto fronts of sparsity and fidelity over dictionaries."""
 
 import json
 import math
@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...evaluation.evaluation_report import METRICS, EvaluationReport
+from ..plots import is_finite
 
 
-#: What L0 is drawn against -> whether more of it is better. CE recovered is that of one ablation.
+#: Fidelity metric -> whether higher is better.
 HIGHER_IS_BETTER = {"fvu": False, "ce_recovered_zero": True, "ce_recovered_mean": True}
 
-#: What two measurements must share to be compared -> what a reader calls it.
+#: Protocol entry that comparable measurements share -> its name for readers.
 PROTOCOL_FACTS = {
     "base_model": "base model",
     "base_model_revision": "revision",
@@ -32,16 +33,16 @@ PROTOCOL_FACTS = {
 @dataclass
 class MeasuredDictionary:
     """
-    A dictionary and the numbers it has.
+    A dictionary with its metrics.
 
     Args:
-        run (`str`): The run that trained it.
-        name (`str`): Its name in that run.
-        metrics (`dict[str, float]`): Named as in [`EvaluationReport`].
-        source (`str`): Where the numbers come from, for readers: `"evaluation"`, `"training batches"` ...
-        step (`int`, *optional*): The optimizer step they belong to.
-        protocol (`dict[str, Any]`, *optional*): How they were measured. Without it, nothing is known of that.
-        config (`dict[str, Any]`): What is known of the dictionary: `input_site`, `output_site`, `num_features` ...
+        run (`str`): Run that trained the dictionary.
+        name (`str`): Name of the dictionary in that run.
+        metrics (`dict[str, float]`): Metrics by their names in [`EvaluationReport`].
+        source (`str`): Source of the metrics, for readers, such as `"evaluation"` or `"training batches"`.
+        step (`int`, *optional*): Optimizer step of the measurement.
+        protocol (`dict[str, Any]`, *optional*): Measurement protocol, if it is known.
+        config (`dict[str, Any]`): Known configuration, such as `input_site`, `output_site` and `num_features`.
     """
 
     run: str
@@ -62,18 +63,18 @@ class MeasuredDictionary:
 
     @property
     def task(self) -> str:
-        """What it computes, in words."""
+        """Kind of the dictionary and the site that it reads, in words."""
         if self.writes is None:
             return "sites not recorded"
         return f"SAE ({self.reads})" if self.reads == self.writes else f"transcoder (from {self.reads})"
 
     def has(self, metric: str) -> bool:
-        """Whether it can be drawn: both L0 and `metric` are finite numbers."""
-        return all(_is_finite(self.metrics.get(name)) for name in ("l0", metric))
+        """Whether both L0 and `metric` are finite numbers."""
+        return all(is_finite(self.metrics.get(name)) for name in ("l0", metric))
 
 
 def measured_in(report: EvaluationReport, run: str) -> list[MeasuredDictionary]:
-    """The dictionaries of an evaluation."""
+    """Return the dictionaries of an evaluation with their metrics."""
     return [
         MeasuredDictionary(run, name, entry["metrics"], "evaluation", None, report.protocol, entry["config"])
         for name, entry in report.dictionaries.items()
@@ -82,22 +83,22 @@ def measured_in(report: EvaluationReport, run: str) -> list[MeasuredDictionary]:
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool = False) -> list[bool]:
     """
-    Which points no other point dominates. A point dominates another when it is no worse in both numbers and better in one;
-    of equal points none dominates the other.
+    Find the points that no other point dominates. A point dominates another if it is at least as good in both coordinates
+    and better in one; equal points do not dominate each other.
 
     Args:
-        points (`Sequence[tuple[float, float]]`): `(L0, fidelity)`; a lower L0 is better.
-        higher_is_better (`bool`, *optional*, defaults to `False`): Of the second number.
+        points (`Sequence[tuple[float, float]]`): Pairs `(L0, fidelity)`; a lower L0 is better.
+        higher_is_better (`bool`, *optional*, defaults to `False`): Whether a higher fidelity is better.
 
     Returns:
-        `list[bool]`, one for each point.
+        `list[bool]`: Whether each point is on the front.
     """
     sign = -1.0 if higher_is_better else 1.0
     on_front = [False] * len(points)
     best_x, best_y = math.inf, math.inf
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], sign * points[i][1])):
         x, y = points[index][0], sign * points[index][1]
-        # Within one x the first is the best; those that equal it stand beside it.
+        # The first of each x is the best; points equal to it are on the front as well.
         if y < best_y or (x, y) == (best_x, best_y):
             on_front[index] = True
             best_x, best_y = x, y
@@ -107,15 +108,15 @@ def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool =
 @dataclass
 class ParetoFronts:
     """
-    Dictionaries that were measured in one way, and which of them are on a front. A front is for one job: the dictionaries
-    that read the same site and write the same site.
+    Dictionaries measured by one protocol, and the ones among them on a front. Each front compares dictionaries that read the
+    same site and write the same site.
 
     Args:
-        dictionaries (`list[MeasuredDictionary]`): Sorted by what they write and read, then by L0.
+        dictionaries (`list[MeasuredDictionary]`): Dictionaries, sorted by the sites that they write and read, then by L0.
         on_front (`dict[str, list[bool | None]]`):
-            For each metric and dictionary whether no other dominates it; `None` where it was not measured.
-        protocol (`dict[str, Any]`, *optional*): How all of them were measured, where that is known and one.
-        differences (`dict[str, list]`): (Only with mixed protocols) Fact -> the values it has.
+            For each metric, whether each dictionary is on the front; `None` if it was not measured.
+        protocol (`dict[str, Any]`, *optional*): Protocol of all measurements, if it is known and the same.
+        differences (`dict[str, list]`): Protocol entries that differ -> their values, with mixed protocols.
     """
 
     dictionaries: list[MeasuredDictionary]
@@ -124,19 +125,19 @@ class ParetoFronts:
     differences: dict[str, list[Any]] = field(default_factory=dict)
 
     def targets(self) -> dict[str | None, list[int]]:
-        """Positions of the dictionaries by what they write."""
+        """Indices of the dictionaries by the site that they write."""
         targets: dict[str | None, list[int]] = {}
         for index, dictionary in enumerate(self.dictionaries):
             targets.setdefault(dictionary.writes, []).append(index)
         return targets
 
     def is_dominated(self, index: int) -> bool:
-        """Whether a dictionary was measured and is on no front at all."""
+        """Whether a dictionary was measured and is on none of the fronts."""
         places = [front[index] for front in self.on_front.values()]
         return False in places and True not in places
 
     def standing(self, index: int) -> str:
-        """Where a dictionary stands, in words."""
+        """Describe whether a dictionary is on a front."""
         places = {METRICS[metric]: front[index] for metric, front in self.on_front.items() if front[index] is not None}
         on = [name for name, place in places.items() if place]
         if not places:
@@ -150,21 +151,21 @@ def pareto_fronts(
     dictionaries: Sequence[MeasuredDictionary], *, ablation: str = "zero", allow_mixed: bool = False
 ) -> list[ParetoFronts]:
     """
-    The Pareto fronts of L0 against FVU and against CE recovered.
+    Compute the Pareto fronts of L0 and FVU and of L0 and CE recovered.
 
-    Numbers measured in different ways (other data, tokens, positions left out, ablations) do not belong on one front:
-    each way of measuring has fronts of its own.
+    Metrics measured in different ways (on other data, tokens or positions, or with other ablations) are not comparable, so
+    each protocol has separate fronts.
 
     Args:
         dictionaries (`Sequence[MeasuredDictionary]`):
-            Of any number of runs.
+            Dictionaries of any number of runs.
         ablation (`"zero"` or `"mean"`, *optional*, defaults to `"zero"`):
-            Which CE recovered to use.
+            Ablation that the CE recovered is measured against.
         allow_mixed (`bool`, *optional*, defaults to `False`):
-            Put all on one front all the same; `differences` then says how the protocols differ.
+            Whether to put all dictionaries on one front; `differences` then holds the differences of the protocols.
 
     Returns:
-        `list[ParetoFronts]`, one for each way of measuring.
+        `list[ParetoFronts]`: Fronts of each protocol.
     """
     groups: dict[str, list[MeasuredDictionary]] = {}
     for dictionary in dictionaries:
@@ -173,7 +174,7 @@ def pareto_fronts(
 
 
 def protocol_differences(protocols: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
-    """In which facts protocols differ: fact -> its values. One that is not known differs from all."""
+    """Return the entries in which protocols differ, with their values; an unknown protocol differs from all others."""
     known = [protocol for protocol in protocols if protocol is not None]
     differences = {}
     for key, fact in PROTOCOL_FACTS.items():
@@ -209,20 +210,16 @@ def _fronts_of(dictionaries: list[MeasuredDictionary], metrics: Sequence[str]) -
 def _order(dictionary: MeasuredDictionary):
     l0 = dictionary.metrics.get("l0")
     sites = [_natural(site or "") for site in (dictionary.writes, dictionary.reads)]
-    return (*sites, l0 if _is_finite(l0) else math.inf, dictionary.run, dictionary.name)
+    return (*sites, l0 if is_finite(l0) else math.inf, dictionary.run, dictionary.name)
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
-    """Layer 10 comes after layer 9."""
+    """Sort key by which layer 10 comes after layer 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in text.split(".")]
 
 
 def _protocol_key(dictionary: MeasuredDictionary) -> str:
     if dictionary.protocol is None:
-        # Nothing says that two runs were measured alike.
+        # Runs without a protocol are not comparable.
         return json.dumps([dictionary.run, dictionary.source])
     return json.dumps({key: dictionary.protocol.get(key) for key in PROTOCOL_FACTS}, sort_keys=True, default=str)
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

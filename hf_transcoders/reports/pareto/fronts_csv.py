@@ -11,14 +11,14 @@ from .fronts import PROTOCOL_FACTS, ParetoFronts
 
 def save_pareto_csv(path: str | os.PathLike, fronts: Sequence[ParetoFronts]) -> Path:
     """
-    Writes every dictionary as one row: what it is, all its metrics, whether it is on a front, how it was measured.
+    Write one row per dictionary, with its configuration, metrics, fronts and protocol.
 
     Args:
-        path (`str` or `os.PathLike`): The file to write.
-        fronts (`Sequence[ParetoFronts]`): As [`pareto_fronts`] gave them.
+        path (`str` or `os.PathLike`): File to write.
+        fronts (`Sequence[ParetoFronts]`): Fronts from [`pareto_fronts`].
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
     config = ("input_site", "output_site", "num_features", "activation", "k")
     drawn = list(dict.fromkeys(metric for group in fronts for metric in group.on_front))

@@ -1,4 +1,4 @@
-"""The labels beside the points of a chart: what they say and where they go."""
+"""Texts and places of the labels of points in a chart."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ _LABEL_LENGTH = 30
 
 def short_labels(names: Sequence[tuple[str, str]]) -> list[str]:
     """
-    What tells dictionaries apart: of `(run, dictionary)` the run where there are several, and of the dictionary's name the
-    words that not all share.
+    Shorten names `(run, dictionary)` to what distinguishes them: the run, if there are several, and the words of the
+    dictionary's name that not all names share.
     """
     words = [name.split(".") for _, name in names]
     shared = set.intersection(*(set(some) for some in words)) if words else set()
@@ -29,17 +29,17 @@ def place_labels(
     lines: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> list[tuple[float, float] | None]:
     """
-    Where labels go beside their points, so that none covers another, a point or a line. The first points choose first.
+    Place labels next to their points without covering other labels, points or lines. The first points have priority.
 
     Args:
-        points (`Sequence[tuple[float, float, str]]`): x, y (downwards) and text, in pixels.
+        points (`Sequence[tuple[float, float, str]]`): x and y (downwards) in pixels, and text.
         bounds (`tuple[float, float, float, float]`): Left, top, right and bottom of the chart.
         size (`float`): Font size.
         lines (`Sequence[Sequence[tuple[float, float]]]`, *optional*):
-            To keep clear of: strokes, and rectangles by two of their corners.
+            Lines to avoid; two opposite corners stand for a rectangle.
 
     Returns:
-        For each point the label's left end and baseline; `None` where there is no room.
+        `list`: Left end and baseline of the label of each point; `None` if there is no room.
     """
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     for line in lines:

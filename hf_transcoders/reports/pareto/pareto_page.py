@@ -9,7 +9,7 @@ from typing import Any
 
 from ...evaluation.evaluation_report import METRICS
 from ...files import write_text
-from ..page import page_templates, present
+from ..html import page_templates, present
 from ..plots import L0_LABEL, Chart
 from .caveats import heading, origin, protocol_lines, warning
 from .chart import FrontChart, require_points, step_line
@@ -24,16 +24,16 @@ def write_pareto_page(
     path: str | os.PathLike, fronts: Sequence[ParetoFronts], *, title: str, notes: Sequence[str] = ()
 ) -> Path:
     """
-    Writes fronts as one self-contained HTML file: no script, no request to anywhere.
+    Write fronts as one self-contained HTML file, without scripts and without requests to the network.
 
     Args:
-        path (`str` or `os.PathLike`): The file to write.
-        fronts (`Sequence[ParetoFronts]`): As [`pareto_fronts`] gave them.
+        path (`str` or `os.PathLike`): File to write.
+        fronts (`Sequence[ParetoFronts]`): Fronts from [`pareto_fronts`].
         title (`str`): Heading of the page.
-        notes (`Sequence[str]`, *optional*): Further sentences for the top.
+        notes (`Sequence[str]`, *optional*): Further sentences for the top of the page.
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
     require_points(fronts)
     groups = [_page_group(group) for group in fronts]
@@ -64,7 +64,7 @@ def _page_group(group: ParetoFronts) -> dict[str, Any]:
             (target or "", present(chart.svg() for chart in _charts(group, members)))
             for target, members in group.targets().items()
         ],
-        # Beside each dictionary where they differ, else once beneath.
+        # In the table if they differ, otherwise once in the protocol.
         "origins": [] if same else origins,
         "protocol": {**({"measured in": origins[0]} if same else {}), **protocol_lines(group.protocol)},
     }
@@ -97,12 +97,12 @@ def _svg_chart(picture: FrontChart) -> Chart:
             )
     at.sort(key=lambda entry: not entry[0].on_front)
     labels = place_labels([(x, y, p.label) for p, _, x, y in at], chart.inside(), _LABEL_SIZE, lines)
-    # Dominated ones first, so that those of a front lie on top.
+    # Points of the front are drawn last, on top of dominated ones.
     for (point, name, x, y), label in reversed(list(zip(at, labels, strict=True))):
         opacity = 1.0 if point.on_front else 0.35
         chart.add(
             f'<g opacity="{opacity}"><circle cx="{x:.1f}" cy="{y:.1f}" r="{5.5 if point.on_front else 4.5}" '
-            f'fill="{chart.colour(name)}" stroke="currentColor" stroke-opacity="0.5">'
+            f'fill="{chart.color(name)}" stroke="currentColor" stroke-opacity="0.5">'
             f"<title>{escape(point.title)}: L0 {point.x:.4g}, {METRICS[picture.metric]} {point.y:.4g}</title></circle></g>"
         )
         if label is not None:

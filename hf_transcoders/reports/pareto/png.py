@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...evaluation.evaluation_report import METRICS
-from ...files import atomic_file
 from .. import plots
+from ..pictures import new_figure, save_figure
 from .caveats import heading, warning
 from .chart import FrontChart, require_points, step_line
 from .fronts import ParetoFronts
@@ -16,25 +16,20 @@ from .labels import place_labels
 
 def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *, title: str) -> Path:
     """
-    Draws fronts as a PNG file: a row of charts for each site that is written, with matplotlib.
+    Draw fronts as a PNG file with matplotlib, one row of charts per written site.
 
     Args:
-        path (`str` or `os.PathLike`): The file to write.
-        fronts (`Sequence[ParetoFronts]`): As [`pareto_fronts`] gave them.
+        path (`str` or `os.PathLike`): File to write.
+        fronts (`Sequence[ParetoFronts]`): Fronts from [`pareto_fronts`].
         title (`str`): Heading of the picture.
 
     Returns:
-        `Path`: the file.
+        `Path`: Path of the file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     require_points(fronts)
     rows = [(group, target, members) for group in fronts for target, members in group.targets().items()]
-    # No `pyplot`: it would keep the figure and choose a window system. A `$` in a name is no formula.
     height = 4.1 * len(rows) + 1.4
-    figure = Figure(figsize=(12, height), facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(12, height, layout=None)
     figure.text(0.03, 1 - 0.32 / height, title, fontsize=15, weight="bold", va="center", parse_math=False)
     if sentence := warning(fronts):
         figure.text(0.03, 1 - 0.66 / height, sentence, fontsize=9, color="#b4231f", va="center", parse_math=False)
@@ -42,7 +37,7 @@ def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *,
     figure.subplots_adjust(
         left=0.065, right=0.985, top=1 - 1.25 / height, bottom=0.62 / height, wspace=0.17, hspace=1.15 / 3.2
     )
-    canvas.draw()
+    figure.canvas.draw()
     for row, (group, target, members) in zip(axes, rows, strict=True):
         for axis, metric in zip(row, group.on_front, strict=True):
             _draw_axes(axis, FrontChart.of(group, members, metric), figure.dpi)
@@ -58,10 +53,7 @@ def write_pareto_png(path: str | os.PathLike, fronts: Sequence[ParetoFronts], *,
             va="center",
             parse_math=False,
         )
-    path = Path(path)
-    with atomic_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
-    return path
+    return save_figure(figure, path)
 
 
 def _draw_axes(axis, picture: FrontChart, dpi: float) -> None:
@@ -85,22 +77,22 @@ def _draw_axes(axis, picture: FrontChart, dpi: float) -> None:
         axis.set_xlim(low, high)
     axis.set_ylim(*picture.y_range())
     for number, (name, points) in enumerate(picture.series.items()):
-        colour = plots.COLOURS[number % len(plots.COLOURS)]
+        color = plots.COLORS[number % len(plots.COLORS)]
         if line := step_line(points):
-            axis.plot(*zip(*line, strict=True), color=colour, alpha=0.6, linewidth=1.4)
+            axis.plot(*zip(*line, strict=True), color=color, alpha=0.6, linewidth=1.4)
         for front in (False, True):
             chosen = [(p.x, p.y) for p in points if p.on_front == front]
             if chosen:
                 axis.scatter(
                     *zip(*chosen, strict=True),
                     s=46 if front else 32,
-                    color=colour,
+                    color=color,
                     alpha=1.0 if front else 0.3,
                     edgecolors="black",
                     linewidths=0.5,
                     zorder=3,
                 )
-        axis.plot([], [], "o-", color=colour, label=name)
+        axis.plot([], [], "o-", color=color, label=name)
     if len(picture.series) > 1:
         legend = axis.legend(fontsize=8.5, frameon=False, loc="best")
         for text in legend.get_texts():

@@ -1,4 +1,4 @@
-"""Pareto fronts as files: page, picture and table."""
+"""Write Pareto fronts as a page, a picture and a table."""
 
 import importlib.util
 import os
@@ -20,17 +20,17 @@ def write_pareto(
     csv: bool = False,
 ) -> list[Path]:
     """
-    Writes fronts as `<stem>.html`, as `<stem>.png` where matplotlib is installed, and as `<stem>.csv` if asked.
+    Write fronts as `<stem>.html`, as `<stem>.png` if matplotlib is installed, and optionally as `<stem>.csv`.
 
     Args:
-        stem (`str` or `os.PathLike`): The files' path without the ending.
-        fronts (`Sequence[ParetoFronts]`): As [`pareto_fronts`] gave them.
-        title (`str`): Heading of page and picture.
+        stem (`str` or `os.PathLike`): Path of the files without the ending.
+        fronts (`Sequence[ParetoFronts]`): Fronts from [`pareto_fronts`].
+        title (`str`): Heading of the page and the picture.
         notes (`Sequence[str]`, *optional*): Sentences for the page, such as which runs were left out.
-        csv (`bool`, *optional*, defaults to `False`): Whether to write the table too.
+        csv (`bool`, *optional*, defaults to `False`): Whether to write the table.
 
     Returns:
-        `list[Path]`: the files written.
+        `list[Path]`: Paths of the files.
     """
     stem = Path(stem)
     files = [write_pareto_page(stem.with_name(f"{stem.name}.html"), fronts, title=title, notes=notes)]

@@ -1,4 +1,4 @@
-"""What weights alone expect a feature to fire on, as one number for every token of the vocabulary."""
+"""Hypotheses from weights alone about the tokens that activate a feature, as a score for every token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from ...circuits.weights.ov_circuits import OVCircuits
 from ...circuits.weights.token_effects import embeddings, vocabulary_parts
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
-from ...lm.order import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 from ...lm.sites import Site
+from ...lm.stream import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
 
 
 @dataclass(frozen=True)
 class TokenHypotheses:
-    """What some features are expected to fire on, from weights alone.
+    """Predicted contributions of tokens to the pre-activations of some features.
 
     Args:
-        features (`list[int]`): The features.
+        features (`list[int]`): Numbers of the features.
         embedding (`torch.Tensor` of shape `(features, vocabulary)`):
-            What each reads from the embedding of the present token.
+            Contribution of the embedding of the current token.
         current (`torch.Tensor` of shape `(features, vocabulary)`):
-            The same, with what the dictionaries of earlier layers make of that embedding added to it.
+            The same, with the outputs of dictionaries of earlier layers for that embedding added.
         preceding (`torch.Tensor` of shape `(features, vocabulary)`):
-            What its strongest heads bring it from an earlier token that they attend to, their mean.
-        scale (`torch.Tensor` of shape `(vocabulary,)`): Of the norm before the features, at the present token alone.
-        heads (`list[list[tuple[int, int]]]`): The strongest heads of each, `(layer, head)`.
-        mlp_layers (`list[int]`): The layers whose dictionaries were used.
+            Mean contribution of an earlier token through the strongest heads, if they attend to it.
+        scale (`torch.Tensor` of shape `(vocabulary,)`): Scale of the norm before the features, for the current token alone.
+        heads (`list[list[tuple[int, int]]]`): Strongest heads of each feature, `(layer, head)`.
+        mlp_layers (`list[int]`): Layers whose dictionaries were used.
     """
 
     features: list[int]
@@ -45,16 +45,16 @@ class TokenHypotheses:
 def token_hypotheses(
     weights: FeatureWeights, name: str, features: Sequence[int], num_heads: int, progress: bool = False
 ) -> TokenHypotheses:
-    """Hypotheses about features of one dictionary.
+    """Compute hypotheses about features of one dictionary.
 
-    Each token of the vocabulary is taken alone: its embedding goes up the residual stream, each earlier dictionary that
-    stands for an MLP adds what it makes of it, and attention adds nothing. Norms have the scale that they have there.
+    Each token of the vocabulary is processed alone: its embedding passes through the residual stream, each earlier
+    dictionary of an MLP adds its output, and attention adds nothing. Norms have the scales of this stream.
 
     Args:
-        weights ([`FeatureWeights`]): The dictionaries in their model.
-        name (`str`): The dictionary.
-        features (`Sequence[int]`): Its features.
-        num_heads (`int`): Heads of each feature, those with the largest `ov_norms`.
+        weights ([`FeatureWeights`]): Dictionaries with their model.
+        name (`str`): Name of the dictionary.
+        features (`Sequence[int]`): Numbers of the features.
+        num_heads (`int`): Number of heads per feature, those with the largest `ov_norms`.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
     """
     model = weights.base_model
@@ -79,7 +79,7 @@ def token_hypotheses(
 
 
 def _strongest_heads(weights, name, features, reads, num_heads):
-    """The strongest heads of each feature, and per layer its part of the mean of what it reads through them, `(features, hidden)`."""
+    """Strongest heads of each feature, and layer -> read vectors averaged over these heads, `(features, hidden)`."""
     layers = weights.layers_before(name)
     if not layers or not num_heads:
         return [[] for _ in features], {}
@@ -97,7 +97,7 @@ def _strongest_heads(weights, name, features, reads, num_heads):
 
 
 def _mlps_before(weights, stage):
-    """By layer, the dictionary that stands for its MLP, where that writes before `stage`."""
+    """Layer -> dictionary of its MLP, if it writes before `stage`."""
     found = {}
     for dictionary in weights.dictionaries.values():
         read, out = (Site.parse(site) for site in (dictionary.config.input_site, dictionary.config.output_site))
@@ -108,7 +108,7 @@ def _mlps_before(weights, stage):
 
 
 def _written(model, dictionary, stream):
-    """What the dictionary of an MLP adds to the stream where that is `stream (tokens, hidden)`."""
+    """Output of the dictionary of an MLP for the residual stream `stream (tokens, hidden)`."""
     out = Site.parse(dictionary.config.output_site)
     inputs = _normed(norm_before(model, Site("mlp.in", out.layer)), stream)
     added = dictionary(inputs.to(dictionary.device), output_features=False).reconstruction.to(stream)
@@ -118,7 +118,7 @@ def _written(model, dictionary, stream):
 
 
 def _attention_scale(model, layer, stream):
-    """Of the norm before attention, and of a post-norm, if any, when each token attends to itself: `(tokens, 1)`."""
+    """Scale of the norm before attention, and of a post-norm if there is one, if each token attends to itself: `(tokens, 1)`."""
     norm, post_norm = norm_before(model, Site("attn.in", layer)), norm_behind(model, Site("attn.out", layer))
     scale = _scale(norm, stream)
     if post_norm is None:

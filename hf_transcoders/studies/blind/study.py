@@ -1,4 +1,4 @@
-"""Blind case studies without a human: hypotheses from weights alone, scored by when features fire on held-out text."""
+"""Blind case studies without a human: predict from weights alone when features are active, and score it on text."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,29 +25,29 @@ from .auroc import auroc, bootstrap_auroc
 from .hypotheses import TokenHypotheses, token_hypotheses
 
 
-# Features of a random sample fire on at least this many tokens and on no more than half of them.
+# Features of a random sample are active on at least this many tokens and on no more than half of them.
 MIN_FIRINGS = 20
-# Elements of the largest temporary.
+# Elements of the largest temporary tensor.
 _MAX_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
 class BlindFeature:
-    """One feature: its hypothesis, and how well that says when it fires.
+    """Hypothesis about one feature, and how well it predicts when the feature is active.
 
-    AUROC is how often a token on which the feature fires has a higher score than one on which it does not.
+    AUROC is the probability that a token on which the feature is active has a higher score than one on which it is not.
 
     Args:
         index (`int`): Number of the feature.
-        firings (`int`): Tokens of the held-out text on which it fires.
-        tokens (`list[str]`): The present tokens that the hypothesis puts highest.
-        preceding_tokens (`list[str]`): The preceding tokens that it puts highest.
-        heads (`list[tuple[int, int]]`): The heads that carry these, `(layer, head)`.
-        auroc (`float`, *optional*): Of the hypothesis. This and what follows is `None` if the feature never fires.
-        interval (`tuple[float, float]`, *optional*): Its 95% bootstrap interval over blocks of text.
-        parts (`dict[str, float]`): AUROC of parts of the hypothesis: `embedding`, `current`, `preceding`.
-        null_mean (`float`, *optional*): Mean AUROC of the hypotheses of other features at predicting this one.
-        p_value (`float`, *optional*): Share of these that do as well as its own, which counts as one of them.
+        firings (`int`): Number of tokens of the held-out text on which it is active.
+        tokens (`list[str]`): Current tokens with the highest scores.
+        preceding_tokens (`list[str]`): Preceding tokens with the highest scores.
+        heads (`list[tuple[int, int]]`): Heads through which preceding tokens are read, `(layer, head)`.
+        auroc (`float`, *optional*): AUROC of the hypothesis. `None`, like the following, if the feature is never active.
+        interval (`tuple[float, float]`, *optional*): 95% bootstrap interval of the AUROC over blocks of text.
+        parts (`dict[str, float]`): AUROC of the parts of the hypothesis: `embedding`, `current`, `preceding`.
+        null_mean (`float`, *optional*): Mean AUROC of the hypotheses of other features for this feature.
+        p_value (`float`, *optional*): Share of hypotheses, its own included, with at least the AUROC of its own.
     """
 
     index: int
@@ -64,13 +64,13 @@ class BlindFeature:
 
 @dataclass(frozen=True)
 class BlindStudy:
-    """What [`blind_study`] found.
+    """Results of [`blind_study`].
 
     Args:
-        dictionary (`str`): The dictionary.
-        features (`list[BlindFeature]`): One for each feature.
+        dictionary (`str`): Name of the dictionary.
+        features (`list[BlindFeature]`): Results of each feature.
         mean_interval (`tuple[float, float]`, *optional*): 95% bootstrap interval of the mean AUROC over blocks of text.
-        protocol (`dict`): How it was measured.
+        protocol (`dict`): Measurement protocol.
     """
 
     dictionary: str
@@ -80,11 +80,11 @@ class BlindStudy:
 
     @property
     def measured(self) -> list[BlindFeature]:
-        """The features that fire on some tokens and not on others."""
+        """Features that are active on some tokens and not on others."""
         return [feature for feature in self.features if feature.auroc is not None]
 
     def summary(self) -> dict[str, float]:
-        """Over the measured features: mean and median AUROC, means of the parts and of the null, shares that pass."""
+        """Mean and median AUROC of the measured features, means of the parts and of the baseline, and shares that pass."""
         measured = self.measured
         if not measured:
             return {}
@@ -102,10 +102,10 @@ class BlindStudy:
         }
 
     def summary_lines(self) -> list[str]:
-        """The summary and the protocol in words."""
+        """Format the summary and the protocol as sentences."""
         summary = self.summary()
         if not summary:
-            return [f"No feature of the {len(self.features)} fires on some of the tokens and not on others."]
+            return [f"None of the {len(self.features)} features is active on some of the tokens and not on others."]
         protocol, layers = self.protocol, self.protocol["layers_with_a_dictionary_before"]
         return [
             f"{summary['features']:.0f} features of {self.dictionary}: mean AUROC {summary['mean_auroc']:.3f} "
@@ -120,12 +120,14 @@ class BlindStudy:
             f"{protocol['null_features']} null features; seed {protocol['seed']}",
         ]
 
-    def table(self) -> str:
-        """All features and the summary as aligned plain text."""
+    def to_text(self) -> str:
+        """Format all features and the summary as text for a terminal."""
         return "\n".join([aligned(*self.rows(), left=0), "", *map(printable, self.summary_lines())])
 
+    __str__ = to_text
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Return all results as JSON values."""
         return {
             "dictionary": self.dictionary,
             "summary": self.summary(),
@@ -135,10 +137,10 @@ class BlindStudy:
         }
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Head and rows of a table, best hypothesis first."""
+        """Headings and rows of a table, the best hypotheses first."""
         head = [
             "feature",
-            "fires on",
+            "active on",
             "AUROC",
             "95% interval",
             "embedding",
@@ -189,57 +191,57 @@ def blind_study(
     seed: int = 0,
     progress: bool = True,
 ) -> BlindStudy:
-    """Predict from weights alone when features fire, and see on held-out text how often that is right.
+    """Predict from weights alone when features are active, and score the predictions on held-out text.
 
-    In the blind case studies of arXiv 2406.11944 (§5.2) people guessed from circuits what a feature is for, without
-    seeing text. Here the guess is a number for every token, and nothing in it is fitted:
+    In the blind case studies of arXiv 2406.11944 (§5.2), people guessed the meaning of features from circuits without
+    seeing text. Here, the guess is a score for every token, without fitted parameters:
 
-    - *embedding*: what the feature reads from the embedding of the present token;
-    - *current*: the same, with what the dictionaries of earlier layers make of that embedding alone. MLPs without a
+    - *embedding*: contribution of the embedding of the current token to the pre-activation;
+    - *current*: the same, with the outputs of dictionaries of earlier layers for that embedding alone. MLPs without a
       dictionary add nothing;
-    - *preceding*: what its `num_heads` heads of largest `||W_OV^T W_enc||` would bring it, on average over them, if each
-      attended equally to the `window` tokens before;
-    - the hypothesis is the sum of the last two, in units of the feature's pre-activation.
+    - *preceding*: mean contribution through the `num_heads` heads with the largest `||W_OV^T W_enc||`, if each attended
+      equally to the `window` preceding tokens;
+    - the hypothesis is the sum of *current* and *preceding*, in units of the pre-activation.
 
-    Where a head attends is not in the hypothesis, so that what a feature reads through attention is hardly guessed: on
-    its own, the third part says little.
+    The hypothesis ignores attention patterns, so contributions through attention are hardly predicted: the *preceding*
+    part alone is a weak predictor.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
-            The causal language model.
+            Causal language model.
         transcoders ([`TranscoderSet`], `Mapping[str, TranscoderModel]` or `Iterable[TranscoderModel]`):
-            Its dictionaries. Those of earlier layers help the hypotheses.
+            Dictionaries of the model. Those of earlier layers contribute to the hypotheses.
         dictionary (`str`):
-            Name of the one to study.
+            Name of the dictionary to study.
         dataset (`Iterable[Mapping]`):
-            Held-out text: rows with `input_ids` and, where they are padded, `attention_mask`.
+            Held-out text as rows with `input_ids` and, if they are padded, `attention_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Turns tokens back to text.
+            Tokenizer of the model.
         features (`Sequence[int]`, *optional*):
-            Which features. By default `num_features` at random, among those that fire on at least 20 tokens of the text
-            and on no more than half of them; all that is taken from the text for a hypothesis is this choice.
+            Features to study. By default, a random sample of `num_features` among those that are active on at least 20
+            tokens of the text and on no more than half of them. Hypotheses depend on the text only through this choice.
         num_features (`int`, *optional*, defaults to 50):
-            How many to choose when `features` is not given.
+            Number of features to sample if `features` is not given.
         num_heads (`int`, *optional*, defaults to 8):
-            Heads of each hypothesis; 0 leaves preceding tokens out.
+            Heads per hypothesis; 0 ignores preceding tokens.
         window (`int`, *optional*, defaults to 16):
-            Preceding tokens that count.
+            Number of preceding tokens that count.
         null_features (`int`, *optional*, defaults to 100):
-            Other features, at random, whose hypotheses are the baseline.
+            Number of other features, sampled at random, whose hypotheses are the baseline.
         bootstrap_samples (`int`, *optional*, defaults to 200):
-            Samples of blocks behind each interval.
+            Bootstrap samples of blocks for each interval.
         num_tokens (`int`, *optional*, defaults to 10):
-            Tokens shown of each hypothesis.
+            Number of tokens with the highest scores to return for each hypothesis.
         max_tokens (`int`, *optional*, defaults to 20,000):
-            Tokens of text to score.
+            Number of tokens to score.
         batch_size (`int`, *optional*, defaults to 8):
-            Blocks per forward.
+            Blocks per forward pass.
         skip_first (`int`, *optional*, defaults to 1):
-            Tokens at the start of every block that are not scored.
+            Number of positions to leave out at the start of each block.
         special_token_ids (`Sequence[int]`, *optional*):
-            Tokens that are not scored and bring nothing to later ones.
+            Tokens that are not scored and contribute nothing to later ones.
         seed (`int`, *optional*, defaults to 0):
-            Of all random choices.
+            Seed for all random choices.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show progress bars.
 
@@ -247,18 +249,18 @@ def blind_study(
         [`BlindStudy`]
 
     Raises:
-        [`TranscoderError`]: there is no such dictionary or feature, it does not read the residual stream, or no feature
-            fires often enough.
+        [`TranscoderError`]: The dictionary or a feature does not exist, the dictionary does not read the residual stream,
+            or no feature is active often enough.
     """
     sizes = {"window": window, "null_features": null_features, "bootstrap_samples": bootstrap_samples}
     _check_sizes(num_features=num_features, num_tokens=num_tokens, **sizes)
     if num_heads < 0:
         raise TranscoderError(f"num_heads is {num_heads}: give 0 or more.")
     if features is not None and not len(features):
-        raise TranscoderError("No feature is given: list some, or leave `features` out.")
+        raise TranscoderError("`features` is empty: list some features, or leave it out.")
     weights = FeatureWeights(base_model, transcoders)
     studied = weights.dictionary(dictionary)
-    # Refuses unknown features, and a place from which nothing can be predicted, before anything is computed.
+    # Refuses unknown features and sites that cannot be predicted before anything is computed.
     weights.reads(dictionary, [0] if features is None else features)
     blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
     inputs = _inputs(base_model, studied, blocks, batch_size, progress)
@@ -267,7 +269,7 @@ def blind_study(
     others = [feature for feature in range(studied.config.num_features) if feature not in set(chosen)]
     if not others:
         raise TranscoderError(
-            "All features of the dictionary are studied, so no other feature is left for a baseline: study fewer."
+            "All features of the dictionary are studied, so no other feature is left for the baseline: study fewer."
         )
     order = torch.randperm(len(others), generator=generator)[:null_features].tolist()
     others = [others[place] for place in order]
@@ -317,7 +319,7 @@ def blind_study(
             "bootstrap_samples": bootstrap_samples,
             "chosen": "given"
             if features is not None
-            else f"at random among those firing on at least {MIN_FIRINGS} tokens",
+            else f"at random among those active on at least {MIN_FIRINGS} tokens",
             "seed": seed,
         },
     )
@@ -330,7 +332,7 @@ def _check_sizes(**sizes):
 
 
 def _inputs(model, dictionary, blocks, batch_size, progress) -> torch.Tensor:
-    """What the dictionary reads at the tokens that count, block by block, `(tokens, d_in)`."""
+    """Inputs of the dictionary at the scored tokens, block by block, `(tokens, d_in)`."""
     site, found = Site.parse(dictionary.config.input_site), {}
     with in_eval_mode(model), capture(model, site) as activations:
         batches = blocks.batches(model, batch_size)
@@ -342,24 +344,24 @@ def _inputs(model, dictionary, blocks, batch_size, progress) -> torch.Tensor:
 
 
 def _activations(dictionary, inputs):
-    """Features of `inputs (tokens, d_in)`, some tokens at a time."""
+    """Yield features of `inputs (tokens, d_in)`, some tokens at a time."""
     with in_eval_mode(dictionary):
         for rows in inputs.split(max(1, _MAX_ELEMENTS // dictionary.config.num_features)):
             yield dictionary.encode(rows)
 
 
 def _sample(dictionary, inputs, count, generator) -> list[int]:
-    firings = sum((part > 0).sum(0) for part in _activations(dictionary, inputs)).cpu()
+    firings = sum((part > 0).sum(0) for part in _activations(dictionary, inputs)).cpu()  # pyright: ignore[reportAttributeAccessIssue]
     often = ((firings >= MIN_FIRINGS) & (firings <= len(inputs) / 2)).nonzero().flatten()
     if not len(often):
         raise TranscoderError(
-            f"No feature fires on at least {MIN_FIRINGS} tokens and at most half of the {len(inputs)}: give more text."
+            f"No feature is active on at least {MIN_FIRINGS} and at most half of the {len(inputs)} tokens: give more text."
         )
     return often[torch.randperm(len(often), generator=generator)[:count]].sort().values.tolist()
 
 
 def _scores(hypotheses: TokenHypotheses, blocks, window, special_token_ids) -> dict[str, torch.Tensor]:
-    """Scores of the tokens that count, `(features, tokens)`, of the hypothesis and of its parts."""
+    """Scores of the hypothesis and of its parts at the scored tokens, `(features, tokens)`."""
     ids, mask = blocks.input_ids, blocks.mask
     special = torch.isin(ids, torch.tensor(list(special_token_ids or []), dtype=torch.long))
     # Sums over all tokens before each one, so that a window is a difference.
@@ -369,7 +371,7 @@ def _scores(hypotheses: TokenHypotheses, blocks, window, special_token_ids) -> d
     counts = before(~special)
     counts = (counts[:, end] - counts[:, start]).clamp(min=1)
     parts = {"hypothesis": [], "embedding": [], "current": [], "preceding": []}
-    # A few features at a time: for many, the tables of all tokens are large in double precision.
+    # A few features at a time, since scores of all tokens are large in double precision.
     size = max(1, _MAX_ELEMENTS // ids.numel())
     for first in range(0, len(hypotheses.features), size):
         chosen = slice(first, first + size)

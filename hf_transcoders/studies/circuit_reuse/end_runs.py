@@ -1,4 +1,4 @@
-"""What a model predicts at `END` under many edits of attention from `END`: all that is before it runs once."""
+"""Predict the token at `END` under many edits of attention, with one forward pass for the tokens before it."""
 
 import copy
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from ...text.printable import printable
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts at `END`.
+    """Predictions of a model at `END`.
 
     Args:
-        tokens (`torch.LongTensor` of shape `(prompts,)`): The likeliest token of the full vocabulary.
-        candidates (`torch.LongTensor` of shape `(prompts,)`): The likeliest candidate.
+        tokens (`torch.LongTensor` of shape `(prompts,)`): The most likely token in the full vocabulary.
+        candidates (`torch.LongTensor` of shape `(prompts,)`): The most likely candidate.
     """
 
     tokens: torch.Tensor
@@ -33,31 +33,32 @@ class Predictions:
 @measures_model
 @torch.no_grad()
 def predict_at_end(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     conditions: dict[str, Sequence[AttentionEdit]],
     batch_size: int = 32,
     progress: bool = False,
 ) -> dict[str, Predictions]:
-    """Predict the token behind each prompt, under edits of where heads look from `END`.
+    """Predict the token after each prompt, under edits of the attention from `END`.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Prompts.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): The prompts.
         conditions (`dict[str, Sequence[AttentionEdit]]`):
-            Name -> edits for all prompts of the task, with `END` as their `query`; none for the model as it is.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
+            Name of each condition -> edits for all prompts of the task, with `END` as their `query`; no edits for the
+            unchanged model.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
-        `dict[str, Predictions]`: for each condition.
+        `dict[str, Predictions]`: the predictions under each condition.
     """
     from tqdm import tqdm
 
     end = task.tokens().positions["END"]
     for edit in (edit for edits in conditions.values() for edit in edits):
         if edit.query is None or not torch.equal(edit.query.cpu(), end):
-            raise TranscoderError("Edits are from END only: give the positions of END as their query.")
+            raise TranscoderError("Edits must be of attention from END: give the positions of END as their query.")
     tokens = {name: torch.empty(len(task), dtype=torch.long) for name in conditions}
     candidates = {name: torch.empty(len(task), dtype=torch.long) for name in conditions}
     batches = [
@@ -66,24 +67,24 @@ def predict_at_end(
         for start in range(0, len(rows), batch_size)
     ]
     for rows in tqdm(batches, desc=f"predicting {printable(task.name)}", disable=not progress):
-        ids = task.tokens("clean", rows, input_device(base)).input_ids
-        check_tokens(base, list(ids), "Prompt", rows)
-        among = task.answers(rows, input_device(base)).candidates
+        ids = task.tokens("clean", rows, input_device(model)).input_ids
+        check_tokens(model, list(ids), "Prompt", rows)
+        among = task.answers(rows, input_device(model)).candidates
         length = ids.shape[1]
-        forget_lengths_(base)
+        forget_lengths_(model)
         before = None
-        # Where the last token changes the positions of all before it, a cache of these is of another run.
-        if length > 1 and same_positions(base, length - 1, length):
-            with named_outputs(base):
-                before = base.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        # If the last token changes the positions of all tokens before it, their cache belongs to another run.
+        if length > 1 and same_positions(model, length - 1, length):
+            with named_outputs(model):
+                before = model.get_decoder()(input_ids=ids[:, :-1], use_cache=True).past_key_values
         for name, edits in conditions.items():
-            with edited_attention(base, [edit_of_rows(edit, rows) for edit in edits]):
+            with edited_attention(model, [edit_of_rows(edit, rows) for edit in edits]):
                 if before is None:
-                    logits = forward_logits(base, input_ids=ids, use_cache=False, logits_to_keep=1)
+                    logits = forward_logits(model, input_ids=ids, use_cache=False, logits_to_keep=1)
                 else:
-                    # A forward adds to the cache, which the next condition needs as it was.
+                    # A forward pass adds to the cache, and the next condition needs it unchanged.
                     cache = copy.deepcopy(before)
-                    logits = forward_logits(base, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                    logits = forward_logits(model, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
                 logits = logits[:, -1].float()
             tokens[name][rows] = logits.argmax(-1).cpu()
             scores = logits.gather(1, among.clamp(min=0)).masked_fill(among < 0, -torch.inf)
@@ -92,5 +93,5 @@ def predict_at_end(
 
 
 def edit_of_rows(edit: AttentionEdit, rows: Sequence[int]) -> AttentionEdit:
-    """The edit for some of its prompts."""
+    """Select an edit for some of its prompts."""
     return replace(edit, keys=edit.keys[rows], query=edit.query[rows])

@@ -1,7 +1,7 @@
-"""What an edit of heads does to those behind them: where movers look, and what they write to the logits."""
+"""Effects of an edit on the movers after it: their attention, and their logit attribution."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -20,15 +20,15 @@ class MoverChange:
     """Movers before and after an edit. Attention is from `END`, means over prompts and movers.
 
     Args:
-        movers (`list[Head]`): The movers behind the edited heads.
-        right_before, right_after (`float`): Attention to the right colour.
-        wrong_before, wrong_after (`float`): Attention to the two wrong colours together.
-        attribution_before, attribution_after (`float`): What the movers together add to the logit difference, in nats.
-        spearman (`float`): Rank correlation, over all heads behind the edited ones, of the change of their logit
+        movers (`list[Head]`): The movers after the edited heads.
+        right_before, right_after (`float`): Attention to the right color.
+        wrong_before, wrong_after (`float`): Attention to the two wrong colors together.
+        attribution_before, attribution_after (`float`): Attribution of the logit difference to all movers, in nats.
+        spearman (`float`): Rank correlation, over all heads after the edited ones, of the change of their logit
             attribution with their effect on the logits in path patching.
-        p_value (`float`): Two-sided, from shuffles.
-        compared (`int`): How many heads that are.
-        by_head (`list[dict]`): The same numbers of each mover.
+        p_value (`float`): Two-sided p-value of the correlation, from shuffles.
+        compared (`int`): Number of heads in the correlation.
+        by_head (`list[dict]`): Attention and attribution of each mover.
     """
 
     movers: list[Head]
@@ -43,14 +43,10 @@ class MoverChange:
     compared: int
     by_head: list[dict]
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return {**asdict(self), "movers": [list(head) for head in self.movers]}
-
 
 @measures_model
 def mover_change(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     edit: AttentionEdit,
     movers: Sequence[Head],
@@ -58,51 +54,51 @@ def mover_change(
     batch_size: int = 32,
     seed: int = 0,
 ) -> MoverChange | None:
-    """What an edit does to movers.
+    """Measure the effects of an edit on movers.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Colored Objects.
-        edit ([`AttentionEdit`]): For all prompts of the task.
-        movers (`Sequence[Head]`): Heads to look at; those that are not behind all edited heads are left out.
-        importance (`torch.Tensor` of shape `(layers, heads)`): Effects on the logits in path patching.
-        batch_size (`int`, *optional*, defaults to 32): Prompts of one forward.
-        seed (`int`, *optional*, defaults to 0): Of the shuffles.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): The task Colored Objects.
+        edit ([`AttentionEdit`]): The edit, for all prompts of the task.
+        movers (`Sequence[Head]`): The movers. Those that are not after all edited heads are left out.
+        importance (`torch.Tensor` of shape `(layers, heads)`): Effect of each head on the logits in path patching.
+        batch_size (`int`, *optional*, defaults to 32): Number of prompts in one forward pass.
+        seed (`int`, *optional*, defaults to 0): Seed for the shuffles.
 
     Returns:
-        [`MoverChange`], or `None` where no mover is behind the edited heads.
+        [`MoverChange`], or `None` if no mover is after the edited heads.
     """
     first = min(layer for layer, _ in edit.heads) + 1
     edited = set(edit.heads)
     movers = [head for head in movers if head[0] >= first and head not in edited]
     if not movers:
         return None
-    looks, adds = {"before": [], "after": []}, {"before": [], "after": []}
+    attention, adds = {"before": [], "after": []}, {"before": [], "after": []}
     for rows in torch.arange(len(task)).split(batch_size):
         rows = rows.tolist()
         part = task.select(rows)
         for when, edits in (("before", []), ("after", [edit_of_rows(edit, rows)])):
-            with edited_attention(base, edits):
-                looks[when].append(
-                    attention_between(base, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
+            with edited_attention(model, edits):
+                attention[when].append(
+                    attention_between(model, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
                 )
-                adds[when].append(logit_attribution(base, part, batch_size=batch_size).values[:, :-1])
-    looks = {when: torch.cat(each, dim=-1).mean(-1) for when, each in looks.items()}
+                adds[when].append(logit_attribution(model, part, batch_size=batch_size).values[:, :-1])
+    attention = {when: torch.cat(each, dim=-1).mean(-1) for when, each in attention.items()}
     adds = {when: torch.cat(each, dim=-1).mean(-1) for when, each in adds.items()}
     by_head = [
         {
             "head": list(head),
-            **{f"right_{when}": looks[when][head][0].item() for when in looks},
-            **{f"wrong_{when}": looks[when][head][1:].sum().item() for when in looks},
+            **{f"right_{when}": attention[when][head][0].item() for when in attention},
+            **{f"wrong_{when}": attention[when][head][1:].sum().item() for when in attention},
             **{f"attribution_{when}": adds[when][head].item() for when in adds},
         }
         for head in movers
     ]
-    behind = torch.ones_like(importance, dtype=torch.bool)
-    behind[:first] = False
+    after = torch.ones_like(importance, dtype=torch.bool)
+    after[:first] = False
     for head in edited:
-        behind[head] = False
-    change, importance = (adds["after"] - adds["before"])[behind], importance[behind]
+        after[head] = False
+    change, importance = (adds["after"] - adds["before"])[after], importance[after]
     spearman, p_value = spearman_correlation(change, importance, seed=seed)
 
     def mean(name):
@@ -126,7 +122,7 @@ def mover_change(
 def spearman_correlation(
     first: torch.Tensor, second: torch.Tensor, permutations: int = 5000, seed: int = 0
 ) -> tuple[float, float]:
-    """Spearman's rank correlation of two lists, equal values sharing their mean rank, and its p-value from shuffles."""
+    """Compute Spearman's rank correlation of two lists, with mean ranks for equal values, and its p-value from shuffles."""
     one, other = _ranks(first), _ranks(second)
     one, other = one - one.mean(), other - other.mean()
     scale = (one.norm() * other.norm()).item()
@@ -136,7 +132,7 @@ def spearman_correlation(
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(permutations, len(other), generator=generator).argsort(dim=1)
     shuffled = (other[order] @ one) / scale
-    # An error of rounding is no difference.
+    # The tolerance is for rounding errors.
     return value, (1 + (shuffled.abs() >= abs(value) - 1e-12).sum().item()) / (1 + permutations)
 
 

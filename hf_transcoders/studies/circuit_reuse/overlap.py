@@ -1,31 +1,31 @@
-"""How many of the strongest heads two tasks share, against chance."""
+"""Overlap of the strongest heads of two tasks, against chance."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from ...circuits.patching.results import PatchResult
+from ...circuits.patching.results import PatchResult, bootstrap_weights
 from ...errors import TranscoderError
 from .stages import head_count, top_mask
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Heads that two tasks share at one threshold, all stages together.
+    """Overlap of the heads of two tasks at one threshold, over all stages.
 
     Args:
-        share (`float`): Share of heads that count as strongest in each stage.
-        count (`int`): That share in heads.
-        shared (`int`): Heads that are among the strongest of both tasks, summed over stages.
-        possible (`int`): The most there could be.
+        share (`float`): Threshold: the share of heads that count as strongest in each stage.
+        count (`int`): The threshold as a number of heads.
+        shared (`int`): Number of heads among the strongest of both tasks, summed over stages.
+        possible (`int`): Largest possible number of shared heads.
         fraction (`float`): `shared / possible`.
-        low, high (`float`): Bootstrap interval of the fraction: prompts of both tasks are drawn again, receivers are kept.
-        null (`float`): Mean fraction where heads are shuffled.
-        null_high (`float`): 95th percentile of it.
-        p_value (`float`): Share of shuffles with at least this overlap, one added to both counts.
-        layer_null, layer_p_value (`float`): The same where heads are shuffled only within their layer.
-        by_stage (`dict[str, int]`): Shared heads of each stage.
+        low, high (`float`): Bootstrap interval of the fraction. Prompts of both tasks are resampled; receivers are kept.
+        null (`float`): Mean fraction with shuffled heads.
+        null_high (`float`): 95th percentile of the fraction with shuffled heads.
+        p_value (`float`): Share of shuffles with at least this overlap, with one added to both counts.
+        layer_null, layer_p_value (`float`): Mean fraction and p-value with heads shuffled only within their layer.
+        by_stage (`dict[str, int]`): Number of shared heads in each stage.
     """
 
     share: float
@@ -42,10 +42,6 @@ class Overlap:
     layer_p_value: float
     by_stage: dict[str, int]
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return asdict(self)
-
 
 def overlaps(
     first: dict[str, PatchResult],
@@ -55,28 +51,28 @@ def overlaps(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Overlap]:
-    """Overlap of the strongest heads of two tasks.
+    """Measure the overlap of the strongest heads of two tasks.
 
-    Only heads with an effect in both tasks are shuffled: one above the receivers of a stage could not be chosen.
+    Only heads with an effect in both tasks are shuffled, because heads above the receivers of a stage cannot be chosen.
 
     Args:
         first, second (`dict[str, PatchResult]`):
-            Stage -> results of each task, with the axes `layer` and `head`. Stages that one task lacks are left out.
+            Results of the stages of each task, with the axes `layer` and `head`. Stages of only one task are left out.
         shares (`Sequence[float]`, *optional*, defaults to `(0.01, 0.02, 0.05, 0.10)`):
-            Which shares of heads count as strongest, by magnitude.
+            Thresholds: shares of heads that count as strongest, by magnitude.
         permutations (`int`, *optional*, defaults to 5000):
-            Shuffles of each null.
+            Number of shuffles for each null distribution.
         resamples (`int`, *optional*, defaults to 1000):
-            Draws of prompts for the interval.
+            Number of resamples for the interval.
         seed (`int`, *optional*, defaults to 0):
-            Of both.
+            Seed for the shuffles and the resamples.
 
     Returns:
-        `list[Overlap]`: one for each share.
+        `list[Overlap]`: one overlap for each threshold.
     """
     stages = [name for name in first if name in second]
     if not stages:
-        raise TranscoderError("The two tasks have no stage in common: trace both from the logits on.")
+        raise TranscoderError("The two tasks have no stage in common: trace both starting from the logits.")
     generator = torch.Generator().manual_seed(seed)
     effects = [[task[name].effects.flatten() for name in stages] for task in (first, second)]
     layers, heads = first[stages[0]].shape
@@ -92,11 +88,11 @@ def overlaps(
         nulls = {
             kind: sum(
                 (one & top_mask(each, count)).sum(0) for one, each in zip(tops[0], shuffled[kind], strict=True)
-            ).double()
+            ).double()  # pyright: ignore[reportAttributeAccessIssue]
             for kind in shuffled
         }
         again = sum((top_mask(one, count) & top_mask(other, count)).sum(0) for one, other in zip(*drawn, strict=True))
-        low, high = (again / possible).double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = (again / possible).double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()  # pyright: ignore[reportAttributeAccessIssue]
         shared = sum(by_stage)
         found.append(
             Overlap(
@@ -119,14 +115,14 @@ def overlaps(
 
 
 def _shuffled(effects, heads, permutations, generator, kind):
-    """Effects of the second task with heads shuffled, `(heads, permutations)` for each stage."""
+    """Effects of the second task with shuffled heads, `(heads, permutations)` for each stage."""
     stages = []
     for one, other in zip(*effects, strict=True):
         movable = (one != 0) & (other != 0)
         places = movable.nonzero()[:, 0]
         keys = torch.rand(len(places), permutations, generator=generator)
         if kind == "layer":
-            # Sorted by layer first, so that a head stays in its own.
+            # Sorted by layer first, so that each head stays in its layer.
             keys = keys + (places // heads)[:, None]
         order = keys.argsort(dim=0)
         shuffled = other[:, None].repeat(1, permutations)
@@ -136,11 +132,8 @@ def _shuffled(effects, heads, permutations, generator, kind):
 
 
 def _drawn(results, resamples, generator):
-    """Effects of one task on drawn prompts, `(heads, resamples)` for each stage; a draw is the same in all stages."""
-    prompts = len(results[0].base)
-    draws = torch.randint(prompts, (resamples, prompts), generator=generator)
-    weights = torch.zeros(resamples, prompts, dtype=torch.float64)
-    weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    """Effects of one task on resampled prompts, `(heads, resamples)` for each stage; all stages share the resamples."""
+    weights = bootstrap_weights(len(results[0].base), resamples, generator)
     found = []
     for result in results:
         change = (result.values.double() - result.base.double()).flatten(0, 1) @ weights.T

@@ -1,4 +1,4 @@
-"""Heads and figures of the paper, for the one model they are of.
+"""Published heads and figures of the paper's model.
 
 Source: Merullo, Eickhoff and Pavlick (2024), [Circuit Component Reuse Across Tasks in Transformer Language
 Models](https://arxiv.org/abs/2310.08744).
@@ -11,13 +11,13 @@ from ...circuits.patching.results import Head
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper says of a model.
+    """Published results on a model.
 
     Args:
         source (`str`): The paper.
         heads (`dict[str, list[Head]]`): Role -> heads.
-        figures (`dict[str, str]`): Our name of a number -> the paper's.
-        footnotes (`list[str]`): Where the paper contradicts itself, or does not say.
+        figures (`dict[str, str]`): Name of a number here -> the figure in the paper.
+        footnotes (`list[str]`): Notes on contradictions and gaps in the paper.
     """
 
     source: str
@@ -52,10 +52,10 @@ GPT2_MEDIUM = Published(
         "The third inhibition head is 13.13 in section 5 and appendix C.3, and 13.14 in appendix B.3 and figure 6; 13.13 is "
         "used here.",
         "The accuracy before the repair is 49.6% in sections 2.1 and 5, and 49.7% in one sentence.",
-        "14.14 is called a mover in one source only and is left out.",
-        "The paper's files of prompts, stages and head lists were not released in full: the stages here are our reading, and "
-        "its prompts are 1,000 of its own.",
-        "With the whole edit the paper found no new mistakes.",
+        "14.14 is called a mover in only one source and is left out.",
+        "The paper's prompts, stages and head lists were not released in full: the stages here are our reading, and the paper "
+        "uses 1,000 prompts of its own.",
+        "The paper found no new mistakes with the whole edit.",
         "The overlap is given at one threshold, without a null or an interval.",
     ],
 )
@@ -64,5 +64,5 @@ _OF_MODEL = {"openai-community/gpt2-medium": GPT2_MEDIUM, "gpt2-medium": GPT2_ME
 
 
 def published_for(name: str) -> Published | None:
-    """What is published of a model, by its name on the Hub; `None` for all others."""
+    """The published results on a model by its name on the Hub, or `None`."""
     return _OF_MODEL.get(name)

@@ -1,4 +1,4 @@
-"""The repair of Colored Objects: heads that steer the movers are made to look at the wrong colours, which they inhibit."""
+"""The repair of Colored Objects: force inhibition heads to attend to the wrong colors."""
 
 import itertools
 import math
@@ -25,15 +25,15 @@ RIGHT_COLOR = "answer_colour"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How well a model does Colored Objects under one edit.
+    """Performance of a model on Colored Objects under one edit.
 
     Args:
-        condition (`str`): The edit.
-        heads (`list[Head]`): The heads it changes.
-        accuracy ([`Estimate`]): Share of right answers in the full vocabulary, with Wilson's interval.
-        candidate_accuracy ([`Estimate`]): The same among the three listed colours.
-        confusion (`dict[str, int]`): Answers that are `right`, a `wrong_listed` colour, or `other`.
-        fixed, new_mistakes (`int`): Prompts that were wrong without the edit and are right with it, and the reverse.
+        condition (`str`): Name of the edit.
+        heads (`list[Head]`): The edited heads.
+        accuracy ([`Estimate`]): Accuracy in the full vocabulary, with Wilson's interval.
+        candidate_accuracy ([`Estimate`]): Accuracy among the three listed colors, with Wilson's interval.
+        confusion (`dict[str, int]`): Number of answers that are `right`, a `wrong_listed` color, or `other`.
+        fixed, new_mistakes (`int`): Number of prompts that are wrong without the edit and right with it, and the reverse.
     """
 
     condition: str
@@ -44,39 +44,27 @@ class Outcome:
     fixed: int
     new_mistakes: int
 
-    def to_dict(self) -> dict:
-        """Its fields as JSON."""
-        return {
-            "condition": self.condition,
-            "heads": [list(head) for head in self.heads],
-            "accuracy": self.accuracy.to_dict(),
-            "candidate_accuracy": self.candidate_accuracy.to_dict(),
-            "confusion": self.confusion,
-            "fixed": self.fixed,
-            "new_mistakes": self.new_mistakes,
-        }
-
 
 def forced(task: Task, heads: Sequence[Head], positions: Sequence[str] = WRONG_COLORS) -> AttentionEdit:
-    """The edit of the paper: from `END`, heads look at some named tokens only, at each the same.
+    """Make the edit of the paper: from `END`, heads attend only to some named tokens, equally to each.
 
     Args:
-        task ([`Task`]): Colored Objects.
-        heads (`Sequence[Head]`): Layer and head of each.
-        positions (`Sequence[str]`, *optional*): Names of the tokens; those of the two wrong colours by default.
+        task ([`Task`]): The task Colored Objects.
+        heads (`Sequence[Head]`): The heads to edit.
+        positions (`Sequence[str]`, *optional*): Names of the tokens. By default the two wrong colors.
     """
     at = task.tokens().positions
     missing = [name for name in positions if name not in at]
     if missing:
         raise TranscoderError(
-            f"The task '{task.name}' has no position '{missing[0]}', where heads are to look: use colored_objects."
+            f"The task '{task.name}' has no position '{missing[0]}' for the edit: use colored_objects."
         )
     return AttentionEdit(list(heads), "force", torch.stack([at[name] for name in positions], dim=1), at["END"])
 
 
 @measures_model
 def repair_outcomes(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     task: Task,
     inhibition: Sequence[Head],
     negative: Sequence[Head],
@@ -85,28 +73,28 @@ def repair_outcomes(
     seed: int = 0,
     **settings,
 ) -> list[Outcome]:
-    """Accuracy under the edit, under each part of it, and under controls.
+    """Measure the accuracy under the edit, under each part of it, and under controls.
 
-    Controls: the same heads look at the right colour, or at two random other tokens; and random other heads of the same
-    layers, as many as there are, look at the wrong colours, in place of both parts and of each. All draws of heads differ;
-    of a single head, the other heads of its layer are all tried where they are no more than `head_draws`. The edit uses
-    the right answer: it shows what the heads do and is no way to use a model.
+    Controls: the same heads attend to the right color, or to two random other tokens; and equally many random other heads
+    of the same layers attend to the wrong colors, in place of both parts and of each. All draws of heads differ; if there
+    are at most `head_draws` choices of other heads, all of them are tried. The edit uses the right answer: it is a
+    diagnostic of what the heads do, not a mitigation.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        task ([`Task`]): Colored Objects.
-        inhibition, negative (`Sequence[Head]`): Inhibition heads and negative movers; one of the two may be empty.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        task ([`Task`]): The task Colored Objects.
+        inhibition, negative (`Sequence[Head]`): Inhibition heads and negative movers. One of the two may be empty.
         head_draws, token_draws (`int`, *optional*, default to 10 and 5):
-            The most random choices of heads, and how many of tokens.
-        seed (`int`, *optional*, defaults to 0): Of the random choices.
+            Largest number of random choices of heads, and number of random choices of tokens.
+        seed (`int`, *optional*, defaults to 0): Seed for the random choices.
         settings: `batch_size` and `progress` of [`predict_at_end`].
 
     Returns:
-        `list[Outcome]`: first that without an edit.
+        `list[Outcome]`: the outcome without an edit, and then under each edit.
     """
     both = list(dict.fromkeys([*inhibition, *negative]))
     if not both:
-        raise TranscoderError("The repair takes at least one inhibition head or negative mover, but there is none.")
+        raise TranscoderError("The repair needs at least one inhibition head or negative mover, but there is none.")
     conditions = {"none": []}
     heads = {"none": []}
 
@@ -121,7 +109,7 @@ def repair_outcomes(
         add("negative mover alone", negative, forced(task, negative))
     add("to the right colour", both, forced(task, both, [RIGHT_COLOR]))
     generator = random.Random(seed)
-    per_layer = num_heads(base)[0]
+    per_layer = num_heads(model)[0]
     for draw, others in enumerate(control_heads(both, per_layer, head_draws, generator), 1):
         add(f"random heads {draw}", others, forced(task, others))
     for draw in range(token_draws):
@@ -133,12 +121,12 @@ def repair_outcomes(
             for draw, others in enumerate(control_heads(part, per_layer, head_draws, generator, both), 1):
                 add(f"{name}, random heads {draw}", others, forced(task, others))
 
-    predictions = predict_at_end(base, task, conditions, **settings)
+    predictions = predict_at_end(model, task, conditions, **settings)
     return [outcome(name, heads[name], each, predictions["none"], task) for name, each in predictions.items()]
 
 
 def outcome(condition: str, heads: list[Head], found: Predictions, before: Predictions, task: Task) -> Outcome:
-    """Count what a model predicts, against the answers and against what it predicted without the edit."""
+    """Compare predictions with the answers and with the predictions without the edit."""
     answers = task.answers()
     right = (found.tokens[:, None] == answers.right).any(1)
     listed = (found.tokens[:, None] == answers.candidates).any(1) & ~right
@@ -166,9 +154,10 @@ def control_heads(
     generator: random.Random,
     excluded: Sequence[Head] | None = None,
 ) -> list[list[Head]]:
-    """Different choices of as many other heads of the same layers, none of `excluded`: all there are, or `draws` of them.
+    """Draw different choices of equally many other heads of the same layers, without those in `excluded`.
 
-    In a layer without enough other heads, a choice has all that are left.
+    If there are at most `draws` choices, all of them are returned. In a layer without enough other heads, a choice has
+    all that are left.
     """
     excluded = set(heads if excluded is None else excluded)
     by_layer = []
@@ -190,7 +179,7 @@ def control_heads(
 
 
 def random_tokens(task: Task, generator: random.Random) -> torch.Tensor:
-    """Two tokens of each prompt that are neither the first, nor the last, nor a colour of the question's list."""
+    """Draw two tokens of each prompt that are not the first, the last, or a color in the list of the question."""
     at = task.tokens().positions
     keys = []
     for row, end in enumerate(at["END"].tolist()):

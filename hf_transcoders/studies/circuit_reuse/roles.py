@@ -1,4 +1,4 @@
-"""What heads do in a circuit, by tests with stated thresholds."""
+"""Roles of heads in a circuit, by tests with stated thresholds."""
 
 from dataclasses import asdict, dataclass
 
@@ -20,18 +20,18 @@ from .stages import Stage, head_count, top_mask
 
 @dataclass(frozen=True)
 class RoleTests:
-    """Thresholds of the tests.
+    """Thresholds of the role tests.
 
     Args:
         share (`float`, *optional*, defaults to 0.05):
-            A head that acts in a stage is among this share of heads by magnitude, and its interval leaves out 0.
+            Share of heads, ranked by magnitude, that can act in a stage. The interval of an acting head also excludes 0.
         attention (`float`, *optional*, defaults to 0.1):
-            Least mean attention from `END` to the words that a role looks at.
+            Smallest mean attention from `END` to the words of a role.
         copying (`float`, *optional*, defaults to 0.5):
-            Least share of answers that a mover raises to the five highest logits (a negative mover: lowers to the five
-            lowest) when it looks at them.
+            Smallest share of answers that a mover raises to the five highest logits (a negative mover: lowers to the five
+            lowest) when it attends to them.
         pattern (`float`, *optional*, defaults to 0.3):
-            Least mean attention of previous-token, duplicate-token and induction heads on repeated random tokens.
+            Smallest mean attention of previous-token, duplicate-token and induction heads on repeated random tokens.
     """
 
     share: float = 0.05
@@ -40,28 +40,28 @@ class RoleTests:
     pattern: float = 0.3
 
 
-#: Role -> what a head must pass.
+#: Role -> the test that a head must pass.
 ROLES = {
-    "mover": "acts on the logits of IOI, positive; looks from END at IO, more than at both S; copies names",
-    "negative mover": "acts on the logits of IOI, negative; looks from END at the names; lowers the name it looks at",
-    "inhibition": "acts on the movers' queries of IOI, positive; looks from END at S2, more than at IO",
-    "content gatherer": "acts on the movers' queries of Colored Objects, positive; looks from END at the thing asked for",
-    "induction": "on repeated random tokens, looks at the token behind the earlier occurrence",
-    "duplicate token": "on repeated random tokens, looks at the earlier occurrence",
-    "previous token": "on repeated random tokens, looks at the token before",
+    "mover": "acts on the logits of IOI, positive; attends from END to IO, more than to both S; copies names",
+    "negative mover": "acts on the logits of IOI, negative; attends from END to the names; lowers the attended name",
+    "inhibition": "acts on the movers' queries of IOI, positive; attends from END to S2, more than to IO",
+    "content gatherer": "acts on the movers' queries of Colored Objects, positive; attends from END to the object in question",
+    "induction": "on repeated random tokens, attends to the token after the earlier occurrence",
+    "duplicate token": "on repeated random tokens, attends to the earlier occurrence",
+    "previous token": "on repeated random tokens, attends to the previous token",
 }
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Heads by role, and the numbers behind it.
+    """Heads of each role, and the scores of all heads.
 
     Args:
-        heads (`dict[str, list[Head]]`): Role -> heads that pass, the strongest first.
+        heads (`dict[str, list[Head]]`): Role -> heads that pass its test, the strongest first.
         evidence (`dict[str, torch.Tensor]`):
-            Name -> a number for each head, `(layers, heads)`. Those that begin with `weights:` are no tests; they say
-            of the weights alone what the patterns say of random tokens.
-        previous (`list[Head]`): The previous-token heads whose composition with the keys of others is in the evidence.
+            Name -> a score of each head, `(layers, heads)`. Scores that begin with `weights:` are from the weights alone,
+            and are not used in the tests.
+        previous (`list[Head]`): The previous-token heads whose composition with the keys of all heads is in `evidence`.
         tests ([`RoleTests`]): The thresholds.
     """
 
@@ -71,7 +71,7 @@ class Roles:
     tests: RoleTests
 
     def to_dict(self) -> dict:
-        """Everything as JSON."""
+        """All fields as JSON."""
         return {
             "tests": asdict(self.tests),
             "meaning": ROLES,
@@ -83,7 +83,7 @@ class Roles:
 
 @measures_model
 def find_roles(
-    base: PreTrainedModel,
+    model: PreTrainedModel,
     ioi: Task,
     ioi_stages: list[Stage],
     colors: Task,
@@ -95,12 +95,12 @@ def find_roles(
     """Test every head for every role.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        ioi, colors ([`Task`]): Both tasks.
-        ioi_stages, colors_stages (`list[Stage]`): What [`trace_stages`] found in them.
-        tests ([`RoleTests`], *optional*): Thresholds.
-        bos_token_id (`int`, *optional*): A token before the random tokens.
-        seed (`int`, *optional*, defaults to 0): Of the random tokens and of bootstrap intervals.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
+        ioi, colors ([`Task`]): The tasks IOI and Colored Objects.
+        ioi_stages, colors_stages (`list[Stage]`): The stages of both tasks, from [`trace_stages`].
+        tests ([`RoleTests`], *optional*): Thresholds of the tests.
+        bos_token_id (`int`, *optional*): Token to put before the random tokens.
+        seed (`int`, *optional*, defaults to 0): Seed for the random tokens and the bootstrap resamples.
 
     Returns:
         [`Roles`]
@@ -108,14 +108,14 @@ def find_roles(
     tests = tests or RoleTests()
     names = sorted({token for row in ioi.dataset["candidate_ids"] for token in row})
     evidence = {}
-    looks = attention_between(base, ioi, "END", ["IO", "S1", "S2"]).mean(-1)
-    for key, table in zip(("IO", "S1", "S2"), looks.unbind(-1), strict=True):
+    attention = attention_between(model, ioi, "END", ["IO", "S1", "S2"]).mean(-1)
+    for key, table in zip(("IO", "S1", "S2"), attention.unbind(-1), strict=True):
         evidence[f"attention END to {key}"] = table
-    evidence["attention END to thing"] = attention_between(base, colors, "END", ["question_object"]).mean(-1)[..., 0]
-    evidence |= {name.replace("_", " "): table for name, table in copying_scores(base, names).items()}
+    evidence["attention END to thing"] = attention_between(model, colors, "END", ["question_object"]).mean(-1)[..., 0]
+    evidence |= {name.replace("_", " "): table for name, table in copying_scores(model, names).items()}
     evidence |= {
         name.replace("_", " "): table
-        for name, table in pattern_scores(base, seed=seed, bos_token_id=bos_token_id).items()
+        for name, table in pattern_scores(model, seed=seed, bos_token_id=bos_token_id).items()
     }
     acting = {}
     for task, stages in (("IOI", ioi_stages), ("Colored Objects", colors_stages)):
@@ -124,16 +124,16 @@ def find_roles(
             evidence[name] = stage.result.effects
             acting[name] = acts(stage, tests.share, seed)
     heads = assign_roles(evidence, acting, tests)
-    looks_back = evidence["previous token"]
-    previous = heads["previous token"] or [divmod(int(looks_back.argmax()), looks_back.shape[1])]
-    evidence["weights: same token"] = duplicate_token_scores(base, names)
-    evidence["weights: previous position"] = previous_token_scores(base)
-    evidence["weights: keys from previous-token heads"] = composition_scores(base, previous).amax(0)
+    previous_scores = evidence["previous token"]
+    previous = heads["previous token"] or [divmod(int(previous_scores.argmax()), previous_scores.shape[1])]
+    evidence["weights: same token"] = duplicate_token_scores(model, names)
+    evidence["weights: previous position"] = previous_token_scores(model)
+    evidence["weights: keys from previous-token heads"] = composition_scores(model, previous).amax(0)
     return Roles(heads, evidence, previous, tests)
 
 
 def acts(stage: Stage, share: float, seed: int = 0) -> torch.Tensor:
-    """Which heads act in a stage: 1 helps the task, -1 works against it, 0 neither, `(layers, heads)`."""
+    """Find the heads that act in a stage: 1 helps the task, -1 works against it, 0 neither, `(layers, heads)`."""
     effects = stage.result.effects
     low, high = stage.result.intervals(seed=seed)
     strong = top_mask(effects.flatten()[:, None], head_count(share, effects.numel()))[:, 0].view(effects.shape)
@@ -143,7 +143,7 @@ def acts(stage: Stage, share: float, seed: int = 0) -> torch.Tensor:
 def assign_roles(
     evidence: dict[str, torch.Tensor], acting: dict[str, torch.Tensor], tests: RoleTests
 ) -> dict[str, list[Head]]:
-    """The heads that pass the tests of each role, from tables of numbers as [`Roles`] has them."""
+    """Find the heads that pass the test of each role, from scores as in [`Roles`]."""
     io, s1, s2 = (evidence[f"attention END to {name}"] for name in ("IO", "S1", "S2"))
     nothing = torch.zeros_like(io)
     logits = acting.get("IOI, logits", nothing)

@@ -1,18 +1,18 @@
-"""Tracing a circuit backwards: from the logits to the heads that write them, to those that steer these, and so on."""
+"""Trace a circuit backwards by path patching: heads that act on the logits, heads that act on those heads, and so on."""
 
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from ...circuits.patching.path_patching import path_patch
+from ...circuits.patching.patching import Patching
 from ...circuits.patching.results import Head, PatchResult
 from ...errors import TranscoderError
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 
 
-#: What each stage patches into and at which token: `repeated` is the word that comes again.
+#: Name, receiving component and token of each stage; `repeated` is the repeated word.
 STAGES = (
     ("logits", None, "END"),
     ("mover queries", "query", "END"),
@@ -20,19 +20,19 @@ STAGES = (
     ("repeat queries", "query", "repeated"),
 )
 
-#: Task -> the position of the word that comes again.
+#: Task -> name of the position of the repeated word.
 REPEATED = {"ioi": "S2", "colored-objects": "question_object"}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of tracing.
+    """One stage of tracing.
 
     Args:
-        name (`str`): What receives: `"logits"`, `"mover queries"`, `"steering values"` or `"repeat queries"`.
-        receivers (`list[str]`): The receivers as sites, or `["logits"]`.
+        name (`str`): Name of the receivers: `"logits"`, `"mover queries"`, `"steering values"` or `"repeat queries"`.
+        receivers (`list[str]`): Sites of the receivers, or `["logits"]`.
         position (`str`): Token of senders and receivers.
-        result ([`PatchResult`]): What patching the paths from each head does.
+        result ([`PatchResult`]): Effects of the paths from each head.
     """
 
     name: str
@@ -43,37 +43,47 @@ class Stage:
 
 @measures_model
 def trace_stages(
-    base: PreTrainedModel, task: Task, receiver_share: float = 0.02, repeated: str | None = None, **settings
+    model: PreTrainedModel,
+    task: Task,
+    receiver_share: float = 0.02,
+    repeated: str | None = None,
+    freeze_mlps: bool = False,
+    **settings,
 ) -> list[Stage]:
-    """Path-patch a task stage by stage.
+    """Trace a task by path patching, stage by stage.
 
-    The first stage finds heads that write to the logits at `END`. Those with the greatest effects, all of them positive,
-    receive in the second stage through their queries; the strongest of the second receive in the third through their
-    values at the word that comes again, and those of the third in the fourth through their queries there. With grouped
-    queries a head receives alone: the others that share its values keep theirs.
+    The first stage finds heads that act on the logits at `END`. The heads with the greatest positive effects are the
+    receivers of the second stage, through their queries. The strongest heads of the second stage are the receivers of the
+    third, through their values at the repeated word, and those of the third are the receivers of the fourth, through
+    their queries at that word. With grouped queries, the values of one head are patched without those of the heads that
+    share them.
 
     Args:
-        base ([`~transformers.PreTrainedModel`]):
+        model ([`~transformers.PreTrainedModel`]):
             A causal language model, which runs in evaluation mode.
         task ([`Task`]):
-            IOI or Colored Objects; another one with `repeated`. Its corrupted prompts differ from that word on.
+            IOI, Colored Objects, or another task with `repeated`. Its corrupted prompts differ from the repeated word on.
         receiver_share (`float`, *optional*, defaults to 0.02):
-            How many heads receive in a stage, as a share of all heads; at least three, where so many are positive.
+            Number of receivers in a stage, as a share of all heads. There are at least three if as many effects are
+            positive.
         repeated (`str`, *optional*):
-            Name of the position of the word that comes again.
+            Name of the position of the repeated word.
+        freeze_mlps (`bool`, *optional*, defaults to `False`):
+            Whether the MLPs between sender and receivers keep their output of the base run.
         settings:
-            As [`path_patch`] has them: `batch_size`, `max_memory`, `freeze_mlps`, `progress` and so on.
+            Settings of [`Patching`], such as `batch_size`, `metric` and `progress`.
 
     Returns:
-        `list[Stage]`: four, or fewer where no head of a stage has a positive effect and a layer below it.
+        `list[Stage]`: four stages, or fewer if no head of a stage has a positive effect and a layer below it.
     """
     repeated = repeated or REPEATED.get(task.name)
     if repeated is None:
         raise TranscoderError(
-            f"Which word comes again in the task '{task.name}' is not known: name its position as `repeated`."
+            f"The repeated word of the task '{task.name}' is not known: give the name of its position as `repeated`."
         )
     if not 0 < receiver_share <= 1:
-        raise TranscoderError(f"receiver_share is {receiver_share}, but a share is above 0 and at most 1.")
+        raise TranscoderError(f"receiver_share is {receiver_share}, but must be above 0 and at most 1.")
+    patching = Patching(model, task, **settings)
     stages = []
     for name, component, position in STAGES:
         if component is None:
@@ -84,14 +94,14 @@ def trace_stages(
             if not receivers:
                 break
         at = repeated if position == "repeated" else position
-        stages.append(
-            Stage(name, receivers, at, path_patch(base, task, receivers, at, per_query_head=True, **settings))
-        )
+        per_query_head = component == "value"
+        result = patching.paths(receivers, at, freeze_mlps=freeze_mlps, per_query_head=per_query_head)
+        stages.append(Stage(name, receivers, at, result))
     return stages
 
 
 def receiving_heads(result: PatchResult, share: float) -> list[Head]:
-    """The heads of a stage that receive in the next: the strongest positive ones, those of the first layer left out."""
+    """Choose the receivers of the next stage: the heads with the greatest positive effects, without the first layer."""
     effects = result.effects
     count = max(3, round(share * effects.numel()))
     ranked = effects.flatten().argsort(descending=True, stable=True)[:count].tolist()
@@ -100,23 +110,23 @@ def receiving_heads(result: PatchResult, share: float) -> list[Head]:
 
 
 def strongest_heads(effects: torch.Tensor, count: int) -> list[Head]:
-    """The heads with the greatest effects by magnitude; those without any are left out.
+    """Choose the heads with the greatest effects by magnitude, without those that have no effect.
 
     Args:
         effects (`torch.Tensor` of shape `(layers, heads)`): Effect of each head.
-        count (`int`): How many.
+        count (`int`): Number of heads.
     """
     chosen = top_mask(effects.flatten()[:, None], count)[:, 0].nonzero()[:, 0].tolist()
     return [divmod(index, effects.shape[1]) for index in chosen]
 
 
 def top_mask(effects: torch.Tensor, count: int) -> torch.Tensor:
-    """Which heads are among the `count` of greatest magnitude, `(heads, draws)`; effects of 0 never are."""
+    """Mark the `count` heads of greatest magnitude in each draw, `(heads, draws)`, without effects of 0."""
     size = effects.abs()
     order = size.argsort(dim=0, descending=True, stable=True)[:count]
     return torch.zeros_like(size, dtype=torch.bool).scatter_(0, order, True) & (size > 0)
 
 
 def head_count(share: float, heads: int) -> int:
-    """A share of heads as a number, at least one."""
+    """The number of heads in a share of them, at least one."""
     return max(1, round(share * heads))

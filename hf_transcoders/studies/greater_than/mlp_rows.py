@@ -1,4 +1,4 @@
-"""Many versions of one layer's MLP in one forward, from that layer on."""
+"""Run many changes of one MLP in one forward pass, from its layer on."""
 
 from contextlib import ExitStack
 
@@ -6,24 +6,24 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import Location, locate
+from ...lm.architectures import locate
 from ...lm.devices import input_device
-from ...lm.hooks import read_at, write_at
+from ...lm.hooks import Location, read_at, write_at
 from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import linear_modules, map_size
 from ...lm.partial_forward import final_hidden_states, logits_of, record_block_outputs, restart_at
 from ...lm.sites import Site
 
 
-# Tokens of one forward; more of them no longer make it faster per token.
+# Tokens per forward pass; more of them are not faster per token.
 _TOKENS = 4096
 
 
 def neurons_location(model: PreTrainedModel, layer: int) -> Location:
-    """Where the neurons of an MLP are: what its down projection reads.
+    """Return the location of the neurons of an MLP, the input of its down projection.
 
     Raises:
-        [`TranscoderError`]: the MLP does not end in one linear map to the residual stream.
+        [`TranscoderError`]: The MLP does not end in one linear map to the residual stream.
     """
     mlp = locate(model, Site("mlp.out", layer))
     linear = list(linear_modules(mlp.module))
@@ -38,13 +38,13 @@ def neurons_location(model: PreTrainedModel, layer: int) -> Location:
 
 class MlpRows:
     """
-    One batch of prompts, whose forwards begin at the MLP of a layer as often as one likes.
+    A batch of prompts whose forward pass can be restarted at the MLP of a layer.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Prompts of one length.
-        layer (`int`): The layer.
-        skip_first (`int`): Positions at the start of each prompt that are never changed.
+        model ([`~transformers.PreTrainedModel`]): Causal language model in evaluation mode.
+        input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Prompts of equal length.
+        layer (`int`): Layer of the MLP.
+        skip_first (`int`): Number of positions at the start of each prompt to leave unchanged.
     """
 
     def __init__(self, model: PreTrainedModel, input_ids: torch.Tensor, layer: int, skip_first: int):
@@ -61,13 +61,13 @@ class MlpRows:
     @torch.no_grad()
     def record(self, locations: dict[str, Location]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        Runs the unchanged model once, and keeps the residual stream that enters the layer.
+        Run the unchanged model once, and keep the residual stream before the layer.
 
         Args:
-            locations (`dict[str, Location]`): What to read, by a name.
+            locations (`dict[str, Location]`): Name -> location to read.
 
         Returns:
-            `tuple`: logits of the last position `(prompts, vocab)`, and what was read, `(prompts, seq, width)` by name.
+            `tuple`: Logits of the last position `(prompts, vocab)`, and name -> activations `(prompts, seq, width)`.
         """
         values = {}
         with ExitStack() as stack:
@@ -80,18 +80,18 @@ class MlpRows:
         return logits_of(self.model, last), values
 
     def per_forward(self) -> int:
-        """How many versions one forward takes."""
+        """Number of versions per forward pass."""
         return max(1, _TOKENS // self.input_ids.numel())
 
     @torch.no_grad()
     def logits(self, location: Location, values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """
-        Logits at the last position, with other values at a place of the layer, from one forward.
+        Compute logits at the last position with changed activations in the layer, in one forward pass.
 
         Args:
-            location ([`Location`]): The place.
-            values (`torch.Tensor` of shape `(versions, prompts, seq, width)`): What to write, in several versions.
-            tokens (`torch.LongTensor` of shape `(tokens,)`): The tokens whose logits are wanted.
+            location ([`Location`]): Location to change.
+            values (`torch.Tensor` of shape `(versions, prompts, seq, width)`): New activations, in several versions.
+            tokens (`torch.LongTensor` of shape `(tokens,)`): Tokens whose logits to return.
 
         Returns:
             `torch.Tensor` of shape `(versions, prompts, tokens)` in fp32.

@@ -1,8 +1,6 @@
-"""The case study of greater-than: which features of one MLP's transcoder carry it, against which neurons."""
+"""The greater-than case study: features of a transcoder compared with neurons of its MLP."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -11,129 +9,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...dictionaries import check_fits
 from ...errors import TranscoderError
-from ...lm.architectures import Location, architecture_of, locate
+from ...lm.architectures import architecture_of, locate
 from ...lm.devices import input_device
+from ...lm.hooks import Location
 from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
-from ...lm.order import UNEMBEDDING, map_behind
 from ...lm.sites import Site
+from ...lm.stream import UNEMBEDDING, map_behind
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
 from ...tasks.answer_metrics import Estimate, accuracy, estimate
 from ...version import versions
-from ..published import GREATER_THAN, PublishedStudy, published_study
+from ..published import GREATER_THAN, published_study
+from .greater_than_results import GreaterThanStudy, YearFeature
 from .mlp_rows import MlpRows, neurons_location
 from .year_prompts import YearPrompts
 
 
-# The endings whose difference is the direction that features are measured along; the paper's for two digits.
+# Endings whose difference of logits measures the effect of a feature; the paper uses those of two digits.
 DIRECTIONS = {"two_token": ("40", "20"), "single_digit": ("4", "2")}
 
-# Elements of the largest temporary, the features of some prompts.
+# Elements of the largest temporary tensor, the features of some prompts.
 _MAX_ELEMENTS = 2**23
-
-
-@dataclass
-class YearFeature:
-    """
-    What one feature does for greater-than.
-
-    Args:
-        index (`int`): Number of the feature.
-        variance (`float`): Of its activation at the last position, over all prompts.
-        activations (`list[float]`): Its activation at the last position, by year.
-        score (`float`): The score with all features but this one.
-        effect (`float`):
-            What it adds to the logit of the higher minus that of the lower ending of `protocol["direction"]`, mean over
-            years: activation x decoder x unembedding, with the scale of the final norm of each prompt.
-        by_ending (`list[float]`):
-            What a unit of it adds to the logit of each ending, beyond what it adds to all of them; in the same way.
-        tokens (`list[str]`, *optional*):
-            Its de-embedding: the tokens whose embeddings it reads most, through the gain of the MLP's norm. `None` where
-            the transcoder does not read the MLP's input.
-    """
-
-    index: int
-    variance: float
-    activations: list[float]
-    score: float
-    effect: float
-    by_ending: list[float]
-    tokens: list[str] | None = None
-
-
-@dataclass
-class GreaterThanStudy:
-    """
-    What the case study found. Scores are probability differences between -1 and 1: later years minus earlier ones, the
-    endings sharing all probability, mean over years.
-
-    Args:
-        years (`list[str]`): Years that count.
-        endings (`list[str]`): Endings that compete.
-        original, transcoder (`list[float]`): Score by year: of the model, and with the transcoder for the MLP.
-        accuracy (`Estimate`): Share of years after which the model ranks a later ending first among the endings.
-        full_accuracy (`Estimate`): The same among all tokens.
-        feature_curve, neuron_curve (`list[float]`):
-            Score with k features of the transcoder, or k neurons of the MLP, for k = 0, 1, ...: those of the highest
-            variance. All others are zero, and biases stay.
-        features (`list[YearFeature]`): The first of them, by variance.
-        protocol (`dict`): How it was measured.
-        published ([`PublishedStudy`], *optional*): Figures of the paper, if they are of this model and transcoder.
-    """
-
-    years: list[str]
-    endings: list[str]
-    original: list[float]
-    transcoder: list[float]
-    accuracy: Estimate
-    full_accuracy: Estimate
-    feature_curve: list[float]
-    neuron_curve: list[float]
-    features: list[YearFeature]
-    protocol: dict[str, Any] = field(default_factory=dict)
-    published: PublishedStudy | None = None
-
-    @property
-    def original_score(self) -> Estimate:
-        """Score of the unchanged model, with an interval over years."""
-        return estimate(torch.tensor(self.original))
-
-    @property
-    def transcoder_score(self) -> Estimate:
-        """Score with the transcoder for the MLP, with an interval over years."""
-        return estimate(torch.tensor(self.transcoder))
-
-    @property
-    def crossing(self) -> int | None:
-        """The smallest k from 1 on at which features are no better than as many neurons; `None` if there is none."""
-        pairs = list(zip(self.feature_curve, self.neuron_curve, strict=True))
-        return next((k for k, (ours, theirs) in enumerate(pairs) if k and ours <= theirs), None)
-
-    @property
-    def culprits(self) -> list[YearFeature]:
-        """Features without which the score is higher, the worst first."""
-        whole = self.transcoder_score.mean
-        worse = [feature for feature in self.features if feature.score > whole]
-        return sorted(worse, key=lambda feature: -feature.score)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        return {
-            **asdict(self),
-            "original_score": self.original_score.to_dict(),
-            "transcoder_score": self.transcoder_score.to_dict(),
-            "crossing": self.crossing,
-            "culprits": [feature.index for feature in self.culprits],
-        }
 
 
 @measures_model
 @torch.no_grad()
 def greater_than_study(
-    model: PreTrainedModel,
+    base_model: PreTrainedModel,
     transcoder: TranscoderModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -145,27 +50,32 @@ def greater_than_study(
     progress: bool = True,
 ) -> GreaterThanStudy:
     """
-    Repeats the case study of greater-than on any model and a transcoder of one of its MLPs.
+    Repeat the greater-than case study on any model with a transcoder for one of its MLPs.
 
-    `s(YY)`, the probability of later years minus that of earlier ones after `The war lasted from 17YY to 17`, is measured
-    in the model, with the transcoder for the MLP, with its k features of the highest variance over the prompts at the last
-    position against the k neurons of the MLP chosen likewise, and without each of the first features. A version changes
-    every position but those of `skip_first`. Only the layers from this MLP on are run, many versions at a time.
+    The score is the probability of later years minus that of earlier years after `The war lasted from 17YY to 17`. It is
+    measured for the unchanged model; with the transcoder in place of the MLP; with only the k features, or k neurons, of
+    the highest variance over prompts at the last position; and without each of the first features. Every change applies to
+    all positions after the first `skip_first`. Only the layers from this MLP on are run, for many changes at a time.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model.
-        transcoder ([`TranscoderModel`]): A dictionary that writes `mlp.out` or `mlp.branch` of a layer.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        max_k (`int`, *optional*, defaults to 99): The largest k of the curves.
-        num_features (`int`, *optional*, defaults to 30): Features to look at one by one.
+        base_model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        transcoder ([`TranscoderModel`]):
+            Dictionary that writes `mlp.out` or `mlp.branch` of a layer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        max_k (`int`, *optional*, defaults to 99):
+            Largest k of the curves.
+        num_features (`int`, *optional*, defaults to 30):
+            Number of features to measure one by one.
         add_bos (`bool`, *optional*):
-            Whether prompts begin with the beginning-of-sequence token. By default as the tokenizer does; as the paper
-            does where its figures apply.
+            Whether prompts begin with the beginning-of-sequence token. By default, as the tokenizer does, or as the paper
+            does if its figures apply.
         skip_first (`int`, *optional*):
-            Positions at the start that stay unchanged, 1 by default: many models park attention on the first token, on
-            which transcoders are often not trained. Where the paper's figures apply, 0, as there.
+            Number of positions at the start to leave unchanged. By default 1, since the first token of many models is an
+            attention sink, on which transcoders are often not trained; 0 if the figures of the paper apply.
         transcoders_name (`str`, *optional*):
-            Repo or folder that the transcoder comes from; by default what its configuration says.
+            Repo or folder of the transcoder, for recognizing the one of the paper. By default, as its configuration says.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -173,18 +83,16 @@ def greater_than_study(
         [`GreaterThanStudy`]
 
     Raises:
-        [`TranscoderError`]: The transcoder does not fit the model or is of no MLP, or the tokenizer does not split years.
+        [`TranscoderError`]: The transcoder does not fit the model or replaces no MLP, or the tokenizer does not split years.
 
     Source: Dunefsky, Chlenski and Nanda (2024), section 4.3 of [Transcoders Find Interpretable LLM Feature
     Circuits](https://arxiv.org/abs/2406.11944).
     """
     if max_k < 1 or num_features < 1:
-        raise TranscoderError(
-            "There is nothing to draw without features: give a max_k and a num_features of at least 1."
-        )
-    place = _output_place(model, transcoder)
+        raise TranscoderError("max_k and num_features must be at least 1: give larger numbers.")
+    place = _output_place(base_model, transcoder)
     name = transcoders_name or transcoder.config.name_or_path
-    published = published_study(GREATER_THAN, model.config.name_or_path, name)
+    published = published_study(GREATER_THAN, base_model.config.name_or_path, name)
     if published is not None and published.layer != place.layer:
         published = None
     if add_bos is None and published is not None:
@@ -192,13 +100,13 @@ def greater_than_study(
     if skip_first is None:
         skip_first = 1 if published is None else published.skip_first
     prompts = YearPrompts.of(tokenizer, add_bos)
-    with in_eval_mode(model, transcoder), tqdm(desc="versions", disable=not progress) as bar:
-        measured = _Measured(model, transcoder, place, prompts, skip_first, bar)
+    with in_eval_mode(base_model, transcoder), tqdm(desc="versions", disable=not progress) as bar:
+        measured = _Measured(base_model, transcoder, place, prompts, skip_first, bar)
         features, variances = measured.features(max(max_k, num_features))
         some = features[:num_features]
         bar.reset(total=sum(min(max_k, most) + 1 for most in measured.sizes()) + len(some) + 1)
         effects, by_ending = measured.effects(some)
-        de_embeddings = _de_embeddings(model, transcoder, tokenizer, some)
+        de_embeddings = _de_embeddings(base_model, transcoder, tokenizer, some)
         by_year = measured.activations(some)[:, -1].T
         found = [
             YearFeature(*each)
@@ -223,8 +131,8 @@ def greater_than_study(
             neuron_curve=measured.neuron_curve(max_k).tolist(),
             features=found,
             protocol={
-                "model": model.config.name_or_path or type(model).__name__,
-                "revision": getattr(model.config, "_commit_hash", None),
+                "model": base_model.config.name_or_path or type(base_model).__name__,
+                "revision": getattr(base_model.config, "_commit_hash", None),
                 "transcoder": name or None,
                 "reads": transcoder.config.input_site,
                 "writes": transcoder.config.output_site,
@@ -236,7 +144,7 @@ def greater_than_study(
                 "begins with BOS": "yes" if prompts.beginning else "no",
                 "unchanged positions at the start": skip_first,
                 "direction": " - ".join(DIRECTIONS[prompts.variant]),
-                "precision": f"{str(model.dtype).removeprefix('torch.')} on {input_device(model).type}",
+                "precision": f"{str(base_model.dtype).removeprefix('torch.')} on {input_device(base_model).type}",
                 "versions": versions(),
             },
             published=published,
@@ -244,7 +152,7 @@ def greater_than_study(
 
 
 class _Measured:
-    """The unchanged run, and scores of everything that is changed in it."""
+    """The recorded run of the unchanged model, and scores of changed runs."""
 
     def __init__(self, model, transcoder, place, prompts, skip_first, bar):
         self.bar = bar
@@ -258,7 +166,7 @@ class _Measured:
             "neurons": self.neurons_at,
             "stream": Location(final_norm, "in"),
         }
-        # All prompts have a part in the variances; only those that count are run again.
+        # All prompts contribute to the variances; only scored ones are run again.
         _, seen = MlpRows(model, prompts.input_ids, place.layer, skip_first).record(read)
         self.at_end = {name: value[:, -1] for name, value in seen.items()}
         self.rows = MlpRows(model, prompts.input_ids[prompts.scored], place.layer, skip_first)
@@ -266,7 +174,7 @@ class _Measured:
         self.inputs = self.seen["input"].to(transcoder.device)
 
     def sizes(self) -> tuple[int, int]:
-        """How many features and neurons there are."""
+        """Numbers of features and of neurons."""
         return self.transcoder.config.num_features, self.at_end["neurons"].shape[-1]
 
     def features(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,13 +182,13 @@ class _Measured:
         return _most_variable(self.transcoder.encode(self.at_end["input"].to(self.transcoder.device)), count)
 
     def activations(self, features: torch.Tensor) -> torch.Tensor:
-        """Of some features, `(prompts, seq, features)` in fp32."""
+        """Activations of some features, `(prompts, seq, features)` in fp32."""
         size = self.inputs.shape[1] * self.transcoder.config.num_features
         parts = self.inputs.split(max(1, _MAX_ELEMENTS // size))
         return torch.cat([self.transcoder.encode(part)[..., features].float() for part in parts])
 
     def whole(self) -> torch.Tensor:
-        """What the transcoder writes, `(prompts, seq, d_out)` in fp32."""
+        """Output of the transcoder, `(prompts, seq, d_out)` in fp32."""
         size = self.inputs.shape[1] * self.transcoder.config.num_features
         parts = self.inputs.split(max(1, _MAX_ELEMENTS // size))
         return torch.cat([self.transcoder(part, output_features=False).reconstruction.float() for part in parts])
@@ -321,7 +229,7 @@ class _Measured:
         return torch.cat(found)
 
     def _growing(self, activations, writes) -> Iterator[torch.Tensor]:
-        """What the transcoder writes with the first 0, 1, 2 ... of some features."""
+        """Yield outputs of the transcoder with the first 0, 1, 2 ... of some features."""
         skip, bias = skip_and_bias(self.transcoder)
         total = bias.expand(*activations.shape[:-1], -1)
         if skip is not None:
@@ -334,13 +242,13 @@ class _Measured:
             yield versions
 
     def _leaving_out(self, activations, writes) -> Iterator[torch.Tensor]:
-        """What the transcoder writes without one of some features."""
+        """Yield outputs of the transcoder without each of some features."""
         whole, step = self.whole(), self.rows.per_forward()
         for some, rows in zip(activations.split(step, dim=-1), writes.split(step), strict=True):
             yield whole - torch.einsum("psk,kd->kpsd", some, rows)
 
     def _some_neurons(self, order) -> Iterator[torch.Tensor]:
-        """Neurons of the MLP with all but the first 0, 1, 2 ... of an order at zero."""
+        """Yield neurons of the MLP with all but the first 0, 1, 2 ... of an order set to zero."""
         neurons = self.seen["neurons"]
         rank = torch.full(neurons.shape[-1:], len(order), device=order.device)
         rank[order] = torch.arange(len(order), device=order.device)
@@ -348,7 +256,7 @@ class _Measured:
             yield neurons * (rank < some[:, None])[:, None, None]
 
     def effects(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Direct effect of features on the direction `(features,)`, and of a unit of them on endings."""
+        """Direct effects of features on the direction `(features,)`, and of their units on endings `(features, endings)`."""
         device = input_device(self.model)
         writes = decoder_rows(self.transcoder, features).to(device)[:, None]
         architecture = architecture_of(self.model)
@@ -384,7 +292,7 @@ def _most_variable(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torc
 
 
 def _de_embeddings(model, transcoder, tokenizer, features, count=6) -> list[list[str] | None]:
-    """The tokens whose embeddings features read most."""
+    """Tokens whose embeddings activate features most."""
     if embedding_width(model.get_input_embeddings()) != transcoder.config.d_in:
         return [None] * len(features)
     weights = FeatureWeights(model, {"transcoder": transcoder})

@@ -1,4 +1,4 @@
-"""The prompts of the greater-than case study, for tokenizers that write years in either way."""
+"""Prompts of the greater-than case study, for tokenizers that split years into pairs of digits or into digits."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,16 @@ _CENTURY = "17"
 @dataclass(frozen=True)
 class YearPrompts:
     """
-    `The war lasted from 1732 to 17` for every year of a century, and the endings that can follow.
+    Prompts such as `The war lasted from 1732 to 17` for the years of a century, and their candidate endings.
 
     Args:
-        variant (`str`): `"two_token"`, or `"single_digit"` where the prompt ends in `to 173`.
-        years (`list[str]`): The year that each prompt begins with.
-        input_ids (`torch.LongTensor` of shape `(prompts, seq)`): The prompts.
-        candidates (`dict[str, int]`): Ending -> token id, ascending.
-        later (`torch.BoolTensor` of shape `(prompts, candidates)`): Whether an ending makes a year after the first.
+        variant (`str`): `"two_token"`, or `"single_digit"` if the prompt ends in `to 173`.
+        years (`list[str]`): First year in each prompt.
+        input_ids (`torch.LongTensor` of shape `(prompts, seq)`): Tokens of the prompts.
+        candidates (`dict[str, int]`): Ending -> token id, in ascending order.
+        later (`torch.BoolTensor` of shape `(prompts, candidates)`): Whether each ending makes a later year.
         scored (`torch.LongTensor` of shape `(scored,)`):
-            The prompts that count: those with endings both above and below, the first and last of all aside.
+            Indices of the scored prompts, which exclude the lowest and the highest ending.
         beginning (`bool`): Whether prompts begin with the beginning-of-sequence token.
     """
 
@@ -40,20 +40,19 @@ class YearPrompts:
     @classmethod
     def of(cls, tokenizer, add_bos: bool | None = None) -> "YearPrompts":
         """
-        The prompts that a tokenizer allows: a year counts where its ending is a token of its own.
+        Make the prompts for a tokenizer, from all years whose ending is a separate token.
 
-        With two-digit endings they are 1700 to 1799 and the 100 endings compete (Dunefsky et al. 2024, whose scores leave
-        out 00 and 99). Where only the last digit is a token, the decade is given, the ten digits compete, and 0 and 9 are
-        left out of scores.
+        With two-digit endings, these are 1700 to 1799 with 100 candidate endings, and 00 and 99 are not scored (Dunefsky
+        et al. 2024). If only the last digit is a token, the prompt includes the decade, the candidates are the ten digits,
+        and 0 and 9 are not scored.
 
         Args:
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the base model.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the language model.
             add_bos (`bool`, *optional*):
-                Whether prompts begin with the beginning-of-sequence token; by default as the tokenizer does.
+                Whether prompts begin with the beginning-of-sequence token. By default, as the tokenizer does.
 
         Raises:
-            [`TranscoderError`]: The tokenizer splits years in neither way, or those of this century in no way that can be
-                compared.
+            [`TranscoderError`]: The tokenizer splits years in another way, or not all years of the century alike.
         """
         encoder = PromptEncoder(tokenizer, add_bos)
         known = year_tokens(encoder)
@@ -90,13 +89,13 @@ class YearPrompts:
 
     def differences(self, logits: torch.Tensor) -> torch.Tensor:
         """
-        Probability of a later year minus that of one no later, for the prompts that count.
+        Compute the probability of later years minus that of all other years, for the scored prompts.
 
         Args:
-            logits (`torch.Tensor` of shape `(..., scored, candidates)`): Logits of the endings only.
+            logits (`torch.Tensor` of shape `(..., scored, candidates)`): Logits of the endings.
 
         Returns:
-            `torch.Tensor` of shape `(..., scored)` in fp32, between -1 and 1; the endings share all probability.
+            `torch.Tensor` of shape `(..., scored)` in fp32, between -1 and 1, with probabilities normalized over the endings.
         """
         signs = self.later[self.scored].to(logits.device).float() * 2 - 1
         return (logits.float().softmax(-1) * signs).sum(-1)

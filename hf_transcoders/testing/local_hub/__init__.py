@@ -1,8 +1,8 @@
-"""A server on this machine that answers as the Hub does: for tests, and for trying out a push without an account.
+"""A local Hub server, for tests and for trying a push without an account.
 
-It speaks the part of the Hub's HTTP protocol that pushing and loading model repos needs: accounts and tokens, private
-repos, branches and pull requests, commits of small files inline and of large ones by LFS, file trees, downloads with
-ETag and Range. It is no place to publish: it listens on this machine only and trusts whoever reaches it.
+It implements the part of the Hub's HTTP protocol for pushing and loading model repos: accounts and tokens, private repos,
+branches and pull requests, commits of small files inline and of large files by LFS, file trees, and downloads with ETag and
+Range. It is not for publishing: it listens on the local machine only and trusts all clients.
 """
 
 from .client import local_hub

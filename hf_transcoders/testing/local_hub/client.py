@@ -1,4 +1,4 @@
-"""Points `huggingface_hub` and transformers at a server on this machine, for a while."""
+"""Point `huggingface_hub` and transformers at a local server temporarily."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ def local_hub(
     accounts: Mapping[str, Account] | None = None,
 ) -> Iterator[LocalHub]:
     """
-    Starts a [`LocalHub`] and points `huggingface_hub` (and with it transformers) at it: address, token, and an empty
-    cache of downloads. Everything is as before when the block ends.
+    Starts a [`LocalHub`] and points `huggingface_hub` (and with it transformers) at it, with a token and an empty download
+    cache. All settings are restored when the block ends.
 
     Args:
-        folder (`str` or `os.PathLike`, *optional*): Where repos are kept. By default they go when the block ends.
-        token (`str`, *optional*, defaults to that of the account `me`): With which requests are made; `None` for none.
-        accounts (`Mapping[str, Account]`, *optional*): Token -> account; by default there is `me` alone.
+        folder (`str` or `os.PathLike`, *optional*): Folder of the repos. By default they are deleted when the block ends.
+        token (`str`, *optional*, defaults to that of the account `me`): Access token for requests, or `None` for none.
+        accounts (`Mapping[str, Account]`, *optional*): Token -> account. By default there is only `me`.
 
     Example:
 
@@ -54,11 +54,11 @@ def _pointed_at(url: str, token: str | None, cache: Path):
         (constants, "ENDPOINT", url),
         (constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
         (constants, "HF_HUB_OFFLINE", False),
-        # Large files then go by LFS, which is plain HTTP.
+        # Large files are then sent by LFS, which is plain HTTP.
         (constants, "HF_HUB_DISABLE_XET", True),
         (constants, "HF_HUB_CACHE", str(cache)),
         (constants, "HF_TOKEN_PATH", str(cache / "no-token")),
-        # Two clients that are made once and keep their address.
+        # Two clients that are created once and keep their address.
         (hf_api.api, "endpoint", url),
         (transformers_hub.hf_api(), "endpoint", url),
     ]

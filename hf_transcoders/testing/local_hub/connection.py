@@ -1,9 +1,10 @@
-"""One request as bytes: read, struck by a fault if one waits for it, answered."""
+"""Handle one HTTP request, with optional fault injection."""
 
 import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +19,7 @@ _PIECE = 1 << 16
 
 
 class Answer(Exception):
-    """Ends a request with an error, as the Hub words it."""
+    """An error response, with the wording of the Hub."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         self.status, self.message = status, message
@@ -26,14 +27,15 @@ class Answer(Exception):
 
 
 class Broken(Exception):
-    """The connection is cut."""
+    """The connection is closed without a response."""
 
 
 class Connection(BaseHTTPRequestHandler):
-    """Reads requests and sends answers; `route` of a subclass says which."""
+    """Reads requests and sends the responses of `route`, which subclasses implement."""
 
     protocol_version = "HTTP/1.1"
     hub: "LocalHub"
+    route: Callable[[str], None]
 
     def log_message(self, *args):
         pass
@@ -53,7 +55,7 @@ class Connection(BaseHTTPRequestHandler):
             if self.fault:
                 time.sleep(self.fault.delay)
                 if self.fault.stop:
-                    # From another thread: it waits for the loop that this request came from.
+                    # From another thread, because it waits for the loop of this request.
                     threading.Thread(target=self.hub.stop).start()
                     raise Broken
             self.body = self._read_body()

@@ -1,4 +1,4 @@
-"""What the Hub answers to each request."""
+"""The responses of the local Hub server."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from .traffic import Account
 
 
 class Routes(Connection):
-    """The requests that are understood, the rights they need, and their answers."""
+    """Supported requests, their required permissions and their responses."""
 
     _REPO = r"(?P<repo>[^/]+/[^/]+)"
     _ROUTES = [
@@ -119,7 +119,7 @@ class Routes(Connection):
         return self._json({"errors": errors, "warnings": warnings}, status=400 if errors else 200)
 
     def _preupload(self, repo, revision):
-        # Whoever can read a repo may open a pull request.
+        # All who can read a repo may open a pull request.
         found = self._repo(repo, write="create_pr" not in self.query)
         present = found.commits[self._revision(found, revision)]["files"]
         files = []

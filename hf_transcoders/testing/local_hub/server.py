@@ -1,4 +1,4 @@
-"""The server: accounts, a port, and what was asked of it."""
+"""The local Hub server: accounts, address and recorded requests."""
 
 import os
 import re
@@ -13,18 +13,18 @@ from .traffic import TOKEN, USER, Account, Fault, Request
 
 class LocalHub(Store):
     """
-    The server. [`local_hub`] starts one and points `huggingface_hub` at it.
+    A local Hub server. [`local_hub`] starts one and points `huggingface_hub` at it.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Where repos are kept; a server that is started there again has them.
+            Folder of the repos, which persist for the next server in this folder.
         accounts (`Mapping[str, Account]`, *optional*):
-            Token -> account. A user owns the namespace of the user's name.
+            Token -> account. Users own the namespace of their name.
 
     Attributes:
-        url (`str`): Its address.
-        requests (`list[Request]`): Everything that was asked.
-        faults (`list[Fault]`): What shall go wrong next.
+        url (`str`): Address of the server.
+        requests (`list[Request]`): Requests so far.
+        faults (`list[Fault]`): Faults to inject into coming requests.
     """
 
     def __init__(self, folder: str | os.PathLike, accounts: Mapping[str, Account] | None = None):
@@ -37,7 +37,7 @@ class LocalHub(Store):
         self._server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
-        """Listens, again on the same port after a [`~LocalHub.stop`]."""
+        """Starts listening, on the same port after a [`~LocalHub.stop`]."""
         handler = type("Handler", (Routes,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._server.daemon_threads = True
@@ -45,7 +45,7 @@ class LocalHub(Store):
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Stops listening. What was committed stays."""
+        """Stops listening. Commits are kept."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -56,7 +56,7 @@ class LocalHub(Store):
         return f"http://127.0.0.1:{self._port}"
 
     def environment(self, token: str | None = TOKEN) -> dict[str, str]:
-        """The environment variables under which another process uses this server."""
+        """The environment variables for another process to use this server."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": token or "",
@@ -66,5 +66,5 @@ class LocalHub(Store):
         }
 
     def bytes_received(self, method: str, pattern: str) -> int:
-        """Bytes of the bodies of all requests so far whose path matches."""
+        """Total size in bytes of the bodies of matching requests so far."""
         return sum(r.received for r in self.requests if r.method == method and re.search(pattern, r.path))

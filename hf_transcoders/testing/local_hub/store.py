@@ -1,4 +1,4 @@
-"""Repos on disk: blobs by their hash, commits as lists of files, branches as names of commits."""
+"""Store repos on disk: blobs by their hash, commits as lists of files, branches as names of commits."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from ...files import atomic_file, write_text
 
 
-# What the Hub's default .gitattributes sends to LFS, and the size above which everything goes there.
+# Suffixes in the Hub's default .gitattributes for LFS, and the size above which all files are sent by LFS.
 LFS_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".png", ".parquet", ".gz", ".zip", ".npz", ".onnx")
 LFS_SIZE = 10 * 2**20
 
@@ -24,10 +24,10 @@ class Repo:
 
 class Store:
     """
-    The repos in a folder. What is committed is there again for the next store in that folder.
+    The repos in a folder. Commits persist for the next store in that folder.
 
     Args:
-        folder (`str` or `os.PathLike`): Where they are kept.
+        folder (`str` or `os.PathLike`): Folder of the repos.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -38,7 +38,7 @@ class Store:
             self.repos = {name: Repo(**repo) for name, repo in json.loads(state.read_text()).items()}
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a repo holds, past the server."""
+        """The files of a repo, read without the server."""
         repo = self.repos[repo_id]
         files = repo.commits[repo.refs.get(revision, revision)]["files"]
         return {path: self.blob(entry["sha256"]).read_bytes() for path, entry in files.items()}

@@ -1,15 +1,16 @@
-"""Who asks the server, what was asked, and what shall go wrong."""
+"""Accounts, requests and faults of the local Hub server."""
 
 from dataclasses import dataclass
 
 
-#: The account that [`local_hub`] logs in.
-USER, TOKEN = "me", "hf_local"
+#: The default account of [`local_hub`].
+USER = "me"
+TOKEN = "hf_local"
 
 
 @dataclass
 class Account:
-    """Who a token belongs to, and whether it may write."""
+    """The user of a token, and whether the token may write."""
 
     user: str
     can_write: bool = True
@@ -18,17 +19,17 @@ class Account:
 @dataclass
 class Fault:
     """
-    Something that goes wrong with requests to a [`LocalHub`].
+    A fault of requests to a [`LocalHub`].
 
     Args:
-        method (`str`): Of the request, such as `"PUT"`.
-        pattern (`str`): Regular expression that its path contains.
-        times (`int`, *optional*, defaults to 1): How many requests it strikes.
-        status (`int`, *optional*): Answer this status instead of doing the work.
+        method (`str`): Method of the requests, such as `"PUT"`.
+        pattern (`str`): Regular expression to find in their path.
+        times (`int`, *optional*, defaults to 1): Number of requests with the fault.
+        status (`int`, *optional*): Status to respond with instead of handling the request.
         after_bytes (`int`, *optional*):
-            Close the connection after so many bytes of the request's body (of the answer's body for `GET`).
-        delay (`float`, *optional*, defaults to 0.0): Seconds to wait before anything else.
-        stop (`bool`, *optional*, defaults to `False`): Stop listening, so that later requests find no server.
+            Number of bytes of the request's body (of the response's body for `GET`) after which the connection is closed.
+        delay (`float`, *optional*, defaults to 0.0): Seconds to wait before handling the request.
+        stop (`bool`, *optional*, defaults to `False`): Whether to stop the server, so that later requests fail.
     """
 
     method: str
@@ -42,7 +43,7 @@ class Fault:
 
 @dataclass
 class Request:
-    """A request that was answered, or broken off (`status` 0). `received` and `sent` count bytes of the bodies."""
+    """A completed or aborted (`status` 0) request. `received` and `sent` are the sizes of the bodies in bytes."""
 
     method: str
     path: str

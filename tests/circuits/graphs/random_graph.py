@@ -1,4 +1,4 @@
-"""Attribution graphs with every kind of node, random but exact: each row sums to its total."""
+"""Random attribution graphs with every kind of node, in which each row sums to its total."""
 
 import torch
 
@@ -24,14 +24,14 @@ def random_graph(
     metadata=None,
 ):
     """
-    A graph whose nodes of higher layers are made of random shares of those below.
+    A graph in which nodes of higher layers have random edges from lower nodes.
 
-    Layer 1 has two dictionaries, the last layer none; layer 0 has a bias, and so has what lies behind the last block.
+    Layer 1 has two dictionaries, the last layer none. There is a bias in layer 0, and one after the last block.
 
     Args:
-        num_layers, tokens, features: Of the model, of the prompt, and features per token and dictionary.
-        targets: Logits that are explained, the last token's.
-        density: Share of the possible edges that are there.
+        num_layers, tokens, features: Number of layers, tokens of the prompt, and features per token and dictionary.
+        targets: Number of logits of the last token that are targets.
+        density: Share of the possible edges that exist.
         difference: Whether a difference of logits is a target as well.
     """
     random = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def random_graph(
 
     kind, layer, position, index, dictionary = torch.tensor(rows).T.contiguous()
     has_row = (kind == KINDS.index("feature")) | (kind == KINDS.index("target"))
-    # Below in depth and not later; biases (position -1) reach everything above them.
+    # From lower layers and from the same or earlier positions; biases (position -1) reach all nodes above them.
     can = (layer[None] < layer[:, None]) & (position[None] <= position[:, None]) & has_row[:, None]
     is_target = kind == KINDS.index("target")
     can[:, is_target] = False
@@ -80,7 +80,7 @@ def random_graph(
     can |= is_target[:, None] & last_bias[None]
     there = can & (torch.rand(can.shape, generator=random) < density)
     target, source = there.nonzero().T
-    # A few strong ones among many weak ones, as in real graphs.
+    # A few strong edges among many weak ones, as in real graphs.
     weight = torch.randn(len(source), generator=random).double() ** 3 + 0.05
     rest = torch.where(has_row, torch.randn(len(rows), generator=random).double() * 0.3, 0.0)
     total = rest.index_add(0, target, weight).masked_fill(~has_row, float("nan"))

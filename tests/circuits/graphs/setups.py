@@ -1,9 +1,9 @@
-"""Dictionaries of every kind, at every place where one may stand, for the tiny models."""
+"""Dictionaries of every kind, at every site that supports one, for the tiny models."""
 
 import torch
 
 from hf_transcoders import Site
-from hf_transcoders.circuits.graphs.adjoint import FINAL, Functionals
+from hf_transcoders.circuits.graphs.read_vectors import FINAL, ReadVectors
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm.architectures import has_parallel_residual
 from hf_transcoders.models.linear_parts import encoder_rows
@@ -22,7 +22,7 @@ def _transcoders(model, output, **changes):
 
 
 def mixes(model) -> dict[str, list]:
-    """Name -> dictionaries of one model, to be used together."""
+    """Name -> dictionaries of one model that are used together."""
     between = "resid_pre" if has_parallel_residual(model) else "resid_mid"
 
     def one(source, target, **changes):
@@ -58,14 +58,14 @@ def mixes(model) -> dict[str, list]:
 
 
 def runs_of(model, dictionaries):
-    """Two prompts of different length in one forward."""
+    """Two prompts of different length in one forward pass."""
     prompts = tiny_tokens(2, LENGTHS[0])
     named = {f"dictionary {number}": dictionary for number, dictionary in enumerate(dictionaries)}
     return record(model, named, [prompts[row, :length] for row, length in enumerate(LENGTHS)])
 
 
 def some_functionals(run, of_features=4):
-    """Directions at every kind of place, some active features of each dictionary, and what the model had there."""
+    """Directions at every kind of place, some active features of each dictionary, and their values in the model."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number, (site, place) in enumerate(sorted(run.activations.items(), key=str)):
@@ -87,7 +87,7 @@ def some_functionals(run, of_features=4):
             value = writer.activation[at]
             found.append((read.layer, read.point, int(writer.position[at]), rows[at], float(biases[at]), value))
     layer, point, position, vector, bias, value = zip(*found, strict=True)
-    functionals = Functionals(
+    functionals = ReadVectors(
         torch.tensor(layer), list(point), torch.tensor(position), torch.stack(vector), torch.tensor(bias)
     )
     return functionals, torch.stack(value)

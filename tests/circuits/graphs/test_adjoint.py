@@ -1,4 +1,4 @@
-"""Rows sum to what the model had, whatever mix of dictionaries it is taken apart with."""
+"""Rows sum to the activations of the model for every mix of dictionaries."""
 
 import pytest
 import torch

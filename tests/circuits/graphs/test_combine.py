@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.circuits.graphs import attribution_graphs, contrast, union
+from hf_transcoders.circuits.graphs import attribution_graph, contrast, union
 from hf_transcoders.circuits.graphs.graph import AttributionGraph
 from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import tiny_model, tiny_tokens
@@ -15,7 +15,7 @@ def graphs():
     model = tiny_model("gpt2")
     transcoders = [random_dictionary(model, f"layers.{i}.mlp.in", f"layers.{i}.mlp.branch", seed=i) for i in (0, 2)]
     prompts = [*tiny_tokens().tolist(), tiny_tokens(1, 9, seed=3)[0].tolist()]
-    return attribution_graphs(model, transcoders, prompts, targets=[(5, 9)], max_features=40, progress=False)
+    return attribution_graph(model, transcoders, prompts, targets=[(5, 9)], max_features=40, progress=False)
 
 
 def test_union_and_contrast_sum_and_keep_edges_upwards(graphs):
@@ -73,6 +73,6 @@ def test_what_does_not_fit_is_refused(graphs):
     with pytest.raises(TranscoderError, match="at least one"):
         union([])
     model = tiny_model("gpt2")
-    more = attribution_graphs(model, [], [tiny_tokens(1)[0].tolist()], targets=[1, 2], progress=False)[0]
+    more = attribution_graph(model, [], [tiny_tokens(1)[0].tolist()], targets=[1, 2], progress=False)[0]
     with pytest.raises(TranscoderError, match="different models or dictionaries"):
         contrast(graphs[0], more)

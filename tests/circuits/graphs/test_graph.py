@@ -22,7 +22,7 @@ def graph():
 
 
 def dense(graph):
-    """Shares of magnitudes, `(targets, sources)`, and what is left for `rest`."""
+    """Shares of magnitudes, `(targets, sources)`, and the share of `rest`."""
     weights = torch.zeros(graph.num_nodes, graph.num_nodes, dtype=torch.float64)
     weights[graph.target, graph.source] = graph.weight.double().abs()
     rest = graph.rest_abs.double()
@@ -49,7 +49,7 @@ def test_influence_equals_the_inverse(graph):
     eye = torch.eye(graph.num_nodes, dtype=torch.float64)
     expected = graph.target_weights @ (torch.linalg.inv(eye - share) - eye)
     torch.testing.assert_close(graph.influence(), expected, rtol=1e-9, atol=1e-12)
-    # What arrives at nodes without a row, and what flows into `rest`, is everything.
+    # All influence ends at nodes without a row or in `rest`.
     ends = graph.influence()[~graph.expanded].sum().item()
     assert ends + graph.scores()["rest"] == pytest.approx(1, abs=1e-6)
 
@@ -73,7 +73,7 @@ def test_pruning_keeps_what_matters_and_rows_that_sum(graph):
     assert residual(pruned) < 1e-5 and (pruned.source < pruned.target).all()
     for kind in ("token", "position", "target"):
         assert pruned.is_kind(kind).sum() == graph.is_kind(kind).sum()
-    # Features go on and come from somewhere; the others go on.
+    # Features have edges in and out; other nodes have edges out.
     nodes = torch.arange(pruned.num_nodes)
     has_out, has_in = torch.isin(nodes, pruned.source), torch.isin(nodes, pruned.target)
     inner = pruned.is_kind("feature", "error", "mlp", "bias")
@@ -128,7 +128,7 @@ def test_nodes_and_labels(graph):
     assert graph.label(graph.num_nodes - 1) == graph.targets[-1].label
     assert graph.label(0) == f'token at "{graph.tokens[0]}" (0)' and graph.node(0).total is None
     labels = [graph.label(bias) for bias in graph.is_kind("bias").nonzero()[:, 0].tolist()]
-    assert labels == ["L0 biases", "L1 biases", "L2 biases", "bias behind the last block"]
+    assert labels == ["L0 biases", "L1 biases", "L2 biases", "bias after the last block"]
     incoming = graph.incoming(number)
     assert len(incoming) == (graph.target == number).sum() and incoming[0][0] < number
     assert [abs(weight) for _, weight in incoming] == sorted((abs(weight) for _, weight in incoming), reverse=True)
@@ -165,7 +165,7 @@ def test_saved_and_loaded_bit_for_bit(graph, tmp_path):
             assert before == after, each.name
     assert loaded.targets == graph.targets and isinstance(loaded.targets[0], TargetInfo)
     assert loaded.scores() == graph.scores()
-    # Over an older one, and beside what is none of its business.
+    # Over an older graph, and beside unrelated files.
     (tmp_path / "graph" / "notes.txt").write_text("mine")
     pruned = graph.prune()
     pruned.save_pretrained(tmp_path / "graph")

@@ -1,4 +1,4 @@
-"""What loads can be scored, drawn, pruned and exported; everything else is refused in one sentence."""
+"""Graphs that load can be scored, drawn, pruned and exported; all other files are refused in one sentence."""
 
 import dataclasses
 import json

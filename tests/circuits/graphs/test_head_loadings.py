@@ -1,12 +1,15 @@
-"""The parts of an edge sum to its weight, and each is what switching heads off and on says it is."""
+"""The parts of an edge sum to its weight, and each equals the effect of switching heads off and on."""
+
+import sys
 
 import pytest
 import torch
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.circuits.graphs import Target, attribution_graph, head_loadings
+from hf_transcoders.circuits.graphs import Target, adjoint, attribution_graph, head_loadings
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
-from hf_transcoders.circuits.graphs.head_loadings import _read, record_again
+from hf_transcoders.circuits.graphs.head_loadings import _Lift, _read
+from hf_transcoders.circuits.graphs.rerun import rerun
 from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokens
 
@@ -16,7 +19,8 @@ HEADS = 4
 
 def graph_of(model, dictionaries, **changes):
     prompt = tiny_tokens(1, 8)[0].tolist()
-    return attribution_graph(model, dictionaries, prompt, max_logits=2, progress=False, **changes)
+    changes = changes if "targets" in changes else {"max_logits": 2, **changes}
+    return attribution_graph(model, dictionaries, prompt, progress=False, **changes)
 
 
 def source_numbers(run, graph):
@@ -70,7 +74,7 @@ def test_parts_are_what_switching_heads_says(family, mix):
     edges = without_biases(graph)
     edges = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(0))[:100]]
     result = head_loadings(model, dictionaries, graph, edges)
-    run = record_again(model, dictionaries, graph)
+    run = rerun(model, dictionaries, graph)
     functionals, row = _read(run, graph, result.target)
     # A graph without the features that were not expanded has fewer nodes than there are sources.
     column = source_numbers(run, graph)[result.source]
@@ -93,6 +97,25 @@ def test_parts_are_what_switching_heads_says(family, mix):
         for head in range(HEADS):
             expected = effect(layer, [head]) - none
             assert (result.loadings[:, layer, head] - expected).abs().max() < 2e-5 * scale
+
+
+@pytest.mark.parametrize("mix", ["relu", "skips"])
+def test_nothing_is_computed_or_kept_that_only_rows_or_skips_need(mix, monkeypatch):
+    """No products with all decoder rows, and of the forward pass only the inputs of skip connections."""
+    model = tiny_model("llama")
+    dictionaries = mixes(model)[mix]
+    graph = graph_of(model, dictionaries)
+    lifts = []
+
+    def lift(*args):
+        lifts.append(_Lift(*args))
+        return lifts[-1]
+
+    monkeypatch.setattr(adjoint, "decoder_rows", None)
+    monkeypatch.setattr(sys.modules[_Lift.__module__], "_Lift", lift)
+    assert head_loadings(model, dictionaries, graph).loadings.any()
+    read = {f"layers.{layer}.mlp.in" for layer in range(NUM_LAYERS)} if mix == "skips" else set()
+    assert lifts and all({str(site) for site in lift.read} == read for lift in lifts)
 
 
 def test_by_default_the_edges_that_carry_most_and_texts_of_them():
@@ -125,7 +148,7 @@ def test_edges_into_targets_of_every_kind():
     targets = [
         (5, 6),
         Target.direction(torch.linspace(-1, 1, HIDDEN_SIZE), "layers.1.resid_post", position=4, label="one"),
-        Target.feature(next(iter(graph_of(model, dictionaries).dictionaries)), 3),
+        Target.pre_activation(next(iter(graph_of(model, dictionaries).dictionaries)), 3),
     ]
     graph = graph_of(model, dictionaries, targets=targets)
     edges = graph.is_kind("target")[graph.target] & ~graph.is_kind("bias")[graph.source]

@@ -1,4 +1,4 @@
-"""The page of an attribution graph as text: that it is whole, safe and refuses what it cannot show."""
+"""The page of an attribution graph as text: it is complete and safe, and refuses graphs that are too large."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ def test_the_page_holds_the_graph(tmp_path):
     assert [node["label"] for node in data["nodes"]] == [graph.label(i) for i in range(graph.num_nodes)]
     assert [node["influence"] for node in data["nodes"]] == pytest.approx(graph.influence().tolist(), rel=1e-5)
     assert data["pruning"]["dropped_error_nodes"] == graph.metadata["pruning"]["dropped_error_nodes"] > 0
-    # Influence that flows over the edges into the targets and out of the rest is what the targets weigh.
+    # The influence of the edges into the targets is at most the weight of the targets.
     flow = sum(
         f
         for f, t in zip(data["edges"]["flow"], data["edges"]["target"], strict=True)

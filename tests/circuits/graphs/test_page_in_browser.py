@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_transcoders.circuits.graphs.combine import union
-from hf_transcoders.circuits.graphs.validation import Certificate
+from hf_transcoders.circuits.graphs.edge_validation import EdgeValidation
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
 from .random_graph import random_graph
@@ -28,10 +28,12 @@ def graph():
     )
 
 
-def certificate_of(graph):
-    """Of one edge, which is wrong."""
+def validation_of(graph):
+    """The validation of one edge, whose prediction is wrong."""
     one = torch.tensor([0])
-    return Certificate(one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)])
+    return EdgeValidation(
+        one, one, one, torch.tensor([1.25]), {"free": torch.tensor([-1.5])}, [(graph.label(0), EVIL)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +46,14 @@ def address(graph, tmp_path_factory):
         FeatureExplanation(i, 0.01, 3.0, 1.0, [context], [(" up" + EVIL, 2.0)], [(" down", -1.0)]) for i in features
     ]
     folder = tmp_path_factory.mktemp("page")
-    path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained}, certificate_of(graph))
+    graph = graph.with_validation(validation_of(graph))
+    path = graph.to_html(folder / "graph.html", {"layers.0.mlp.transcoder": explained})
     return path.as_uri()
 
 
 @pytest.fixture
 def page(browser, address):
-    """The page in a tab of a laptop's size; what its console says, and what it asks for, must be nothing."""
+    """The page in a tab of a laptop's size. It must log nothing to the console and make no requests."""
     tab = browser.new_page(viewport={"width": 1366, "height": 768})
     said, asked = [], []
     tab.on("console", lambda message: message.type == "error" and said.append(message.text))
@@ -63,7 +66,7 @@ def page(browser, address):
 
 
 def shot(page, name):
-    """Keeps a picture where `SCREENSHOTS` says, for people to look at."""
+    """Save a picture to the folder in `SCREENSHOTS`, if it is set."""
     if folder := os.environ.get("SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder, name)))
@@ -103,7 +106,7 @@ def test_every_node_is_drawn_in_its_layer_and_over_its_token(page, graph):
         assert abs(middle[token][0] - x) <= widths[token] / 2
         above = [middle[n][1] for n in range(graph.num_nodes) if graph.layer[n] > graph.layer[number] >= 0]
         assert all(y > other for other in above)
-    # No two nodes lie on each other, and all of them on the screen.
+    # No two nodes overlap, and all are on the screen.
     places = list(middle.values())
     assert len({(round(x), round(y)) for x, y in places}) == len(places)
     assert all(0 < x < 1366 - 368 and 0 < y < 768 for x, y in places)
@@ -126,7 +129,7 @@ def test_pointing_and_clicking_tell_of_a_node(page, graph):
     mark(page, number).click()
     panel = page.locator("#panel").inner_text()
     assert graph.label(number) in panel and "fires on 1% of tokens, up to 3" in panel
-    # What a feature fires on and promotes is text, whatever it says.
+    # Contexts and promoted tokens of a feature are inserted as text.
     assert EVIL in panel and page.locator("#panel mark").inner_text() == EVIL
     assert page.locator("script").count() == 2
     outgoing = graph.outgoing(number)
@@ -134,7 +137,7 @@ def test_pointing_and_clicking_tell_of_a_node(page, graph):
     assert mark(page, number).get_attribute("aria-pressed") == "true"
     near = {number, *(end for end, _ in graph.incoming(number) + outgoing)}
     assert page.locator("#node-svg .node:not(.faded)").count() == len(near)
-    # A list entry leads on to that node.
+    # A list entry selects its node.
     page.locator("#panel .end").first.click()
     first = graph.incoming(number)[0][0]
     assert page.locator("#panel h2").inner_text() == graph.label(first).strip()
@@ -190,7 +193,7 @@ def test_sliders_prune(page, graph):
     page.locator("#edges").fill("40")
     assert page.evaluate("shown.edges.length") < graph.num_edges / 3
     assert "nodes=50&edges=40" in page.url
-    # The most influential of what can be pruned is there.
+    # The node with most influence among those that can be pruned is visible.
     influence = graph.influence().masked_fill(graph.is_kind("token", "target"), -1)
     page.locator("#edges").fill("100")
     assert mark(page, int(influence.argmax())).is_visible()
@@ -219,7 +222,7 @@ def test_pins_groups_and_a_link_that_brings_them_back(page, browser, graph, addr
     for number in ends:
         page.locator(f".pinned-item[data-key='{number}'] input").check()
     page.locator("#group").click()
-    # The name is ready to be written.
+    # The name has the focus.
     page.keyboard.press("Control+a")
     page.keyboard.type("said: <b>")
     page.locator(".pinned-item.group button").click()
@@ -242,7 +245,7 @@ def test_pins_groups_and_a_link_that_brings_them_back(page, browser, graph, addr
     assert again.locator(".pinned-item").count() == 3
     again.locator("#reset").click()
     assert again.locator("#pinned-count").inner_text() == "0" and again.url == address
-    # A link of another page does no harm.
+    # Links of other pages are harmless.
     again.goto(address + "#pins=9_9_9,&node=x&group=9_9:a&nodes=-3&edges=a")
     again.reload()
     assert again.locator("#pinned-count").inner_text() == "0" and again.locator("#nodes").input_value() == "100"
@@ -260,12 +263,12 @@ def test_search(page, graph):
     assert "layers.1.attn.sae" in page.locator("#panel .kind").inner_text()
 
 
-def test_the_overview_has_certificate_protocol_and_pruning(page, graph):
+def test_the_overview_has_validation_protocol_and_pruning(page, graph):
     page.get_by_text("4 dictionaries").click()
     text = page.locator("#panel").inner_text()
-    assert page.locator("#certificate td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
-    page.get_by_text("Edges one by one").click()
-    cells = page.locator("#certified-edges td").all_inner_texts()
+    assert page.locator("#validation td").all_inner_texts()[:4] == ["nothing", "1", "–", "0%"]
+    page.get_by_text("Individual edges").click()
+    cells = page.locator("#validated-edges td").all_inner_texts()
     assert cells == [f"{graph.label(0)} → {EVIL}", "+1.25", "−1.5"]
     assert "some/model" in text and "abc123" in text and "layers.1.attn.sae" in text
     scores = graph.scores()

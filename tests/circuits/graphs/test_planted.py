@@ -1,9 +1,9 @@
-"""A circuit put into a model by hand is what its attribution graph shows, and all that it shows."""
+"""The attribution graph of a model with a planted circuit shows this circuit and nothing else."""
 
 import pytest
 import torch
 
-from hf_transcoders.circuits import attribution_graph, certificate
+from hf_transcoders.circuits import attribution_graph, validate_edges
 from hf_transcoders.circuits.graphs import head_loadings
 from tests.circuits.planted import ANSWER, OTHER, START, planted
 
@@ -22,7 +22,7 @@ def test_the_graph_is_the_circuit(method):
     def sources(node):
         return [source for source, weight in graph.incoming(node) if abs(weight) > noise]
 
-    # The answer is only raised by the late feature; the prompt's last token lowers it, being the other one.
+    # Only the late feature raises the answer; the last token of the prompt, which is the other answer, lowers it.
     assert sources(target)[0] in (late, target) and set(sources(target)) <= {late, *range(len(prompt))}
     assert sources(late) == [early] and sources(early) == [token]
     assert graph.influence()[token] > 0.1
@@ -35,7 +35,7 @@ def test_the_graph_is_the_circuit(method):
     assert (layer, head) == (1, 1) and value == pytest.approx(float(graph.weight[edge]), rel=1e-4)
     assert all(abs(other[3]) < 1e-6 for other in others) and abs(float(loadings.direct[0])) < 1e-6
 
-    found = certificate(model, dictionaries, graph, [(early, late)])
-    # One attention step from one active feature to another: nothing in between can answer.
+    found = validate_edges(model, dictionaries, graph, [(early, late)])
+    # One attention step from one active feature to another: nothing in between can respond.
     for mode in ("direct", "frozen"):
         torch.testing.assert_close(found.measured[mode], found.predicted, rtol=1e-4, atol=1e-5)

@@ -65,3 +65,18 @@ def test_mistakes_are_one_sentence(hub):
         random_graph().push_to_hub("me/graph", token=READER)
     with pytest.raises(TranscoderError, match="cannot name a repo"):
         random_graph().push_to_hub("no such name")
+
+
+def test_stale_files_are_deleted_and_a_pull_request_leaves_main_alone(hub):
+    from huggingface_hub import HfApi
+
+    random_graph().push_to_hub("me/graph")
+    for name in ("graph.svg", "notes.txt"):
+        HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id="me/graph")
+    before = hub.files("me/graph")
+    info = random_graph(seed=3).push_to_hub("me/graph", create_pr=True)
+    assert info.pr_url and hub.files("me/graph") == before
+    with pytest.raises(TranscoderError, match="either `create_pr` or `revision`"):
+        random_graph().push_to_hub("me/graph", create_pr=True, revision="other")
+    random_graph(seed=3).push_to_hub("me/graph")
+    assert "graph.svg" not in hub.files("me/graph") and "notes.txt" in hub.files("me/graph")

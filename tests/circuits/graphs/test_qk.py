@@ -7,8 +7,8 @@ import torch
 
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import attribution_graph, qk_attribution
-from hf_transcoders.circuits.graphs.adjoint import Functionals
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
+from hf_transcoders.circuits.graphs.read_vectors import ReadVectors
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.lm import edit_attention
 from hf_transcoders.lm.query_key import linear_query_key
@@ -73,7 +73,7 @@ def test_pairs_equal_those_of_autograd():
 
     def rows(weight, bias, position):
         size = len(weight)
-        functionals = Functionals(
+        functionals = ReadVectors(
             torch.full((size,), 2), ["attn.in"] * size, torch.full((size,), position), weight, bias
         )
         return AutogradRows(run).rows(functionals)
@@ -122,13 +122,13 @@ def test_refused():
     for layer, head in ((3, 0), (0, 4), (-1, 0)):
         with pytest.raises(TranscoderError, match="the layers 0 to 2 with the heads 0 to 3"):
             qk_attribution(model, [], prompt, layer, head)
-    with pytest.raises(TranscoderError, match="token 9 was asked for"):
+    with pytest.raises(TranscoderError, match="token 9 was requested"):
         qk_attribution(model, [], prompt, 0, 0, 9)
     with pytest.raises(TranscoderError, match="give at least 1"):
         qk_attribution(model, [], prompt, 0, 0, top=0)
     # Later than the query, and behind the window of 6 tokens.
     for key_position in (8, 0):
-        with pytest.raises(TranscoderError, match=f"cannot look from token 7 to token {key_position}"):
+        with pytest.raises(TranscoderError, match=f"cannot attend from token 7 to token {key_position}"):
             qk_attribution(model, [], prompt, 0, 0, 7, key_position)
     with pytest.raises(TranscoderError, match="side='value' is unknown"):
         qk_attribution(model, [], prompt, 0, 0).strongest("value")

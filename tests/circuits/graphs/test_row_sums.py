@@ -1,4 +1,4 @@
-"""Graphs, paths and attributions whose rows do not sum say so; those that are only rounded do not."""
+"""Graphs, paths and attributions warn where their rows do not sum, and not where they are only rounded."""
 
 import json
 
@@ -9,8 +9,8 @@ from hf_transcoders import register_architecture
 from hf_transcoders.circuits import attribution_graph, contrast, greedy_paths, union
 from hf_transcoders.circuits.graphs import AttributionGraph, head_loadings, qk_attribution
 from hf_transcoders.circuits.graphs.graph_card import graph_card
-from hf_transcoders.circuits.graphs.row_sums import relative_tolerance, row_errors
-from hf_transcoders.circuits.graphs.viewer import to_viewer_json
+from hf_transcoders.circuits.graphs.row_sums import relative_tolerance
+from hf_transcoders.circuits.graphs.viewer import viewer_graph
 from hf_transcoders.circuits.interventions import intervene
 from hf_transcoders.lm import architectures
 from tests.circuits.graphs.random_graph import random_graph
@@ -19,12 +19,12 @@ from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 
 
 PROMPT = tiny_tokens(1, 9)[0].tolist()
-SAID = "do not sum to what was measured"
+SAID = "do not sum to the measured values"
 
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the library logs about rows."""
+    """The warnings that are logged about rows."""
     sentences = []
     monkeypatch.setattr("hf_transcoders.circuits.graphs.row_sums.logger.warning", sentences.append)
     return sentences
@@ -39,7 +39,7 @@ def graph_of(model):
 
 
 def steered(model, module, size=1.0):
-    """A hook that the library does not know, as steering libraries place them."""
+    """A hook unknown to the library, as steering libraries add them."""
     direction = torch.randn(32, generator=torch.Generator().manual_seed(0)).to(model.dtype) * size
 
     def add(module, args, output):
@@ -54,9 +54,9 @@ def steered(model, module, size=1.0):
 def test_rounding_is_no_reason_for_a_warning(family, dtype, said):
     graph = graph_of(tiny_model(family).to(dtype))
     assert graph.warning is None and graph.metadata["warning"] is None and not said
-    # Far from it, so that another machine's arithmetic does not change the verdict.
+    # Well below, so that the arithmetic of another machine does not change the result.
     flow = (graph.influence() + graph.target_weights)[graph.expanded]
-    errors = row_errors(graph)[graph.expanded]
+    errors = graph.row_errors()[graph.expanded]
     assert (errors * flow).sum() / flow.sum() < 0.5 * relative_tolerance(str(dtype).removeprefix("torch."))
 
 
@@ -76,7 +76,7 @@ def test_a_hook_that_is_not_known(place, dtype, said):
     model = tiny_model("llama").to(dtype)
     found = graph_of(steered(model, place(model), size=0.0))
     assert found.warning is None and not said
-    # What the embedding is, is measured behind its hook: it stays a source that explains itself.
+    # The embedding is measured after its hook, so that it remains a source like any other.
     if place(model) is model.model.embed_tokens:
         return
     found = graph_of(steered(model, place(model)))
@@ -84,7 +84,7 @@ def test_a_hook_that_is_not_known(place, dtype, said):
 
 
 def test_an_architecture_that_is_wrong(said):
-    """Gemma's names without its norm behind attention."""
+    """Gemma's names without its norm after attention."""
     known = architectures._ARCHITECTURES["gemma3_text"]
     try:
         from dataclasses import replace
@@ -107,7 +107,7 @@ def test_it_is_said_wherever_the_graph_goes(tmp_path, said):
     graph.save_pretrained(tmp_path)
     assert SAID in json.loads((tmp_path / "graph.json").read_text())["metadata"]["warning"]
     loaded = AttributionGraph.from_pretrained(tmp_path)
-    # Judged anew from the numbers: not what the file says of itself.
+    # The warning comes from the numbers, not from the file.
     loaded.metadata["warning"] = None
     for one in (graph, loaded, loaded.prune(0.9, 0.9), union([graph, graph]), contrast(graph, graph)):
         assert SAID in one.warning
@@ -117,7 +117,7 @@ def test_it_is_said_wherever_the_graph_goes(tmp_path, said):
         page = one.to_html(tmp_path / "graph.html").read_text()
         assert 'role="alert"' in page and page.count(SAID) >= 1
         assert f"> [!WARNING]\n> {one.warning[:20]}" in graph_card(one, "me/graph")
-        assert SAID in to_viewer_json(one, "slug")["metadata"]["info"]["description"]
+        assert SAID in viewer_graph(one, "slug")["metadata"]["info"]["description"]
     good = random_graph()
     assert 'role="alert"' not in good.to_html(tmp_path / "good.html").read_text()
     assert "WARNING" not in graph_card(good, "me/graph")
@@ -152,7 +152,7 @@ def test_rounding_of_paths_and_scores(family, dtype, said):
 
 
 def test_our_own_edits_count_as_hooks(said):
-    """A graph within a block shows the changed model, and says that it does not know the change."""
+    """A graph within an intervention describes the changed model, with the change as an error."""
     from hf_transcoders.circuits import FeatureEdit
 
     model = tiny_model("llama")
@@ -160,5 +160,5 @@ def test_our_own_edits_count_as_hooks(said):
     edit = FeatureEdit(dictionary.config.output_site, 3, position="all", kind="steer", value=5.0)
     with intervene(model, dictionary, [edit]):
         graph_of(model)
-    # What is written at a site of a dictionary is seen, as its error.
+    # Writes at the site of a dictionary are part of its error.
     assert not said

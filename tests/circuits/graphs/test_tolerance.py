@@ -1,4 +1,4 @@
-"""Rounding explains how far rows are from their totals, in every dtype; what is left out of the rows it does not."""
+"""The distance of rows from their totals is within the tolerance in every dtype, unless a part of a row is missing."""
 
 import copy
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ def test_rounding_explains_the_difference(family, dtype):
 def test_what_no_row_contains_is_no_rounding(family):
     model = copy.deepcopy(tiny_model(family))
     mix = mixes(model)["relu"]
-    # An addition to the stream, as a steering vector makes it, which no source stands for.
+    # An addition to the stream without a source, as by a steering vector.
     vector = 0.01 * torch.randn(HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
     with ExitStack() as stack:
         write_at(stack, locate(model, "layers.1.resid_post"), lambda value: value + vector)

@@ -1,10 +1,12 @@
-"""What edges predict is what ablations do, as long as everything else is held fast."""
+"""Ablations have the effects that edges predict while everything else is held fixed."""
 
 import pytest
 import torch
 
 from hf_transcoders import TranscoderError
-from hf_transcoders.circuits.graphs import attribution_graph, certificate, union
+from hf_transcoders.circuits.graphs import AttributionGraph, attribution_graph, union, validate_edges
+from hf_transcoders.circuits.graphs.graph_card import graph_card
+from hf_transcoders.circuits.graphs.page_data import page_data
 from tests.circuits.interventions.setups import random_dictionary
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
 
@@ -31,40 +33,63 @@ def test_direct_effects_are_the_edges(family):
         numbers = part.nonzero()[:, 0]
         chosen += numbers[graph.weight[numbers].abs().topk(12).indices].tolist()
     pairs = [(int(graph.source[number]), int(graph.target[number])) for number in chosen]
-    found = certificate(model, transcoders, graph, pairs, batch_size=5)
+    found = validate_edges(model, transcoders, graph, pairs, batch_size=5)
     largest = found.predicted.abs().max()
     torch.testing.assert_close(found.measured["direct"], found.predicted, rtol=1e-3, atol=1e-5 * float(largest))
-    # In the other modes the model answers, so that prediction and measurement are not the same thing twice.
+    # In the other modes the model responds, so that measurements differ from predictions.
     assert (found.measured["frozen"] - found.predicted).abs().max() > 1e-3 * largest
     assert (found.measured["free"] - found.measured["frozen"]).abs().max() > 1e-3 * largest
     summary = found.summary()
     assert summary["direct"]["sign_agreement"] == 1 and summary["direct"]["pearson"] > 0.9999
     assert summary["direct"]["relative_error"] < 1e-3 < summary["free"]["relative_error"]
     assert sum(entry["edges"] for entry in summary["free"]["by_depth"].values()) == len(pairs)
-    assert graph.metadata["certificate"] == summary
-    assert "all but the direct effect" in str(found) and len(found.to_dict()["edges"]) == len(pairs)
+    # The graph is unchanged; a new graph has the result.
+    assert "certificate" not in graph.metadata
+    assert graph.with_validation(found).metadata["certificate"] == summary
+    assert "all but the direct effect" in found.to_text() == str(found)
+    assert len(found.to_dict()["edges"]) == len(pairs)
 
 
 def test_edges_are_chosen_by_influence_and_by_chance():
     model, transcoders, graph = _graph("llama", None)
-    found = certificate(model, transcoders, graph.prune(), 10, modes=["direct"])
+    found = validate_edges(model, transcoders, graph.prune(), 10, modes=["direct"])
     assert len(found.predicted) == 10 and set(found.measured) == {"direct"}
     assert len(set(zip(found.source.tolist(), found.target.tolist(), strict=True))) == 10
-    again = certificate(model, transcoders, graph.prune(), 10, modes=["direct"])
+    again = validate_edges(model, transcoders, graph.prune(), 10, modes=["direct"])
     assert torch.equal(found.source, again.source)
     assert graph.prune().is_kind("feature")[found.source].all()
 
 
-def test_what_cannot_be_certified_is_refused():
+def test_a_validation_goes_with_the_graph_to_files_and_page(tmp_path):
+    model, transcoders, graph = _graph("llama", None)
+    found = validate_edges(model, transcoders, graph.prune(), 4)
+    graph.with_validation(found).save_pretrained(tmp_path)
+    loaded = AttributionGraph.from_pretrained(tmp_path)
+    validation = page_data(loaded.prune())["validation"]
+    assert validation["summary"]["direct"]["pearson"] == found.summary()["direct"]["pearson"]
+    assert [edge["predicted"] for edge in validation["edges"]] == found.predicted.tolist()
+    assert [(edge["source_label"], edge["target_label"]) for edge in validation["edges"]] == found.labels
+    assert "attention and norms" in graph_card(loaded, "me/graph")
+    # Graphs that were saved before edges were saved with the summary.
+    del loaded.metadata["validated_edges"]
+    assert page_data(loaded.prune())["validation"]["edges"] == []
+
+
+def test_edges_that_cannot_be_validated_are_refused():
     model, transcoders, graph = _graph("llama", None)
     token = int(graph.is_kind("token").nonzero()[0])
     with pytest.raises(TranscoderError, match="out of a feature"):
-        certificate(model, transcoders, graph, [(token, graph.num_nodes - 1)])
+        validate_edges(model, transcoders, graph, [(token, graph.num_nodes - 1)])
     with pytest.raises(TranscoderError, match="of at least 1"):
-        certificate(model, transcoders, graph, 0)
+        validate_edges(model, transcoders, graph, 0)
+    edge = next(
+        (s, t) for s, t in zip(graph.source.tolist(), graph.target.tolist(), strict=True) if graph.node(s).feature
+    )
+    with pytest.raises(TranscoderError, match="leave `seed` out"):
+        validate_edges(model, transcoders, graph, [edge], seed=1)
     with pytest.raises(TranscoderError, match="direct, frozen, free"):
-        certificate(model, transcoders, graph, 4, modes=["loose"])
+        validate_edges(model, transcoders, graph, 4, modes=["loose"])
     with pytest.raises(TranscoderError, match="'t2' too"):
-        certificate(model, {name: transcoders[name] for name in ("t0", "t1")}, graph, 4)
+        validate_edges(model, {name: transcoders[name] for name in ("t0", "t1")}, graph, 4)
     with pytest.raises(TranscoderError, match="several prompts"):
-        certificate(model, transcoders, union([graph], align="feature"), 4)
+        validate_edges(model, transcoders, union([graph], align="feature"), 4)

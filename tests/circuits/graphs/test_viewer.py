@@ -1,4 +1,4 @@
-"""The published viewers' JSON, checked against what is known of its schema."""
+"""The JSON of published viewers, checked against its known schema."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, to_viewer_json, write_viewer_files
+from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, viewer_graph, write_viewer_files
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
@@ -114,7 +114,7 @@ def explained(graph, name, count=2):
 
 
 def test_the_schema(graph):
-    data = check_graph(to_viewer_json(graph, "a-prompt"))
+    data = check_graph(viewer_graph(graph, "a-prompt"))
     assert len(data["nodes"]) == graph.num_nodes and len(data["links"]) == graph.num_edges
     metadata = data["metadata"]
     assert metadata["schema_version"] == 1 and metadata["scan"] == "tiny-model" and metadata["slug"] == "a-prompt"
@@ -124,19 +124,19 @@ def test_the_schema(graph):
         "max_feature_nodes": 2048,
     }
     assert metadata["replacement_score"] == pytest.approx(graph.scores()["replacement"])
-    pruned = check_graph(to_viewer_json(graph.prune(0.7, 0.9), "pruned"))
+    pruned = check_graph(viewer_graph(graph.prune(0.7, 0.9), "pruned"))
     assert pruned["metadata"]["pruning_settings"] == {"node_threshold": 0.7, "edge_threshold": 0.9}
 
 
 def test_every_kind_of_node(graph):
-    data = check_graph(to_viewer_json(graph, "a-prompt"))
+    data = check_graph(viewer_graph(graph, "a-prompt"))
     by_number = data["nodes"]
     sae = graph.dictionaries.index("layers.1.attn.sae")
     for number, node in enumerate(by_number):
         ours = graph.node(number)
         if ours.kind == "feature":
             assert node["feature_type"] == "cross layer transcoder" and node["layer"] == str(ours.layer)
-            # Layer 1 has two dictionaries, whose features must not be taken for each other's.
+            # Layer 1 has two dictionaries, whose features must not be mixed up.
             feature = 2 * ours.index + (ours.dictionary == graph.dictionaries[sae]) if ours.layer == 1 else ours.index
             assert node["node_id"] == f"{ours.layer}_{feature}_{ours.position}"
             s = ours.layer + feature
@@ -164,7 +164,7 @@ def test_every_kind_of_node(graph):
 
 
 def test_influence_is_the_share_of_all_that_matter_as_much(graph):
-    nodes = to_viewer_json(graph, "a")["nodes"]
+    nodes = viewer_graph(graph, "a")["nodes"]
     influence = graph.influence()
     number = int(influence.argsort(descending=True)[2])
     share = influence[influence >= influence[number]].sum() / influence.sum()
@@ -174,12 +174,12 @@ def test_influence_is_the_share_of_all_that_matter_as_much(graph):
 def test_a_label_that_could_break_the_viewer():
     graph = random_graph(targets=1)
     graph.targets[0] = type(graph.targets[0])(' x" (p=0.9)\n', 5, 1.0, 0.25, 7)
-    (logit,) = [node for node in to_viewer_json(graph, "a")["nodes"] if node["feature_type"] == "logit"]
+    (logit,) = [node for node in viewer_graph(graph, "a")["nodes"] if node["feature_type"] == "logit"]
     assert logit["clerp"].split("(p=")[1] == "0.250)" and "\n" not in logit["clerp"]
 
 
 def test_files_of_several_graphs(graph, tmp_path):
-    # Pruned so far that one of layer 1's dictionaries has no node left: numbers must still fit the feature files.
+    # Pruned so far that one of layer 1's dictionaries has no node left: numbers must still match the feature files.
     alone = graph.select(~(graph.dictionary == graph.dictionaries.index("layers.1.attn.sae")))
     name = "layers.1.mlp.transcoder"
     features = {name: explained(graph, name)}
@@ -191,7 +191,7 @@ def test_files_of_several_graphs(graph, tmp_path):
         assert data["metadata"] in overview["graphs"]
         numbers = {node["feature"] for node in data["nodes"] if node["clerp"] == " pea⏎k"}
         files = {int(path.stem) for path in (tmp_path / "viewer/features/tiny").iterdir()}
-        assert numbers == files == {cantor(1, 2 * explanation.index) for explanation in features[name]}
+        assert numbers == files == {cantor(1, 2 * explanation.feature) for explanation in features[name]}
         for number in files:
             content = json.loads((tmp_path / f"viewer/features/tiny/{number}.json").read_text())
             check(content, "feature")
@@ -234,3 +234,8 @@ def test_other_mistakes_write_nothing(graph, tmp_path):
     with pytest.raises(TranscoderError, match="no dictionary 'nope'"):
         write_viewer_files(tmp_path / "viewer", {"a": graph}, {"nope": []})
     assert not list(tmp_path.iterdir())
+
+
+def test_features_of_an_unknown_dictionary_are_refused(graph):
+    with pytest.raises(TranscoderError, match="has no dictionary 'nope'"):
+        viewer_graph(graph, "slug", features={"nope": []})

@@ -1,4 +1,4 @@
-"""Interventions do what they say, in every mode and every family, and leave nothing behind."""
+"""Interventions in every mode and every family; afterwards the model is unchanged."""
 
 from contextlib import ExitStack
 
@@ -399,8 +399,8 @@ def test_mistakes_are_sentences_and_leave_nothing_behind():
         "one finite number": lambda: FeatureEdit(LOW, 0, 0, "set", [1.0]),
         "one for each position": lambda: FeatureEdit(LOW, 0, 0, "patch", 1.0),
         "3 values for 2 positions": lambda: run([FeatureEdit(LOW, 0, [1, 2], "patch", [1.0, 2.0, 3.0])]),
-        "is no position": lambda: FeatureEdit(LOW, 0, slice(None, None, -1)),
-        "'last' is no position": lambda: FeatureEdit(LOW, 0, "last"),
+        "is not a position": lambda: FeatureEdit(LOW, 0, slice(None, None, -1)),
+        "'last' is not a position": lambda: FeatureEdit(LOW, 0, "last"),
         "Two edits": lambda: run([FeatureEdit(LOW, 0, "all"), FeatureEdit(LOW, 0, -1, "set", 1.0)]),
         "3 lists of edits": lambda: run([[FeatureEdit(LOW, 0, 0)]] * 3),
         "list of FeatureEdit": lambda: run([FeatureEdit(LOW, 0, 0), [FeatureEdit(LOW, 0, 0)]][1:] + [["edit"]]),

@@ -1,4 +1,4 @@
-"""Patching one run at a time, with whole forwards and nothing shared: what the fast paths must equal."""
+"""Brute-force patching: one run at a time, with whole forward passes and nothing shared."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.tiny_models import tiny_tokens
 
 
 def tiny_task(lengths=(9, 12, 10), shared=3, corrupted=True, templates=None, seed=0) -> Task:
-    """Random prompts; the corrupted ones differ from token `shared` on, but not in every token."""
+    """Random prompts. The corrupted prompts differ from token `shared` on, but not in every token."""
     rows = []
     for number, length in enumerate(lengths):
         clean, other = tiny_tokens(2, length, seed + number)
@@ -51,7 +51,7 @@ def prompt(task, row, which="clean"):
 
 @torch.no_grad()
 def activations(model, ids):
-    """Every component of every layer of one prompt: `(component, layer)` -> tensor without the batch axis."""
+    """Record all components of all layers for one prompt: `(component, layer)` -> tensor without the batch axis."""
     found = {}
 
     def keep(part):
@@ -72,7 +72,7 @@ def activations(model, ids):
 
 @torch.no_grad()
 def patched(model, task, row, patches, which="clean"):
-    """Metric of one prompt with patches: `(component, layer, head, positions, value)`, positions `None` for all."""
+    """The metric of one prompt with patches `(component, layer, head, positions, value)`; positions are `None` for all."""
     streams = [patch for patch in patches if patch[0] in ("resid_pre", "attn.out", "mlp.out")]
     middle = [patch for patch in patches if patch[0] == "resid_mid"]
     own = [patch for patch in patches if patch[0].startswith("head_")]
@@ -113,7 +113,7 @@ def patched(model, task, row, patches, which="clean"):
 
 
 def _of_single_heads(patches):
-    """Attention in which single heads read other keys or values: what each reads is taken from a call of its own."""
+    """Attention in which single heads read other keys or values, each computed in a call of its own."""
 
     def compute(call):
         z = call.run()[0].clone()
@@ -129,7 +129,7 @@ def _of_single_heads(patches):
 
 
 def _write_between(stack, model, layer, at, value):
-    """Make the residual stream behind attention `value`, by what attention adds."""
+    """Set the residual stream after attention to `value`, by changing the output of attention."""
     index, entered = slice(None) if at is None else at, {}
     read_at(stack, locate(model, Site("resid_pre", layer)), lambda stream: entered.update(stream=stream))
 
@@ -155,11 +155,11 @@ def _hook_z(model, layer, head, at, value):
 
 
 def at(value, component, head, position, groups=1):
-    """The part of a recorded activation that a patch writes."""
+    """The part of a recorded activation for a patch."""
     if component in ("query", "key", "value", "pattern", "z"):
         value = value[head]
     if component.startswith("head_"):
-        # The caller gives what the key-value head has, which the heads of a group share.
+        # The caller gives the activation of the key-value head, which the heads of a group share.
         value = value[head // groups]
     return value if position is None else value[position]
 
@@ -168,7 +168,7 @@ def at(value, component, head, position, groups=1):
 def path_patched(
     model, task, row, sender, receivers, position, freeze_mlps, which=("clean", "corrupted"), per_query_head=False
 ):
-    """One sender in two hooked forwards. `receivers` is `None` for the logits; `position` is `None` for all."""
+    """Path-patch one sender in two hooked forward passes. `receivers` is `None` for the logits; `position` is `None` for all."""
     clean, other = (activations(model, prompt(task, row, name)) for name in which)
     heads, layers = num_heads(model)[0], num_layers(model)
     layer, head = sender
@@ -193,7 +193,7 @@ def path_patched(
                 index = slice(None) if position is None else position
                 value[index] = other["mlp.out", each][index]
             if value is not None:
-                # The reader must see what the MLP would give, so a receiver is not frozen.
+                # The output of a receiving MLP is read, so it is not frozen.
                 frozen = not any(site.head is None and site.layer == each for site in receivers or [])
                 if frozen or (each == layer and head == heads):
                     write_at(stack, location, lambda tensor, value=value: value[None].to(tensor))

@@ -1,4 +1,4 @@
-"""Edits of attention against rows written by hand, in forwards and while generating."""
+"""Edits of attention against rows written by hand, in forward passes and during generation."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_forced_rows_are_written_and_nothing_else(family):
     assert torch.equal(changed[1], expected)
     assert torch.equal(changed[0], plain[0])
     assert not torch.allclose(after, before)
-    # The prompts do not know of each other.
+    # The prompts do not affect each other.
     _, alone = patterns(model, tokens[1:], AttentionEdit([(1, 2), (1, 3)], "force", KEYS[1:], QUERY[1:]))
     torch.testing.assert_close(alone, after[1:])
 
@@ -53,7 +53,7 @@ def test_blocked_and_reweighed_rows():
         torch.testing.assert_close(changed[0], expected)
 
 
-def test_no_token_looks_ahead():
+def test_no_token_attends_to_later_tokens():
     model, tokens = tiny_model("gpt2"), tiny_tokens(length=10)
     changed, _ = patterns(model, tokens, AttentionEdit([(0, 0)], "force", torch.tensor([[6], [6]])))
     assert not changed[0][:, 0, :6].any()
@@ -62,7 +62,7 @@ def test_no_token_looks_ahead():
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3_text", "gemma2"])
-def test_generate_with_a_cache_equals_whole_forwards(family):
+def test_generate_with_a_cache_equals_whole_forward_passes(family):
     model, tokens = tiny_model(family), tiny_tokens(length=8)
     edits = [
         AttentionEdit([(1, 2)], "force", torch.tensor([[6], [5]]), torch.tensor([7, 7]), onwards=True),
@@ -98,6 +98,9 @@ def test_samples_of_one_prompt_share_its_edit():
         (AttentionEdit([(0, 0)], "reweigh", KEYS), "takes weights"),
         (AttentionEdit([(0, 0)], "force", KEYS, torch.tensor([1])), "shape"),
         (AttentionEdit([(0, 0)], "force", KEYS.repeat(2, 1)), "for 4 prompts"),
+        (AttentionEdit([(0, 0)], "block", KEYS, weights=0.5), "takes no weights"),
+        (AttentionEdit([(0, 0)], "force", KEYS, renormalize=True), "leave out renormalize"),
+        (AttentionEdit([(0, 0)], "reweigh", KEYS, weights=2.0, onwards=True), "leave out onwards"),
     ],
 )
 def test_wrong_input_is_refused_with_a_sentence(edit, message):

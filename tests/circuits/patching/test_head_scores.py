@@ -1,4 +1,4 @@
-"""Scores against their definitions, and attributions against what they sum to."""
+"""Scores against their definitions, and attributions against their sum."""
 
 import pytest
 import torch

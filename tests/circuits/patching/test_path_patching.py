@@ -1,19 +1,14 @@
-"""Path patching against two hooked forwards per sender."""
+"""Path patching against two hooked forward passes per sender."""
 
 import pytest
 import torch
 
 from hf_transcoders import Site, TranscoderError
 from hf_transcoders.circuits.patching import (
-    PatchEngine,
-    patch_attention,
-    patch_heads,
-    patch_mlps,
-    patch_residual,
-    path_patch,
+    Patching,
 )
 from tests.circuits.patching.brute_force import path_patched, tiny_task
-from tests.circuits.patching.test_patch import FAMILIES, LAYERS, close, positions_of
+from tests.circuits.patching.test_patching import FAMILIES, LAYERS, close, positions_of
 from tests.tiny_models import tiny_model
 
 
@@ -29,14 +24,15 @@ def by_brute_force(model, task, receivers, name, freeze_mlps, which=("clean", "c
     return values
 
 
-def check(model, task, receivers, name, freeze_mlps, **options):
-    which = ("corrupted", "clean") if options.get("direction") == "denoising" else ("clean", "corrupted")
-    result = path_patch(model, task, receivers, name, sender_mlps=True, freeze_mlps=freeze_mlps, **options)
+def check(model, task, receivers, name, freeze_mlps, direction="noising", **options):
+    which = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
+    patching = Patching(model, task, direction=direction)
+    result = patching.paths(receivers, name, sender_mlps=True, freeze_mlps=freeze_mlps, **options)
     expected = by_brute_force(model, task, receivers, name, freeze_mlps, which, options.get("per_query_head", False))
     close(result.values, expected)
     assert (result.values - result.base).abs().max() > 1e-3
     assert result.axes["head"] == ["0", "1", "2", "3", "mlp"]
-    without = path_patch(model, task, receivers, name, freeze_mlps=freeze_mlps, **options)
+    without = patching.paths(receivers, name, freeze_mlps=freeze_mlps, **options)
     close(without.values, expected[:, :4])
 
 
@@ -65,11 +61,11 @@ def test_keys_and_values_of_single_heads(family, name):
     receivers = ["layers.1.attn.head.3.value", "layers.2.attn.head.0.key", "layers.2.attn.head.1.query"]
     model, task = tiny_model(family), tiny_task(lengths=(9, 11))
     check(model, task, receivers, name, False, per_query_head=True)
-    # The heads that share a value, all together, are what receives where the value is named by its key-value head.
+    # All heads that share a value together are the receivers of the key-value head.
     if family == "llama":
-        whole = path_patch(model, task, ["layers.1.attn.head.1.value"], name)
+        whole = Patching(model, task).paths(["layers.1.attn.head.1.value"], name)
         each = ["layers.1.attn.head.2.value", "layers.1.attn.head.3.value"]
-        close(path_patch(model, task, each, name, per_query_head=True).values, whole.values)
+        close(Patching(model, task).paths(each, name, per_query_head=True).values, whole.values)
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True])
@@ -87,9 +83,9 @@ def test_logits_of_all_positions_and_denoising():
 def test_batches_do_not_matter():
     model, task = tiny_model("llama"), tiny_task()
     receivers = ["layers.1.attn.head.1.value", "layers.2.attn.head.0.query"]
-    whole = path_patch(model, task, receivers, "S")
+    whole = Patching(model, task).paths(receivers, "S")
     for batch_size in (1, 5):
-        close(path_patch(model, task, receivers, "S", batch_size=batch_size).values, whole.values)
+        close(Patching(model, task, batch_size=batch_size).paths(receivers, "S").values, whole.values)
 
 
 @pytest.mark.parametrize(
@@ -97,73 +93,67 @@ def test_batches_do_not_matter():
     [
         (["layers.2.attn.head.7.query"], "END", "heads 0 to 3"),
         (["layers.2.attn.head.3.value"], "END", "key-value heads 0 to 1"),
-        (["layers.1.attn.head.0.z"], "END", "receives nothing"),
-        (["logits", "layers.1.mlp.in"], "END", "'logits' alone"),
+        (["layers.1.attn.head.0.z"], "END", "cannot be a receiver"),
+        (["logits", "layers.1.mlp.in"], "END", "either 'logits', or heads"),
         (["layers.7.mlp.in"], "END", "layers 0 to 2"),
         ("logits", "S", "read at END"),
     ],
 )
 def test_wrong_input_is_refused_with_a_sentence(receivers, position, message):
     with pytest.raises(TranscoderError, match=message):
-        path_patch(tiny_model("llama"), tiny_task(), receivers, position)
+        Patching(tiny_model("llama"), tiny_task()).paths(receivers, position)
 
 
-def test_an_engine_used_again_gives_the_same():
+def test_an_object_used_again_gives_the_same():
     model, task = tiny_model("llama"), tiny_task()
     receivers = ["layers.2.attn.head.1.query"]
     alone = [
-        patch_heads(model, task, "END"),
-        path_patch(model, task, receivers),
-        patch_heads(model, task, "S"),
-        patch_residual(model, task, ["S", "END"]),
-        patch_heads(model, task, "all", "pattern"),
-        path_patch(model, task, receivers, "all"),
-        path_patch(model, task, "logits", sender_mlps=True),
+        Patching(model, task).heads("END"),
+        Patching(model, task).paths(receivers),
+        Patching(model, task).heads("S"),
+        Patching(model, task).residual(["S", "END"]),
+        Patching(model, task).heads("all", "pattern"),
+        Patching(model, task).paths(receivers, "all"),
+        Patching(model, task).paths("logits", sender_mlps=True),
     ]
     forwards = []
-    engine = PatchEngine(model, task)
+    patching = Patching(model, task)
     model.model.register_forward_pre_hook(
         lambda module, args, kwargs: forwards.append(kwargs.get("input_ids") is not None), with_kwargs=True
     )
     again = [
-        patch_heads(model, task, "END", engine=engine),
-        path_patch(model, task, receivers, engine=engine),
-        patch_heads(model, task, "S", engine=engine),
-        patch_residual(model, task, ["S", "END"], engine=engine),
-        patch_heads(model, task, "all", "pattern", engine=engine),
-        path_patch(model, task, receivers, "all", engine=engine),
-        path_patch(model, task, "logits", sender_mlps=True, engine=engine),
+        patching.heads("END"),
+        patching.paths(receivers),
+        patching.heads("S"),
+        patching.residual(["S", "END"]),
+        patching.heads("all", "pattern"),
+        patching.paths(receivers, "all"),
+        patching.paths("logits", sender_mlps=True),
     ]
     for first, second in zip(alone, again, strict=True):
         close(second.values, first.values)
     before = sum(forwards)
-    patch_heads(model, task, "S", engine=engine)
-    path_patch(model, task, receivers, engine=engine)
+    patching.heads("S")
+    patching.paths(receivers)
     assert sum(forwards) == before and before < 14
-    with pytest.raises(TranscoderError, match="another model or task"):
-        patch_heads(model, task.select([0]), engine=engine)
 
 
-def test_an_engine_and_what_it_was_made_with_exclude_each_other():
-    model, task = tiny_model("llama"), tiny_task()
-    engine = PatchEngine(model, task)
-    for call in (patch_heads, patch_mlps, patch_attention, path_patch):
-        for pair in ({"direction": "noising"}, {"metric": "rank"}, {"seed": 1}, {"progress": False}):
-            with pytest.raises(TranscoderError, match=f"has its own {next(iter(pair))}: leave it out"):
-                call(model, task, engine=engine, **pair)
-        with pytest.raises(TranscoderError, match="has its own ablation and batch_size: leave them out"):
-            call(model, task, ablation="mean", engine=engine, batch_size=4)
-    with pytest.raises(TranscoderError, match="has its own direction"):
-        patch_residual(model, task, ["S"], direction="denoising", engine=engine)
+@pytest.mark.parametrize("receivers", ["logits", ["layers.2.attn.head.1.query", "layers.1.mlp.in"]])
+def test_per_query_head_without_keys_and_values_is_refused(receivers):
+    patching = Patching(tiny_model("llama"), tiny_task())
+    with pytest.raises(TranscoderError, match="for key and value receivers, and there are none"):
+        patching.paths(receivers, per_query_head=True)
+    mixed = ["layers.2.attn.head.1.query", "layers.2.attn.head.1.value"]
+    assert patching.paths(mixed, per_query_head=True).protocol["per_query_head"]
 
 
 def test_a_model_in_training_is_patched_without_dropout():
     model, task = tiny_model("gpt2"), tiny_task()
-    expected = [patch_heads(model, task).values, path_patch(model, task).values]
+    expected = [Patching(model, task).heads().values, Patching(model, task).paths().values]
     model.train()
     model.transformer.h[1].eval()
     before = [module.training for module in model.modules()]
-    engine = PatchEngine(model, task)
-    found = [patch_heads(model, task, engine=engine).values, path_patch(model, task).values]
+    patching = Patching(model, task)
+    found = [patching.heads().values, Patching(model, task).paths().values]
     close(torch.cat([each.flatten() for each in found]), torch.cat([each.flatten() for each in expected]))
     assert [module.training for module in model.modules()] == before

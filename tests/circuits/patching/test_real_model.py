@@ -1,4 +1,4 @@
-"""Patching on SmolLM2-135M, which has grouped queries, against hooked forwards; and what it says about IOI."""
+"""Patching on SmolLM2-135M, which has grouped queries, against hooked forward passes, and its results on IOI."""
 
 import pytest
 import torch
@@ -7,16 +7,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_transcoders import Site, offline_model
 from hf_transcoders.circuits import (
     AttentionEdit,
-    PatchEngine,
+    Patching,
     edited_attention,
     logit_attribution,
-    patch_heads,
-    patch_residual,
-    path_patch,
 )
 from hf_transcoders.tasks import end_logits, indirect_object_identification, row_metrics
 from tests.circuits.patching.brute_force import activations, at, patched, path_patched, prompt
-from tests.circuits.patching.test_patch import close
+from tests.circuits.patching.test_patching import close
 
 
 pytestmark = pytest.mark.real_model
@@ -43,18 +40,18 @@ def task():
 
 @pytest.fixture(scope="module")
 def engine(base, task):
-    return PatchEngine(base, task)
+    return Patching(base, task)
 
 
-def test_heads_and_paths_equal_hooked_forwards(base, task, engine):
-    found = patch_heads(base, task, "END", engine=engine)
+def test_heads_and_paths_equal_hooked_forward_passes(base, task, engine):
+    found = engine.heads("END")
     assert found.shape == (30, 9)
-    values = patch_heads(base, task, "S2", "value", engine=engine)
+    values = engine.heads("S2", "value")
     assert values.shape == (30, 3)
-    single = patch_heads(base, task, "S2", "value", per_query_head=True, layers=[11, 19], engine=engine)
-    between = patch_residual(base, task, ["S2", "END"], "resid_mid", layers=[11, 19], engine=engine)
+    single = engine.heads("S2", "value", per_query_head=True, layers=[11, 19])
+    between = engine.residual(["S2", "END"], "resid_mid", layers=[11, 19])
     receiver = Site.parse("layers.20.attn.head.4.query")
-    paths = path_patch(base, task, [receiver], engine=engine)
+    paths = engine.paths([receiver])
     pairs = []
     for row in (0, 3):
         source = activations(base, prompt(task, row, "corrupted"))
@@ -77,7 +74,7 @@ def test_heads_and_paths_equal_hooked_forwards(base, task, engine):
 
 
 def test_base_and_source_are_the_two_prompts(base, task, engine):
-    found = patch_heads(base, task, layers=[29], engine=engine)
+    found = engine.heads(layers=[29])
     for values, which in ((found.base, "clean"), (found.source, "corrupted")):
         close(values, row_metrics(end_logits(base, task, which), task.answers())["logit_difference"])
 

@@ -1,13 +1,12 @@
-"""Results from anywhere: what loads can be summed up, written and drawn; everything else is one sentence."""
+"""Damaged result files: each can be used or is refused in one sentence."""
 
 import json
 
 import pytest
 
-from hf_transcoders.circuits.patching import PatchResult
+from hf_transcoders.circuits.patching import PatchResult, result_heatmap
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.reports.heatmap import heatmap_svg
-from hf_transcoders.studies.circuit_reuse.reuse_report import result_heatmap
+from hf_transcoders.reports.heatmap_svg import heatmap_svg
 from tests.circuits.patching.test_results import result
 from tests.mutations import mutate_json
 

@@ -45,7 +45,7 @@ def test_intervals_are_those_of_resampled_prompts():
     error = change.std() / 20
     assert low.item() == pytest.approx((change.mean() - 1.96 * error).item(), abs=0.01)
     assert high.item() == pytest.approx((change.mean() + 1.96 * error).item(), abs=0.01)
-    # A share whose change is the same part of the way in every prompt is certain.
+    # If the change is the same share of the way in every prompt, the interval has no width.
     base, source = torch.rand(2, 50, generator=generator)
     certain = PatchResult((base + 0.3 * (source - base))[None], base, source, {"layer": ["0"]}, "m")
     expected = torch.full((2, 1), 0.3, dtype=torch.float64)

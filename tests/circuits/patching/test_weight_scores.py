@@ -1,4 +1,4 @@
-"""Scores of weights against their definitions, one head at a time, and on heads that were made for them."""
+"""Scores of weights against their definitions, one head at a time, and on constructed heads."""
 
 from contextlib import ExitStack
 
@@ -25,7 +25,7 @@ TOKENS = [5, 9, 23, 70, 31]
 
 
 def first_outputs(model, token):
-    """What enters each block of a token that stands alone: its embedding, then the first block's output."""
+    """The input of each block for a single token: its embedding, then the output of the first block."""
     found = []
     block = locate(model, "layers.0.resid_pre").module
     before = block.register_forward_pre_hook(
@@ -88,7 +88,7 @@ def test_copying_scores_find_a_head_that_copies():
     model = tiny_model("gpt2")
     tokens = [5, 9, 23, 70]
     z, attention = {}, model.transformer.h[1].attn
-    # The head's output projection is made to give the unembedding of each token for its value.
+    # The output projection of the head maps the value of each token to its unembedding.
     stream = torch.cat([first_outputs(model, token)[1] for token in tokens])
     attention.c_attn.register_forward_hook(lambda module, args, out: z.update(v=out[..., 64 + 8 : 64 + 16]))
     attention(model.transformer.h[1].ln_1(stream))
@@ -105,7 +105,7 @@ def test_copying_scores_find_a_head_that_copies():
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "opt", "phi3"])
 def test_duplicate_token_scores_equal_prompts_of_two_tokens_apart(family):
-    """The scores of a key at position 0 and a query 4 tokens on, in prompts whose tokens between are anything."""
+    """Scores of a key at position 0 and a query 4 tokens later, with arbitrary tokens between them."""
     model, distance = tiny_model(family), 4
     scores = duplicate_token_scores(model, TOKENS, distance=distance)
     groups = 4 // num_heads(model)[1]
@@ -120,7 +120,7 @@ def test_duplicate_token_scores_equal_prompts_of_two_tokens_apart(family):
     matches = torch.zeros(3, 4, len(TOKENS), len(TOKENS))
     for row, query in enumerate(TOKENS):
         for column, key in enumerate(TOKENS):
-            # Each token looks at itself only, as if it stood alone where it is.
+            # Each token attends only to itself, as a single token at its position does.
             first = {}
             ids = torch.tensor([[key, 3, 4, 6, query]])
             with edit_attention(model, pattern=itself):
@@ -142,7 +142,7 @@ def test_duplicate_token_scores_equal_prompts_of_two_tokens_apart(family):
     expected = (matches.argmax(-1) == torch.arange(len(TOKENS))).float().mean(-1)
     torch.testing.assert_close(scores, expected)
     assert torch.equal(duplicate_token_scores(model, TOKENS, top=len(TOKENS)), torch.ones(3, 4))
-    with pytest.raises(TranscoderError, match="two different ones"):
+    with pytest.raises(TranscoderError, match="at least two, all different"):
         duplicate_token_scores(model, [4, 4])
 
 
@@ -150,7 +150,7 @@ def test_duplicate_token_scores_equal_prompts_of_two_tokens_apart(family):
 def test_duplicate_token_scores_find_a_head_that_matches_tokens():
     model = tiny_model("gpt2")
     attention = model.transformer.h[1].attn
-    # Keys and queries are made the same linear map without bias, so that a token matches itself.
+    # Keys and queries are the same linear map without bias, so that a token matches itself.
     attention.c_attn.weight[:, 32 + 16 : 32 + 24] = attention.c_attn.weight[:, 16:24]
     attention.c_attn.bias[16:24] = attention.c_attn.bias[48:56] = 0
     model.transformer.wpe.weight.zero_()
@@ -164,7 +164,7 @@ def test_previous_token_scores_find_a_head_of_positions():
     model = tiny_model("gpt2")
     plain = previous_token_scores(model, length=8)
     assert plain.shape == (3, 4) and plain.max() < 0.9
-    # Positions are one-hot in eight directions; the head's queries are those of the position before.
+    # Positions are one-hot in eight directions; the queries of the head match the previous position.
     model.transformer.wte.weight.zero_()
     model.transformer.wpe.weight.zero_()
     model.transformer.wpe.weight[:8, :8] = 30 * torch.eye(8)
@@ -176,7 +176,7 @@ def test_previous_token_scores_find_a_head_of_positions():
     attention.c_attn.weight[:8, 32 + 8 : 32 + 16] = 5 * torch.eye(8)
     model.transformer.h[0].ln_1.weight.fill_(1)
     model.transformer.h[0].ln_1.bias.zero_()
-    # The rest of the first position, whose query is that of the last, is not counted.
+    # The first position, whose query matches the last, is not counted.
     assert previous_token_scores(model, length=8)[0, 1] > 0.95
     with pytest.raises(TranscoderError, match="at least two positions"):
         previous_token_scores(model, length=1)
@@ -185,7 +185,7 @@ def test_previous_token_scores_find_a_head_of_positions():
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "opt"])
 def test_previous_token_scores_are_of_a_prompt_of_one_token_repeated(family):
-    """With one token in the vocabulary the mean token is that token."""
+    """With one token in the vocabulary, the mean token is that token."""
     model = tiny_model(family)
     table = model.get_input_embeddings().weight
     table[:] = table[7]
@@ -221,7 +221,7 @@ def test_composition_scores_equal_whole_matrices(family, into):
 
     def norms(layer):
         block, architecture = locate(model, f"layers.{layer}.resid_pre").module, architecture_of(model)
-        # A norm as a matrix, at a scale that is the same for all.
+        # A norm as a matrix, with the same scale for all tokens.
         matrices = []
         for name in (architecture.attention_norm, architecture.attention_post_norm):
             if name is None:
@@ -263,7 +263,7 @@ def test_folded_norms_read_and_write_as_the_norm_does(family):
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     at, weight, x = torch.randn(32), torch.randn(5, 32), torch.randn(3, 32)
     frozen = frozen_norm(norm, at)
-    # Up to the scale, which is frozen at `at` and left out when folding.
+    # Up to the scale, which is frozen at `at` and not folded.
     for expected, found in (
         (frozen(x) @ weight.T, x @ norm_gain(norm, 32).pull(weight).T),
         (frozen(weight), norm_gain(norm, 32).push(weight)),

@@ -1,10 +1,11 @@
-"""What writers add to a reader sums to what is read, one step after the other, in every family."""
+"""Contributions of writers sum to the value that is read, step by step, in every family."""
 
 import pytest
 import torch
 
-from hf_transcoders.circuits.graphs.adjoint import Adjoint, Functionals
+from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.attribution import measured
+from hf_transcoders.circuits.graphs.read_vectors import ReadVectors
 from hf_transcoders.circuits.paths.contributions import Contributions
 from hf_transcoders.circuits.paths.expansion import Expander
 from hf_transcoders.circuits.paths.steps import KINDS
@@ -15,7 +16,7 @@ from .setups import DICTIONARIES, recorded, transcoders
 
 def functionals_of(run, *places):
     generator = torch.Generator().manual_seed(0)
-    return Functionals(
+    return ReadVectors(
         layer=torch.tensor([layer for layer, _ in places]),
         point=[point for _, point in places],
         position=torch.full((len(places),), len(run.input_ids) - 1),
@@ -36,7 +37,7 @@ def reads_of(expander, functionals):
 
 
 def assert_sums(run, reads, sums, totals, found):
-    """To 1e-5 of the greatest term; where terms themselves are left over from large products, to 1e-6 of these."""
+    """Equal to 1e-5 of the largest term, or to 1e-6 of the products where these cancel in the terms."""
     largest = torch.zeros(len(totals)).scatter_reduce(0, found.row, found.contribution.abs(), "amax")
     stream = max(value.norm(dim=-1).max() for value in run.activations.values())
     product = reads.scale.abs() * reads.vector.norm(dim=-1) * stream
@@ -49,7 +50,7 @@ def strongest(found, count):
 
 
 def check(run, functionals, depth=3, beam=40):
-    """Expand, follow the strongest, expand these ..."""
+    """Expand, follow the strongest contributions, expand these, and so on."""
     expander = Expander(run)
     reads, totals = reads_of(expander, functionals), measured(run, functionals)
     followed = set()
@@ -86,7 +87,7 @@ def test_every_expansion_sums_with_every_dictionary(family, name):
 
 @pytest.mark.parametrize("name", ["transcoders", "relu with skip", "stream SAEs"])
 def test_paths_through_heads_add_up_to_the_edges_of_the_graph(name):
-    """An edge of an attribution graph is the sum of all paths that meet nothing but heads (and skips) between its ends."""
+    """An edge of an attribution graph is the sum of all paths through heads and skips only between its ends."""
     run = recorded("llama", DICTIONARIES[name]())
     functionals = functionals_of(run, (3, "final"), (2, "mlp.in"))
     adjoint = Adjoint(run)

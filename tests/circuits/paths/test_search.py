@@ -1,4 +1,4 @@
-"""Greedy search finds the strongest paths, a planted circuit among them, and refuses what makes no sense."""
+"""Greedy search finds the strongest paths, including a planted circuit, and refuses invalid arguments."""
 
 import json
 
@@ -21,7 +21,7 @@ PROMPT = tiny_tokens(1, 4)[0].tolist()
 TARGETS = {
     "logit": 17,
     "difference": (17, 18),
-    "feature": Target.feature("t2", 5),
+    "feature": Target.pre_activation("t2", 5),
     "direction": Target.direction(torch.linspace(-1, 1, HIDDEN_SIZE), "layers.2.resid_post", position=2),
     "the most likely token": None,
 }
@@ -29,7 +29,7 @@ TARGETS = {
 
 @pytest.fixture(scope="module")
 def everything():
-    """All paths of up to three steps of a tiny model, less some, so that there are only thousands."""
+    """Most paths of up to three steps of a tiny model: a few thousand."""
     return greedy_paths(
         tiny_model("llama"), transcoders(0, 2), PROMPT, 17, num_paths=EVERYTHING, num_steps=3,
         filter=PathFilter(kind=("feature", "head", "token", "error", "mlp", "bias"), index="!=0"),
@@ -56,7 +56,7 @@ def test_all_paths_of_a_length_are_conserved(target):
 
 @torch.no_grad()
 def test_the_contribution_is_the_product_along_the_path(everything):
-    """Against the weights of the model, multiplied out by hand."""
+    """Contributions equal products of the model's weights computed by hand."""
     dictionaries = transcoders(0, 2)
     run = recorded("llama", dictionaries, length=4)
     model = tiny_model("llama")
@@ -88,11 +88,11 @@ def test_the_contribution_is_the_product_along_the_path(everything):
 
 
 def test_wide_beams_find_what_enumeration_finds(everything):
-    """Greedy takes the strongest continuations of the strongest; with a wide beam these are the strongest of all."""
+    """With a wide beam, greedy search finds the strongest of all paths."""
     filters = [PathFilter(kind=("feature", "head", "token", "error", "mlp", "bias"), index="!=0")]
     narrow = greedy_paths(tiny_model("llama"), transcoders(0, 2), PROMPT, 17, num_paths=5, num_steps=3, filter=filters)
     assert [path.key for path in narrow.levels[0]] == [path.key for path in everything.levels[0][:5]]
-    # By hand, from the enumeration: the five that go on, then the five strongest of what they lead to.
+    # From the enumeration: the five paths that continue, then the five strongest of their continuations.
     beam = [()]
     for level, reported in zip(everything.levels, narrow.levels, strict=True):
         candidates = [path for path in level if path.key[:-1] in beam]
@@ -128,14 +128,14 @@ def test_paths_are_selected_by_what_they_lead_through(everything):
     assert len(through) + len(without) == len(paths) and not set(without) & set(through)
     ends = select_paths(paths, ends_with=[PathFilter(kind="head"), PathFilter(kind="token")])
     assert ends and all([s.kind for s in path.steps[-2:]] == ["head", "token"] for path in ends)
-    # Conditions mean the same for one step as for columns of many.
+    # Conditions give the same answer for one step and for columns of many.
     steps = [path.steps[-1] for path in paths[:200]]
     columns = [[KINDS.index(step.kind) for step in steps]]
     columns += [[getattr(step, name) for step in steps] for name in ("layer", "position", "index")]
     for one in (head, PathFilter(layer="<=1", position="!=3"), PathFilter(kind=("token", "error"), index=">5")):
         mask = one.mask(*map(torch.tensor, columns))
         assert mask.tolist() == [one.matches(step) for step in steps]
-    # A sequence is of steps that follow each other.
+    # A sequence matches consecutive steps.
     apart = select_paths(paths, contains=[PathFilter(kind="feature"), PathFilter(kind="error")])
     assert all("feature error" in " ".join(step.kind for step in path.steps) for path in apart) and apart
     assert select_paths(paths) == paths
@@ -152,7 +152,7 @@ def test_a_planted_circuit_is_found():
         ("feature", 1, 5, 3), ("head", 1, 1, 1), ("feature", 0, 3, 1), ("token", -1, START, 1),
     ]  # fmt: skip
     assert best.contribution > 0 and len(found.levels) == 4
-    # Nothing else leads from the answer's direction down.
+    # There is no other path to the direction of the answer.
     assert len(found.levels[3]) == 1
     assert str(best) == '9 - 5 <- L1 f5 @ "5" (3) <- L1 head 1 from "7" (1) <- L0 f3 @ "7" (1) <- token "7" (1)'
     attention = best.steps[1].activation
@@ -184,7 +184,7 @@ def test_the_graph_of_paths_counts_beginnings_once_and_sums(name, count):
         if incoming:
             total = sum(weight for _, weight in incoming) + node.errors + node.biases + node.rest
             assert total == pytest.approx(node.total, rel=1e-5, abs=1e-8)
-    # With all there is, nothing is left but what was never expanded; of the target that is nothing.
+    # With all paths, only contributions that were never expanded are left: none for the target.
     whole = greedy_paths(tiny_model("gemma2"), DICTIONARIES[name](), PROMPT, 17, num_paths=EVERYTHING, num_steps=1)
     node = whole.to_graph().nodes[0]
     assert max(map(abs, (node.errors, node.biases, node.rest))) < 1e-4 * max(
@@ -220,10 +220,10 @@ def test_text_and_json_say_the_same():
         ({"num_steps": 0}, "`num_steps` is 0"),
         ({"prompt": []}, "at least one token"),
         ({"target": 10_000}, "does not exist"),
-        ({"target": [1, 2, 3]}, "is no target"),
-        ({"target": Target.feature("t1", 0)}, "no dictionary 't1'"),
+        ({"target": [1, 2, 3]}, "is not a target"),
+        ({"target": Target.pre_activation("t1", 0)}, "no dictionary 't1'"),
         ({"target": "word"}, "Give the tokenizer"),
-        ({"filter": "head"}, "is no filter"),
+        ({"filter": "head"}, "is not a filter"),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(change, sentence):

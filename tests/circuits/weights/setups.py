@@ -1,4 +1,4 @@
-"""Small dictionaries with everything that their weights can have, for the tiny models."""
+"""Small dictionaries with every kind of weight, for the tiny models."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Strengths against hooked forwards and loops in double precision, on every family."""
+"""Strengths against hooked forward passes and loops in double precision, on every family."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hf_transcoders.circuits.weights import connections
 from hf_transcoders.lm import Site, capture, locate
 from hf_transcoders.lm.architectures import architecture_of, has_parallel_residual
 from hf_transcoders.lm.norms import frozen_norm, norm_scale
-from hf_transcoders.lm.order import norm_before, norm_behind, stream_before
+from hf_transcoders.lm.stream import norm_before, norm_behind, stream_before
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from tests.circuits.weights.setups import dictionary, pair
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, TINY_CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokens

@@ -7,7 +7,7 @@ from hf_transcoders.circuits import FeatureWeights
 from hf_transcoders.circuits.weights import mean_contributions as contributions
 from hf_transcoders.lm import Site, capture
 from hf_transcoders.lm.norms import frozen_norm
-from hf_transcoders.lm.order import norm_before, norm_behind, stream_before
+from hf_transcoders.lm.stream import norm_before, norm_behind, stream_before
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from tests.circuits.weights.setups import dictionary, pair
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens

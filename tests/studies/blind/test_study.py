@@ -1,6 +1,5 @@
 """Blind studies: hypotheses against loops, a planted feature, and what is refused."""
 
-import argparse
 import json
 
 import pytest
@@ -8,11 +7,11 @@ import torch
 
 from hf_transcoders import TranscoderConfig, TranscoderError, TranscoderModel
 from hf_transcoders.circuits import FeatureWeights
-from hf_transcoders.cli.studies import blind as study_blind
+from hf_transcoders.cli import main
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.lm import Site, capture, edit_attention, locate
 from hf_transcoders.lm.norms import norm_bias, norm_scale
-from hf_transcoders.lm.order import norm_before, norm_behind
+from hf_transcoders.lm.stream import norm_before, norm_behind
 from hf_transcoders.models.linear_parts import encoder_rows
 from hf_transcoders.studies import blind_study
 from hf_transcoders.studies.blind.hypotheses import TokenHypotheses, token_hypotheses
@@ -171,7 +170,7 @@ def test_a_planted_feature_is_guessed(planted):
     assert found.firings == sum(row["input_ids"][1:].count(TRIGGER) for row in _rows())
     assert dead.firings == 0 and dead.auroc is None and study.measured == [found]
     assert study.summary()["mean_auroc"] == 1 and study.mean_interval == (1, 1)
-    assert "1.000" in study.table() and json.loads(json.dumps(study.to_dict()))["features"][0]["auroc"] == 1
+    assert "1.000" in study.to_text() and json.loads(json.dumps(study.to_dict()))["features"][0]["auroc"] == 1
 
 
 def test_a_sample_is_of_features_that_fire(planted):
@@ -199,8 +198,8 @@ def test_a_sample_is_of_features_that_fire(planted):
         ({"window": 0}, "window is 0"),
         ({"num_heads": -1}, "num_heads is -1"),
         ({"features": range(30)}, "no other feature is left"),
-        ({"max_tokens": 15}, "at least 20 tokens"),
-        ({"features": []}, "No feature is given"),
+        ({"max_tokens": 15}, "at least 20 and at most half"),
+        ({"features": []}, "`features` is empty"),
     ],
 )
 def test_mistakes_are_one_sentence(planted, changes, sentence):
@@ -215,12 +214,19 @@ def test_the_command(planted, tmp_path, capsys):
     for name, part in (("model", model), ("sae", sae), ("model", TOKENIZER)):
         part.save_pretrained(tmp_path / name)
     (tmp_path / "text.txt").write_text("When Mary and John went to the store, John gave a drink to Mary.\n" * 60)
-    parser = argparse.ArgumentParser()
-    study_blind.add_arguments(parser)
-    arguments = [str(tmp_path / "sae"), "--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt")]
-    arguments += ["--sequence-length", "16", "--num-features", "3", "--null-features", "5", "--bootstrap-samples", "9"]
-    arguments += ["--dtype", "float32", "--device", "cpu", "--output", str(tmp_path / "study.json")]
-    study_blind.run(parser.parse_args([*arguments, "--json"]))
-    saved = json.loads((tmp_path / "study.json").read_text())
+    arguments = [
+        "study",
+        "blind",
+        "--transcoders",
+        str(tmp_path / "sae"),
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        str(tmp_path / "text.txt"),
+    ]
+    arguments += ["--sequence-length", "16", "--max-features", "3", "--null-features", "5", "--bootstrap-samples", "9"]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--output", str(tmp_path / "study")]
+    assert main([*arguments, "--json"]) == 0
+    saved = json.loads((tmp_path / "study" / "results.json").read_text())
     assert json.loads(capsys.readouterr().out) == saved
     assert len(saved["features"]) == 3 and saved["summary"]["features"] == 3

@@ -1,5 +1,5 @@
 "use strict";
-// What the page was given, and what follows from it once and for all.
+// The data of the page, and constants derived from it.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const NODES = DATA.nodes;
@@ -7,7 +7,7 @@ const EDGES = DATA.edges.source.map((source, i) => ({
   source, target: DATA.edges.target[i], weight: DATA.edges.weight[i], flow: DATA.edges.flow[i],
 }));
 const FIXED = new Set(["token", "target"]);
-// Tokens and targets are boxes at the edges; a union of prompts has tokens at no position, which are points.
+// Tokens and targets are boxes at the borders. Tokens without a position, in a union of prompts, are points.
 const isBox = (node) => node.kind === "target" || (node.kind === "token" && node.position >= 0);
 const NUM_POSITIONS = NODES.reduce((most, node) => Math.max(most, node.position + 1), DATA.tokens.length);
 const BY_ID = new Map(NODES.map((node, number) => [node.id, number]));
@@ -31,7 +31,7 @@ for (const node of NODES) {
   node.haystack = haystack(node);
 }
 
-// A label for where there is little room.
+// A short label.
 function briefly(node) {
   if (node.position < 0 || node.kind === "target" || !DATA.tokens.length) return visible(node.label);
   const token = visible(DATA.tokens[node.position]).trim();
@@ -40,7 +40,7 @@ function briefly(node) {
   return `${token} (${node.position})`;
 }
 
-// In a few words, what a feature is for: the token it fires on most and what it promotes.
+// A short description of a feature: the tokens with its largest activations, and its promoted tokens.
 function aboutNode(node) {
   const details = node.details;
   if (!details) return "";
@@ -59,7 +59,7 @@ function haystack(node) {
   return words.join(" \n").toLowerCase();
 }
 
-// A token with its line breaks and tabs to be seen.
+// A token with visible line breaks and tabs.
 function visible(token) {
   return token.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
 }
@@ -80,7 +80,7 @@ function percent(share) {
   return `${value >= 10 || value === 0 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(1) : "<0.1"}%`;
 }
 
-// An element. Text becomes text and never markup, wherever it comes from.
+// An element. Text is inserted as text, never as markup.
 function element(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }

@@ -1,4 +1,4 @@
-// The edges as lines on a canvas of the size of the window's part, which stays where it is while the graph scrolls.
+// The edges as lines on a canvas of the size of the viewport, which stays in place while the graph scrolls.
 
 const canvas = byId("edge-canvas");
 const MOST_FLOW = Math.max(1e-30, EDGES.reduce((most, edge) => Math.max(most, edge.flow), 0));
@@ -21,9 +21,9 @@ function drawEdges() {
   const colours = { up: style.getPropertyValue("--positive"), down: style.getPropertyValue("--negative") };
   const chosen = hovered ?? state.selected;
   const own = [];
-  // The more edges there are, the fainter each.
+  // With more edges each is fainter.
   const density = Math.min(2.5, 0.3 + 1400 / shown.edges.length);
-  // The weaker ones first, so that strong ones lie on top.
+  // Weak edges first, so that strong ones are drawn on top.
   for (let i = shown.edges.length - 1; i >= 0; i -= 1) {
     const edge = shown.edges[i];
     if (chosen !== null && (edge.source === chosen || edge.target === chosen)) {
@@ -53,7 +53,7 @@ function line(pen, edge, colours, width) {
   const to = place[edge.target];
   const y1 = whereY(edge.source) - (from.height / 2 || 0);
   const y2 = whereY(edge.target) + (to.height / 2 || 0);
-  // Within a layer, from attention's dictionary to the MLP's: an arc, which no other node lies on.
+  // Within a layer, from attention's dictionary to the MLP's: an arc, so that no other node lies on it.
   const middle = Math.abs(y1 - y2) < grid.step * 2 && !to.height ? Math.min(y1, y2) - 22 : (y1 + y2) / 2;
   pen.strokeStyle = edge.weight > 0 ? colours.up : colours.down;
   pen.lineWidth = width;

@@ -1,6 +1,6 @@
-// Where nodes stand: tokens from left to right, layers from bottom to top, the nodes of a cell side by side.
+// Positions of nodes: tokens from left to right, layers from bottom to top, the nodes of a cell side by side.
 
-// Distance of the nodes of a cell: as much as there is room for.
+// Distances between the nodes of a cell, of which the largest that fits is used.
 const STEPS = [15, 13, 11];
 const EDGE_OF_PAGE = { left: 44, right: 14 };
 const TOKEN_HEIGHT = 26;
@@ -19,7 +19,7 @@ NODES.forEach((node) => {
   place[node.number].r = 3.2 + 3.8 * Math.sqrt(node.influence / MOST_INFLUENCE);
 });
 
-// Column -1 holds what has no position: biases, and everything in a union over positions.
+// Column -1 holds nodes without a position: biases, and all nodes of a union over positions.
 function layOut(width, height) {
   const visibleNodes = NODES.filter((node) => shown.nodes[node.number]);
   const inner = visibleNodes.filter((node) => !isBox(node));
@@ -43,7 +43,7 @@ function layOut(width, height) {
     most: busiest.get(position) ?? 0,
     least: position < 0 ? 34 : Math.min(58, Math.max(busiest.has(position) ? 30 : 24, textWidth(visible(DATA.tokens[position] ?? "")) + 12)),
   }));
-  // As many nodes side by side as there is room for, the same in all columns that need it.
+  // As many nodes side by side as fit, the same number in all columns that need it.
   let perLine = MOST_PER_LINE;
   let step = STEPS[0];
   const widthOf = (column) => Math.max(column.least, Math.min(column.most, perLine) * step + 8);
@@ -73,7 +73,7 @@ function layOut(width, height) {
   }
   const targetLines = placeTargets(visibleNodes.filter((node) => node.kind === "target"), columnOf);
   const targetsHeight = targetLines * (TARGET_HEIGHT + 5) + 10;
-  // Empty layers take hardly any room.
+  // Empty layers are thin.
   const rows = [...Array(DATA.num_layers + 2).keys()].map((at) => ({ at: at - 1, lines: lines.get(at - 1) ?? 0 }));
   const heightOf = (entry) => (entry.lines ? entry.lines * Math.min(step, 14) + 3 : entry.at < 0 || entry.at === DATA.num_layers ? 6 : 5);
   const fixed = targetsHeight + TOKEN_HEIGHT + 18 + 14;
@@ -97,7 +97,7 @@ function layOut(width, height) {
     cell.forEach((node, i) => {
       const line = Math.floor(i / column.perLine);
       const inLine = Math.min(column.perLine, cell.length - line * column.perLine);
-      // Room is used where there is some, so that neighbours can be told apart.
+      // Nodes are spread out where there is room.
       const apart = Math.min(step * 1.5, (column.width - 8) / inLine);
       place[node.number].x = column.left + column.width / 2 + ((i % column.perLine) - (inLine - 1) / 2) * apart;
       place[node.number].y = middle + (line - (count - 1) / 2) * Math.min(step, 14);
@@ -111,12 +111,12 @@ function layOut(width, height) {
   }
 }
 
-// Layer in which a node stands; -1 is that of the embeddings.
+// Layer of a node; -1 for embeddings.
 function row(node) {
   return node.kind === "position" ? -1 : node.layer;
 }
 
-// Above their tokens where there is room; what overlaps moves aside, what does not fit goes to a further line.
+// Targets are above their tokens where they fit; they move aside where they overlap, and to another line where they do not fit.
 function placeTargets(targets, columnOf) {
   const left = EDGE_OF_PAGE.left;
   const right = Math.max(left + 200, grid.width - EDGE_OF_PAGE.right);

@@ -1,4 +1,4 @@
-// What the user does, and what is drawn anew for it.
+// User input, and redrawing after it.
 
 function redraw() {
   // The node under the pointer may move away without the pointer leaving it.
@@ -24,7 +24,7 @@ function redraw() {
   drawPinned();
 }
 
-// Changes something, and shows and remembers it. What had the focus in the panel keeps it by its id.
+// Applies a change, redraws, and writes it to the address. The element of the panel with the focus keeps it by its id.
 function act(change, focusId) {
   change();
   writeHash();
@@ -39,7 +39,7 @@ function select(number, { focusPanel = false } = {}) {
     openGroup = null;
   });
   if (number === null) {
-    announce("Nothing selected");
+    announce("Selection cleared");
     return;
   }
   setCurrent(number);
@@ -181,7 +181,7 @@ function restore() {
   setCurrent(firstNode());
   redraw();
   drawPanel();
-  // What is explained mostly stands behind the last token.
+  // Targets are mostly at the last token.
   if (state.selected === null) stage.scrollLeft = stage.scrollWidth;
   else if (state.view === "graph") reveal(state.selected);
 }

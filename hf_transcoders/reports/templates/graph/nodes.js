@@ -1,4 +1,4 @@
-// The nodes of the graph as SVG: made once, then moved, shown and hidden.
+// The nodes of the graph as SVG: created once, then moved, shown and hidden.
 
 const stage = byId("graph");
 const svg = byId("node-svg");
@@ -22,7 +22,7 @@ const marks = NODES.map((node) => {
   layerOf(node).append(mark);
   return mark;
 });
-// The one node that Tab leads to; arrow keys lead on from there.
+// The node that Tab focuses; arrow keys move on from there.
 let current = null;
 
 function drawNode(node) {
@@ -74,7 +74,7 @@ function shortened(text, room) {
   return `${text.slice(0, end)}…`;
 }
 
-// Places everything anew, if the window or what is shown has changed.
+// Lays out the graph again if the window or the visible nodes have changed.
 let drawn = { width: 0, height: 0, nodes: [] };
 function drawNodes() {
   const { clientWidth: width, clientHeight: height } = stage;
@@ -101,7 +101,7 @@ function drawNodes() {
   stick();
 }
 
-// Tokens and targets stay in sight when the layers between them need more room than there is.
+// Tokens and targets stay visible while the layers between them scroll.
 function stick() {
   grid.tokenShift = Math.min(0, stage.scrollTop + stage.clientHeight - grid.height);
   grid.targetShift = stage.scrollTop;
@@ -123,7 +123,7 @@ function drawLayerLabels() {
   }));
 }
 
-// Which nodes stand out: the selected one and its neighbours, or those that were searched for.
+// Highlights the selected node and its neighbors, or the nodes that match the search.
 function drawStates() {
   const near = neighbours();
   for (const node of NODES) {
@@ -179,7 +179,7 @@ function focusNode(number) {
   reveal(number);
 }
 
-// Scrolls to where a node is.
+// Scrolls to a node.
 function reveal(number) {
   const { x } = place[number];
   const y = whereY(number);
@@ -194,7 +194,7 @@ function reveal(number) {
   if (x > stage.scrollLeft + stage.clientWidth - margin) stage.scrollLeft = x - stage.clientWidth + margin;
 }
 
-// Height at which a node is drawn now.
+// Current height of a node.
 function whereY(number) {
   const node = NODES[number];
   if (!isBox(node)) return place[number].y;
@@ -212,7 +212,7 @@ function nodeTowards(number, key) {
     const away = { x: place[node.number].x - from.x, y: place[node.number].y - from.y };
     const along = away.x * dx + away.y * dy;
     const aside = Math.abs(away.x * dy) + Math.abs(away.y * dx);
-    // Sideways within the row, as far as it goes.
+    // Sideways only within the row.
     if (along <= 0.5 || (dx !== 0 && aside > grid.step * 1.5)) continue;
     const cost = along + 2 * aside;
     if (cost < least) {

@@ -12,8 +12,8 @@ function drawPanel() {
 
 function nodeParts(node) {
   const kinds = {
-    token: "embedding of a token", position: "embedding of a position", feature: "feature", target: "target",
-    error: "what the dictionary misses", mlp: "whole output of an MLP without a dictionary", bias: "biases of a layer",
+    token: "token embedding", position: "position embedding", feature: "feature", target: "target",
+    error: "error of the dictionary", mlp: "output of an MLP without a dictionary", bias: "biases of a layer",
   };
   const dictionary = DATA.dictionaries[node.dictionary]?.name;
   const isPinned = state.pins.includes(node.number);
@@ -26,12 +26,12 @@ function nodeParts(node) {
       element("button", { id: "clear", type: "button", onclick: () => select(null) }, "Clear")),
     element("dl", {}, factsOf(node).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]), sumParts(node)),
     ...(node.details ? featureParts(node.details) : []),
-    ...endsParts("Made of", node.incoming, "source"),
-    ...endsParts("Goes into", node.outgoing, "target"),
+    ...endsParts("Incoming edges", node.incoming, "source"),
+    ...endsParts("Outgoing edges", node.outgoing, "target"),
   ];
 }
 
-// How the row adds up: the edges, and what is not among them.
+// The sum of the row: its edges, and the effects that are not in the graph.
 function sumParts(node) {
   if (node.total === null) return [];
   const edges = node.incoming.reduce((sum, edge) => sum + edge.weight, 0);
@@ -75,15 +75,15 @@ function featureParts(details) {
   const tokens = (name, kind, list) => list.length ? element("ul", { class: "tokens" }, element("li", { class: "name" }, name),
     list.map(([token, value]) => element("li", { class: kind, title: signed(value) }, visible(token)))) : null;
   return [
-    element("h3", {}, "What it does",
+    element("h3", {}, "Feature",
       element("span", { class: "soft small" }, `fires on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
-    tokens("raises", "raised", details.top_tokens),
-    tokens("lowers", "lowered", details.bottom_tokens),
+    tokens("promotes", "raised", details.top_tokens),
+    tokens("suppresses", "lowered", details.bottom_tokens),
     details.contexts.length
       ? element("ul", { class: "contexts" }, details.contexts.map((context) => element("li", {},
         element("span", { class: "value" }, number3(context.activations[context.peak])),
         element("span", { class: "text" }, context.tokens.map((token, i) => contextToken(token, context, i, details.max_activation))))))
-      : element("p", { class: "soft" }, "Never fired on the tokens searched."),
+      : element("p", { class: "soft" }, "Never active on the tokens searched."),
   ];
 }
 
@@ -92,7 +92,7 @@ function contextToken(token, context, i, most) {
   const title = number3(value);
   if (i === context.peak) return element("mark", { title }, visible(token));
   if (value <= 0 || most <= 0) return visible(token);
-  // A style attribute is what feature.css paints.
+  // feature.css paints by the style attribute.
   return element("span", { title, style: `--a:${Math.min(1, value / most).toFixed(2)}` }, visible(token));
 }
 
@@ -113,8 +113,8 @@ function groupParts(group) {
     element("ul", { class: "ends-list" }, group.members.map((number) => element("li", { class: "member" },
       element("button", { class: "end", type: "button", onclick: () => select(number, { focusPanel: true }) },
         element("span", { class: "soft" }, NODES[number].kind), element("span", { class: "name" }, NODES[number].label)),
-      element("button", { type: "button", class: "small", "aria-label": `Take ${NODES[number].label} out of the group`,
-        onclick: () => act(() => leaveGroup(number)) }, "Take out")))),
+      element("button", { type: "button", class: "small", "aria-label": `Remove ${NODES[number].label} from the group`,
+        onclick: () => act(() => leaveGroup(number)) }, "Remove")))),
   ];
 }
 
@@ -122,10 +122,10 @@ function overviewParts() {
   const { scores, pruning } = DATA;
   const count = (kind) => NODES.filter((node) => node.kind === kind).length;
   return [
-    element("h2", {}, "What made the model say this"),
+    element("h2", {}, "Attribution graph"),
     element("p", { class: "soft" },
-      "Each edge is exactly what one node adds to the next, with attention patterns and norm scales held as they were. " +
-      "Select a node to see what it is made of and where it goes."),
+      "Each edge is the exact direct effect of one node on another, with frozen attention patterns and norm scales. " +
+      "Select a node to see its incoming and outgoing edges."),
     element("div", { class: "legend", role: "img", "aria-label": "Legend" }, legendItems()),
     element("h3", {}, "Targets"),
     element("ul", { class: "ends-list" }, NODES.filter((node) => node.kind === "target").map((node) => {
@@ -133,18 +133,18 @@ function overviewParts() {
       return element("li", {}, element("button", { class: "end", type: "button", onclick: () => select(node.number, { focusPanel: true }) },
         element("span", { class: "weight" }, percent(probability ?? weight)), element("span", { class: "name" }, visible(node.label))));
     })),
-    element("h3", {}, "How far it can be trusted"),
+    element("h3", {}, "Scores"),
     element("dl", {}, rows([
       ["replacement", `${percent(scores.replacement)} of the influence comes from tokens, the rest from errors`],
-      ["completeness", `${percent(scores.completeness)} of what nodes are made of is no error`],
+      ["completeness", `${percent(scores.completeness)} of the inputs of nodes are not errors`],
       ["not in the graph", `${percent(scores.rest)} of the influence`],
     ])),
     pruning ? element("p", {},
-      `Pruned to ${percent(pruning.nodes)} of the influence of nodes and ${percent(pruning.edges)} of that of edges: ` +
-      `${pruning.dropped_nodes.toLocaleString("en")} nodes with ${percent(pruning.dropped_influence)} of the influence were left out, ` +
+      `Pruned to ${percent(pruning.nodes)} of the influence of nodes and ${percent(pruning.edges)} of the influence of edges: ` +
+      `${pruning.dropped_nodes.toLocaleString("en")} nodes with ${percent(pruning.dropped_influence)} of the influence were dropped, ` +
       `${pruning.dropped_error_nodes.toLocaleString("en")} of them errors (${percent(pruning.dropped_error_influence)}).`) : null,
-    ...certificateParts(DATA.certificate),
-    element("h3", {}, "What is in it"),
+    ...validationParts(DATA.validation),
+    element("h3", {}, "Contents"),
     element("dl", {}, rows([
       ["nodes", `${NODES.length.toLocaleString("en")}: ${["feature", "error", "mlp", "bias", "position", "token", "target"]
         .filter(count).map((kind) => `${count(kind)} ${count(kind) === 1 ? kind : kind === "bias" ? "biases" : `${kind}s`}`).join(", ")}`],
@@ -155,9 +155,9 @@ function overviewParts() {
       element("dl", {}, rows(DATA.dictionaries.map(({ name, ...facts }) => [name, factText(facts)])))),
     element("h3", {}, "Keys"),
     element("dl", {}, rows([
-      [keys("Tab"), "to the graph and on"], [keys("←", "↑", "→", "↓"), "to the next node"], [keys("Enter"), "select"],
-      [keys("p"), "pin or unpin"], [keys("g"), "graph or pinned nodes"], [keys("/"), "search, Enter for the next match"],
-      [keys("Esc"), "clear"],
+      [keys("Tab"), "enter or leave the graph"], [keys("←", "↑", "→", "↓"), "move to the next node"], [keys("Enter"), "select"],
+      [keys("p"), "pin or unpin"], [keys("g"), "switch between graph and pinned nodes"], [keys("/"), "search; Enter moves to the next match"],
+      [keys("Esc"), "clear the selection"],
     ])),
   ];
 }
@@ -171,29 +171,29 @@ function legendItems() {
   const stroke = (name, text) => element("span", {}, svgElement("svg", { width: 18, height: 6 },
     svgElement("line", { x1: 0, x2: 18, y1: 3, y2: 3, "stroke-width": 3, stroke: `var(--${name})` })), text);
   const present = new Set(NODES.map((node) => node.kind));
-  const names = { feature: "feature", error: "error", mlp: "whole MLP", bias: "biases", position: "position" };
+  const names = { feature: "feature", error: "error", mlp: "MLP output", bias: "biases", position: "position" };
   return [
     ...Object.entries(names).filter(([kind]) => present.has(kind)).map(([kind, text]) => item(kind, text)),
-    stroke("positive", "adds to"), stroke("negative", "takes from"),
+    stroke("positive", "positive effect"), stroke("negative", "negative effect"),
   ];
 }
 
-function certificateParts(certificate) {
-  if (!certificate) return [];
-  const { summary, edges = [] } = certificate;
+function validationParts(validation) {
+  if (!validation) return [];
+  const { summary, edges } = validation;
   const modes = Object.keys(summary);
   const names = { direct: "all but the direct effect", frozen: "attention and norms", free: "nothing" };
   const parts = [
-    element("h3", {}, "Certificate", element("span", { class: "soft small" }, "predicted against measured")),
-    element("p", { class: "soft" }, "Features were ablated in the model, and what happened compared with what their edges say."),
-    table("certificate", ["held fast", "edges", "correlation", "same sign", "error"], modes.map((mode) => [
+    element("h3", {}, "Validation", element("span", { class: "soft small" }, "predicted and measured effects")),
+    element("p", { class: "soft" }, "Features were ablated in the model, and the measured changes compared with the predictions of their edges."),
+    table("validation", ["held fixed", "edges", "correlation", "same sign", "error"], modes.map((mode) => [
       names[mode] ?? mode, summary[mode].edges, number3(summary[mode].pearson), percent(summary[mode].sign_agreement),
       number3(summary[mode].relative_error),
     ])),
   ];
   if (edges.length) {
-    parts.push(element("details", {}, element("summary", {}, "Edges one by one"),
-      table("certified-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
+    parts.push(element("details", {}, element("summary", {}, "Individual edges"),
+      table("validated-edges", ["edge", "predicted", ...modes], edges.map((edge) => [
         `${edge.source_label} → ${edge.target_label}`, signed(edge.predicted), ...modes.map((mode) => signed(edge[mode])),
       ]))));
   }

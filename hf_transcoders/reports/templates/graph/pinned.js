@@ -19,8 +19,8 @@ function drawPinned() {
   byId("group").disabled = marked.size < 2;
   byId("group").textContent = marked.size ? `Group marked (${marked.size})` : "Group marked";
   byId("pinned-hint").textContent = items.length
-    ? "Mark boxes to group them. Numbers are direct effects; a group's are sums."
-    : "Nothing is pinned yet: select a node in the graph and press p.";
+    ? "Mark boxes to group them. Numbers are direct effects; the effects of a group are sums."
+    : "No node is pinned: select a node in the graph and press p.";
   if (state.view !== "pinned") return;
   const focusedKey = document.activeElement?.closest?.(".pinned-item")?.dataset.key;
   const wasBox = document.activeElement?.matches?.("input");
@@ -33,7 +33,7 @@ function drawPinned() {
   again?.querySelector(wasBox ? "input" : "button").focus();
 }
 
-// Rows from the layers that occur, from bottom to top; in a row from left to right by token.
+// One row per layer that occurs, from bottom to top; within a row from left to right by token.
 function placeItems(items) {
   const mean = (item, of) => item.members.reduce((sum, number) => sum + of(NODES[number]), 0) / item.members.length;
   const height = (node) => (node.kind === "target" ? DATA.num_layers : node.layer);
@@ -128,7 +128,7 @@ function drawItemEdges(edges, near) {
   const lines = [];
   const texts = [];
   const ranked = edges.sort(byStrength);
-  // The weaker ones first, so that strong ones lie on top.
+  // Weak edges first, so that strong ones are drawn on top.
   for (let rank = ranked.length - 1; rank >= 0; rank -= 1) {
     const edge = ranked[rank];
     const strength = Math.sqrt(Math.abs(edge.weight) / most);

@@ -1,4 +1,4 @@
-// Which nodes and edges are shown: the strongest that together carry a share of the influence.
+// Visible nodes and edges: the strongest that together have the chosen share of the influence.
 
 const shown = { nodes: new Array(NODES.length).fill(true), edges: EDGES };
 
@@ -8,14 +8,14 @@ const BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
 function prune() {
   const nodes = new Array(NODES.length).fill(true);
   strongest(BY_INFLUENCE, (node) => node.influence, state.nodes / 100, (node, keep) => { nodes[node.number] = keep; });
-  // What was chosen by hand stays in sight.
+  // Selected and pinned nodes stay visible.
   const chosen = [...state.pins, ...(state.selected === null ? [] : [state.selected])];
   chosen.forEach((number) => { nodes[number] = true; });
   const candidates = BY_FLOW.filter((edge) => nodes[edge.source] && nodes[edge.target]);
   let edges = [];
   strongest(candidates, (edge) => edge.flow, state.edges / 100, (edge, keep) => { if (keep) edges.push(edge); });
   if (state.nodes < 100 || state.edges < 100) {
-    // Features to which, and nodes from which, nothing leads any more say nothing.
+    // Features without an edge in, and nodes without an edge out, are hidden.
     const fixed = new Set(chosen);
     for (let changed = true; changed;) {
       changed = false;

@@ -1,7 +1,7 @@
-// What the user has chosen. All of it stands in the address, so that a link brings it back.
+// The state of the page, which is kept in the address so that a link restores it.
 
 const state = { view: "graph", selected: null, pins: [], groups: [], nodes: 100, edges: 100, search: "" };
-// Which pinned things are marked for grouping, and which group is open: for the moment only.
+// Pinned items marked for grouping, and the open group. These are not in the address.
 const marked = new Set();
 let openGroup = null;
 let ownHash = null;
@@ -12,7 +12,7 @@ function readHash() {
     const value = Number.parseInt(parameters.get(name) ?? "100", 10);
     return value >= 0 && value <= 100 ? value : 100;
   };
-  // A link may be of another page: what this graph does not have is left out.
+  // A link may be from another page: ids that this graph does not have are left out.
   const numbers = (ids) => [...new Set(ids.map((id) => BY_ID.get(id)).filter((number) => number !== undefined))];
   state.view = parameters.get("view") === "pinned" ? "pinned" : "graph";
   state.nodes = share("nodes");
@@ -42,7 +42,7 @@ function writeHash() {
   if (state.selected !== null) parameters.set("node", NODES[state.selected].id);
   if (state.pins.length) parameters.set("pins", ids(state.pins));
   for (const group of state.groups) parameters.append("group", `${ids(group.members)}:${group.name}`);
-  // Commas and colons may stand in a fragment, and are shorter so.
+  // Commas and colons are allowed in a fragment, and shorter unescaped.
   const text = parameters.toString().replaceAll("%2C", ",").replaceAll("%3A", ":");
   ownHash = text ? `#${text}` : "";
   if (location.hash !== ownHash) history.replaceState(null, "", ownHash || location.pathname + location.search);

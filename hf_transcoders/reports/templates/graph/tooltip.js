@@ -1,4 +1,4 @@
-// What is told of a node under the pointer or in focus.
+// Tooltip of the node under the pointer or with the focus.
 
 const tooltip = byId("tooltip");
 

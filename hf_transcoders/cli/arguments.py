@@ -1,0 +1,145 @@
+"""Arguments that several commands share: one name has one meaning, one type and one help text everywhere."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..lm.offline_models import OFFLINE_MODELS
+from .values import device, seed, unicode_text, whole
+
+
+class Option(NamedTuple):
+    """A shared option: its help, to which a command may add after a semicolon, the name of its value, and its type."""
+
+    help: str
+    metavar: str | None = None
+    type: Callable[[str], Any] | None = None
+
+
+SHARED = {
+    "add_bos": Option("begin prompts with the beginning-of-sequence token; by default, as the tokenizer does"),
+    "batch_size": Option("rows per forward pass", "N", whole(1)),
+    "corruption": Option("what the corrupted prompt changes, for tasks with several corruptions", "NAME"),
+    "data": Option(
+        "text: a Hub dataset id, a file or folder (.txt, .jsonl, .parquet, .csv), or `docstrings`, the English docstrings of "
+        "the installed packages, which need no download"
+    ),
+    "data_split": Option("split of a Hub dataset", "SPLIT"),
+    "dictionary": Option("name of one dictionary of a set", "NAME"),
+    "dtype": Option(
+        "precision of the language model; `auto` is the precision of the checkpoint on a GPU, and the faster one of float32 "
+        "and bfloat16 on a CPU"
+    ),
+    "features": Option("numbers of the features", "N", whole(0)),
+    "json": Option("print the result as JSON"),
+    "k": Option("active features per token", "N", whole(1)),
+    "loss_tokens": Option("tokens for measuring the loss of the language model", "N", whole(1)),
+    "max_features": Option("largest number of features", "N", whole(1)),
+    "max_tokens": Option("tokens of text to use", "N", whole(1)),
+    "model": Option(
+        f"Hub id or folder of the language model, or the name of a packaged model ({', '.join(OFFLINE_MODELS)})"
+    ),
+    "num_features": Option("features of each dictionary", "N", whole(1)),
+    "output": Option("folder for the results", "FOLDER"),
+    "prompts": Option("number of prompts", "N", whole(1)),
+    "revision": Option("commit, tag or branch of the language model on the Hub"),
+    "seed": Option("random seed", "N", seed),
+    "sequence_length": Option("tokens per row of text", "N", whole(2)),
+    "skip_first": Option("positions to leave out at the start of each row", "N", whole(0)),
+    "text_column": Option("column of the text; by default, the only column with text", "NAME"),
+    "transcoders": Option("folder or Hub id of a dictionary or of a set of dictionaries", "PATH"),
+    "transcoders_revision": Option("commit, tag or branch of the dictionaries on the Hub", "REVISION"),
+}
+DTYPES = ["auto", "float32", "bfloat16", "float16"]
+
+
+def add_shared(parser: argparse.ArgumentParser, name: str, more: str = "", **options) -> None:
+    """Add a shared option.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Parser or argument group.
+        name (`str`): Name of the option, with underscores.
+        more (`str`, *optional*): Text that this command adds to the help.
+        options: Further arguments of `add_argument`.
+    """
+    declare_shared(parser.add_argument(f"--{name.replace('_', '-')}", **options), more)
+
+
+def declare_shared(action: argparse.Action, more: str = "") -> None:
+    """Give an option the help, the name of its value and the type that it has in every command."""
+    option = SHARED[action.dest]
+    action.help = f"{option.help}; {more}" if more else option.help
+    action.metavar = option.metavar
+    action.type = option.type or action.type
+
+
+def model_arguments(parser: argparse.ArgumentParser, required: bool = False, dtype: str = "auto") -> None:
+    """Add the options for the language model; unless `required`, the one that the dictionaries name is the default."""
+    group = parser.add_argument_group("language model")
+    more = "" if required else "by default, the model that the dictionaries were trained on"
+    add_shared(group, "model", more, required=required)
+    add_shared(group, "revision")
+    add_shared(group, "dtype", default=dtype, choices=DTYPES)
+    group.add_argument("--device", type=device, help="cuda, cpu or mps; by default, the best available device")
+
+
+def dictionary_arguments(parser: argparse.ArgumentParser, choose: str | None = None, more: str = "") -> None:
+    """Add the options for trained dictionaries; `choose` is what `--dictionary` adds to its help, if it is an option."""
+    group = parser.add_argument_group("dictionaries")
+    add_shared(group, "transcoders", more, required=True)
+    add_shared(group, "transcoders_revision")
+    if choose is not None:
+        add_shared(group, "dictionary", choose)
+
+
+def feature_arguments(parser: argparse.ArgumentParser, chosen: str, count: int) -> None:
+    """Add the options for features: their numbers, or how many are `chosen`."""
+    group = parser.add_argument_group("features").add_mutually_exclusive_group()
+    add_shared(group, "features", f"by default, {chosen}", nargs="+")
+    add_shared(group, "max_features", "used when --features is not given", default=count)
+
+
+def prompt_arguments(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add a prompt, the dictionaries that explain it, and the language model in full precision."""
+    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer adds its special tokens")
+    dictionary_arguments(parser, more=more)
+    # In lower precision, contributions no longer sum exactly.
+    model_arguments(parser, dtype="float32")
+
+
+def text_arguments(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Add the options for text."""
+    group = parser.add_argument_group("text")
+    add_shared(group, "data", default="docstrings")
+    add_shared(group, "data_split", default="train")
+    add_shared(group, "text_column")
+    add_shared(group, "sequence_length", default=128)
+    add_shared(group, "max_tokens", default=max_tokens)
+
+
+def measuring_arguments(parser: argparse.ArgumentParser, title: str, loss_tokens: int | None = None):
+    """Add the options for measuring on text, and give their group."""
+    group = parser.add_argument_group(title)
+    if loss_tokens is not None:
+        add_shared(group, "loss_tokens", default=loss_tokens)
+    add_shared(group, "batch_size", default=8)
+    add_shared(group, "skip_first", default=1)
+    return group
+
+
+def task_arguments(parser: argparse.ArgumentParser, prompts: int) -> None:
+    """Add a task, and the options for its prompts."""
+    parser.add_argument("task", help="name of a task, as `hf-transcoders tasks list` prints it")
+    group = parser.add_argument_group("task")
+    add_shared(group, "prompts", default=prompts)
+    add_shared(group, "corruption")
+    add_shared(group, "seed", "the same seed gives the same prompts", default=0)
+
+
+def output_arguments(parser: argparse.ArgumentParser, files: str | None = None, default: str | None = None):
+    """Add `--output` for a folder with `files`, if there are any, and `--json`, and give their group."""
+    group = parser.add_argument_group("output")
+    if files is not None:
+        add_shared(group, "output", f"holds {files}", default=default)
+    add_shared(group, "json", action="store_true")
+    return group

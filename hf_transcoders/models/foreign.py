@@ -1,0 +1,319 @@
+"""Dictionaries in the formats of other libraries, opened as if they were saved by this one."""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import OSTranscoderError, TranscoderError
+from ..files import atomic_directory
+from ..formats.choice import PathFacts, choose, path_facts
+from ..formats.detect import WRITERS, detect, members
+from ..formats.dictionary import ForeignDictionary, Given, Norm
+from ..formats.folder import Folder
+from ..formats.tensor_files import LazyTensor
+from ..formats.writing import PlainDictionary
+from ..text.logging import get_logger
+from ..text.printable import printable
+from .configuration_transcoder import DTYPES, TranscoderConfig
+from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
+
+
+if TYPE_CHECKING:
+    from .modeling_transcoder import TranscoderModel
+
+
+#: What the user may say of a dictionary whose files do not say it, of the arguments of `from_pretrained`.
+FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor")
+
+#: What chooses among the dictionaries of a repo, of the arguments of `from_pretrained`.
+CHOICE_ARGUMENTS = ("layers", "width", "l0")
+
+logger = get_logger(__name__)
+
+_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def foreign_folder(files: Files, choice: Mapping[str, Any] | None = None) -> tuple[ModuleType, Folder] | None:
+    """
+    The format of a dictionary of another library and its files; `None` where it is one of this library. The only one in
+    the sub-folders of a folder is found too.
+
+    Args:
+        files ([`Files`]): Where the dictionary lies.
+        choice (`Mapping[str, Any]`, *optional*): Those of [`CHOICE_ARGUMENTS`] that were given.
+
+    Raises:
+        [`TranscoderError`]: the files are those of several dictionaries.
+    """
+    folder, own = _listed(files)
+    if folder is None:
+        return None
+    module = detect(folder, own)
+    if module is None and not own and (found := members(folder)):
+        found = chosen(found, choice or {})
+        if len(found) == 1:
+            return next(iter(found.values()))
+        names = ", ".join(list(found)[:8]) + (" ..." if len(found) > 8 else "")
+        raise TranscoderError(
+            f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
+            "file, or all of them with TranscoderSet.from_pretrained."
+        )
+    if choice:
+        raise TranscoderError(
+            f"{printable(files.place)} holds one dictionary, so there is nothing to choose: leave out {', '.join(choice)}."
+        )
+    return None if module is None else (module, folder)
+
+
+def take_choice(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes those of [`CHOICE_ARGUMENTS`] that are in `kwargs` out of it."""
+    return {name: value for name in CHOICE_ARGUMENTS if (value := kwargs.pop(name, None)) is not None}
+
+
+def chosen(found: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of several dictionaries that were asked for; where an L0 was given, a message says which are the nearest."""
+    if not choice:
+        return dict(found)
+    names = choose(found, **choice)
+    if not isinstance(choice.get("l0"), str | None):
+        shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+        logger.warning(f"Nearest to an L0 of {choice['l0']:g}: {shown}.")
+    return {name: found[name] for name in names}
+
+
+def foreign_members(files: Files) -> dict[str, tuple[ModuleType, Folder]]:
+    """
+    The dictionaries of other libraries in a folder, by name; none where it holds one of this library.
+
+    Args:
+        files ([`Files`]): Where the set lies.
+    """
+    folder, own = _listed(files)
+    return {} if folder is None or own else members(folder)
+
+
+def _listed(files: Files) -> tuple[Folder | None, bool]:
+    """The files of a folder, and whether a dictionary of this library is among them."""
+    own = files.file is None and _is_own(files)
+    # On the Hub, a list of the files is a request of its own: a dictionary of this library loads without it.
+    if own and not files.is_local:
+        return None, True
+    try:
+        return Folder(files, files.names(levels=0 if own else 3), files.file), own
+    except OSTranscoderError:
+        return None, own
+
+
+def open_foreign(module: ModuleType, folder: Folder, given: Given) -> SavedDictionary:
+    """
+    Opens a dictionary of another library.
+
+    Args:
+        module (`ModuleType`): The module of its format.
+        folder ([`Folder`]): Its files.
+        given ([`Given`]): What the files do not say.
+    """
+    dictionary = module.read(folder, given)
+    files = folder.files
+    place = f"{files.place}/{folder.file}" if folder.file else files.place
+    return SavedDictionary(files.path, place, _complete(dictionary, module.NAME, files), _slices(dictionary))
+
+
+@torch.no_grad()
+def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | os.PathLike, to: str) -> None:
+    """
+    Writes dictionaries in the format of another library; all of them or, where it cannot express one, nothing.
+
+    Args:
+        dictionaries (`Mapping[str, TranscoderModel]`): Name -> dictionary.
+        folder (`str` or `os.PathLike`): The folder to write.
+        to (`str`): One of `WRITERS`.
+    """
+    if to not in WRITERS:
+        raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise TranscoderError(
+            f"{printable(folder)} is not empty, and files of several formats cannot be told apart: choose another."
+        )
+    with atomic_directory(folder) as partial:
+        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+
+
+def _plain(model: "TranscoderModel") -> PlainDictionary:
+    if model.config.normalization != "none":
+        model = copy.deepcopy(model).fold_normalization_()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name == "threshold"}
+    if model.config.tied:
+        tensors["W_enc"] = tensors["W_dec"] = model.encoder_weight
+    tensors.setdefault("b_dec", model.W_enc.new_zeros(model.config.d_out))  # pyright: ignore[reportCallIssue]
+    return PlainDictionary({name: getattr(model.config, name) for name in model.config.own_fields()}, tensors)
+
+
+def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
+    """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
+    for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
+        if kwargs.pop(name, None) is not None:
+            raise TranscoderError(
+                f"`{name}=` says what the files of another library leave out, and this dictionary was saved by hf_transcoders: "
+                f"leave `{name}` out."
+            )
+
+
+def holds_dictionaries(folder: str | os.PathLike) -> bool:
+    """Whether a folder on this machine has the files of a dictionary, or of several of another library."""
+    files = Files(folder)
+    if files.find(CONFIG_NAME, optional=True) is not None:
+        return True
+    names = Folder(files, files.names())
+    return detect(names) is not None or bool(members(names))
+
+
+@dataclass(frozen=True)
+class ForeignFacts:
+    """
+    What is known of a dictionary of another library before its weights are read.
+
+    Args:
+        format (`str`): Name of its format.
+        path ([`PathFacts`]): What its name says.
+        config ([`TranscoderConfig`], *optional*): What its files say; `None` where they were not opened.
+        parameters (`int`, *optional*): Number of parameters.
+        trouble (`str`, *optional*): Why it cannot be loaded.
+    """
+
+    format: str
+    path: PathFacts
+    config: TranscoderConfig | None = None
+    parameters: int | None = None
+    trouble: str | None = None
+
+
+def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
+    """
+    What the dictionaries of other libraries in a folder or repo are, by name, from their settings and the headers of their
+    weights. Of several on the Hub nothing is downloaded: only their names tell something.
+
+    Args:
+        files ([`Files`]): Where they lie.
+    """
+    folder, own = _listed(files)
+    if folder is None or own:
+        return {}
+    module = detect(folder)
+    found = members(folder)
+    if module is not None and (folder.file is not None or not found):
+        found = {folder.file or folder.name: (module, folder)}
+    open_them = files.is_local or len(found) == 1
+    return {name: _describe(name, *member, open_them) for name, member in found.items()}
+
+
+def _describe(name: str, module: ModuleType, folder: Folder, open_it: bool) -> ForeignFacts:
+    known = path_facts(name)
+    if not open_it:
+        return ForeignFacts(module.NAME, known)
+    try:
+        saved = open_foreign(module, folder, Given(complete=False))
+    except TranscoderError as error:
+        return ForeignFacts(module.NAME, known, trouble=str(error))
+    shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
+    return ForeignFacts(module.NAME, known, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
+
+
+def take_given(kwargs: dict[str, Any]) -> Given:
+    """Takes those of [`FOREIGN_ARGUMENTS`] that are in `kwargs` out of it."""
+    if kwargs.pop("variant", None) is not None:
+        raise TranscoderError("`variant=` is a part of the names of this library's own files: leave it out.")
+    said = {name: kwargs.pop(name) for name in FOREIGN_ARGUMENTS if name in kwargs}
+    model = said.pop("base_model", None)
+    if model is None or isinstance(model, str):
+        return Given(base_model=model, **said)
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        raise TranscoderError("`base_model` must be the name of a language model, or a loaded one.")
+    known = TranscoderConfig.for_model(model, "layers.0.mlp.in")
+    base = {name: getattr(known, f"base_model_{name}") for name in ("name_or_path", "revision", "type")}
+    return Given(
+        base_fields={f"base_model_{name}": value for name, value in base.items()}, norm_of=_norm_of(model), **said
+    )
+
+
+def _norm_of(model: PreTrainedModel) -> Callable[[str], Norm]:
+    # Sideways: where the norms of a model are is known to the room beside this one.
+    from ..lm.norms import norm_bias, norm_gain, norm_width
+    from ..lm.sites import Site
+    from ..lm.stream import norm_before
+
+    def norm_of(text: str) -> Norm:
+        site = Site.parse(text)
+        if site.point not in ("attn.in", "mlp.in"):
+            site = Site("mlp.in", site.layer)
+        norm = norm_before(model, site)
+        if norm is None:
+            raise TranscoderError(
+                f"The language model has no norm in front of '{site}', so there is none to undo there."
+            )
+        gain = norm_gain(norm, norm_width(norm))
+        bias = torch.as_tensor(norm_bias(norm)).expand_as(gain.gain)
+        return Norm(gain.gain.detach().float().cpu(), bias.detach().float().cpu(), gain.centers)
+
+    return norm_of
+
+
+def _is_own(files: Files) -> bool:
+    """Whether the configuration in a folder is that of a dictionary of this library, damaged ones included."""
+    path = files.find(CONFIG_NAME, optional=True)
+    if path is None:
+        return False
+    try:
+        settings = parse_saved(path.read_bytes(), str(path))
+    except (TranscoderError, OSError):
+        return True
+    return settings.get("model_type") == TranscoderConfig.model_type or "format_version" in settings
+
+
+def _complete(dictionary: ForeignDictionary, format: str, files: Files) -> dict[str, Any]:
+    """Fields of a whole configuration, with where the dictionary comes from."""
+    origin = {"converted_from": format, "source": files.path}
+    if files.hub.get("revision"):
+        origin["source_revision"] = files.hub["revision"]
+    config = TranscoderConfig(**dictionary.fields, training_summary=origin | dictionary.facts)
+    values = {name: getattr(config, name) for name in TranscoderConfig.own_fields()}
+    dtype = str(dictionary.tensors["W_enc"].dtype).removeprefix("torch.")
+    return values | {"dtype": dtype if dtype in DTYPES else "float32", "model_type": TranscoderConfig.model_type}
+
+
+def _slices(dictionary: ForeignDictionary) -> dict[str, "_Slices"]:
+    opened = _Slices(dictionary.tensors)
+    return dict.fromkeys(dictionary.tensors, opened)
+
+
+class _Slices:
+    """Lazy tensors with the methods of an opened safetensors file that loading needs."""
+
+    def __init__(self, tensors: dict[str, LazyTensor]):
+        self._tensors = tensors
+
+    def get_slice(self, name: str) -> "_Header":
+        return _Header(self._tensors[name])
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._tensors[name].read()
+
+
+class _Header:
+    def __init__(self, tensor: LazyTensor):
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return _NAMES.get(self._tensor.dtype, printable(self._tensor.dtype))

@@ -1,7 +1,6 @@
 """Steps that several commands share: load models, dictionaries and text, and print the result."""
 
 import contextlib
-import re
 import timeit
 from pathlib import Path
 
@@ -112,7 +111,10 @@ def choose_dictionary(dictionaries, name: str | None) -> str:
 
 def may_be_on_hub(path: str) -> bool:
     """Whether a path can be that of a repo on the Hub, or of a file or folder in one."""
-    return "/" in path and path[0] not in "/.~"
+    from ..dictionaries import is_hub_id
+
+    owner_and_name = path.split("/")[:2]
+    return len(owner_and_name) == 2 and is_hub_id("/".join(owner_and_name))
 
 
 def base_model_of(dictionaries, given: str | None) -> str:
@@ -120,7 +122,9 @@ def base_model_of(dictionaries, given: str | None) -> str:
     name = given or dictionaries.base_model_name_or_path
     if name is None:
         raise TranscoderError("The dictionary does not name its language model: give it by --model.")
-    if not given and not Path(name).exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+    from ..dictionaries import is_hub_id
+
+    if not given and not Path(name).exists() and not is_hub_id(name):
         # Written where the dictionary was trained: a path from another folder or machine.
         raise TranscoderError(
             f"The dictionary was trained on the language model in the folder {name}, which does not exist here: give its "

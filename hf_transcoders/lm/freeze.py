@@ -138,7 +138,7 @@ def frozen(model: PreTrainedModel, run: FrozenRun, *, mlps: bool = False) -> Ite
     >>> run = record_frozen(model, input_ids)
     >>> with frozen(model, run, mlps=True), capture(model, "layers.8.mlp.in", stop=False) as activations:
     ...     model(input_ids)
-    ...     # Through linear paths alone: what token 2 gives to a feature of layer 8 at the last one.
+    ...     # The gradient of a feature of layer 8 at the last token, through linear paths alone.
     ...     (activations["layers.8.mlp.in"][0, -1] @ encoder_row).backward()
     ```
     """

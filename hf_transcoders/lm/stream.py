@@ -54,7 +54,7 @@ def norm_before(model: PreTrainedModel, site: Site) -> nn.Module | None:
     return None if name is None else _submodule(model, site, name)
 
 
-def norm_behind(model: PreTrainedModel, site: Site) -> nn.Module | None:
+def norm_after(model: PreTrainedModel, site: Site) -> nn.Module | None:
     """The post-norm between a site and the stream that it writes to, or `None` where there is none."""
     _check(writes_to_stream(site), site, "does not write to the residual stream")
     if site.point not in ("attn.out", "mlp.out"):
@@ -78,23 +78,23 @@ def read_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> t
 
 def written_directions(model: PreTrainedModel, site: Site, rows: torch.Tensor) -> torch.Tensor:
     """Directions at a site, `(..., width)`, as directions of the residual stream, without the scale of a post-norm, if any."""
-    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
+    norm, multiplier = norm_after(model, site), multiplier_after(model, site)
     rows = rows if norm is None else norm_gain(norm, rows.shape[-1]).push(rows)
     return rows if multiplier == 1 else rows * multiplier
 
 
-def multiplier_behind(model: PreTrainedModel, site: Site) -> float:
+def multiplier_after(model: PreTrainedModel, site: Site) -> float:
     """Factor on values at a site before they are added to the stream, in addition to a post-norm."""
     _check(writes_to_stream(site), site, "does not write to the residual stream")
     return architecture_of(model).residual_multiplier if site.point in ("attn.out", "mlp.out") else 1.0
 
 
-def map_behind(model: PreTrainedModel, site: Site, at: torch.Tensor) -> FrozenNorm | None:
+def map_after(model: PreTrainedModel, site: Site, at: torch.Tensor) -> FrozenNorm | None:
     """
     The linear map from what is at a site to what is added to the stream for it: the post-norm at the scale that it has at
     `at (..., hidden)`, and the family's multiplier; `None` where there is neither.
     """
-    norm, multiplier = norm_behind(model, site), multiplier_behind(model, site)
+    norm, multiplier = norm_after(model, site), multiplier_after(model, site)
     if norm is None:
         if multiplier == 1:
             return None

@@ -246,7 +246,7 @@ def take_given(kwargs: dict[str, Any]) -> Given:
 
 
 def _norm_of(model: PreTrainedModel) -> Callable[[str], Norm]:
-    # Sideways: where the norms of a model are is known to the room beside this one.
+    # Imported here, because files of models do not import files of lm at module level.
     from ..lm.norms import norm_bias, norm_gain, norm_width
     from ..lm.sites import Site
     from ..lm.stream import norm_before
@@ -257,9 +257,7 @@ def _norm_of(model: PreTrainedModel) -> Callable[[str], Norm]:
             site = Site("mlp.in", site.layer)
         norm = norm_before(model, site)
         if norm is None:
-            raise TranscoderError(
-                f"The language model has no norm in front of '{site}', so there is none to undo there."
-            )
+            raise TranscoderError(f"The language model has no norm before '{site}', so there is none to undo there.")
         gain = norm_gain(norm, norm_width(norm))
         bias = torch.as_tensor(norm_bias(norm)).expand_as(gain.gain)
         return Norm(gain.gain.detach().float().cpu(), bias.detach().float().cpu(), gain.centers)

@@ -405,6 +405,18 @@ def test_numbers_belong_to_the_weights_that_were_measured(base, tmp_path):
     assert trainer.model.config.evaluation is None
 
 
+def evaluate_and_save(folder):
+    """Evaluate the set in a folder on a text beside it, with `--save`; gives the exit code."""
+    (folder / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
+    return main(
+        [
+            "evaluate", "--transcoders", str(folder / "set"), "--data", str(folder / "text.txt"), "--device", "cpu",
+            "--dtype", "float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json",
+            "--save",
+        ]
+    )  # fmt: skip
+
+
 def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_path, capsys):
     folder, trainer, _ = trained["set"]
     trainer.model.save_pretrained(tmp_path / "set")
@@ -412,19 +424,7 @@ def test_evaluate_on_the_command_line_saves_numbers_and_card(trained, base, tmp_
         path = tmp_path / "set" / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": None}))
     weights = {p: p.read_bytes() for p in (tmp_path / "set").rglob("*.safetensors")}
-    (tmp_path / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
-    argv = [
-        "evaluate",
-        "--transcoders",
-        str(tmp_path / "set"),
-        "--data",
-        str(tmp_path / "text.txt"),
-        "--device",
-        "cpu",
-        "--dtype",
-    ]
-    argv += ["float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json", "--save"]
-    assert main(argv) == 0
+    assert evaluate_and_save(tmp_path) == 0
     report = json.loads(capsys.readouterr().out)
     loaded = TranscoderSet.from_pretrained(tmp_path / "set")
     for name, entry in report["dictionaries"].items():
@@ -485,19 +485,7 @@ def test_a_card_of_a_folder_reads_no_weights(trained, reads, kind):
 def test_evaluating_with_save_reads_weights_once(trained, reads, base, tmp_path, capsys):
     _, trainer, _ = trained["set"]
     trainer.model.save_pretrained(tmp_path / "set")
-    (tmp_path / "text.txt").write_text("\n\n".join(f"w{i % 100 + 4} w{i % 90 + 5} w9 w10" for i in range(300)))
-    argv = [
-        "evaluate",
-        "--transcoders",
-        str(tmp_path / "set"),
-        "--data",
-        str(tmp_path / "text.txt"),
-        "--device",
-        "cpu",
-        "--dtype",
-    ]
-    argv += ["float32", "--sequence-length", "16", "--max-tokens", "200", "--loss-tokens", "100", "--json", "--save"]
-    assert main(argv) == 0
+    assert evaluate_and_save(tmp_path) == 0
     assert (tmp_path / "set" / "README.md").exists() and len(reads) == len(trainer.model.state_dict())
 
 

@@ -10,8 +10,8 @@ from hf_transcoders.lm import Site, architecture_of, capture
 from hf_transcoders.lm.norms import norm_bias, norm_gain, norm_scale
 from hf_transcoders.lm.stream import (
     direct_logits,
+    norm_after,
     norm_before,
-    norm_behind,
     reading_stage,
     stream_before,
     writing_stage,
@@ -47,11 +47,11 @@ def test_a_post_norm_lies_between_output_and_stream(family):
         out, branch = Site(f"{part}.out", 1), Site(f"{part}.branch", 1)
         with capture(model, [out, branch], stop=False) as activations:
             model(input_ids=tiny_tokens())
-            written, norm = activations[out], norm_behind(model, out)
+            written, norm = activations[out], norm_after(model, out)
             if norm is not None:
                 written = norm(written)
             torch.testing.assert_close(written, activations[branch])
-        assert (norm is not None) == family.startswith("gemma") and norm_behind(model, branch) is None
+        assert (norm is not None) == family.startswith("gemma") and norm_after(model, branch) is None
 
 
 def test_stages():

@@ -19,7 +19,7 @@ from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.order import POINTS
 from ...lm.sites import Site
-from ...lm.stream import map_behind, multiplier_behind, norm_before, norm_behind
+from ...lm.stream import map_after, multiplier_after, norm_after, norm_before
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
 from .linear_run import READS, WRITES, LinearLayer, LinearRun, Writer, through_heads
@@ -215,9 +215,9 @@ def _linear_layer(model, kept, heads, layer, row, length):
 
     def frozen_after(point):
         site = Site(point, layer)
-        norm = norm_behind(model, site)
-        bias = 0.0 if norm is None else norm_bias(norm) * multiplier_behind(model, site)
-        return map_behind(model, site, kept.at(point, layer, row, length)[:, None]), bias
+        norm = norm_after(model, site)
+        bias = 0.0 if norm is None else norm_bias(norm) * multiplier_after(model, site)
+        return map_after(model, site, kept.at(point, layer, row, length)[:, None]), bias
 
     attention_norm, attention_norm_bias = frozen_before("attn.in", before)
     mlp_norm, mlp_norm_bias = frozen_before("mlp.in", between)

@@ -17,7 +17,7 @@ from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import linear_rows, num_embeddings
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
-from ...lm.stream import UNEMBEDDING, map_behind
+from ...lm.stream import UNEMBEDDING, map_after
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 from .results import PatchResult
@@ -98,7 +98,7 @@ def _component_outputs(model, task, tokens, position):
     parts = []
     for layer in range(layers):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
-        through = map_behind(model, Site("attn.out", layer), attention[layer].float()[:, None])
+        through = map_after(model, Site("attn.out", layer), attention[layer].float()[:, None])
         if through is not None:
             added = through(added)
         parts.append(added)

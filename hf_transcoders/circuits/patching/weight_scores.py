@@ -16,7 +16,7 @@ from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.norms import norm_bias
 from ...lm.sites import Site
-from ...lm.stream import norm_behind, read_directions, written_directions
+from ...lm.stream import norm_after, read_directions, written_directions
 from ...lm.wrappers import measures_model
 from .attention_edits import check_heads
 
@@ -55,7 +55,7 @@ def copying_scores(model: PreTrainedModel, token_ids: Sequence[int], top: int = 
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(model)):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
-        post_norm = norm_behind(model, Site("attn.out", layer))
+        post_norm = norm_after(model, Site("attn.out", layer))
         if post_norm is not None:
             # Applied to the output of one head: the final norm sets the scale anyway.
             added = post_norm(added.to(model.dtype)).float()

@@ -19,7 +19,7 @@ from ...lm.norms import norm_scale
 from ...lm.sites import Site
 from ...lm.stream import (
     direct_logits,
-    norm_behind,
+    norm_after,
     read_directions,
     reading_stage,
     writes_to_stream,
@@ -379,7 +379,7 @@ class FeatureWeights:
     def _scaled_activations(self, name, input_ids) -> torch.Tensor:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm after them, if any."""
         dictionary = self.dictionary(name)
-        post_norm = norm_behind(self.base_model, _output(dictionary))
+        post_norm = norm_after(self.base_model, _output(dictionary))
         prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
         ids = encode_prompt(self.base_model, prompt, None)[None].to(input_device(self.base_model))
         forget_lengths_(self.base_model)

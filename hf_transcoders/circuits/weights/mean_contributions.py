@@ -13,7 +13,7 @@ from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
 from ...lm.sites import Site
-from ...lm.stream import norm_before, norm_behind, stream_before
+from ...lm.stream import norm_after, norm_before, stream_before
 from ...models.modeling_transcoder import TranscoderModel
 from .connections import MAX_ELEMENTS
 
@@ -110,7 +110,7 @@ def mean_scaled_activations(
     ends = {
         name: (Site.parse(d.config.input_site), Site.parse(d.config.output_sites[0])) for name, d in sources.items()
     }
-    post_norms = {name: norm_behind(base_model, out) for name, (_, out) in ends.items()}
+    post_norms = {name: norm_after(base_model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}
     device = input_device(base_model)

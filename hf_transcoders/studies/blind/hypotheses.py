@@ -12,7 +12,7 @@ from ...circuits.weights.token_effects import embeddings, vocabulary_parts
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
 from ...lm.sites import Site
-from ...lm.stream import multiplier_behind, norm_before, norm_behind, reading_stage, writing_stage
+from ...lm.stream import multiplier_after, norm_after, norm_before, reading_stage, writing_stage
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ def _written(model, dictionary, stream):
     out = Site.parse(dictionary.config.output_site)
     inputs = _normed(norm_before(model, Site("mlp.in", out.layer)), stream)
     added = dictionary(inputs.to(dictionary.device), output_features=False).reconstruction.to(stream)
-    norm = norm_behind(model, out)
+    norm = norm_after(model, out)
     added = added if norm is None else _normed(norm, added)
-    return added * multiplier_behind(model, out)
+    return added * multiplier_after(model, out)
 
 
 def _attention_scale(model, layer, stream):
     """Scale of the norm before attention, and of a post-norm if there is one, if each token attends to itself: `(tokens, 1)`."""
-    norm, post_norm = norm_before(model, Site("attn.in", layer)), norm_behind(model, Site("attn.out", layer))
+    norm, post_norm = norm_before(model, Site("attn.in", layer)), norm_after(model, Site("attn.out", layer))
     scale = _scale(norm, stream)
     if post_norm is None:
         return scale

@@ -16,7 +16,7 @@ from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
 from ...lm.sites import Site
-from ...lm.stream import UNEMBEDDING, map_behind
+from ...lm.stream import UNEMBEDDING, map_after
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
@@ -260,7 +260,7 @@ class _Measured:
         device = input_device(self.model)
         writes = decoder_rows(self.transcoder, features).to(device)[:, None]
         architecture = architecture_of(self.model)
-        through = map_behind(self.model, self.place, self.seen["output"][:, -1].float())
+        through = map_after(self.model, self.place, self.seen["output"][:, -1].float())
         if through is not None:
             writes = through(writes)
         final_norm = self.model.base_model.get_submodule(architecture.final_norm)

@@ -9,7 +9,7 @@ from hf_transcoders.circuits.weights import connections
 from hf_transcoders.lm import Site, capture, locate
 from hf_transcoders.lm.architectures import architecture_of, has_parallel_residual
 from hf_transcoders.lm.norms import frozen_norm, norm_scale
-from hf_transcoders.lm.stream import norm_before, norm_behind, stream_before
+from hf_transcoders.lm.stream import norm_after, norm_before, stream_before
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from tests.circuits.weights.setups import dictionary, pair
 from tests.tiny_models import HIDDEN_SIZE, NUM_LAYERS, TINY_CONFIGS, VOCAB_SIZE, tiny_model, tiny_tokens
@@ -27,7 +27,7 @@ def _seen(model, sites):
 
 def _through_frozen(model, site, rows, activations, before):
     """Rows through the norm at a site, `(batch, seq, n, hidden)`, at the scale it has at each token."""
-    norm = norm_before(model, site) if before else norm_behind(model, site)
+    norm = norm_before(model, site) if before else norm_after(model, site)
     if norm is None:
         return rows.expand(*tiny_tokens().shape, *rows.shape[-2:])
     at = activations[stream_before(model, site) if before else site]
@@ -45,8 +45,8 @@ def test_direct_strengths_times_scales_are_what_reaches_the_target(family):
     arrived = _through_frozen(model, into, written, activations, before=True)
     reached = arrived @ encoder_rows(dictionaries["late"])[0].T
     scale = norm_scale(norm_before(model, into), activations[stream_before(model, into)])
-    if norm_behind(model, out) is not None:
-        scale = scale * norm_scale(norm_behind(model, out), activations[out])
+    if norm_after(model, out) is not None:
+        scale = scale * norm_scale(norm_after(model, out), activations[out])
 
     weights = FeatureWeights(model, dictionaries)
     strengths = weights.connections("early", "late", target_features=range(7))
@@ -102,7 +102,7 @@ def test_heads_times_their_patterns_are_what_a_hooked_forward_measures(family):
 
 
 def _scale(model, activations, site, token, behind=False):
-    norm = norm_behind(model, site) if behind else norm_before(model, site)
+    norm = norm_after(model, site) if behind else norm_before(model, site)
     if norm is None:
         return torch.ones(2, 1)
     return norm_scale(norm, activations[site if behind else stream_before(model, site)][:, token])
@@ -120,7 +120,7 @@ def test_one_head_is_its_matrices_in_double_precision(family):
     group = heads // (value.shape[0] // head_dim)
     gain_in = _gain(norm_before(model, Site("attn.in", 1)), family)
     gain_out = torch.eye(HIDDEN_SIZE, dtype=torch.float64)
-    if (norm := norm_behind(model, Site("attn.out", 1))) is not None:
+    if (norm := norm_after(model, Site("attn.out", 1))) is not None:
         gain_out = _gain(norm, family)
     reads, writes = weights.reads("late").double(), weights.writes("early").double()
     naive = torch.empty(heads, 10, 7, dtype=torch.float64)

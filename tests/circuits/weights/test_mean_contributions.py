@@ -7,7 +7,7 @@ from hf_transcoders.circuits import FeatureWeights
 from hf_transcoders.circuits.weights import mean_contributions as contributions
 from hf_transcoders.lm import Site, capture
 from hf_transcoders.lm.norms import frozen_norm
-from hf_transcoders.lm.stream import norm_before, norm_behind, stream_before
+from hf_transcoders.lm.stream import norm_after, norm_before, stream_before
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from tests.circuits.weights.setups import dictionary, pair
 from tests.tiny_models import TINY_CONFIGS, tiny_model, tiny_tokens
@@ -55,7 +55,7 @@ def test_means_equal_a_loop_over_tokens(monkeypatch, family, only_active):
                 for name, out in outs.items():
                     acts = dictionaries[name].encode(activations[Site("mlp.in", out.layer)][row, token])
                     written = decoder_rows(dictionaries[name]).double()
-                    if (norm := norm_behind(model, out)) is not None:
+                    if (norm := norm_after(model, out)) is not None:
                         written = frozen_norm(norm, activations[out][row, token][None])(written)
                     arrived = frozen_norm(norm_before(model, into), activations[stream][row, token][None])(written)
                     sums[name][:, j] += counted * acts.double() * (arrived @ reads[j])

@@ -11,7 +11,7 @@ from hf_transcoders.cli import main
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.lm import Site, capture, edit_attention, locate
 from hf_transcoders.lm.norms import norm_bias, norm_scale
-from hf_transcoders.lm.stream import norm_before, norm_behind
+from hf_transcoders.lm.stream import norm_after, norm_before
 from hf_transcoders.models.linear_parts import encoder_rows
 from hf_transcoders.studies import blind_study
 from hf_transcoders.studies.blind.hypotheses import TokenHypotheses, token_hypotheses
@@ -43,7 +43,7 @@ def test_hypotheses_are_a_forward_without_text(family):
     streams = [stream]
     read = norm_before(model, Site("mlp.in", 0))(stream)
     added = dictionaries["early"](read).reconstruction
-    if (post_norm := norm_behind(model, Site("mlp.out", 0))) is not None:
+    if (post_norm := norm_after(model, Site("mlp.out", 0))) is not None:
         added = post_norm(added)
     streams += [stream + added] * 2
     torch.testing.assert_close(found.current, ((norm(streams[2]) - bias) @ rows.T).T, rtol=1e-3, atol=1e-4)
@@ -58,7 +58,7 @@ def test_hypotheses_are_a_forward_without_text(family):
         # One token attends to itself: what its attention module gives is all that the heads write.
         alone = _attention_output(model, layer, inputs, lambda z, at, head=head: _only(z, head))
         change = alone - _attention_output(model, layer, inputs, lambda z, at: torch.zeros_like(z))
-        if (post_norm := norm_behind(model, Site("attn.out", layer))) is not None:
+        if (post_norm := norm_after(model, Site("attn.out", layer))) is not None:
             # Its gain, at the scale that it has for the whole output.
             whole = _attention_output(model, layer, inputs, None)
             change = post_norm(change) / norm_scale(post_norm, change) * norm_scale(post_norm, whole)

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hf_transcoders.data.text import load_texts
 from hf_transcoders.evaluation import EvaluationReport
 from hf_transcoders.evaluation.drift import DriftProbe
 from hf_transcoders.hub import card_of_folder
-from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
 from hf_transcoders.reports import measured_in, pareto_fronts, write_report
 from hf_transcoders.tasks import Task, from_auto_circuit_json, from_eap_csv, from_pairs_json, measure
 from hf_transcoders.tracking import find_runs
@@ -31,76 +29,13 @@ from tests.data.test_harvest import token_rows
 from tests.models.reference_dictionary import VARIANTS, make_model
 from tests.tiny_models import tiny_model, tiny_tokens
 
+from .foreign import ForeignDictionary, ForeignSet
 from .mutations import damage_file, damage_json
+from .target import Target, trusted_numbers, used_dictionary
 
 
 NAME = "layers.1.mlp.transcoder"
 SITES = "layers.1.mlp.in", "layers.1.mlp.branch"
-
-
-class Target:
-    """One kind of file or folder.
-
-    A case copies one of the samples that `make` has made, damages it, and calls `load` on it and `use` on what that gives.
-    What `use` returns is compared with what it gives for the sample itself.
-    """
-
-    #: How many cases it gets in comparison with others, by what a case costs and how many readers are behind it.
-    weight = 1.0
-    #: Whether NaN is how a missing number is kept, so that one more of them is no sign of anything.
-    keeps_nan = False
-    #: Patterns of files that reading may leave in the folder, as a run leaves checkpoints.
-    writes: tuple[str, ...] = ()
-
-    def make(self, folder: Path) -> None:
-        """Make samples, each a folder of its own in `folder`."""
-        raise NotImplementedError
-
-    def damage(self, rng: random.Random, sample: Path, outside: Path) -> str:
-        """Damage a copy of a sample, and say how."""
-        files = sorted(path for path in sample.rglob("*") if path.is_file())
-        path = rng.choice(files)
-        twins = [other for other in files if other != path and other.suffix == path.suffix]
-        if twins and rng.random() < 0.05:
-            other = rng.choice(twins)
-            first, second = path.read_bytes(), other.read_bytes()
-            path.write_bytes(second), other.write_bytes(first)
-            return f"{path.relative_to(sample)} exchanged with {other.relative_to(sample)}"
-        return f"{path.relative_to(sample)}: {damage_file(rng, path, outside)}"
-
-    def load(self, sample: Path):
-        """Read the sample."""
-        raise NotImplementedError
-
-    def use(self, loaded, work: Path):
-        """Do with it what people do; plain values and tensors."""
-        return loaded
-
-    def numbers(self, loaded, used):
-        """What has to be finite, if it was in the sample."""
-        return used
-
-
-def used_dictionary(model: TranscoderModel):
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(5, model.config.d_in, generator=generator)
-    output = model.eval()(inputs)
-    rows, biases = encoder_rows(model)
-    return [
-        output.reconstruction,
-        output.features,
-        rows,
-        biases,
-        decoder_rows(model),
-        model.config.to_diff_dict() | {"_name_or_path": ""},
-    ]
-
-
-def trusted_numbers(models, used):
-    """Weights, and what comes of them where they are no larger than any that was trained: products may overflow."""
-    weights = [tensor for model in models for tensor in model.state_dict().values()]
-    sizes = [tensor.float().abs().max() for tensor in weights if tensor.numel()]
-    return [weights, used if all(size < 1e6 for size in sizes) else []]
 
 
 def with_results(config: TranscoderConfig) -> None:
@@ -755,4 +690,6 @@ TARGETS: dict[str, Target] = {
     "cache": CachedActivations(),
     "rows": TokenRows(),
     "commands": Commands(),
+    "foreign": ForeignDictionary(),
+    "foreignset": ForeignSet(),
 }

@@ -15,7 +15,8 @@ from .mutations import damage_file
 from .outcomes import FAULTS, table
 from .runner import Fuzzer
 from .setup import quiet
-from .targets import TARGETS, Target
+from .target import Target
+from .targets import TARGETS
 
 
 def fuzz(folder, seed, cases):

@@ -133,7 +133,7 @@ def run(name: str, row: Row, arguments: list[str], logs: Path) -> tuple[bool, st
     except (subprocess.CalledProcessError, OSError, StopIteration, TypeError) as error:
         return False, f"its environment cannot be made: {error}", time.monotonic() - start
     variables = {**os.environ, **row.variables, "OMP_NUM_THREADS": str(row.threads), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--threads", str(row.threads), *arguments]
+    command = [python, "-m", "pytest", "--threads", str(row.threads), *arguments]
     with open(log, "w") as file:
         code = subprocess.run(command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT).returncode
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -100,8 +100,8 @@ def adapted(family: str, make, seed: int = 1, **changes) -> tuple[PreTrainedMode
     Args:
         family (`str`): The family.
         make (`Callable`): From the model to the configuration of PEFT, or several for several adapters that work together.
-        seed (`int`): Of the adapters' weights.
-        changes: Of the model's configuration.
+        seed (`int`): Seed of the adapters' weights.
+        changes: Changes to the model's configuration.
     """
     from peft import get_peft_model
 

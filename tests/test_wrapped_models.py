@@ -34,7 +34,7 @@ READ, WRITE = "layers.1.mlp.in", "layers.1.mlp.branch"
 IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
 ROWS = [{"input_ids": row.tolist()} for row in torch.randint(3, 128, (24, 16))]
 
-# Public names with such a parameter that is no language model.
+# Public names with a parameter of such a name that is not a language model.
 NO_LANGUAGE_MODEL = {
     "circuits.graphs.graph.AttributionGraph": "",
     "studies.published.published_study": "a name",
@@ -238,7 +238,7 @@ def _PLAN(parts):
 
 
 def assert_same(found, expected, where="result"):
-    """Equal in every number; what is no plain value is compared by its fields."""
+    """Equal in every number; objects are compared by their fields."""
     assert type(found) is type(expected), where
     if isinstance(found, torch.Tensor):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True, msg=where)

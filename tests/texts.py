@@ -70,7 +70,7 @@ def padded(texts: list[list[int]], how: str, seed: int = 0) -> list[dict]:
             spare = width - len(text)
             before = {"right": 0, "left": spare, "both": spare // 2}.get(kind)
             places = rng.permutation(width)[: len(text)] if before is None else np.arange(before, before + len(text))
-            ids = rng.integers(0, VOCAB_SIZE, width)  # What stands under the mask is nobody's business.
+            ids = rng.integers(0, VOCAB_SIZE, width)  # Tokens under the mask must not matter.
             ids[np.sort(places)] = text
             mask = np.zeros(width, dtype=int)
             mask[places] = 1

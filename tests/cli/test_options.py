@@ -101,7 +101,7 @@ def test_every_long_option_is_taken_with_hyphens_and_with_underscores(monkeypatc
     for name, action, parser in long_options():
         if action.dest in ("help", "help_all"):
             continue
-        # Of the other arguments, required ones are left out; of this one, only the name is tested.
+        # Required arguments are left out, and only the name of this one is tested.
         monkeypatch.setattr(parser, "_actions", [a for a in parser._actions if a.option_strings and not a.required])
         for attribute in ("type", "choices"):
             monkeypatch.setattr(action, attribute, None)

@@ -1,4 +1,4 @@
-"""Files of text as people have them, and as nobody should: found, read, or refused in one sentence."""
+"""Text files, whole or damaged, are found and read, or refused in one sentence."""
 
 import bz2
 import gzip

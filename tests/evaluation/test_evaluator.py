@@ -325,7 +325,7 @@ def test_numbers_that_are_none_are_announced(base, blocks, tmp_path, monkeypatch
         assert all(sentence[:20] in text for sentence in said) and "WARNING" in text
     assert report.to_dict()["warnings"] == said
     assert EvaluationReport.load_json(report.save_json(tmp_path / "report.json")).warnings == said
-    # A ratio to nothing is no fault of the dictionary.
+    # Dividing by zero does not count against the dictionary.
     alone = evaluator(base, blocks).evaluate({"good": good})
     alone.dictionaries["good"]["metrics"].update(fvu=float("inf"), ce_recovered_zero=float("nan"))
     assert alone.warnings == [] and "warnings" not in alone.to_dict() and "WARNING" not in alone.to_text()

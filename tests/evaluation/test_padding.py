@@ -29,7 +29,7 @@ def make_dictionary(model, seed=1):
 
 
 def losses(logits, text):
-    """Of the tokens behind those that count."""
+    """Padding tokens after the tokens that count."""
     picked = logits[SKIP:-1].log_softmax(-1)
     return -picked.gather(-1, torch.tensor(text[SKIP + 1 :])[:, None])[:, 0]
 

@@ -59,7 +59,7 @@ def write_gemma_scope_2(folder, settings):
 
 
 def write_gpt2_transcoder(path, layer=1):
-    """A torch file with settings of a class that nobody else has, gzip-compressed if its name says so."""
+    """A torch file with settings of a class that is not installed, gzip-compressed if its name says so."""
     made = random_tensors(W_enc=(D, N), W_dec=(N, D), b_enc=(N,), b_dec=(D,), b_dec_out=(D,))
     module = types.ModuleType("sae_training.config")
     module.LanguageModelSAERunnerConfig = type(

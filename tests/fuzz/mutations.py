@@ -156,7 +156,7 @@ def _damage_text(rng, text):
         "a comma too many": text.rstrip().removesuffix("}").removesuffix("]") + ",}",
         "a comment": "// made by hand\n" + text,
         "a byte order mark": "\ufeff" + text,
-        "a NUL behind it": text + "\x00",
+        "a NUL after it": text + "\x00",
         "twice": text + text,
         "Python's words": text.replace("true", "True").replace("null", "None"),
         "no end": text.rstrip()[:-1],

@@ -19,9 +19,9 @@ from hf_transcoders import TranscoderError
 RIGHT = ("equal", "changed", "refused")
 #: What is a fault, and what it means.
 FAULTS = {
-    "unclear": "an error that is no sentence for the user",
-    "crash": "read without a word, and an error where it is used",
-    "nan": "numbers that are not finite came in without a word",
+    "unclear": "an error that is not a sentence for the user",
+    "crash": "read without a warning, and an error on use",
+    "nan": "numbers that are not finite came in without a warning",
     "hang": "more processor time than any file of this size may take",
     "memory": "more memory than twice the files and a constant",
     "death": "the process ended",

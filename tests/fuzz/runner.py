@@ -105,7 +105,7 @@ class Fuzzer:
             shutil.rmtree(place, ignore_errors=True)
 
     def _lay_out(self, place, name, chosen):
-        """The sample, and beside it one that damaged paths may lead to and nobody may open."""
+        """Lay out the sample, and beside it a folder that damaged paths may lead to and no reader may open."""
         sample, outside = place / "given" / chosen, place / "given" / "outside"
         shutil.copytree(self.work / "samples" / name / chosen, sample)
         shutil.copytree(sample, outside)

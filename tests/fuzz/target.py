@@ -18,9 +18,9 @@ class Target:
     What `use` returns is compared with what it gives for the sample itself.
     """
 
-    #: How many cases it gets in comparison with others, by what a case costs and how many readers are behind it.
+    #: Share of the cases relative to other targets, by the cost of a case and the number of readers it covers.
     weight = 1.0
-    #: Whether NaN is how a missing number is kept, so that one more of them is no sign of anything.
+    #: Whether NaN stands for a missing number, so that more of them are not a fault.
     keeps_nan = False
     #: Patterns of files that reading may leave in the folder, as a run leaves checkpoints.
     writes: tuple[str, ...] = ()

@@ -294,7 +294,7 @@ class Checkpoints(Target):
         checkpoint = sample / rng.choice(["checkpoint-4", "checkpoint-4", "checkpoint-2"])
         what = super().damage(rng, checkpoint, outside)
         if rng.random() < 0.6 and (checkpoint / "checkpoint.json").is_file():
-            # With a manifest that fits, the readers behind it have to notice.
+            # With a manifest that fits, the readers that come after it must notice.
             partial = sample / ".partial" / checkpoint.name
             partial.parent.mkdir()
             checkpoint.rename(partial)
@@ -594,7 +594,7 @@ class TokenRows(Target):
         while True:
             new, what = damage_json(rng, path.read_text(), outside)
             try:
-                # Nobody's reader is asked here: what is not JSON is no dataset.
+                # Text that is not JSON never becomes a dataset, so no reader of the library meets it.
                 value = json.loads(new)
             except (ValueError, RecursionError):
                 continue

@@ -1,4 +1,4 @@
-"""What a push may take to the Hub: a dictionary's own files, nobody's code, no file from elsewhere, no path of this machine."""
+"""Files that a push uploads: those of the dictionary, but no code, no files from elsewhere and no local paths."""
 
 import json
 import os
@@ -336,7 +336,7 @@ def test_a_card_never_fails_on_what_it_is_told():
     assert "| FVU | 0.2500 |" in good and "100 tokens" in good
     chosen = random.Random(0)
     for field, value in (("evaluation", measured()), ("training_summary", SUMMARY)):
-        # What is no object at all, the configuration refuses.
+        # The configuration refuses values that are not objects.
         for path in filter(None, places(value)):
             for new in [..., *chosen.sample(ODD, 5)]:
                 model.config.evaluation, model.config.training_summary = measured(), SUMMARY

@@ -256,7 +256,7 @@ def test_stopping_leaves_no_state_in_transformers(family):
     assert model.config.to_dict() == config
     after = model(ids)
     assert torch.equal(after.logits, expected.logits)
-    # An output collector left behind by the stopped call would fill up here, or hold these back.
+    # An output collector left by the stopped call would fill up here, or hold these back.
     assert after.hidden_states is None
     assert len(model(ids, output_hidden_states=True).hidden_states) == NUM_LAYERS + 1
 

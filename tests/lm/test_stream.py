@@ -73,6 +73,6 @@ def test_direct_logits_are_what_the_final_norm_lets_through(family):
     directions = torch.randn(4, HIDDEN_SIZE)
     norm = model.base_model.get_submodule(architecture_of(model).final_norm)
     head = model.get_output_embeddings()
-    behind = (norm(directions) - norm_bias(norm)) / norm_scale(norm, directions)
-    logits = head(behind) - head(torch.zeros(1, HIDDEN_SIZE))
+    normalized = (norm(directions) - norm_bias(norm)) / norm_scale(norm, directions)
+    logits = head(normalized) - head(torch.zeros(1, HIDDEN_SIZE))
     torch.testing.assert_close(direct_logits(model, directions), logits, rtol=1e-3, atol=1e-3)

@@ -61,7 +61,7 @@ def test_batch_topk_chooses_the_largest_positive_scores_of_the_batch(kind, rows,
 
 
 def test_batch_topk_ranks_everything_when_the_sample_misleads():
-    # Every 61st score, which the first guess looks at, is huge: too few of the others pass it.
+    # Every 61st score, which the first guess is made from, is huge: too few of the others pass it.
     scores = torch.rand(100, 122, generator=torch.Generator().manual_seed(0)) + 0.1
     scores.view(-1)[::61] += 100.0
     offsets, indices = batch_topk(scores, 2000)

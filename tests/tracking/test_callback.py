@@ -198,15 +198,15 @@ def test_a_planted_nan_alerts_once(make_trainer):
     trainer = make_trainer(callbacks=[_Plant(5, lambda model: model.W_dec.fill_(math.nan))], eval_strategy="no")
     with pytest.raises(TranscoderError, match="diverged at step 6"):
         trainer.train()
-    # Of the dictionary and of the sum over dictionaries, recorded before the run is stopped.
+    # Alerts of the dictionary and of the sum over dictionaries, recorded before the run is stopped.
     assert _titles(trainer) == [("Not a finite number", "error", 6)] * 2
 
 
 def test_a_planted_spike_alerts_once(make_trainer):
-    # One log of one step: the decoder bias is far off, and the next step finds it mended.
+    # One log of one step: the decoder bias is far off, and the next step finds it repaired.
     plant = _Plant(20, lambda model: model.b_dec.add_(10))
-    mend = _Plant(21, lambda model: model.b_dec.sub_(10))
-    trainer = make_trainer(callbacks=[plant, mend], max_steps=30, eval_strategy="no", sparsity_warmup=0.0)
+    repair = _Plant(21, lambda model: model.b_dec.sub_(10))
+    trainer = make_trainer(callbacks=[plant, repair], max_steps=30, eval_strategy="no", sparsity_warmup=0.0)
     trainer.train()
     assert _titles(trainer) == [("Loss spike", "warn", 21)]
 

@@ -172,7 +172,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int = 0) -> tuple[list[Kill]
     Args:
         folder (`Path`): For the runs.
         kills (`int`): How many.
-        seed (`int`, *optional*, defaults to 0): Of the moments.
+        seed (`int`, *optional*, defaults to 0): Seed of the moments at which the run is killed.
 
     Returns:
         The kills, how many of them were survived, how many runs came to their end, and what differed from the undisturbed

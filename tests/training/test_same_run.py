@@ -158,7 +158,7 @@ class TestWhatDiffersIsNamed:
                 continue
             with pytest.raises(TranscoderError, match="has other rows than those of the checkpoint"):
                 other.train(resume_from_checkpoint=str(checkpoint))
-            # What is saved on the way out is no way around it.
+            # A checkpoint that is saved on the way out is checked in the same way.
             with pytest.raises(TranscoderError, match="has other rows"):
                 make(rows, tmp_path / f"c{row}").train(resume_from_checkpoint=True)
 

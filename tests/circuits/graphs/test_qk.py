@@ -126,7 +126,7 @@ def test_refused():
         qk_attribution(model, [], prompt, 0, 0, 9)
     with pytest.raises(TranscoderError, match="give at least 1"):
         qk_attribution(model, [], prompt, 0, 0, top=0)
-    # Later than the query, and behind the window of 6 tokens.
+    # Later than the query, and outside the window of 6 tokens.
     for key_position in (8, 0):
         with pytest.raises(TranscoderError, match=f"cannot attend from token 7 to token {key_position}"):
             qk_attribution(model, [], prompt, 0, 0, 7, key_position)

@@ -93,19 +93,19 @@ def test_heads_times_their_patterns_are_what_a_hooked_forward_measures(family):
 
     strengths = FeatureWeights(model, dictionaries).connections("early", "late", source_features=[source], through=1)
     assert strengths.shape == (HEADS, 1, 7)
-    scale = _scale(model, activations, out, token, behind=True) * _scale(model, activations, attention_in, token)
-    scale = scale * _scale(model, activations, attention_out, target_token, behind=True)
+    scale = _scale(model, activations, out, token, after=True) * _scale(model, activations, attention_in, token)
+    scale = scale * _scale(model, activations, attention_out, target_token, after=True)
     scale = scale * _scale(model, activations, into, target_token)
     summed = torch.einsum("bh,hst->bt", patterns[1][:, :, target_token, token], strengths) * scale
     assert summed.abs().max() > 1e-3
     torch.testing.assert_close(summed, reached, rtol=1e-3, atol=1e-4)
 
 
-def _scale(model, activations, site, token, behind=False):
-    norm = norm_after(model, site) if behind else norm_before(model, site)
+def _scale(model, activations, site, token, after=False):
+    norm = norm_after(model, site) if after else norm_before(model, site)
     if norm is None:
         return torch.ones(2, 1)
-    return norm_scale(norm, activations[site if behind else stream_before(model, site)][:, token])
+    return norm_scale(norm, activations[site if after else stream_before(model, site)][:, token])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "gpt_neox"])
@@ -230,7 +230,7 @@ def test_pull_backs(family):
     torch.testing.assert_close(
         pulled, weights.connections("early", "late", target_features=[3, 6], through=1).mT, rtol=1e-4, atol=1e-4
     )
-    # On a prompt: activation times what the direction becomes behind the post-norm, token by token.
+    # On a prompt: activation times what the direction becomes after the post-norm, token by token.
     ids, out, read = tiny_tokens()[0], Site("mlp.out", 0), Site("mlp.in", 0)
     activations = _seen(model, [out, read])
     features = dictionaries["early"].encode(activations[read][0])

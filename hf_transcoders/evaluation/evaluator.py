@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..data.text import hub_dataset_id
 from ..data.token_blocks import TokenBlocks
@@ -32,6 +31,7 @@ from ..lm.sites import Site
 from ..lm.wrappers import language_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import TranscoderSet
+from ..text import logging
 from ..text.printable import printable
 from ..version import versions
 from .evaluation_report import TOGETHER, EvaluationReport

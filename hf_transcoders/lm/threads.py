@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
-from transformers.utils import logging
 
 from ..errors import TranscoderError
+from ..text import logging
 
 
 logger = logging.get_logger(__name__)

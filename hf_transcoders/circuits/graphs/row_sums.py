@@ -3,7 +3,8 @@
 import math
 
 import torch
-from transformers.utils import logging
+
+from ...text import logging
 
 
 logger = logging.get_logger(__name__)

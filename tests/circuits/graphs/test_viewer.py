@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from hf_transcoders.circuits.graphs.viewer import cantor, feature_json, viewer_graph, write_viewer_files
+from hf_transcoders.circuits.graphs.viewer import cantor, viewer_graph
+from hf_transcoders.circuits.graphs.viewer_files import feature_json, write_viewer_files
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
@@ -183,7 +184,7 @@ def test_files_of_several_graphs(graph, tmp_path):
     alone = graph.select(~(graph.dictionary == graph.dictionaries.index("layers.1.attn.sae")))
     name = "layers.1.mlp.transcoder"
     features = {name: explained(graph, name)}
-    write_viewer_files(tmp_path / "viewer", {"one": graph, "two": alone}, features, scan="tiny")
+    write_viewer_files(tmp_path / "viewer", {"one": graph, "two": alone}, features)
     overview = json.loads((tmp_path / "viewer/data/graph-metadata.json").read_text())
     assert [entry["slug"] for entry in overview["graphs"]] == ["one", "two"]
     for slug in ("one", "two"):

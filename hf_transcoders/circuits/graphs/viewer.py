@@ -212,7 +212,7 @@ def _viewer_node(graph, number, name, numbers, labels):
         # Graphs that are summed over positions have no prompt.
         token = _shown(graph.tokens[position]) if graph.tokens else str(index)
         changed = {
-            "feature": position,
+            "feature": position if graph.tokens else index,
             "layer": "E",
             "jsNodeId": f"E_{index}-{position}",
             "clerp": f'Emb: "{token}"',
@@ -220,8 +220,8 @@ def _viewer_node(graph, number, name, numbers, labels):
     elif kind == "position":
         place = max(index, position)
         changed = {
-            # After those of tokens.
-            "feature": len(graph.tokens) + place,
+            # Unlike those of tokens.
+            "feature": -1 - place,
             "layer": "E",
             "jsNodeId": f"P_{place}-{place}",
             "clerp": f"Position {place}",

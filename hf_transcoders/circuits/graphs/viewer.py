@@ -40,8 +40,6 @@ _SCAN = re.compile(rf"(\./)?{NAME.pattern}(/{NAME.pattern})*")
 #: File with the metadata of all graphs in a folder, without its ending.
 OVERVIEW = "graph-metadata"
 _NOT_IN_URLS = set(' "<>\\^`{|}?#')
-# The client hides a node that makes up more than two thirds of the tokens, so that a prompt of one token would be empty.
-_LEAST_TOKENS = 2
 
 
 def cantor(layer: int, feature: int) -> int:
@@ -190,7 +188,7 @@ def _viewer_node(graph, number, name, numbers, labels):
         "node_id": name,
         "feature": index,
         "layer": str(layer),
-        "ctx_idx": max(position, 0),
+        "ctx_idx": _first_position(graph) + max(position, 0),
         "feature_type": _TYPES[kind],
         "token_prob": 0.0,
         "clerp": "",
@@ -260,7 +258,7 @@ def _metadata(graph, slug, scan, threshold, feature_base_url, description):
         "slug": slug,
         "scan": scan,
         "prompt": "".join(graph.tokens),
-        "prompt_tokens": graph.tokens + [""] * (_LEAST_TOKENS - len(graph.tokens)),
+        "prompt_tokens": [""] * _first_position(graph) + (graph.tokens or [""]),
         "transcoder_list": graph.dictionaries,
         "schema_version": 1,
         "node_threshold": threshold,
@@ -280,6 +278,11 @@ def _metadata(graph, slug, scan, threshold, feature_base_url, description):
         "replacement_score": scores["replacement"],
         "completeness_score": scores["completeness"],
     }
+
+
+def _first_position(graph):
+    """Position of the first token. The client cannot lay out a single position, and hides what makes up two thirds of them."""
+    return int(len(graph.tokens) < 2)
 
 
 def _probability(target):

@@ -133,7 +133,8 @@ def drawn_by_the_client(data, threshold=None):
     )
     most = len(data["metadata"]["prompt_tokens"]) * 2 / 3
     assert max(same.values()) == 1, "two nodes would be taken for one"
-    return [node["node_id"] for node in nodes if most >= 1]
+    # It has no place for nodes at a first position that is the only one.
+    return [node["node_id"] for node in nodes if most >= 1 and max(node["ctx_idx"] for node in nodes) > 0]
 
 
 @pytest.fixture
@@ -361,6 +362,11 @@ def test_combined_graphs_have_an_influence_of_their_own(graph):
     # Without positions the client still needs tokens to draw on.
     summed = viewer_graph(union([graph, graph], align="feature"), "a")
     assert len(summed["metadata"]["prompt_tokens"]) == 2 and len(drawn_by_the_client(summed)) == len(summed["nodes"])
+
+
+def test_a_prompt_of_one_token():
+    data = check_graph(viewer_graph(random_graph(tokens=[" gave"]), "a"))
+    assert data["metadata"]["prompt_tokens"] == ["", " gave"] and {node["ctx_idx"] for node in data["nodes"]} == {1}
 
 
 def test_the_address_of_hosted_features(graph, tmp_path):

@@ -61,9 +61,12 @@ class RunningHistograms:
         self.exponent = torch.full((num_features,), -(2**20), dtype=torch.int32, device=device)
 
     def update(self, activations: torch.Tensor) -> None:
-        """Count the positive ones among the activations `(blocks, seq, features)`."""
-        places = ((activations > 0) & activations.isfinite()).nonzero(as_tuple=True)
-        values, features = activations[places].float(), places[-1]
+        """Count the positive, finite ones among the activations `(blocks, seq, features)`."""
+        flat = activations.reshape(-1)
+        places = (flat > 0).nonzero()[:, 0]
+        values = flat[places].float()
+        finite = values.isfinite()
+        values, features = values[finite], places[finite] % len(self.counts)
         largest = torch.zeros(len(self.counts), device=values.device).scatter_reduce(0, features, values, "amax")
         self._widen(largest)
         # Scaled by a power of two, activations stay exact.

@@ -240,7 +240,7 @@ def explained(graph, name):
             contexts,
             [(" up", 2.0), (" <b>", 1.0)],
             [(" down", -1.0)],
-            running.histogram(i),
+            histogram=running.histogram(i),
         )
         for i, feature in enumerate(features)
     ]
@@ -313,7 +313,7 @@ def test_its_client_shows_features(browser, serve, libraries, folder):
     for node in known[:3]:
         client.click(node["node_id"])
         content = json.loads((place / f"{node['feature']}.json").read_text())
-        assert node["clerp"] == "“word0”, “word1” → up, ‹b›"
+        assert node["clerp"].startswith("“word0”, “word1” ") and node["clerp"].endswith("→ up, ‹b›")
         assert detail.locator(".pp-clerp").text_content() == node["clerp"]
         assert detail.locator(".feature-example-list .ctx-container").count() == 3
         assert "some word0 of text" in detail.locator(".feature-example-list").text_content()

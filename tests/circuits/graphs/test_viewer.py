@@ -271,7 +271,7 @@ def test_the_histogram_of_a_feature():
     values = np.arange(1, 301) / 2
     running = RunningHistograms(1, torch.device("cpu"))
     running.update(torch.tensor(values).float()[None, :, None])
-    explanation = FeatureExplanation(3, 0.01, 150.0, 75.25, [], [], [], running.histogram(0))
+    explanation = FeatureExplanation(3, 0.01, 150.0, 75.25, [], [], [], histogram=running.histogram(0))
     content = feature_json(explanation, 9, "a")
     check(content, "feature")
     # 128 bins up to 256, without the empty ones, so two wide: four values each.
@@ -402,7 +402,8 @@ def test_labels_are_those_of_the_page(graph, tmp_path, browser):
     exported = [
         n for n in viewer_graph(graph, "a", features=features)["nodes"] if n["feature_type"].startswith("cross")
     ]
-    assert "“pea⏎k”, “beans” → up" in shown and "“pea⏎k” → up, more, most" in shown and "→ up" in shown
+    assert any(label.startswith("“pea⏎k”, “beans” ") for label in shown)
+    assert any(label.endswith("→ up, more, most") for label in shown)
     for label, node in zip(shown, exported, strict=True):
         # Rows of the client are empty without a label.
         assert node["clerp"] == label or (not label and re.fullmatch(r"L\d+ #\d+", node["clerp"]))
@@ -414,7 +415,9 @@ def test_cantor_numbers_are_unique():
 
 
 def test_a_feature_that_never_fired():
-    content = feature_json(FeatureExplanation(3, 0.0, 0.0, 0.0, [], [], [], ActivationHistogram([], 0.0)), 9, "a")
+    content = feature_json(
+        FeatureExplanation(3, 0.0, 0.0, 0.0, [], [], [], histogram=ActivationHistogram([], 0.0)), 9, "a"
+    )
     check(content, "feature")
     # Zeros would be drawn as bars.
     assert content["histogram"] == content["quantile_values"] == []

@@ -26,8 +26,7 @@ _TYPES = {
     "mlp": "mlp reconstruction error",
     "token": "embedding",
     "position": "embedding",
-    # Of any other type, the client draws a circle: a feature.
-    "bias": "mlp reconstruction error",
+    "bias": "bias",
     "target": "logit",
 }
 # Settings of the generation -> their names here.
@@ -64,7 +63,8 @@ def viewer_graph(
         slug (`str`): Name of the graph in addresses.
         scan (`str`, *optional*):
             Path at which the client of circuit-tracer finds the files of features, by default `./data/features/{model}`.
-            Neuronpedia takes it for the id of the model, such as `gemma-2-2b`.
+            Neuronpedia takes it for the id of the model, such as `gemma-2-2b`. Without `./` in front, biases have a type of
+            their own, which Neuronpedia knows and circuit-tracer draws as features.
         features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations, for labels.
         description (`str`, *optional*): Description of the graph.
         feature_base_url (`str`, *optional*):
@@ -103,6 +103,10 @@ def viewer_graph(
         }
         for number in range(graph.num_nodes)
     ]
+    if scan.startswith("./"):
+        # The client draws biases as circles, which are features; Neuronpedia has a mark for them.
+        for node in nodes:
+            node["feature_type"] = _TYPES["error"] if node["feature_type"] == "bias" else node["feature_type"]
     links = [
         {"source": ids[source], "target": ids[target], "weight": weight}
         for source, target, weight in zip(

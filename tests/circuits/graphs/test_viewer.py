@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_transcoders.circuits.graphs import viewer_files
 from hf_transcoders.circuits.graphs.combine import union
 from hf_transcoders.circuits.graphs.node_ids import LayerNumbers, node_ids
 from hf_transcoders.circuits.graphs.viewer import cantor, viewer_graph
@@ -109,7 +110,8 @@ def check_graph(data):
     tokens = len(data["metadata"]["prompt_tokens"])
     for node in data["nodes"]:
         check(node, "node")
-        assert node["feature_type"] in TYPES and 0 <= node["ctx_idx"] < tokens and 0 <= node["influence"] <= 1
+        known = TYPES if data["metadata"]["scan"].startswith("./") else TYPES | {"bias"}
+        assert node["feature_type"] in known and 0 <= node["ctx_idx"] < tokens and 0 <= node["influence"] <= 1
     for link in data["links"]:
         check(link, "link")
         assert link["source"] in set(ids) and link["target"] in set(ids) and math.isfinite(link["weight"])
@@ -318,6 +320,22 @@ def test_a_damaged_list_is_refused(graph, tmp_path, text):
     assert (tmp_path / "graph-metadata.json").read_text() == text
 
 
+def test_another_process_that_writes_meanwhile_loses_nothing(graph, tmp_path, monkeypatch):
+    write_viewer_files(tmp_path, {"one": graph})
+    read = viewer_files._listed
+
+    def interrupted(path):
+        found = read(path)
+        monkeypatch.undo()
+        write_viewer_files(tmp_path, {"two": graph})
+        return found
+
+    monkeypatch.setattr(viewer_files, "_listed", interrupted)
+    with pytest.raises(TranscoderError, match="do it again"):
+        write_viewer_files(tmp_path, {"three": graph})
+    assert list(listed(tmp_path)) == ["one", "two"] and not (tmp_path / "three.json").exists()
+
+
 def test_influence_is_that_of_the_whole_graph(graph, tmp_path):
     """Pruning must not hide what it keeps, and the slider must mean what it means for circuit-tracer."""
     pruned = graph.prune(0.7, 0.9)
@@ -376,6 +394,9 @@ def test_the_address_of_hosted_features(graph, tmp_path):
     write_viewer_files(tmp_path, {"a": graph}, scan="gemma-2-2b", feature_base_url="https://example.org:8443/f")
     assert listed(tmp_path)["a"]["feature_details"] == {"feature_json_base_url": "https://example.org:8443/f"}
     assert listed(tmp_path)["a"]["scan"] == "gemma-2-2b"
+    # Neuronpedia counts errors, and biases are none.
+    nodes = json.loads((tmp_path / "a.json").read_text())["nodes"]
+    assert sum(node["feature_type"] == "bias" for node in nodes) == int(graph.is_kind("bias").sum()) == 2
 
 
 @pytest.mark.parametrize(

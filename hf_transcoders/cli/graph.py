@@ -81,7 +81,20 @@ def parse(argv, prog):
     add_shared(group, "max_tokens", "for --features-from, by default 20,000")
     group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
     group.add_argument(
-        "--viewer", action="store_true", help="also write files for published viewers of attribution graphs"
+        "--viewer",
+        action="store_true",
+        help="also write OUTPUT/viewer, which circuit-tracer opens: `circuit-tracer start-server --graph_file_dir OUTPUT/viewer`",
+    )
+    group.add_argument(
+        "--feature-base-url",
+        metavar="URL",
+        help="public https address to which you copy the files in OUTPUT/viewer/features/NAME, for Neuronpedia; with --viewer",
+    )
+    group.add_argument(
+        "--scan",
+        metavar="ID",
+        help="id of the model on Neuronpedia, such as gemma-2-2b, in place of the path at which circuit-tracer finds features; "
+        "with --viewer",
     )
     group.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser.parse_args(argv)
@@ -92,11 +105,19 @@ def run(args):
         raise TranscoderError("--max-logits applies when no targets are given: leave it out.")
     if args.max_tokens and not args.features_from:
         raise TranscoderError("--max-tokens limits the text of --features-from: give that too.")
+    for name, value in (("--feature-base-url", args.feature_base_url), ("--scan", args.scan)):
+        if value is not None and not args.viewer:
+            raise TranscoderError(f"{name} applies to the files for viewers: give --viewer too.")
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
     from ..circuits.graphs.validation import validate_edges
+    from ..circuits.graphs.viewer import check_names
+    from ..circuits.graphs.viewer_files import write_viewer_files
 
+    if args.viewer:
+        # Before the work.
+        check_names(_slug(args.prompt), args.scan, args.feature_base_url)
     dictionaries = load_dictionaries(args)
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionaries = dictionaries.to(input_device(base_model))
@@ -123,9 +144,13 @@ def run(args):
     graph.save_pretrained(output)
     page = pruned.to_html(output / "graph.html", features)
     if args.viewer:
-        from ..circuits.graphs.viewer import write_viewer_files
-
-        write_viewer_files(output / "viewer", {_slug(args.prompt): pruned}, features)
+        write_viewer_files(
+            output / "viewer",
+            {_slug(args.prompt): pruned},
+            features,
+            scan=args.scan,
+            feature_base_url=args.feature_base_url,
+        )
     found = _summary(graph, pruned, validation, page)
     if args.json:
         print_json(found)

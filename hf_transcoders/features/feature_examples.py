@@ -16,6 +16,7 @@ from ..lm.modes import in_eval_mode
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
+from .activation_histograms import ActivationHistogram, RunningHistograms
 from .promoted_tokens import promoted_tokens
 from .top_activations import RunningTop, dictionary_inputs, feature_activations, update_all
 
@@ -59,6 +60,8 @@ class FeatureExplanation:
             Tokens whose logits the feature raises and lowers most per unit of activation, through the final norm's gain and
             the unembedding (the norm's scale and everything in between are left out). Empty, with a warning, where the
             dictionary does not write to the residual stream or the model's family is not registered.
+        histogram ([`~hf_transcoders.features.activation_histograms.ActivationHistogram`], *optional*):
+            How often the feature fires how strongly.
     """
 
     feature: int
@@ -68,6 +71,7 @@ class FeatureExplanation:
     contexts: list[FeatureContext]
     top_tokens: list[tuple[str, float]]
     bottom_tokens: list[tuple[str, float]]
+    histogram: ActivationHistogram | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain values."""
@@ -181,6 +185,7 @@ def explain_features(
             listed = _listed(wanted[name])
             numbers = range(dictionary.config.num_features) if listed is None else listed
             running[name] = RunningTop(numbers, num_contexts, dictionary)
+            running[name].histograms = RunningHistograms(len(numbers), dictionary.device)
         steps = -(-len(blocks.texts) // batch_size)
         for batch in tqdm(blocks.batches(base_model, batch_size), "features", steps, disable=not progress):
             update_all(running, base_model, batch)
@@ -237,6 +242,7 @@ def _explanations(top, chosen, contexts, promoted, tokens):
             contexts=contexts[j],
             top_tokens=raised[j],
             bottom_tokens=lowered[j],
+            histogram=top.histograms.histogram(i),
         )
         for j, i in enumerate(chosen)
     ]

@@ -13,6 +13,7 @@ from ..lm.modes import in_eval_mode
 from ..lm.sites import Site
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
+from .activation_histograms import RunningHistograms
 
 
 # Elements of the largest temporary, the features of some blocks.
@@ -111,11 +112,15 @@ class RunningTop:
         self.positions = torch.zeros(shape, dtype=torch.long, device=device)
         self.fired = torch.zeros(shape[1], dtype=torch.long, device=device)
         self.total = torch.zeros(shape[1], device=device)
+        # Set by callers that want histograms too.
+        self.histograms: RunningHistograms | None = None
 
     def update(self, activations, rows):
         """Take in the activations `(blocks, seq, features)` in the blocks numbered `rows (blocks,)`."""
         self.fired += activations.count_nonzero((0, 1))
         self.total += activations.sum((0, 1))
+        if self.histograms is not None:
+            self.histograms.update(activations)
         values, positions = activations.max(1)
         rows = rows.to(values.device).unsqueeze(-1).expand_as(positions)
         self.values, order = torch.cat([self.values, values]).topk(len(self.values), dim=0)

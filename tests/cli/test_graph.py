@@ -36,10 +36,35 @@ def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
     assert shown == data["features"].keys() and any(f["contexts"] for f in data["features"].values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]
     viewer = tmp_path / "out" / "viewer"
-    (slug,) = [entry["slug"] for entry in json.loads((viewer / "data/graph-metadata.json").read_text())["graphs"]]
-    assert slug == "when-mary-and-john-went-to-the-store-john-gave-a-drink-to"
-    assert len(json.loads((viewer / f"graph_data/{slug}.json").read_text())["nodes"]) == pruned.num_nodes
-    assert len(list((viewer / "features").rglob("*.json"))) == len(shown)
+    (metadata,) = json.loads((viewer / "graph-metadata.json").read_text())["graphs"]
+    assert metadata["slug"] == "when-mary-and-john-went-to-the-store-john-gave-a-drink-to"
+    assert (metadata["node_threshold"], metadata["pruning_settings"]["edge_threshold"]) == (0.8, 0.98)
+    assert metadata["scan"].startswith("./data/features/") and "feature_details" not in metadata
+    assert len(json.loads((viewer / f"{metadata['slug']}.json").read_text())["nodes"]) == pruned.num_nodes
+    files = list((viewer / metadata["scan"].removeprefix("./data/")).iterdir())
+    assert len(files) == len(shown)
+    contents = [json.loads(path.read_text()) for path in files]
+    counts = [(sum(content["histogram"]), content["activation_frequency"]) for content in contents]
+    # Counted over all of the text, unlike the contexts.
+    (tokens,) = {round(fired / frequency) for fired, frequency in counts if fired}
+    assert 512 <= tokens < 1024 and all(frequency == pytest.approx(fired / tokens) for fired, frequency in counts)
+
+
+def test_files_for_neuronpedia(folder, tmp_path, capsys):
+    more = [
+        "--viewer",
+        "--feature-base-url",
+        "https://example.org/f/",
+        "--scan",
+        "gemma-2-2b",
+        "--validate",
+        "0",
+        "--json",
+    ]
+    assert graph(folder, tmp_path / "out", *more) == 0
+    (metadata,) = json.loads((tmp_path / "out" / "viewer" / "graph-metadata.json").read_text())["graphs"]
+    assert metadata["feature_details"] == {"feature_json_base_url": "https://example.org/f"}
+    assert metadata["scan"] == "gemma-2-2b"
 
 
 def test_chosen_targets_and_plain_text(folder, tmp_path, capsys, monkeypatch):
@@ -71,6 +96,9 @@ def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsy
         (["--nodes", "80"], "between 0 and 1"),
         (["--max-features", "0"], "give at least 1"),
         (["--features-from", "nowhere.txt"], "nowhere.txt"),
+        (["--feature-base-url", "https://example.org/f"], "give --viewer too"),
+        (["--viewer", "--feature-base-url", "http://example.org/f"], "https://example.org/features"),
+        (["--viewer", "--scan", "a b"], "cannot be a scan"),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(folder, tmp_path, capsys, more, sentence):

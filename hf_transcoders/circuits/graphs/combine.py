@@ -12,6 +12,10 @@ from ...lm.sites import Site
 from .graph import AttributionGraph
 
 
+# Metadata that is not true of a combination.
+_OF_ONE_GRAPH = ("scores", "pruning", "certificate", "validated_edges")
+
+
 def union(graphs: Sequence[AttributionGraph], align: Literal["position", "feature"] = "position") -> AttributionGraph:
     """The mean of several graphs. A node that a graph lacks counts as 0 in it.
 
@@ -80,8 +84,10 @@ def _combine(graphs, factors, align, how):
         weight=weight.float(),
         input_ids=first.input_ids if same_place else [],
         tokens=first.tokens if same_place else [],
+        # Combined graphs have influences, scores and a validation of their own.
+        cumulative_influence=None,
         metadata={
-            **first.metadata,
+            **{name: value for name, value in first.metadata.items() if name not in _OF_ONE_GRAPH},
             "warning": next((said for graph in graphs if (said := graph.warning)), None),
             how: {
                 "align": align,

@@ -14,8 +14,8 @@ from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...files import write_text
 from .edge_validation import EdgeValidation
-from .graph_file import TENSORS, read_graph, save_graph
-from .influence import edge_influence, edge_shares, influence, row_magnitudes, scores
+from .graph_file import OPTIONAL_TENSORS, TENSORS, read_graph, save_graph
+from .influence import cumulative_shares, edge_influence, edge_shares, influence, row_magnitudes, scores
 from .nodes import KINDS, Node, TargetInfo, is_kind, node_label, one_line
 from .pruning import prune
 from .row_sums import row_warning, warn
@@ -69,6 +69,9 @@ class AttributionGraph:
         metadata (`dict`):
             Record of how the graph was made, as JSON: model and revision, dictionaries and their sources, settings,
             versions, pruning.
+        cumulative_influence (`torch.Tensor` of shape `(nodes,)`, *optional*):
+            Of a pruned graph, the share of the influence that each node and all stronger ones had together before pruning,
+            at most the share that pruning kept. `None` for other graphs.
     """
 
     kind: torch.Tensor
@@ -92,6 +95,7 @@ class AttributionGraph:
     target_vector: torch.Tensor
     target_bias: torch.Tensor
     metadata: dict[str, Any] = field(default_factory=dict)
+    cumulative_influence: torch.Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------ nodes and edges
 
@@ -291,7 +295,8 @@ class AttributionGraph:
 
         Tokens, positions and targets stay. Features without an edge in or out, and other nodes without an edge out, are
         dropped too. Contributions of dropped nodes and edges go into `rest`, so that rows still sum. What was dropped is
-        counted in `metadata["pruning"]`, errors separately; `metadata["scores"]` are the scores of the whole graph.
+        counted in `metadata["pruning"]`, errors separately; `metadata["scores"]` are the scores of the whole graph, and
+        `cumulative_influence` says how much of its influence comes from each node and all stronger ones.
 
         Args:
             nodes (`float`, *optional*, defaults to 0.8): Share of the cumulative influence that is kept with the nodes.
@@ -304,15 +309,23 @@ class AttributionGraph:
         Raises:
             [`TranscoderError`]: a share is not between 0 and 1.
         """
+        fixed = self.is_kind("token", "position", "target")
         keep, keep_edges, report = prune(
             *self._flow,
             nodes=nodes,
             edges=edges,
-            fixed=self.is_kind("token", "position", "target"),
+            fixed=fixed,
             needs_input=self.is_kind("feature") & self.expanded,
             is_error=self.is_kind("error", "mlp"),
         )
-        return self.select(keep, keep_edges)._with_metadata(scores=self.whole_scores, pruning=report)
+        pruned = self.select(keep, keep_edges)._with_metadata(scores=self.whole_scores, pruning=report)
+        if "pruning" in self.metadata:
+            # The influence in the whole graph, which files of earlier versions lack.
+            return pruned
+        cumulative = cumulative_shares(self.influence())
+        # The sum crosses the share with the weakest nodes that are kept.
+        cumulative = torch.where(fixed, cumulative, cumulative.clamp(max=nodes))
+        return dataclasses.replace(pruned, cumulative_influence=cumulative[keep])
 
     def with_validation(self, validation: EdgeValidation) -> "AttributionGraph":
         """The graph with the result of [`validate_edges`], which its page, its card and its files then contain.
@@ -352,6 +365,8 @@ class AttributionGraph:
             name: getattr(self, name)[keep]
             for name in ("kind", "layer", "position", "index", "dictionary", "value", "total")
         }
+        if self.cumulative_influence is not None:
+            changed["cumulative_influence"] = self.cumulative_influence[keep]
         return dataclasses.replace(
             self,
             **changed,
@@ -393,7 +408,7 @@ class AttributionGraph:
         Args:
             path (`str` or `os.PathLike`): The file to write, such as `ioi.json`.
             slug (`str`, *optional*): Name of the graph in addresses. The name of the file by default.
-            kwargs: `scan`, `features`, `description`, as for [`~hf_transcoders.circuits.graphs.viewer.viewer_graph`].
+            kwargs: `scan`, `features` and so on, as for [`~hf_transcoders.circuits.graphs.viewer.viewer_graph`].
 
         Returns:
             `Path`: the file.
@@ -449,7 +464,8 @@ class AttributionGraph:
             save_directory (`str` or `os.PathLike`): Folder to save to, which is created if it does not exist.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors = {name: values.pop(name) for name in TENSORS}
+        tensors = {name: values.pop(name) for name in (*TENSORS, *OPTIONAL_TENSORS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         save_graph(save_directory, tensors, {**values, "targets": list(map(dataclasses.asdict, self.targets))})
 
     @classmethod

@@ -28,6 +28,8 @@ _EDGES = ("source", "target", "weight")
 _TARGETS = ("target_vector", "target_bias")
 #: Names of the tensors of a graph.
 TENSORS = (*_WHOLE, *_REAL, *_EDGES, *_TARGETS)
+#: Names of the tensors that only pruned graphs have, and files of earlier versions lack.
+OPTIONAL_TENSORS = ("cumulative_influence",)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Distance of a row from its total, relative to its size, that is allowed beyond the error in the file: sums are in float32.
 _ROUNDING = 1e-3
@@ -38,7 +40,7 @@ def save_graph(folder: str | os.PathLike, tensors: dict[str, torch.Tensor], info
 
     Args:
         folder (`str` or `os.PathLike`): Folder to save to.
-        tensors (`dict[str, torch.Tensor]`): The tensors of [`TENSORS`].
+        tensors (`dict[str, torch.Tensor]`): The tensors of [`TENSORS`], and those of [`OPTIONAL_TENSORS`] that there are.
         info (`dict`): All other values of the graph, as JSON.
     """
     with atomic_directory(folder, replacing="graph.*") as partial:
@@ -205,7 +207,7 @@ def _tensors(file) -> dict[str, torch.Tensor]:
     if missing := [name for name in TENSORS if name not in set(file.keys())]:
         raise _unfit(f"no tensor '{missing[0]}'")
     tensors = {}
-    for name in TENSORS:
+    for name in (*TENSORS, *(name for name in OPTIONAL_TENSORS if name in set(file.keys()))):
         dimensions = len(file.get_slice(name).get_shape())
         tensor = file.get_tensor(name)
         allowed = (torch.int64,) if name in (*_WHOLE, "source", "target") else _DTYPES
@@ -230,6 +232,9 @@ def _check_nodes(graph: SimpleNamespace) -> None:
             raise _unfit(f"'{name}' that is not a finite number")
     if graph.total.isinf().any():
         raise _unfit("'total' that is not a finite number")
+    if (cumulative := getattr(graph, "cumulative_influence", None)) is not None:
+        if len(cumulative) != count or not ((cumulative >= 0) & (cumulative <= 1)).all():
+            raise _unfit("'cumulative_influence' that is not a share for each node")
     _within(graph.kind, 0, len(KINDS) - 1, "kind")
     _within(graph.layer, -1, graph.num_layers, "layer")
     # Graphs that are summed over positions have no tokens; the index of a position embedding is its position.

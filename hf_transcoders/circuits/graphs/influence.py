@@ -66,6 +66,20 @@ def edge_influence(
     return share * (influence(source, target, share, start) + start)[target]
 
 
+def cumulative_shares(influences: torch.Tensor) -> torch.Tensor:
+    """Share of the influence of each node and all stronger ones together, by which nodes are pruned.
+
+    Args:
+        influences (`torch.Tensor` of shape `(nodes,)`): Influence of each node.
+
+    Returns:
+        `torch.Tensor` of shape `(nodes,)`: from 0 to 1; small for nodes with much influence.
+    """
+    order = influences.argsort(descending=True, stable=True)
+    shares = influences[order].cumsum(0) / influences.sum().clamp(min=1e-30)
+    return torch.empty_like(shares).index_copy(0, order, shares).clamp(max=1.0)
+
+
 def scores(
     source: torch.Tensor,
     target: torch.Tensor,

@@ -40,6 +40,10 @@ class LayerNumbers:
         """Number of a whole MLP output on its layer."""
         return -1 - len(self._on_layer.get(layer, ()))
 
+    def bias(self, layer: int) -> int:
+        """Number of the biases of a layer, which follows that of a whole MLP output."""
+        return self.mlp(layer) - 1
+
 
 def node_ids(graph: AttributionGraph, numbers: LayerNumbers | None = None) -> list[str]:
     """A unique id for each node of a graph.

@@ -1,22 +1,20 @@
 """Export attribution graphs as the JSON of published viewers.
 
 The format is that of the viewers of Ameisen et al. (2025, "Circuit Tracing") and Neuronpedia, schema version 1: feature
-numbers are Cantor pairs of layer and feature.
+numbers are Cantor pairs of layer and feature. Comments say what the client of circuit-tracer 0.5.0 needs beyond the schema.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
+from urllib.parse import urlsplit
 
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
-from ...files import atomic_directory, write_text
+from ...text.printable import printable
 from .graph import AttributionGraph
+from .influence import cumulative_shares
 from .node_ids import LayerNumbers, node_ids
 from .nodes import KINDS
 
@@ -27,7 +25,7 @@ _TYPES = {
     # Without a dictionary, the whole output is error.
     "mlp": "mlp reconstruction error",
     "token": "embedding",
-    "position": "unknown",
+    "position": "embedding",
     "bias": "bias",
     "target": "logit",
 }
@@ -35,7 +33,12 @@ _TYPES = {
 _GENERATION = {
     "max_n_logits": "max_logits", "desired_logit_prob": "logit_mass", "max_feature_nodes": "max_features",
 }  # fmt: skip
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+#: Names of graphs and of folders with features.
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_SCAN = re.compile(rf"(\./)?{NAME.pattern}(/{NAME.pattern})*")
+#: File with the metadata of all graphs in a folder, without its ending.
+OVERVIEW = "graph-metadata"
+_NOT_IN_URLS = set(' "<>\\^`{|}?#')
 
 
 def cantor(layer: int, feature: int) -> int:
@@ -50,6 +53,7 @@ def viewer_graph(
     *,
     features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
     description: str = "",
+    feature_base_url: str | None = None,
     numbers: LayerNumbers | None = None,
 ) -> dict[str, Any]:
     """Convert a graph to the JSON object of the published viewers. Prune it first: viewers show every node.
@@ -57,10 +61,14 @@ def viewer_graph(
     Args:
         graph ([`AttributionGraph`]): The graph.
         slug (`str`): Name of the graph in addresses.
-        scan (`str`, *optional*): Name of the dictionaries, by which a viewer finds features. The model's name by default.
-        features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
-            Dictionary -> explanations. A feature's label is the token with its largest activation.
+        scan (`str`, *optional*):
+            Path at which the client of circuit-tracer finds the files of features, by default `./data/features/{model}`.
+            Neuronpedia takes it for the id of the model, such as `gemma-2-2b`. Without `./` in front, biases have a type of
+            their own, which Neuronpedia knows and circuit-tracer draws as features.
+        features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations, for labels.
         description (`str`, *optional*): Description of the graph.
+        feature_base_url (`str`, *optional*):
+            Public https address of a folder with the files of features, which Neuronpedia reads.
         numbers ([`~hf_transcoders.circuits.graphs.node_ids.LayerNumbers`], *optional*):
             Numbers of several graphs that share feature files.
 
@@ -68,40 +76,46 @@ def viewer_graph(
         `dict`: `metadata`, `qParams`, `nodes` and `links`.
 
     Raises:
-        [`TranscoderError`]: `slug` or `scan` cannot name a file, or the graph lacks a dictionary of `features`.
+        [`TranscoderError`]: `slug`, `scan` or `feature_base_url` is not of this form, or the graph lacks a dictionary of
+            `features`.
     """
-    scan = _scan(graph, scan)
-    for what, name in (("slug", slug), ("scan", scan)):
-        if not _NAME.fullmatch(name):
-            raise TranscoderError(
-                f"'{name}' cannot be a {what}, because files are named after it: use letters, digits, '-', '_' and '.'."
-            )
+    scan = f"./data/features/{model_name(graph)}" if scan is None else scan
+    check_names(slug, scan, feature_base_url)
     numbers = numbers or LayerNumbers(graph)
     ids = node_ids(graph, numbers)
     for name in features or {}:
         graph.dictionary_number(name)  # Refuses names that the graph does not have.
-    labels = _labels(features)
-    shares = _cumulative(graph.influence())
+    labels = {
+        (name, explanation.feature): feature_label(explanation)
+        for name, explanations in (features or {}).items()
+        for explanation in explanations
+    }
+    influences, threshold, note = _pruned_by(graph)
     targets = graph.is_kind("target").nonzero()[:, 0].tolist()
     best = max(targets, key=lambda number: _probability(graph.targets[graph.index[number]]), default=None)
     nodes = [
         {
             **_viewer_node(graph, number, ids[number], numbers, labels),
-            "influence": shares[number],
+            "influence": influences[number],
             "is_target_logit": number == best,
             "run_idx": 0,
             "reverse_ctx_idx": 0,
         }
         for number in range(graph.num_nodes)
     ]
+    if scan.startswith("./"):
+        # The client draws biases as circles, which are features; Neuronpedia has a mark for them.
+        for node in nodes:
+            node["feature_type"] = _TYPES["error"] if node["feature_type"] == "bias" else node["feature_type"]
     links = [
         {"source": ids[source], "target": ids[target], "weight": weight}
         for source, target, weight in zip(
             graph.source.tolist(), graph.target.tolist(), graph.weight.tolist(), strict=True
         )
     ]
+    description = " ".join(filter(None, [graph.warning, note, description]))
     return {
-        "metadata": _metadata(graph, slug, scan, description),
+        "metadata": _metadata(graph, slug, scan, threshold, feature_base_url, description),
         "qParams": {
             "linkType": "both",
             "pinnedIds": [ids[number] for number in targets],
@@ -114,93 +128,58 @@ def viewer_graph(
     }
 
 
-def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) -> dict[str, Any]:
-    """Convert a feature to the JSON object of the published viewers.
-
-    Args:
-        explanation ([`FeatureExplanation`]): Explanation of the feature.
-        number (`int`): Cantor number of the feature.
-        dictionary (`str`): Name of the dictionary.
-
-    Returns:
-        `dict`
-    """
-    listed = [value for context in explanation.contexts for value in context.activations]
-    examples = [
-        {
-            "tokens": context.tokens,
-            "tokens_acts_list": context.activations,
-            "train_token_ind": context.peak,
-            "is_repeated_datapoint": False,
-        }
-        for context in explanation.contexts
-    ]
-    return {
-        "index": number,
-        "transcoder_id": dictionary,
-        "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
-        "top_logits": [token for token, _ in explanation.top_tokens],
-        "bottom_logits": [token for token, _ in explanation.bottom_tokens],
-        "act_min": min(listed, default=0.0),
-        "act_max": explanation.max_activation,
-        "activation_frequency": explanation.density,
-    }
-
-
-def write_viewer_files(
-    folder: str | os.PathLike,
-    graphs: Mapping[str, AttributionGraph],
-    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
-    *,
-    scan: str | None = None,
-) -> Path:
-    """Write graphs as the files that a local copy of the published viewer serves.
-
-    `graph_data/{slug}.json`, `data/graph-metadata.json` with the metadata of all graphs, and
-    `features/{scan}/{number}.json` for each explained feature.
-
-    Args:
-        folder (`str` or `os.PathLike`): Folder to write to, which gets all files or none.
-        graphs (`Mapping[str, AttributionGraph]`): Slug -> graph. All graphs have the same dictionaries.
-        features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations.
-        scan (`str`, *optional*): As for [`viewer_graph`].
-
-    Returns:
-        `Path`: the folder.
+def check_names(slug: str, scan: str | None = None, feature_base_url: str | None = None) -> None:
+    """Check names and the address before they are written; arguments as for [`viewer_graph`].
 
     Raises:
-        [`TranscoderError`]: there are no graphs, their dictionaries differ, or a name cannot be a file name.
+        [`TranscoderError`]: `slug`, `scan` or `feature_base_url` is not usable.
     """
-    if not graphs:
-        raise TranscoderError("There is no graph to write: give at least one, as {slug: graph}.")
-    first = next(iter(graphs.values()))
-    for slug, graph in graphs.items():
-        if graph.dictionaries != first.dictionaries:
+    for what, name, form in (("slug", slug, NAME), ("scan", scan, _SCAN)):
+        if name is not None and not form.fullmatch(name):
             raise TranscoderError(
-                f"The graph '{slug}' has other dictionaries than the first, so that their features would be mixed up: write "
-                "it to a separate folder."
+                f"'{printable(name)}' cannot be a {what}, because files are named after it: use letters, digits, '-', '_' "
+                "and '.'."
             )
-    scan = _scan(first, scan)
-    numbers = LayerNumbers(*graphs.values())
-    data = {
-        slug: viewer_graph(graph, slug, scan, features=features, numbers=numbers) for slug, graph in graphs.items()
-    }
-    with atomic_directory(folder) as partial:
-        for slug, content in data.items():
-            write_text(partial / "graph_data" / f"{slug}.json", dump(content))
-        overview = {"graphs": [content["metadata"] for content in data.values()]}
-        write_text(partial / "data" / "graph-metadata.json", dump(overview))
-        for name, explanations in (features or {}).items():
-            dictionary = first.dictionary_number(name)
-            layer = numbers.layer(dictionary)
-            # No graph leads to the features of a dictionary without a node.
-            for explanation in explanations if layer is not None else ():
-                number = cantor(layer, numbers.feature(dictionary, explanation.feature))
-                path = partial / "features" / scan / f"{number}.json"
-                # Thousands of files: `write_text` would look for leftovers among them each time.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(dump(feature_json(explanation, number, name)), encoding="utf-8")
-    return Path(folder)
+    if slug.lower() == OVERVIEW:
+        raise TranscoderError(f"'{slug}' is the name of the list of graphs: give the graph another slug.")
+    if feature_base_url is None:
+        return
+    try:
+        parts = urlsplit(feature_base_url)
+        known = parts.scheme == "https" and bool(parts.hostname) and parts.username is None and parts.port != 0
+    except ValueError:
+        known = False
+    plain = feature_base_url.isascii() and feature_base_url.isprintable() and not set(feature_base_url) & _NOT_IN_URLS
+    if not known or not plain:
+        raise TranscoderError(
+            f"'{printable(feature_base_url)[:200]}' is not the address of a folder that browsers can read: give one such as "
+            "https://example.org/features, without a user, '?' or '#'."
+        )
+
+
+def feature_label(explanation: FeatureExplanation) -> str:
+    """Label a feature as the graph page does: by the tokens with its top activations, and its promoted tokens."""
+    peaks = dict.fromkeys(_shown(context.tokens[context.peak]).strip() for context in explanation.contexts[:3])
+    raised = ", ".join(_shown(token).strip() for token, _ in explanation.top_tokens[:3])
+    quoted = ", ".join(f"“{token}”" for token in [*peaks][:2])
+    return " ".join(filter(None, [quoted, raised and f"→ {raised}"]))
+
+
+def model_name(graph: AttributionGraph) -> str:
+    """Name of the graph's model, without its organization or folder, that can name a file."""
+    last = str(graph.metadata.get("model") or "").rstrip("/").split("/")[-1]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-._") or "model"
+
+
+def _pruned_by(graph):
+    """Cumulative influence of each node, the largest of those that pruning keeps, and a note where it is not exact."""
+    pruning, shares = graph.metadata.get("pruning"), graph.cumulative_influence
+    if pruning is None or shares is None:
+        note = pruning and "Influence is that within the pruned graph, because the file of the graph has no other."
+        return cumulative_shares(graph.influence()).tolist(), 1.0, note
+    # Viewers hide nodes above the threshold, except for embeddings and logits. A graph can be pruned twice.
+    filtered = shares[~graph.is_kind("token", "position", "target")]
+    return shares.tolist(), max([pruning["nodes"], *filtered.tolist()]), None
 
 
 def _viewer_node(graph, number, name, numbers, labels):
@@ -213,7 +192,7 @@ def _viewer_node(graph, number, name, numbers, labels):
         "node_id": name,
         "feature": index,
         "layer": str(layer),
-        "ctx_idx": max(position, 0),
+        "ctx_idx": _first_position(graph) + max(position, 0),
         "feature_type": _TYPES[kind],
         "token_prob": 0.0,
         "clerp": "",
@@ -221,11 +200,12 @@ def _viewer_node(graph, number, name, numbers, labels):
     }
     if kind == "feature":
         feature = numbers.feature(dictionary, index)
-        label = labels.get((graph.dictionaries[dictionary], index), "")
+        label = labels.get((graph.dictionaries[dictionary], index)) or f"L{layer} #{index}"
         changed = {"feature": cantor(layer, feature), "jsNodeId": f"{layer}_{feature}-0", "clerp": label}
     elif kind in ("error", "mlp"):
         rank = -1 - (numbers.error(dictionary) if kind == "error" else numbers.mlp(layer))
-        changed = {"feature": -1, "jsNodeId": f"{layer}_{position}-{rank}"}
+        # The client merges nodes with one layer, position and `feature`.
+        changed = {"feature": -1 - rank, "jsNodeId": f"{layer}_{position}-{rank}"}
         if kind == "mlp":
             changed["clerp"] = f"MLP {layer}, without a dictionary"
         elif rank:
@@ -234,7 +214,7 @@ def _viewer_node(graph, number, name, numbers, labels):
         # Graphs that are summed over positions have no prompt.
         token = _shown(graph.tokens[position]) if graph.tokens else str(index)
         changed = {
-            "feature": position,
+            "feature": position if graph.tokens else index,
             "layer": "E",
             "jsNodeId": f"E_{index}-{position}",
             "clerp": f'Emb: "{token}"',
@@ -242,13 +222,14 @@ def _viewer_node(graph, number, name, numbers, labels):
     elif kind == "position":
         place = max(index, position)
         changed = {
-            "feature": place,
+            # Unlike those of tokens.
+            "feature": -1 - place,
             "layer": "E",
             "jsNodeId": f"P_{place}-{place}",
             "clerp": f"Position {place}",
         }
     elif kind == "bias":
-        changed = {"feature": -1, "jsNodeId": f"B_{layer}-0", "clerp": graph.label(number)}
+        changed = {"feature": numbers.bias(layer), "jsNodeId": f"B_{layer}-0", "clerp": graph.label(number)}
     else:
         target = graph.targets[index]
         token = name.split("_")[1]
@@ -263,27 +244,31 @@ def _viewer_node(graph, number, name, numbers, labels):
             "token_prob": probability,
             "activation": None,
         }
-    return node | changed
+    node |= changed
+    # The client shows labels in tooltips as HTML.
+    return node | {"clerp": node["clerp"].replace("<", "‹").replace(">", "›")}
 
 
-def _metadata(graph, slug, scan, description):
+def _metadata(graph, slug, scan, threshold, feature_base_url, description):
     from ...version import __version__
 
     scores = graph.whole_scores
     settings = graph.metadata.get("settings", {})
     pruning = graph.metadata.get("pruning", {})
     generation = {name: settings[key] for name, key in _GENERATION.items() if key in settings}
+    # Neuronpedia asks for features at this address, or at its own by the names of sources, where there is one.
+    details = {"feature_details": {"feature_json_base_url": feature_base_url.rstrip("/")}} if feature_base_url else {}
     return {
         "slug": slug,
         "scan": scan,
         "prompt": "".join(graph.tokens),
-        "prompt_tokens": graph.tokens,
+        "prompt_tokens": [""] * _first_position(graph) + (graph.tokens or [""]),
         "transcoder_list": graph.dictionaries,
         "schema_version": 1,
-        "node_threshold": pruning.get("nodes", 1.0),
-        "feature_details": {"feature_json_base_url": f"./features/{scan}"},
+        "node_threshold": threshold,
+        **details,
         "info": {
-            "description": " ".join(filter(None, [graph.warning, description])),
+            "description": description,
             "creator_name": "",
             "creator_url": "",
             "source_urls": [],
@@ -299,27 +284,9 @@ def _metadata(graph, slug, scan, description):
     }
 
 
-def _scan(graph, scan):
-    if scan is not None:
-        return scan
-    return re.sub(r"[^\w.-]+", "-", str(graph.metadata.get("model") or "model").rstrip("/").split("/")[-1])
-
-
-def _labels(features):
-    """(dictionary, feature) -> the token with its largest activation."""
-    return {
-        (name, explanation.feature): _shown(context.tokens[context.peak])
-        for name, explanations in (features or {}).items()
-        for explanation in explanations
-        for context in explanation.contexts[:1]
-    }
-
-
-def _cumulative(influences):
-    """Share of the influence of each node and all stronger ones together, by which viewers prune."""
-    order = influences.argsort(descending=True, stable=True)
-    shares = influences[order].cumsum(0) / influences.sum().clamp(min=1e-30)
-    return torch.empty_like(shares).index_copy(0, order, shares).clamp(max=1.0).tolist()
+def _first_position(graph):
+    """Position of the first token. The client cannot lay out a single position, and hides what makes up two thirds of them."""
+    return int(len(graph.tokens) < 2)
 
 
 def _probability(target):
@@ -327,7 +294,7 @@ def _probability(target):
 
 
 def _shown(text):
-    return text.replace("\n", "⏎").replace("\t", "⇥")
+    return text.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 def dump(content: dict[str, Any]) -> str:

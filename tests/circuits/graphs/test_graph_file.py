@@ -109,6 +109,9 @@ def _swap(graph):
         (lambda g: {name: getattr(g, name).flip(0) for name in ("source", "target", "weight")}, "order"),
         (lambda g: {"position": g.position.float().to(torch.float8_e4m3fn)}, "float8"),
         (lambda g: {"weight": g.weight.to(torch.complex64)}, "complex64"),
+        (lambda g: {"cumulative_influence": g.influence() + 1}, "'cumulative_influence'"),
+        (lambda g: {"cumulative_influence": g.influence()[1:]}, "'cumulative_influence'"),
+        (lambda g: {"cumulative_influence": g.influence() * float("nan")}, "'cumulative_influence'"),
     ],
 )
 def test_what_would_change_scores_is_refused(tmp_path, change, reason):

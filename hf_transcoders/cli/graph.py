@@ -3,7 +3,6 @@
 import re
 
 from ..errors import TranscoderError
-from ..lm.devices import input_device
 from .arguments import add_shared, output_arguments, prompt_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
@@ -96,6 +95,7 @@ def run(args):
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
     from ..circuits.graphs.validation import validate_edges
+    from ..lm.devices import input_device
 
     dictionaries = load_dictionaries(args)
     base_model, tokenizer = load_base_model(args, dictionaries)

@@ -1,14 +1,13 @@
 """Entry point: find the command, run it, and turn errors into one sentence and an exit code."""
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
 
 from ..errors import TranscoderError
 from ..version import __version__
-from .terminal import Parser, echo, printable_logs
+from .terminal import Parser, echo, printable_logs, quiet_transformers
 
 
 # Command -> its line in `--help`. Each is a module here with `parse(argv, prog)` and `run(args)`.
@@ -52,16 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         if name is None:
             return _without_command(argv)
         command = importlib.import_module(f".{name}", __package__)
-        # Progress bars for files that load at once; long steps have bars of their own.
-        import transformers
-
-        transformers.logging.disable_progress_bar()
-        if os.environ.get("WANDB_MODE") == "offline":
-            # Says so on stdout when it is first imported, and stdout is for results.
-            with contextlib.redirect_stdout(sys.stderr):
-                importlib.import_module("transformers.integrations.integration_utils")
         with printable_logs():
-            command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
+            args = command.parse(rest, prog=f"hf-transcoders {name}")
+            quiet_transformers()
+            command.run(args)
         return EXIT_OK
     except KeyboardInterrupt:
         echo("", "Interrupted.", error=True)
@@ -115,10 +108,10 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One sentence for the user, and the exit code."""
-    from huggingface_hub.errors import StrictDataclassError
-
     if isinstance(error, TranscoderError):
         return str(error), EXIT_MISUSED
+    from huggingface_hub.errors import StrictDataclassError
+
     if isinstance(error, StrictDataclassError):
         # Its first line names the field, its last the reason.
         return " ".join(line.strip() for line in str(error).splitlines()), EXIT_MISUSED

@@ -24,7 +24,8 @@ def parse(argv, prog):
     parser.add_argument(
         "--to",
         required=True,
-        metavar="FORMAT", choices=LibraryNames("..formats.detect", "WRITERS", _NATIVE),
+        metavar="FORMAT",
+        choices=LibraryNames("..formats.detect", "WRITERS", _NATIVE),
         help="format to write: %(choices)s",
     )
     add_shared(parser, "transcoders_revision")

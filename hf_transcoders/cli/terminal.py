@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
 import warnings
+from collections.abc import Iterable
 
 from ..errors import TranscoderError
 from ..text.columns import aligned

@@ -23,10 +23,14 @@ def whole_number(text: str) -> int:
     found = _WHOLE.fullmatch(text.strip())
     # A decimal point needs a power of ten after it: `1.5M` is whole, and `4.0` a number of another kind.
     if found is None or len(text) > 40 or (found[2] and not (found[3] or found[4])):
-        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M")
+        raise argparse.ArgumentTypeError(
+            f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
+        )
     number = Decimal(re.sub("[_,]", "", found[1]) + (found[2] or "") + (found[3] or "")) * _UNITS[found[4].lower()]
     if number != int(number):
-        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M")
+        raise argparse.ArgumentTypeError(
+            f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
+        )
     return int(number)
 
 

@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_files, extract_commit_hash
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import inner_path, read_settled
+from ..hub_ids import refuse_missing
 from ..text.printable import printable
 from ..text.strict_json import parse_json
 from .configuration_transcoder import FORMAT_VERSION, check_format_version
@@ -80,6 +81,11 @@ class Files:
     @classmethod
     def at(cls, path: str | os.PathLike, subfolder: str = "", **hub) -> "Files":
         """Those of a path that can also lead to one file, or into a repo: `folder/ae.pt` or `owner/name/layer_3.safetensors`."""
+        refuse_missing(
+            path,
+            "give the folder that training or `save_pretrained` wrote, or a Hub id",
+            cache_dir=hub.get("cache_dir"),
+        )
         path, file = str(path), None
         if os.path.isfile(path):
             path, file = os.path.split(path)

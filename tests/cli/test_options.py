@@ -220,7 +220,7 @@ def yaml_of(monkeypatch, tmp_path, text, command="train"):
     "text",
     [
         "learning_rate: true", "learning_rate: yes", "k: 010", "k: 0x10", "k: 0o10", "num_features: 1:30", "k: 3.7", "k: 4.0",
-        "k: 1e3", "k: {a: 1}", "k: [4, 8]", "k: null x", "k: 2020-01-01", "k: .nan", "learning_rate: .inf", "learning_rate: nan",
+        "k: {a: 1}", "k: [4, 8]", "k: null x", "k: 2020-01-01", "k: .nan", "learning_rate: .inf", "learning_rate: nan",
         "learning_rate: 1:30", "seed: yes", "seed: true", "skip_connection: 5", "skip_connection: maybe", "skip_connection: 0.5",
         "model: 3", "model: true", "model: 2020-01-01", "model: [a]", "model: {a: b}", "output_dir: 3", "output_dir: 1.5",
         "output_dir: no", "revision: 1234567", "activation: 3", "activation: yes", "layers: [1, true]", "layers: [1, 010]",
@@ -241,7 +241,7 @@ def test_yaml_values_that_do_not_fit_are_refused(monkeypatch, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [
-        ("learning_rate: 1e-3", "learning_rate", 1e-3), ("learning_rate: 2", "learning_rate", 2.0), ("k: 64", "k", 64),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3), ("learning_rate: 2", "learning_rate", 2.0), ("k: 64", "k", 64), ("k: 1e3", "k", 1000), ("max_tokens: 1M", "max_tokens", 1_000_000),
         ('k: "64"', "k", 64), ("num_features: 1_024", "num_features", 1024), ("num-features: 8", "num_features", 8),
         ("layers: 3", "layers", [3]), ("layers: [1, 2]", "layers", [1, 2]), ("kind: [sae, transcoder]", "kind", ["sae", "transcoder"]),
         ("skip_connection: true", "skip_connection", True), ("skip_connection: off", "skip_connection", False),

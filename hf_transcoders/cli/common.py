@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import TranscoderError
 from ..hub_ids import is_hub_id, refuse_missing
 from ..lm.offline_models import OFFLINE_MODELS, load_language_model, model_path
+from ..text.strict_json import read_json
 from .terminal import echo, print_json
 
 
@@ -19,6 +20,9 @@ def explained(what: str, name: str):
     )
     if name not in OFFLINE_MODELS:
         refuse_missing(name, advice)
+    config = Path(name, "config.json")
+    if config.is_file() and read_json(config).get("model_type") == "transcoder":
+        raise TranscoderError(f"{name} holds a dictionary, not a language model: {advice}.")
     try:
         yield
     except TranscoderError:
@@ -75,9 +79,12 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
     """
     from ..models.foreign import holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
+    from ..models.saved_files import WEIGHT_SUFFIXES
     from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
+    if local.is_file() and local.suffix not in WEIGHT_SUFFIXES:
+        raise TranscoderError(f"{path} is not a file of weights: give the folder that training wrote, or a Hub id.")
     if local.is_dir() and not (local / INDEX_NAME).exists() and not holds_dictionaries(local):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."

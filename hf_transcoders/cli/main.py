@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         130 if interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # Read when tqdm is imported: bars of steps that take less than two seconds would only hide the message after them.
+    os.environ.setdefault("TQDM_DELAY", "2")
     # Only the module of the command in question is imported: `--help` answers at once.
     name = argv[0] if argv and argv[0] in _COMMANDS else None
     debug, rest = _take_debug(argv[1:] if name else argv)
@@ -74,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 def _without_command(argv: list[str]) -> int:
     """Answer `--help` and `--version`, and refuse anything else."""
     parser = _make_parser()
-    args = parser.parse_args(argv)
+    # What follows a mistyped command are options of that command.
+    args = parser.parse_args(argv if not argv or argv[0].startswith("-") else argv[:1])
     if args.command is not None:
         parser.error(f"the command comes first: hf-transcoders {args.command} ...")
     parser.print_help()

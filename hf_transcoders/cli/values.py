@@ -3,8 +3,8 @@
 import argparse
 import importlib
 import math
-import os
 import re
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..errors import TranscoderError
 _LARGEST = 2**63 - 1
 # Ends of numbers as people write them, such as `1M` tokens.
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
-_WHOLE = re.compile(r"(-?\d[\d_,]*)(\.\d+)?(e\+?\d{1,2})?([kmbg]?)", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"(-?\d+(?:_\d+)*)(\.\d+)?(e\+?\d{1,2})?([kmbg]?)", re.IGNORECASE | re.ASCII)
 
 
 def whole_number(text: str) -> int:
@@ -26,7 +26,7 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
         )
-    number = Decimal(re.sub("[_,]", "", found[1]) + (found[2] or "") + (found[3] or "")) * _UNITS[found[4].lower()]
+    number = Decimal(found[1].replace("_", "") + (found[2] or "") + (found[3] or "")) * _UNITS[found[4].lower()]
     if number != int(number):
         raise argparse.ArgumentTypeError(
             f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
@@ -143,5 +143,11 @@ def _check_writable(folder, option):
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         raise TranscoderError(f"{existing} is a file, so nothing can be written below it: give another {option}.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise TranscoderError(f"{existing} is not writable: give another {option}.")
+    try:
+        # Permissions do not tell: file systems that are read-only and folders that are locked refuse new files as well.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise TranscoderError(
+            f"{existing} is not writable ({error.strerror or error}): give another {option}."
+        ) from error

@@ -19,7 +19,7 @@ from ..files import inner_path, read_settled
 from ..hub_ids import refuse_missing
 from ..text.printable import printable
 from ..text.strict_json import parse_json
-from .configuration_transcoder import FORMAT_VERSION, check_format_version
+from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
 
 
 CONFIG_NAME = "config.json"
@@ -204,6 +204,11 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
     fields = parse_saved(path.read_bytes(), str(path))
     # First, because a newer format may differ in everything else.
     check_format_version(fields.get("format_version", FORMAT_VERSION))
+    if (kind := fields.get("model_type", TranscoderConfig.model_type)) != TranscoderConfig.model_type:
+        raise TranscoderError(
+            f"{printable(files.place)} holds a model of type '{printable(kind)[:40]}', not a dictionary: give the folder or "
+            "repo of a dictionary."
+        )
     single = files.find(_add_variant(WEIGHTS_NAME, variant), optional=True)
     if single is not None:
         opened = _open(opening(single))

@@ -207,7 +207,7 @@ def run(args):
     output_folder(training.output_dir, "--output-dir")
     if options.resume not in (None, "last") and not Path(options.resume).is_dir():
         raise TranscoderError(
-            f"There is no folder {options.resume}: give --resume a checkpoint, or no value for the last one."
+            f"{options.resume} is not a checkpoint: give --resume the folder of one, or no value for the last one."
         )
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)

@@ -8,15 +8,19 @@ import itertools
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from hf_transcoders.circuits.patching.ablations import ABLATIONS
 from hf_transcoders.cli import main
 from hf_transcoders.cli import train as train_command
 from hf_transcoders.cli.arguments import SHARED
 from hf_transcoders.cli.common import base_model_of
 from hf_transcoders.cli.main import _COMMANDS
 from hf_transcoders.cli.terminal import Parser
-from hf_transcoders.cli.values import device, unicode_text
+from hf_transcoders.cli.values import device, unicode_text, whole, whole_number
 from hf_transcoders.errors import TranscoderError
+from hf_transcoders.formats.detect import WRITERS
+from hf_transcoders.lm.sites import Site
 
 
 def sentence(capsys):
@@ -113,6 +117,45 @@ def test_every_long_option_is_taken_with_hyphens_and_with_underscores(monkeypatc
         assert underscores != parser.parse_known_args([]) or action.default in ("1", 1, ["1"]), (parser.prog, name)
         taken += "-" in name[2:]
     assert taken > 300
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("-1", -1), ("1_000_000", 10**6), ("1M", 10**6), ("1m", 10**6), ("1e6", 10**6), ("1.5e3", 1500), ("2.5k", 2500),
+     ("3B", 3 * 10**9), (" 8 ", 8)],
+)  # fmt: skip
+def test_whole_numbers_as_people_write_them(text, number):
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["eight", "1.5", "4.0", "1,2", "1,000", "", "0x10", "1e-3", "1.2345k", "1e99", "nan", "1_", "--1", "٣", "M"],
+)
+def test_what_is_no_whole_number(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        whole(-(2**31))(text)
+
+
+def test_layers_count_from_the_end(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+
+    def layers(*numbers):
+        options = train_command.RunOptions(layers=list(numbers))
+        return [Site.parse(read).layer for read, _ in train_command.sites_of(options, model)]
+
+    assert layers(-1) == [2] and layers(0, -1, -3) == [0, 2] and layers(1, 2) == [1, 2]
+    for number in (3, -4):
+        with pytest.raises(TranscoderError, match=f"There is no layer {number}: .* 0 to 2, and -1 is the last"):
+            layers(number)
+
+
+def test_choices_are_those_of_the_library(capsys):
+    for command, names in (["circuits", "patch"], ABLATIONS), (["convert"], WRITERS):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+        assert ", ".join(names) in shown
 
 
 def test_help_shows_hyphens_only():

@@ -164,7 +164,7 @@ MISTAKES = [
     ([*TRAIN, "--activation", "relu"], "`k` has no meaning"),
     ([*TRAIN, "--output-dir", "text.txt"], "text.txt is a file"),
     ([*TRAIN, "--output-dir", "text.txt/below"], "is a file, so nothing can be written below"),
-    ([*TRAIN, "--output-dir", "out", "--resume", "nowhere"], "There is no folder nowhere: give --resume"),
+    ([*TRAIN, "--output-dir", "out", "--resume", "nowhere"], "nowhere is not a checkpoint"),
     ([*TRAIN, "--per-device-train-batch-size", "2048"], "less than one step of 2048"),
     ([*EVALUATE, "--output", "text.txt"], "text.txt is a file"),
     ("evaluate --transcoders me/x --save", "--save writes into a folder"),

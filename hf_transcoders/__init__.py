@@ -1,13 +1,14 @@
 """Transcoders for Hugging Face language models: train, evaluate, save, share and read them.
 
-Importing the package registers [`TranscoderConfig`] and [`TranscoderModel`] with the Auto classes; every other public
-name is imported on first use.
+With the package imported, `AutoConfig` and `AutoModel` know the model type "transcoder". Every public name is imported on
+first use, and so are PyTorch and transformers.
 """
 
 import lazy_loader
 
-# AutoConfig and AutoModel know model type "transcoder" only once these two classes exist.
-from . import models as models
+from .models.auto_classes import register_with_auto_classes
 
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+register_with_auto_classes()

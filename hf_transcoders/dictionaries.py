@@ -1,13 +1,12 @@
 """Name dictionaries, find a dictionary by name, and check that dictionaries belong to a model."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedConfig
 
 from .errors import TranscoderError
+from .hub_ids import is_hub_id
 from .lm.architectures import locate, site_width
 from .lm.sites import Site
 from .models.configuration_transcoder import TranscoderConfig
@@ -100,17 +99,6 @@ def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: 
     if not 0 <= feature < size:
         raise TranscoderError(f"'{names[0]}' has no feature {feature}: its features are 0 to {size - 1}.")
     return names[0]
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a string can be the id of a repo on the Hub. The path of a local folder is not one."""
-    if not isinstance(name, str):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).is_dir()
 
 
 def may_be_same_model(one: str | None, other: str | None) -> bool:

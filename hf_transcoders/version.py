@@ -2,15 +2,15 @@
 
 import platform
 
-import torch
-import transformers
-
 
 __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers come from, and of Python."""
+    import torch
+    import transformers
+
     return {
         "hf_transcoders": __version__,
         "transformers": transformers.__version__,

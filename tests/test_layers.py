@@ -17,7 +17,7 @@ ROOT = Path(hf_transcoders.__file__).parent
 LAYERS = [
     {"errors"},
     {"text", "version"},
-    {"files", "fingerprint"},
+    {"files", "fingerprint", "hub_ids"},
     {"ops", "formats"},
     {"models", "lm"},
     {"dictionaries"},

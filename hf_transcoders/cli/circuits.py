@@ -1,12 +1,11 @@
 """`hf-transcoders circuits`: the components of a model that implement a task, and whether two tasks share them."""
 
 from ..errors import TranscoderError
-from ..reports.sections import fact_text
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
 from .common import load_model
 from .tasks import task_maker
 from .terminal import Parser, echo, print_json, print_table
-from .values import output_folder, whole
+from .values import LibraryNames, output_folder, whole
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
@@ -62,8 +61,9 @@ def parse(argv, prog):
     group.add_argument(
         "--ablation",
         default="counterfactual",
-        choices=["counterfactual", "zero", "mean", "resample"],
-        help="value to patch in",
+        metavar="NAME",
+        choices=LibraryNames("..circuits.patching.ablations", "ABLATIONS"),
+        help="value to patch in: %(choices)s",
     )
     group.add_argument("--metric", metavar="NAME", help="metric of the effect; by default, the metric of the task")
     output_arguments(patch, "report.html, results.json, CSV and PNG files", default="runs/patch")
@@ -102,6 +102,7 @@ def _patch(args):
     from ..circuits.patching.attention_views import attention_views
     from ..circuits.patching.patching import Patching
     from ..circuits.patching.report import save_patch
+    from ..reports.sections import fact_text
 
     make = task_maker(args)
     sweep = args.component in _SWEEPS

@@ -5,22 +5,30 @@ import timeit
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..hub_ids import is_hub_id, refuse_missing
 from ..lm.offline_models import OFFLINE_MODELS, load_language_model, model_path
+from ..text.strict_json import read_json
 from .terminal import echo, print_json
 
 
 @contextlib.contextmanager
-def explained(what: str):
-    """Turn an error of loading a language model, or a part of it, into one sentence."""
+def explained(what: str, name: str):
+    """Refuse the name of a missing language model, and turn an error of loading it, or a part of it, into one sentence."""
+    advice = (
+        f"give by --model a Hub id that exists and can be reached, a folder with a model, or one of "
+        f"{', '.join(OFFLINE_MODELS)}"
+    )
+    if name not in OFFLINE_MODELS:
+        refuse_missing(name, advice)
+    config = Path(name, "config.json")
+    if config.is_file() and read_json(config).get("model_type") == "transcoder":
+        raise TranscoderError(f"{name} holds a dictionary, not a language model: {advice}.")
     try:
         yield
     except TranscoderError:
         raise
     except (OSError, ValueError) as error:
-        raise TranscoderError(
-            f"{what} could not be loaded: give by --model a Hub id that exists and can be reached, a folder with a model, or "
-            f"one of {', '.join(OFFLINE_MODELS)} ({_first_sentence(error)})."
-        ) from error
+        raise TranscoderError(f"{what} could not be loaded: {advice} ({_first_sentence(error)}).") from error
 
 
 def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
@@ -42,7 +50,7 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", d
         chosen = "auto" if device != "cpu" else fastest_cpu_dtype()
     else:
         chosen = getattr(torch, dtype)
-    with explained(f"The language model '{name}'"):
+    with explained(f"The language model '{name}'", name):
         model, tokenizer = load_language_model(name, revision=revision, dtype=chosen)
     return moved(model, device).eval(), tokenizer
 
@@ -51,7 +59,7 @@ def load_tokenizer(name: str, revision: str | None = None):
     """Load the tokenizer of a language model, which [`load_model`] would load."""
     from transformers import AutoTokenizer
 
-    with explained(f"The tokenizer of '{name}'"):
+    with explained(f"The tokenizer of '{name}'", name):
         return AutoTokenizer.from_pretrained(model_path(name), revision=revision)
 
 
@@ -71,15 +79,16 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
     """
     from ..models.foreign import holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
+    from ..models.saved_files import WEIGHT_SUFFIXES
     from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
+    if local.is_file() and local.suffix not in WEIGHT_SUFFIXES:
+        raise TranscoderError(f"{path} is not a file of weights: give the folder that training wrote, or a Hub id.")
     if local.is_dir() and not (local / INDEX_NAME).exists() and not holds_dictionaries(local):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
-    if not local.exists() and not may_be_on_hub(path):
-        raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
     try:
         return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()
     except TranscoderError as no_set:
@@ -109,21 +118,11 @@ def choose_dictionary(dictionaries, name: str | None) -> str:
     return name or next(iter(dictionaries))
 
 
-def may_be_on_hub(path: str) -> bool:
-    """Whether a path can be that of a repo on the Hub, or of a file or folder in one."""
-    from ..dictionaries import is_hub_id
-
-    owner_and_name = path.split("/")[:2]
-    return len(owner_and_name) == 2 and is_hub_id("/".join(owner_and_name))
-
-
 def base_model_of(dictionaries, given: str | None) -> str:
     """The name of the language model: the given one, or the one that the dictionaries were trained on."""
     name = given or dictionaries.base_model_name_or_path
     if name is None:
         raise TranscoderError("The dictionary does not name its language model: give it by --model.")
-    from ..dictionaries import is_hub_id
-
     if not given and not Path(name).exists() and not is_hub_id(name):
         # Written where the dictionary was trained: a path from another folder or machine.
         raise TranscoderError(

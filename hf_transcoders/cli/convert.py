@@ -3,15 +3,13 @@
 from ..errors import TranscoderError
 from .arguments import add_shared, output_arguments
 from .terminal import Parser, echo, print_json
-from .values import factor
+from .values import LibraryNames, factor
 
 
 _NATIVE = "native"
 
 
 def parse(argv, prog):
-    from ..formats.detect import WRITERS
-
     parser = Parser(
         prog=prog,
         description="Reads a dictionary or set in the format of any supported library and writes it in another format. The "
@@ -23,7 +21,13 @@ def parse(argv, prog):
     )
     parser.add_argument("source", help="folder, file or Hub id of a dictionary or set")
     parser.add_argument("target", help="folder to write; it must be new or empty")
-    parser.add_argument("--to", required=True, choices=[_NATIVE, *WRITERS], help="format to write")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        choices=LibraryNames("..formats.detect", "WRITERS", _NATIVE),
+        help="format to write: %(choices)s",
+    )
     add_shared(parser, "transcoders_revision")
     group = parser.add_argument_group("facts that the files of another library leave out")
     group.add_argument("--base-model", help="Hub id or folder of the language model that the dictionaries belong to")

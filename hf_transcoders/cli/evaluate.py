@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ..errors import TranscoderError
-from ..lm.devices import input_device
 from .arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
 from .common import load_base_model, load_dictionaries, make_evaluator
 from .terminal import Parser, echo, print_json
@@ -33,6 +32,8 @@ def parse(argv, prog):
 
 
 def run(args):
+    from ..lm.devices import input_device
+
     if args.save and not Path(args.transcoders).is_dir():
         raise TranscoderError(
             f"--save writes into a folder, and {args.transcoders} is not one: download the dictionaries first."

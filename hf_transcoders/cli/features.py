@@ -1,6 +1,5 @@
 """`hf-transcoders features`: the contexts that activate features, and the tokens that they promote."""
 
-from ..lm.devices import input_device
 from .arguments import dictionary_arguments, feature_arguments, model_arguments, output_arguments, text_arguments
 from .common import choose_dictionary, load_base_model, load_dictionaries, load_text
 from .terminal import Parser, echo, print_json
@@ -25,6 +24,7 @@ def parse(argv, prog):
 
 def run(args):
     from ..features.feature_examples import explain_features
+    from ..lm.devices import input_device
 
     dictionaries = load_dictionaries(args)
     name = choose_dictionary(dictionaries, args.dictionary)

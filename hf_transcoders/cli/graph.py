@@ -3,7 +3,6 @@
 import re
 
 from ..errors import TranscoderError
-from ..lm.devices import input_device
 from .arguments import add_shared, output_arguments, prompt_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
@@ -114,6 +113,7 @@ def run(args):
     from ..circuits.graphs.validation import validate_edges
     from ..circuits.graphs.viewer import check_names
     from ..circuits.graphs.viewer_files import write_viewer_files
+    from ..lm.devices import input_device
 
     if args.viewer:
         # Before the work.

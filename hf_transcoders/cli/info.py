@@ -1,12 +1,11 @@
 """`hf-transcoders info`: facts about a dictionary, a set or this machine."""
 
 import contextlib
-from pathlib import Path
 
 from ..errors import TranscoderError
 from ..text.columns import paired
 from .arguments import add_shared, output_arguments
-from .common import may_be_on_hub, open_dictionaries
+from .common import open_dictionaries
 from .terminal import Parser, echo, print_json, print_table
 
 
@@ -69,11 +68,11 @@ def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, d
     from ..models.foreign import describe_foreign
     from ..models.saved_files import Files
 
-    if Path(path).exists() or may_be_on_hub(path):
-        # The loader below has the message for a repo that does not exist.
-        with contextlib.suppress(OSError):
-            if foreign := describe_foreign(Files.at(path, revision=revision)):
-                return {name: _foreign_facts(facts) for name, facts in foreign.items()}
+    files = Files.at(path, revision=revision)
+    # The loader below has the message for a repo that does not exist.
+    with contextlib.suppress(OSError):
+        if foreign := describe_foreign(files):
+            return {name: _foreign_facts(facts) for name, facts in foreign.items()}
     return {
         name: _facts(model.config, sum(p.numel() for p in model.parameters()))
         for name, model in open_dictionaries(path, revision).items()

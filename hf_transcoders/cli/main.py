@@ -1,14 +1,13 @@
 """Entry point: find the command, run it, and turn errors into one sentence and an exit code."""
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
 
 from ..errors import TranscoderError
 from ..version import __version__
-from .terminal import Parser, echo, printable_logs
+from .terminal import Parser, echo, printable_logs, quiet_transformers
 
 
 # Command -> its line in `--help`. Each is a module here with `parse(argv, prog)` and `run(args)`.
@@ -45,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         130 if interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # Read when tqdm is imported: bars of steps that take less than two seconds would only hide the message after them.
+    os.environ.setdefault("TQDM_DELAY", "2")
     # Only the module of the command in question is imported: `--help` answers at once.
     name = argv[0] if argv and argv[0] in _COMMANDS else None
     debug, rest = _take_debug(argv[1:] if name else argv)
@@ -52,16 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         if name is None:
             return _without_command(argv)
         command = importlib.import_module(f".{name}", __package__)
-        # Progress bars for files that load at once; long steps have bars of their own.
-        import transformers
-
-        transformers.logging.disable_progress_bar()
-        if os.environ.get("WANDB_MODE") == "offline":
-            # Says so on stdout when it is first imported, and stdout is for results.
-            with contextlib.redirect_stdout(sys.stderr):
-                importlib.import_module("transformers.integrations.integration_utils")
         with printable_logs():
-            command.run(command.parse(rest, prog=f"hf-transcoders {name}"))
+            args = command.parse(rest, prog=f"hf-transcoders {name}")
+            quiet_transformers()
+            command.run(args)
         return EXIT_OK
     except KeyboardInterrupt:
         echo("", "Interrupted.", error=True)
@@ -81,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 def _without_command(argv: list[str]) -> int:
     """Answer `--help` and `--version`, and refuse anything else."""
     parser = _make_parser()
-    args = parser.parse_args(argv)
+    # What follows a mistyped command are options of that command.
+    args = parser.parse_args(argv if not argv or argv[0].startswith("-") else argv[:1])
     if args.command is not None:
         parser.error(f"the command comes first: hf-transcoders {args.command} ...")
     parser.print_help()
@@ -115,10 +111,10 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One sentence for the user, and the exit code."""
-    from huggingface_hub.errors import StrictDataclassError
-
     if isinstance(error, TranscoderError):
         return str(error), EXIT_MISUSED
+    from huggingface_hub.errors import StrictDataclassError
+
     if isinstance(error, StrictDataclassError):
         # Its first line names the field, its last the reason.
         return " ".join(line.strip() for line in str(error).splitlines()), EXIT_MISUSED

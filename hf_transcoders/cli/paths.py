@@ -3,7 +3,6 @@
 import re
 
 from ..errors import TranscoderError
-from ..lm.devices import input_device
 from .arguments import output_arguments, prompt_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
@@ -74,6 +73,7 @@ def run(args):
     from ..circuits.graphs.targets import Target
     from ..circuits.paths.filters import select_paths
     from ..circuits.paths.search import greedy_paths
+    from ..lm.devices import input_device
 
     only, through = [_filter(text) for text in args.only], [_filter(text) for text in args.through]
     if args.feature and (args.target or args.against):

@@ -84,7 +84,7 @@ def _without_weights(options, device):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with explained(f"The configuration of '{options.model}'"):
+    with explained(f"The configuration of '{options.model}'", options.model):
         config = AutoConfig.from_pretrained(model_path(options.model), revision=options.revision)
     if options.dtype != "auto":
         dtype = getattr(torch, options.dtype)

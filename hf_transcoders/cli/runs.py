@@ -272,7 +272,9 @@ def report_fronts(fronts, files: Sequence[Path], as_json: bool, notes: Sequence[
     for note in notes:
         echo(note, error=True)
     if not any(file.suffix == ".png" for file in files):
-        echo("No PNG was written, since matplotlib is not installed: `pip install matplotlib`.", error=True)
+        echo(
+            'No PNG was written, since matplotlib is not installed: `pip install "hf_transcoders[plots]"`.', error=True
+        )
     echo(*(file.resolve() for file in files))
 
 

@@ -5,7 +5,6 @@ import functools
 import inspect
 
 from ..errors import TranscoderError
-from ..reports.sections import fact_text
 from ..text.printable import printable
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
 from .common import load_model, load_tokenizer
@@ -101,6 +100,8 @@ def _list(args):
 
 
 def _show(args):
+    from ..reports.sections import fact_text
+
     make = task_maker(args)
     if args.output:
         output_folder(args.output)
@@ -131,6 +132,7 @@ def _show(args):
 
 
 def _measure(args):
+    from ..reports.sections import fact_text
     from ..tasks.measuring import measure
 
     make = task_maker(args)

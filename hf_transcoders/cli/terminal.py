@@ -2,10 +2,14 @@
 
 import argparse
 import contextlib
+import difflib
+import importlib
 import logging
+import os
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 
 from ..errors import TranscoderError
 from ..text.columns import aligned
@@ -63,7 +67,20 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         # Words after a bare `--` are not options.
         options = words[: words.index("--")] if "--" in words else words
-        return super().parse_known_args([*map(self._spelled, options), *words[len(options) :]], namespace)
+        options = [self._spelled(word) for word in options]
+        if self._subparsers is None:
+            self._refuse_unknown(options)
+        known, further = super().parse_known_args([*options, *words[len(options) :]], namespace)
+        if further and not further[0].startswith("-"):
+            self.error(f"'{further[0]}' is one argument too many")
+        return known, further
+
+    def _refuse_unknown(self, words):
+        """Name a mistyped option first: what else seems wrong, such as another option missing, often follows from it."""
+        for word in words:
+            name = word.partition("=")[0]
+            if re.fullmatch(r"--?[a-zA-Z][\w-]*", name) and name not in self._option_string_actions:
+                self.error(f"there is no option {name}{did_you_mean(name, self._option_string_actions)}")
 
     def _spelled(self, word):
         """Return an option in its declared spelling, and any other word as it is."""
@@ -77,8 +94,41 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message, file=None):
         super()._print_message(printable(message, keep="\n"), file)
 
+    def _get_values(self, action, arg_strings):
+        # The name of the option says what a value is for.
+        try:
+            return super()._get_values(action, arg_strings)
+        except argparse.ArgumentError as error:
+            choices = re.fullmatch(r"invalid choice: '?(.*?)'? \(choose from .*\)", error.message, re.DOTALL)
+            if choices is None or action.choices is None:
+                raise
+            name = "/".join(action.option_strings) or action.dest
+            known = [str(choice) for choice in action.choices]
+            self.error(
+                f"{name} is '{choices[1][:60]}', but must be one of {', '.join(known)}{did_you_mean(choices[1], known)}"
+            )
+
     def error(self, message):
+        message = re.sub(r"^the following arguments are required: ", "give ", message)
+        message = re.sub(r"^argument (\S+): ", r"\1: ", message)
         raise TranscoderError(f"{message} (see `{self.prog} --help`).")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question for the most similar known word, to append to a message; empty if none is similar."""
+    similar = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f": did you mean {similar[0]}?" if similar else ""
+
+
+def quiet_transformers() -> None:
+    """Keep bars of files that load at once off the terminal (long steps have bars of their own), and stdout for results."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    if os.environ.get("WANDB_MODE") == "offline":
+        # Says so on stdout when it is first imported.
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module("transformers.integrations.integration_utils")
 
 
 @contextlib.contextmanager

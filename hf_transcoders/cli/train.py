@@ -11,8 +11,8 @@ from ..errors import TranscoderError
 from .arguments import DTYPES, SHARED, add_shared, declare_shared
 from .common import load_model
 from .config_file import read_defaults
-from .terminal import Parser, echo, print_json
-from .values import output_folder
+from .terminal import Parser, echo, print_json, quiet_transformers
+from .values import output_folder, whole_number
 
 
 @dataclass
@@ -118,6 +118,7 @@ def parse(argv, prog):
 
 def make_parser(prog: str, description: str, epilog: str):
     """Make a parser for [`RunOptions`] and every argument of the trainer."""
+    quiet_transformers()
     from transformers import HfArgumentParser
 
     from ..training.arguments import TranscoderTrainingArguments
@@ -137,6 +138,8 @@ def make_parser(prog: str, description: str, epilog: str):
     for action in parser._actions:
         # Underscores are accepted as well; showing one spelling is enough.
         action.option_strings = [each for each in action.option_strings if "_" not in each]
+        if action.type is int:
+            action.type = whole_number
         if action.dest in SHARED:
             declare_shared(action, _MORE.get(action.dest, ""))
         if action.dest == "output_dir":
@@ -165,7 +168,7 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
         read_defaults(parser, config)
     # Some arguments of the trainer are objects, which the parser makes from strings.
     try:
-        options, training, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        options, training, namespace, _ = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except (TypeError, KeyError, AttributeError, ImportError) as error:
         # Arguments of the trainer that are objects or need packages raise various errors.
         raise TranscoderError(
@@ -174,8 +177,6 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
     for name, value in (vars(options) | vars(training)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise TranscoderError(f"{name} is {value}, but must be a finite number.")
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)} (see --help, or --help-all for every option)")
     return argparse.Namespace(options=options, training=training, **vars(namespace))
 
 
@@ -204,6 +205,10 @@ def run(args):
     if args.json:
         training.disable_tqdm = True
     output_folder(training.output_dir, "--output-dir")
+    if options.resume not in (None, "last") and not Path(options.resume).is_dir():
+        raise TranscoderError(
+            f"{options.resume} is not a checkpoint: give --resume the folder of one, or no value for the last one."
+        )
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     models = make_dictionaries(options, base_model, training.seed)
@@ -270,8 +275,14 @@ def sites_of(options: RunOptions, base_model) -> list[tuple[str, str]]:
         return [(options.input_site, options.output_site or options.input_site)]
     if options.output_site:
         raise TranscoderError("--output-site needs --input-site: give the site that the dictionary reads.")
-    layers = options.layers or [num_layers(base_model) // 3]
-    return [mlp_sites(layer, kind) for layer in layers for kind in options.kind]
+    count = num_layers(base_model)
+    for layer in options.layers:
+        if not -count <= layer < count:
+            raise TranscoderError(
+                f"There is no layer {layer}: the layers of the model are 0 to {count - 1}, and -1 is the last."
+            )
+    layers = [layer % count for layer in options.layers] or [count // 3]
+    return [mlp_sites(layer, kind) for layer in dict.fromkeys(layers) for kind in options.kind]
 
 
 def load_rows(options: RunOptions, training, tokenizer):

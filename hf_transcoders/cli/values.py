@@ -1,8 +1,11 @@
 """Types of command-line values, and checks of output folders before any work starts."""
 
 import argparse
+import importlib
 import math
-import os
+import re
+import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -10,22 +13,58 @@ from ..errors import TranscoderError
 
 # Largest integer of a tensor.
 _LARGEST = 2**63 - 1
+# Ends of numbers as people write them, such as `1M` tokens.
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_WHOLE = re.compile(r"(-?\d+(?:_\d+)*)(\.\d+)?(e\+?\d{1,2})?([kmbg]?)", re.IGNORECASE | re.ASCII)
+
+
+def whole_number(text: str) -> int:
+    """Type of options that take a whole number, also written as `1M`, `20k`, `1e6` or `1_000_000`."""
+    found = _WHOLE.fullmatch(text.strip())
+    # A decimal point needs a power of ten after it: `1.5M` is whole, and `4.0` a number of another kind.
+    if found is None or len(text) > 40 or (found[2] and not (found[3] or found[4])):
+        raise argparse.ArgumentTypeError(
+            f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
+        )
+    number = Decimal(found[1].replace("_", "") + (found[2] or "") + (found[3] or "")) * _UNITS[found[4].lower()]
+    if number != int(number):
+        raise argparse.ArgumentTypeError(
+            f"'{text[:40]}' is not a whole number; give one such as 1000000, 1_000_000 or 1M"
+        )
+    return int(number)
 
 
 def whole(minimum: int, maximum: int = _LARGEST):
     """Type of options that take a whole number between two bounds, both included."""
 
     def convert(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number") from None
+        number = whole_number(text)
         if not minimum <= number <= maximum:
             bounds = f"give at least {minimum}" if number < minimum else f"give at most {maximum}"
             raise argparse.ArgumentTypeError(f"{text[:40]} is out of range; {bounds}")
         return number
 
     return convert
+
+
+class LibraryNames:
+    """Choices of an option that a module of the library lists; it is imported to check a value or to show help.
+
+    Args:
+        module (`str`): Module, relative to the package.
+        name (`str`): Its collection of names.
+        first (`str`): Names that the command adds before these.
+    """
+
+    def __init__(self, module: str, name: str, *first: str):
+        self.module, self.name, self.first = module, name, first
+
+    def __iter__(self):
+        yield from self.first
+        yield from getattr(importlib.import_module(self.module, __package__), self.name)
+
+    def __contains__(self, value):
+        return value in tuple(self)
 
 
 def positive(text: str) -> float:
@@ -104,5 +143,11 @@ def _check_writable(folder, option):
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         raise TranscoderError(f"{existing} is a file, so nothing can be written below it: give another {option}.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise TranscoderError(f"{existing} is not writable: give another {option}.")
+    try:
+        # Permissions do not tell: file systems that are read-only and folders that are locked refuse new files as well.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise TranscoderError(
+            f"{existing} is not writable ({error.strerror or error}): give another {option}."
+        ) from error

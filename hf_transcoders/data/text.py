@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..hub_ids import refuse_missing
 from ..text.printable import printable
 from .json_rows import json_columns, json_dataset, json_rows
 from .offline_text import docstring_texts
-from .text_files import KINDS, check_files, files_of_folder, kind_of, suffixes
+from .text_files import check_files, files_of_folder, kind_of, suffixes
 from .wikitext import is_wikitext, wikitext_articles
 
 
@@ -123,13 +124,14 @@ def _local_files(source, name):
             raise TranscoderError(f"{source!r} is empty: give a file with text in it.")
         return kinds.pop(), {"train": files}
 
-    if path.suffix in KINDS or source.startswith((".", "/", "~")) or glob.has_magic(source):
+    if glob.has_magic(source):
         raise TranscoderError(f"There is no file {source!r}: check the path.")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise TranscoderError(
-            f"{source!r} is neither a file nor the id of a Hub dataset: give a path, an id such as 'user/dataset', or "
-            "'docstrings' for the offline source."
-        )
+    refuse_missing(
+        source,
+        "give a file or folder with text, the id of a Hub dataset, or 'docstrings', which needs no network",
+        what="file or folder",
+        repo_type="dataset",
+    )
     return None
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..dictionaries import is_hub_id
+from ..hub_ids import is_hub_id
 
 
 # Absolute, home-relative and relative paths of POSIX and Windows; not inside a word, a link or another path.

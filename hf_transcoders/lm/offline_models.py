@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import TranscoderError
 from ..files import cache_folder
+from ..hub_ids import refuse_missing
 
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def load_language_model(
 
 def model_path(name: str) -> str | Path:
     """The folder of an [`offline_model`], downloaded if it is missing; any other name or path as it is."""
-    return offline_model(name) if name in OFFLINE_MODELS else name
+    if name in OFFLINE_MODELS:
+        return offline_model(name)
+    refuse_missing(name, f"give the folder or Hub id of a language model, or one of {', '.join(OFFLINE_MODELS)}")
+    return name
 
 
 def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathLike | None = None) -> Path:
@@ -95,18 +99,16 @@ def offline_model(name: str = "smollm2-135m-instruct", cache_dir: str | os.PathL
         `pathlib.Path`: a directory for `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Raises:
-        [`TranscoderError`]: the name is unknown, the packages `gguf` or `accelerate` are missing, or the download
-            failed.
+        [`TranscoderError`]: the name is unknown, the package `gguf` is missing, or the download failed.
     """
     if name not in _MODELS:
         raise TranscoderError(f"'{name}' is not an offline model; the names are {', '.join(_MODELS)}.")
     directory = (Path(cache_dir).expanduser() if cache_dir else cache_folder()) / name
     if directory.is_dir():
         return directory
-    missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
-    if missing:
+    if importlib.util.find_spec("gguf") is None:
         raise TranscoderError(
-            f"Converting {name} needs {' and '.join(missing)}; run `pip install {' '.join(missing)}` and try again."
+            f'Converting {name} needs the package gguf: run `pip install "hf_transcoders[gguf]"` and try again.'
         )
     directory.parent.mkdir(parents=True, exist_ok=True)
     # On the same disk as the target, so that the finished directory appears there in one step.

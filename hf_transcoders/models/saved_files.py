@@ -16,9 +16,10 @@ from transformers.utils.hub import cached_files, extract_commit_hash
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import inner_path, read_settled
+from ..hub_ids import refuse_missing
 from ..text.printable import printable
 from ..text.strict_json import parse_json
-from .configuration_transcoder import FORMAT_VERSION, check_format_version
+from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
 
 
 CONFIG_NAME = "config.json"
@@ -80,6 +81,11 @@ class Files:
     @classmethod
     def at(cls, path: str | os.PathLike, subfolder: str = "", **hub) -> "Files":
         """Those of a path that can also lead to one file, or into a repo: `folder/ae.pt` or `owner/name/layer_3.safetensors`."""
+        refuse_missing(
+            path,
+            "give the folder that training or `save_pretrained` wrote, or a Hub id",
+            cache_dir=hub.get("cache_dir"),
+        )
         path, file = str(path), None
         if os.path.isfile(path):
             path, file = os.path.split(path)
@@ -198,6 +204,11 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
     fields = parse_saved(path.read_bytes(), str(path))
     # First, because a newer format may differ in everything else.
     check_format_version(fields.get("format_version", FORMAT_VERSION))
+    if (kind := fields.get("model_type", TranscoderConfig.model_type)) != TranscoderConfig.model_type:
+        raise TranscoderError(
+            f"{printable(files.place)} holds a model of type '{printable(kind)[:40]}', not a dictionary: give the folder or "
+            "repo of a dictionary."
+        )
     single = files.find(_add_variant(WEIGHTS_NAME, variant), optional=True)
     if single is not None:
         opened = _open(opening(single))

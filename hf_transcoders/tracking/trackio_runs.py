@@ -26,7 +26,9 @@ def trackio_runs(project: str) -> Iterator[Run]:
     try:
         import trackio
     except ImportError as error:
-        raise TranscoderError("Trackio is not installed: install it with `pip install trackio`.") from error
+        raise TranscoderError(
+            'Trackio is not installed: install it with `pip install "hf_transcoders[trackio]"`.'
+        ) from error
     try:
         found = trackio.Api().runs(project)
     except ValueError as error:

@@ -1,17 +1,6 @@
 """Train dictionaries with the Hugging Face Trainer."""
 
-from .arguments import TranscoderTrainingArguments
-from .grid import Grid, expand_grid, mlp_sites
-from .sweep import SweepResult, run_sweep
-from .trainer import TranscoderTrainer
+import lazy_loader
 
 
-__all__ = [
-    "Grid",
-    "SweepResult",
-    "TranscoderTrainer",
-    "TranscoderTrainingArguments",
-    "expand_grid",
-    "mlp_sites",
-    "run_sweep",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

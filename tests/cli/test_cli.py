@@ -138,7 +138,7 @@ def test_bad_yaml(tmp_path, capsys, text, message):
     [
         (["--layers", "9"], r"layer"),
         (["--k", "65"], r"k is 65"),
-        (["--model", "/no/such/model"], r"could not be loaded"),
+        (["--model", "/no/such/model"], r"There is no folder /no/such/model: give by --model"),
         (["--data", "/no/such/file.txt"], r"no/such/file"),
         (["--resume", "runs/nowhere"], r"runs/nowhere is not a checkpoint"),
         (["--input_site", "layers.1.mlp.inn", "--layers"], r"mlp\.in"),

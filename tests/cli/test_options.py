@@ -8,15 +8,19 @@ import itertools
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from hf_transcoders.circuits.patching.ablations import ABLATIONS
 from hf_transcoders.cli import main
 from hf_transcoders.cli import train as train_command
 from hf_transcoders.cli.arguments import SHARED
 from hf_transcoders.cli.common import base_model_of
 from hf_transcoders.cli.main import _COMMANDS
 from hf_transcoders.cli.terminal import Parser
-from hf_transcoders.cli.values import device, unicode_text
+from hf_transcoders.cli.values import device, unicode_text, whole, whole_number
 from hf_transcoders.errors import TranscoderError
+from hf_transcoders.formats.detect import WRITERS
+from hf_transcoders.lm.sites import Site
 
 
 def sentence(capsys):
@@ -113,6 +117,45 @@ def test_every_long_option_is_taken_with_hyphens_and_with_underscores(monkeypatc
         assert underscores != parser.parse_known_args([]) or action.default in ("1", 1, ["1"]), (parser.prog, name)
         taken += "-" in name[2:]
     assert taken > 300
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("-1", -1), ("1_000_000", 10**6), ("1M", 10**6), ("1m", 10**6), ("1e6", 10**6), ("1.5e3", 1500), ("2.5k", 2500),
+     ("3B", 3 * 10**9), (" 8 ", 8)],
+)  # fmt: skip
+def test_whole_numbers_as_people_write_them(text, number):
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["eight", "1.5", "4.0", "1,2", "1,000", "", "0x10", "1e-3", "1.2345k", "1e99", "nan", "1_", "--1", "٣", "M"],
+)
+def test_what_is_no_whole_number(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        whole(-(2**31))(text)
+
+
+def test_layers_count_from_the_end(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+
+    def layers(*numbers):
+        options = train_command.RunOptions(layers=list(numbers))
+        return [Site.parse(read).layer for read, _ in train_command.sites_of(options, model)]
+
+    assert layers(-1) == [2] and layers(0, -1, -3) == [0, 2] and layers(1, 2) == [1, 2]
+    for number in (3, -4):
+        with pytest.raises(TranscoderError, match=f"There is no layer {number}: .* 0 to 2, and -1 is the last"):
+            layers(number)
+
+
+def test_choices_are_those_of_the_library(capsys):
+    for command, names in (["circuits", "patch"], ABLATIONS), (["convert"], WRITERS):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+        assert ", ".join(names) in shown
 
 
 def test_help_shows_hyphens_only():
@@ -220,7 +263,7 @@ def yaml_of(monkeypatch, tmp_path, text, command="train"):
     "text",
     [
         "learning_rate: true", "learning_rate: yes", "k: 010", "k: 0x10", "k: 0o10", "num_features: 1:30", "k: 3.7", "k: 4.0",
-        "k: 1e3", "k: {a: 1}", "k: [4, 8]", "k: null x", "k: 2020-01-01", "k: .nan", "learning_rate: .inf", "learning_rate: nan",
+        "k: {a: 1}", "k: [4, 8]", "k: null x", "k: 2020-01-01", "k: .nan", "learning_rate: .inf", "learning_rate: nan",
         "learning_rate: 1:30", "seed: yes", "seed: true", "skip_connection: 5", "skip_connection: maybe", "skip_connection: 0.5",
         "model: 3", "model: true", "model: 2020-01-01", "model: [a]", "model: {a: b}", "output_dir: 3", "output_dir: 1.5",
         "output_dir: no", "revision: 1234567", "activation: 3", "activation: yes", "layers: [1, true]", "layers: [1, 010]",
@@ -241,7 +284,7 @@ def test_yaml_values_that_do_not_fit_are_refused(monkeypatch, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [
-        ("learning_rate: 1e-3", "learning_rate", 1e-3), ("learning_rate: 2", "learning_rate", 2.0), ("k: 64", "k", 64),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3), ("learning_rate: 2", "learning_rate", 2.0), ("k: 64", "k", 64), ("k: 1e3", "k", 1000), ("max_tokens: 1M", "max_tokens", 1_000_000),
         ('k: "64"', "k", 64), ("num_features: 1_024", "num_features", 1024), ("num-features: 8", "num_features", 8),
         ("layers: 3", "layers", [3]), ("layers: [1, 2]", "layers", [1, 2]), ("kind: [sae, transcoder]", "kind", ["sae", "transcoder"]),
         ("skip_connection: true", "skip_connection", True), ("skip_connection: off", "skip_connection", False),

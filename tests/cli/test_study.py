@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from hf_transcoders.cli import main
+from tests.studies.greater_than.setups import transcoder_of
 
 
 def study(folder, action, path, output, *more):
@@ -24,6 +26,17 @@ def test_greater_than_writes_page_json_and_pictures_with_the_same_numbers(folder
     page = (output / "report.html").read_text()
     assert f"{saved['original_score']['mean']:.3f}" in page and f"{saved['features'][0]['score']:.4f}" in page
     assert {path.name for path in output.iterdir()} == {"report.html", "results.json", "curves.png", "years.png"}
+
+
+def test_greater_than_with_more_features_than_neurons(folder, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    neurons = model.config.intermediate_size
+    transcoder_of(model, 1, num_features=neurons + 30).save_pretrained(tmp_path / "wide")
+    wide = ("--max-k", str(neurons + 20), "--max-features", "2", "--json")
+    assert study(folder, "greater-than", tmp_path / "wide", tmp_path / "out", *wide) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["feature_curve"]) == neurons + 21 and len(printed["neuron_curve"]) == neurons + 1
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_greater_than_of_one_layer_of_a_set(folder, tmp_path, capsys):
@@ -79,7 +92,7 @@ def test_a_file_as_output_and_an_unknown_study(folder, tmp_path, capsys):
     assert study(folder, "replacement", "set", tmp_path / "file") == 2
     assert "is a file" in capsys.readouterr().err
     assert main(["study", "smaller-than"]) == 2
-    assert "invalid choice: 'smaller-than'" in capsys.readouterr().err
+    assert "did you mean greater-than?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["study", "--help"])
     shown = capsys.readouterr().out

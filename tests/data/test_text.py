@@ -153,11 +153,11 @@ def test_unusable_sources_are_refused(tmp_path, streaming):
         (tmp_path / name).write_text(content)
         return tmp_path / name
 
-    refused("no/such-dataset", "Could not load text from 'no/such-dataset'.*needs none")
+    refused("no/such-dataset", "There is no file or folder no/such-dataset.*offline.*needs no network")
     refused(tmp_path / "missing.txt", "There is no file")
     refused("missing.jsonl", "There is no file")
     refused(f"{tmp_path}/*.csv", "There is no file")
-    refused("what is this", "neither a file nor the id of a Hub dataset")
+    refused("what is this", "There is no file or folder what is this")
     refused(file("empty.txt", ""), "is empty")
     refused(file("empty.jsonl", ""), "is empty")
     refused(file("blank.txt", " \n\n \n"), "no documents")

@@ -151,7 +151,7 @@ def test_failed_download(index, tmp_path):
 def test_missing_package(tmp_path, monkeypatch):
     find_spec = offline_model.__globals__["importlib"].util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gguf" else find_spec(name))
-    with pytest.raises(TranscoderError, match="needs gguf; run `pip install gguf`"):
+    with pytest.raises(TranscoderError, match=r'needs the package gguf: run `pip install "hf_transcoders\[gguf\]"`'):
         offline_model(cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

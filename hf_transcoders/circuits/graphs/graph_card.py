@@ -2,7 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
-from ...dictionaries import is_hub_id
+from ...hub_ids import is_hub_id
 from ...text.markdown import code, escape, table
 from .edge_validation import HELD_FIXED
 from .graph import AttributionGraph

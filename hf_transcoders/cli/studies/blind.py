@@ -1,7 +1,6 @@
 """`hf-transcoders study blind`."""
 
 from ...files import write_text
-from ...lm.devices import input_device
 from ...text.strict_json import to_json
 from ..arguments import (
     add_shared,
@@ -45,6 +44,7 @@ def add_arguments(parser):
 
 
 def run(args):
+    from ...lm.devices import input_device
     from ...studies.blind.study import blind_study
 
     folder = output_folder(args.output) if args.output else None

@@ -2,7 +2,6 @@
 
 import argparse
 
-from ...lm.devices import input_device
 from ..arguments import add_shared, dictionary_arguments, model_arguments, output_arguments
 from ..common import choose_dictionary, finish, load_base_model, load_dictionaries
 from ..values import output_folder, whole
@@ -28,6 +27,7 @@ def add_arguments(parser):
 
 
 def run(args):
+    from ...lm.devices import input_device
     from ...studies.greater_than.greater_than_report import save_greater_than
     from ...studies.greater_than.study import greater_than_study
 

@@ -1,6 +1,5 @@
 """`hf-transcoders study replacement`."""
 
-from ...lm.devices import input_device
 from ..arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
 from ..common import finish, load_base_model, load_dictionaries, make_evaluator
 from ..values import output_folder
@@ -19,6 +18,7 @@ def add_arguments(parser):
 
 
 def run(args):
+    from ...lm.devices import input_device
     from ...studies.replacement.replacement_report import save_replacement
     from ...studies.replacement.study import replacement_study
 

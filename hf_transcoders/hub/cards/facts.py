@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ...dictionaries import is_hub_id
 from ...errors import TranscoderError
 from ...evaluation.evaluation_report import EvaluationReport
 from ...evaluation.report_file import check_evaluation
+from ...hub_ids import is_hub_id
 from ...models.configuration_transcoder import TranscoderConfig
 from ...models.modeling_transcoder import TranscoderModel, tensor_shapes
 from ...models.saved_files import SavedDictionary, expect, saved_dtype

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...dictionaries import is_hub_id
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, TOGETHER
+from ...hub_ids import is_hub_id
 from ...models.modeling_transcoder import TranscoderModel
 from ...text.markdown import one_line
 from .facts import CardFacts

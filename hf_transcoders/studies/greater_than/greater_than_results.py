@@ -89,7 +89,8 @@ class GreaterThanStudy:
     @property
     def crossing(self) -> int | None:
         """Smallest k >= 1 at which features are no better than as many neurons, or `None`."""
-        pairs = list(zip(self.feature_curve, self.neuron_curve, strict=True))
+        # An MLP may have fewer neurons than the dictionary has features, and then its curve is shorter.
+        pairs = zip(self.feature_curve, self.neuron_curve, strict=False)
         return next((k for k, (ours, theirs) in enumerate(pairs) if k and ours <= theirs), None)
 
     @property

@@ -76,9 +76,11 @@ function featureParts(details) {
     list.map(([token, value]) => element("li", { class: kind, title: signed(value) }, visible(token)))) : null;
   return [
     element("h3", {}, "Feature",
-      element("span", { class: "soft small" }, `fires on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
-    tokens("promotes", "raised", details.top_tokens),
-    tokens("suppresses", "lowered", details.bottom_tokens),
+      element("span", { class: "soft small" }, `active on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
+    tokens("direct path promotes", "raised", details.top_tokens),
+    tokens("direct path suppresses", "lowered", details.bottom_tokens),
+    tokens("measured: raises", "raised", details.measured?.raised ?? []),
+    tokens("measured: lowers", "lowered", details.measured?.lowered ?? []),
     details.contexts.length
       ? element("ul", { class: "contexts" }, details.contexts.map((context) => element("li", {},
         element("span", { class: "value" }, number3(context.activations[context.peak])),

@@ -49,7 +49,9 @@ def test_documents_are_told_apart_across_rows(lengths):
 def test_rows_without_separators_are_documents():
     rows = [{"input_ids": [1, 2, 3, 4]}, {"input_ids": [5, 6]}, {"input_ids": [7, 8, 9]}]
     sample = sample_text(rows, max_tokens=100, separator=END)
-    assert [len(set(sample.documents[i, : len(text)].tolist())) for i, text in enumerate(sample.blocks.texts)] == [1] * 3
+    assert [len(set(sample.documents[i, : len(text)].tolist())) for i, text in enumerate(sample.blocks.texts)] == [
+        1
+    ] * 3
     assert len(set(sample.documents[:, 0].tolist())) == 3
 
 

@@ -82,11 +82,19 @@ function featureParts(details) {
     tokens("measured: raises", "raised", details.measured?.raised ?? []),
     tokens("measured: lowers", "lowered", details.measured?.lowered ?? []),
     details.contexts.length
-      ? element("ul", { class: "contexts" }, details.contexts.map((context) => element("li", {},
-        element("span", { class: "value" }, number3(context.activations[context.peak])),
+      ? element("ul", { class: "contexts" }, listedContexts(details).map(([quantile, context]) => element("li", {},
+        element("span", { class: "value", title: quantile ? "random activation in this quantile" : "top activation" },
+          number3(context.activations[context.peak]), quantile ? element("span", { class: "soft small" }, ` ${quantile}`) : ""),
         element("span", { class: "text" }, context.tokens.map((token, i) => contextToken(token, context, i, details.max_activation))))))
       : element("p", { class: "soft" }, "Never active on the tokens searched."),
   ];
+}
+
+// Pairs of a quantile, or null for top activations, and a context.
+function listedContexts(details) {
+  const quantiles = Object.entries(details.quantile_contexts ?? {});
+  return [...details.contexts.map((context) => [null, context]),
+    ...quantiles.flatMap(([name, contexts]) => contexts.map((context) => [name, context]))];
 }
 
 function contextToken(token, context, i, most) {

@@ -30,7 +30,7 @@ def parse(argv, prog):
     )
     add_shared(parser, "num_features", default=2304)
     add_shared(parser, "k", default=32)
-    add_shared(parser, "max_tokens", default=160_000)
+    add_shared(parser, "max_tokens", default=140_000)
     return parser.parse_args(argv)
 
 
@@ -153,7 +153,7 @@ def _graph(base_model, transcoders, tokenizer, text, output):
     from hf_transcoders.circuits import attribution_graph, validate_edges
 
     graph = attribution_graph(base_model, transcoders, _PROMPT, tokenizer=tokenizer)
-    pruned = graph.prune(nodes=0.85)
+    pruned = graph.prune()
     features: dict[str, list[int]] = {}
     for number in pruned.is_kind("feature").nonzero()[:, 0].tolist():
         node = pruned.node(number)

@@ -84,8 +84,7 @@ def test_a_page_without_features_says_why(folder, tmp_path, capsys):
 
 
 def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsys, monkeypatch):
-    from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
-from hf_transcoders.circuits.graphs import page_data
+    from hf_transcoders.circuits.graphs import page_data
 
     monkeypatch.setattr(page_data, "MAX_EDGES", 30)
     assert graph(folder, tmp_path / "out", "--validate", "0", "--json") == 0

@@ -88,7 +88,7 @@ class SampledTop(RunningTop):
 
         Returns:
             `dict[str | None, list[tuple[int, int]]]`: those of the top activations, strongest first, under `None`; and
-            those of random activations by the names of their quantiles, which the random ones stand for.
+            those of other random activations by the names of their quantiles, which the random ones stand for.
         """
         top = zip(*(tensor[:, number].tolist() for tensor in (self.values, self.rows, self.positions)), strict=True)
         found: dict[str | None, list[tuple[int, int]]] = {None: [(row, at) for value, row, at in top if value > 0]}
@@ -98,7 +98,7 @@ class SampledTop(RunningTop):
         drawn = sorted((value, row, at) for value, row, at in drawn if value > 0)[::-1]
         for quantile, name in enumerate(QUANTILES):
             ends = [len(drawn) * (quantile + side) // len(QUANTILES) for side in (0, 1)]
-            its = drawn[ends[0] : ends[1]]
+            its = [each for each in drawn[ends[0] : ends[1]] if each[1:] not in found[None]]
             count = min(per_quantile, len(its))
             # From the middle of equal parts.
             its = [its[(2 * i + 1) * len(its) // (2 * count)] for i in range(count)]

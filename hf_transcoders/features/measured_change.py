@@ -72,9 +72,11 @@ def measured_changes(
         count (`int`): Number of tokens for each feature, in each direction.
 
     Returns:
-        `dict[int, MeasuredChange]`: of each feature with a context.
+        `dict[int, MeasuredChange]`: of each feature with a context; empty for a model without a head.
     """
     found = {}
+    if base_model.get_output_embeddings() is None:  # Without a head there are no predictions.
+        return found
     features = [feature for feature, its in contexts.items() if its]
     # Sums over the vocabulary are kept for each feature until all its contexts were seen.
     some = max(1, _MAX_ELEMENTS // vocabulary_size(base_model))

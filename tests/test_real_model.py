@@ -1,8 +1,5 @@
 """The library on SmolLM2-135M-Instruct, which comes as a package. A few minutes of the suite."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -167,33 +164,6 @@ def test_features_are_explained(base, trained, rows, tokenizer):
     peaks = [context.activations[context.peak] for context in explanation.contexts]
     assert peaks == sorted(peaks, reverse=True) and peaks[0] == pytest.approx(explanation.max_activation, rel=1e-4)
     assert len(explanation.top_tokens) == 10
-
-
-def test_the_code_in_the_readme_runs(path, tmp_path, monkeypatch, capsys):
-    """Word for word, but for the Hub id, the amount of text and the place of the output."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    (reuse,) = (block for block in blocks if "reuse_circuit(base, tokenizer)" in block)
-    # That one takes minutes here; tests/studies/test_circuit_reuse.py runs it on a tiny model.
-    exec(reuse.partition("\n\n")[0], {})
-    quick = [block for block in blocks if block is not reuse]
-    assert len(quick) == 4
-    code = "\n".join(quick)
-    for written, here in (
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", str(path)),
-        ("max_tokens=1_000_000", "max_tokens=4096, use_cpu=True, report_to='none', disable_tqdm=True"),
-        ('load_texts("docstrings")', 'load_texts("docstrings", limit=60)'),
-        ('load_texts("docstrings", limit=500)', 'load_texts("docstrings", limit=20)'),
-        ("tokenizer))", "tokenizer), max_loss_tokens=300)"),
-        ("size=200", "size=20"),
-    ):
-        assert written in code, f"the README no longer says {written}"
-        code = code.replace(written, here)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "'replacement': " in printed and (tmp_path / "runs" / "graph.html").exists()
-    assert "4608])" in printed and "CE recovered (mean)" in printed and re.search(r"\n-?\d+\.\d+ \[.+\]\n", printed)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def main():
         fvu = dict(run.history(f"eval/{name}/fvu"))
         print(f"  {name}: FVU " + ", ".join(f"{value:.3f} at step {step}" for step, value in fvu.items()))
     row = run.table("features/transcoder")[-1]
-    print(f"  feature {row['feature']} fires on {row['density']:.2%} of tokens: {row['context_1']!r}")
+    print(f"  feature {row['feature']} is active on {row['density']:.2%} of tokens: {row['context_1']!r}")
     print("\nLook further:")
     if "trackio" in trainer.args.report_to:
         print(f"  trackio show --project {trainer.args.project}")

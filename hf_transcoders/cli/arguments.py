@@ -33,9 +33,16 @@ SHARED = {
     "features": Option("numbers of the features", "N", whole(0)),
     "json": Option("print the result as JSON"),
     "k": Option("active features per token", "N", whole(1)),
+    "kind": Option("kind of dictionaries: transcoder (from MLP input to output) or sae (from MLP output to itself)"),
     "loss_tokens": Option("tokens for measuring the loss of the language model", "N", whole(1)),
     "max_features": Option("largest number of features", "N", whole(1)),
     "max_tokens": Option("tokens of text to use", "N", whole(1)),
+    "measured_contexts": Option(
+        "top contexts at which each feature is ablated in the model, to measure the change of its predictions; 0 measures "
+        "nothing",
+        "N",
+        whole(0),
+    ),
     "model": Option(
         f"Hub id or folder of the language model, or the name of a packaged model ({', '.join(OFFLINE_MODELS)})"
     ),
@@ -88,6 +95,7 @@ def dictionary_arguments(parser: argparse.ArgumentParser, choose: str | None = N
     group = parser.add_argument_group("dictionaries")
     add_shared(group, "transcoders", more, required=True)
     add_shared(group, "transcoders_revision")
+    add_shared(group, "kind", "by default, all of a set", choices=["transcoder", "sae"])
     if choose is not None:
         add_shared(group, "dictionary", choose)
 

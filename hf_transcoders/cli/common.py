@@ -64,8 +64,18 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 
 def load_dictionaries(args):
-    """Load what `--transcoders` names, a set or a single dictionary, as a [`TranscoderSet`]."""
-    return open_dictionaries(args.transcoders, args.transcoders_revision)
+    """Load what `--transcoders` names, a set or a single dictionary, of the kind that `--kind` gives, as a [`TranscoderSet`]."""
+    from ..models.transcoder_set import TranscoderSet
+
+    loaded = open_dictionaries(args.transcoders, args.transcoders_revision)
+    if args.kind is None:
+        return loaded
+    chosen = {name: each for name, each in loaded.items() if each.config.is_autoencoder == (args.kind == "sae")}
+    if not chosen:
+        raise TranscoderError(
+            f"{args.transcoders} has no dictionary of --kind {args.kind}: it has {', '.join(loaded)}."
+        )
+    return TranscoderSet(chosen).eval()
 
 
 def open_dictionaries(path: str, revision: str | None = None, **options):

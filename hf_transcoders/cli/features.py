@@ -1,6 +1,13 @@
-"""`hf-transcoders features`: the contexts that activate features, and the tokens that they promote."""
+"""`hf-transcoders features`: contexts of features, the tokens that they promote, and what they change in the model."""
 
-from .arguments import dictionary_arguments, feature_arguments, model_arguments, output_arguments, text_arguments
+from .arguments import (
+    add_shared,
+    dictionary_arguments,
+    feature_arguments,
+    model_arguments,
+    output_arguments,
+    text_arguments,
+)
 from .common import choose_dictionary, load_base_model, load_dictionaries, load_text
 from .terminal import Parser, echo, print_json
 from .values import whole
@@ -9,13 +16,15 @@ from .values import whole
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Shows the contexts in which features are most active, and the output tokens that they promote and "
-        "suppress.",
+        description="Shows the contexts in which features are most active and random ones from each quarter of their "
+        "activations, in rows drawn from all of the text; the tokens that their direct path to the logits promotes and "
+        "suppresses, compared with other features; and what ablating them at their top contexts changes in the model.",
         epilog="example:\n  hf-transcoders features --transcoders runs/l8 --features 3 17 --data wikitext.txt",
     )
     dictionary_arguments(parser, choose="required if the set has several")
     feature_arguments(parser, "features that are active in the text", 10)
     parser.add_argument("--contexts", type=whole(1), metavar="N", default=5, help="contexts per feature")
+    add_shared(parser, "measured_contexts", default=3)
     model_arguments(parser)
     text_arguments(parser, max_tokens=50_000)
     output_arguments(parser)
@@ -38,6 +47,7 @@ def run(args):
         num_features=args.max_features,
         num_contexts=args.contexts,
         max_tokens=args.max_tokens,
+        num_measured=args.measured_contexts,
     )
     if args.json:
         print_json([explanation.to_dict() for explanation in explanations])

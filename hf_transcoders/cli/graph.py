@@ -78,6 +78,7 @@ def parse(argv, prog):
         "`docstrings`; by default, the page shows no contexts",
     )
     add_shared(group, "max_tokens", "for --features-from, by default 20,000")
+    add_shared(group, "measured_contexts", "for --features-from, by default 3")
     group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
     group.add_argument(
         "--viewer",
@@ -107,6 +108,8 @@ def run(args):
     for name, value in (("--feature-base-url", args.feature_base_url), ("--scan", args.scan)):
         if value is not None and not args.viewer:
             raise TranscoderError(f"{name} applies to the files for viewers: give --viewer too.")
+    if args.measured_contexts is not None and not args.features_from:
+        raise TranscoderError("--measured-contexts ablates features in contexts from --features-from: give that too.")
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import MAX_EDGES
@@ -151,7 +154,7 @@ def run(args):
             scan=args.scan,
             feature_base_url=args.feature_base_url,
         )
-    found = _summary(graph, pruned, validation, page)
+    found = _summary(graph, pruned, validation, page, dictionaries)
     if args.json:
         print_json(found)
     else:
@@ -181,11 +184,12 @@ def _explained(args, base_model, dictionaries, tokenizer, graph):
         tokenizer,
         features={name: sorted(indices) for name, indices in wanted.items()},
         max_tokens=args.max_tokens or 20_000,
+        num_measured=3 if args.measured_contexts is None else args.measured_contexts,
         progress=not args.json,
     )
 
 
-def _summary(graph, pruned, validation, page):
+def _summary(graph, pruned, validation, page, dictionaries):
     return {
         "targets": [
             {"label": target.label, "probability": target.probability, "weight": target.weight}
@@ -207,6 +211,7 @@ def _summary(graph, pruned, validation, page):
             for number, influence in pruned.strongest_features()
         ],
         "validation": validation and validation.summary(),
+        "no_features": _why_no_features(graph, pruned, dictionaries),
         "page": str(page),
     }
 
@@ -230,9 +235,26 @@ def _print(found, validation):
         echo("", "strongest features")
         for feature in found["strongest"]:
             echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
+    if found["no_features"]:
+        echo("", found["no_features"])
     if validation is not None:
         echo("", *validation.to_text().split("\n"))
     echo("", found["page"])
+
+
+def _why_no_features(graph, pruned, dictionaries):
+    """A sentence for a page without features, or `None` if it has some."""
+    if pruned.is_kind("feature").any():
+        return None
+    from ..lm.sites import Site
+
+    layers = {site.layer for each in dictionaries.values() for site in map(Site.parse, each.config.output_sites)}
+    carried = graph.influence()[graph.is_kind("feature")].sum().item()
+    return (
+        f"No feature is on the page, so there are no contexts and no validation: the dictionaries write at {len(layers)} of "
+        f"{graph.num_layers} layers, and their strongest features have too little influence ({carried:.1%} together). Try "
+        "--nodes 0.95, a prompt like the text that they were trained on, or dictionaries of more layers and more training."
+    )
 
 
 def _slug(prompt):

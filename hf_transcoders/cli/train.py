@@ -25,11 +25,7 @@ class DictionaryOptions:
     )
     kind: list[str] = field(
         default_factory=lambda: ["transcoder"],
-        metadata={
-            "help": "kinds of dictionaries for each layer: transcoder (from MLP input to output), sae (from MLP output to "
-            "itself)",
-            "choices": ["transcoder", "sae"],
-        },
+        metadata={"choices": ["transcoder", "sae"]},
     )
     input_site: str | None = field(default=None, metadata={"help": "site to read, such as layers.8.mlp.in"})
     output_site: str | None = field(default=None, metadata={"help": "site to predict, such as layers.8.mlp.branch"})
@@ -88,6 +84,7 @@ class RunOptions(DictionaryOptions):
 # What training adds to the help of shared options.
 _MORE = {
     "k": "for topk and batchtopk, by default 32",
+    "kind": "one or both for each layer",
     "max_tokens": "over all devices and passes, by default those of --num-train-epochs passes",
 }
 # Options of the trainer that --help shows; --help-all shows the others as well.

@@ -27,10 +27,10 @@ class FeatureChange:
         dictionary (`str`): Name of the dictionary.
         feature (`int`): Number of the feature.
         label (`str`, *optional*): Top activations at the baseline; `None` if it never fired, or without tokenizer.
-        rate_before, rate_after (`float`): Share of tokens the feature fires on.
+        rate_before, rate_after (`float`): Share of tokens the feature is active on.
         log_odds_change, log_odds_error (`float`):
             Change in \\(\log \frac{n_{fired} + 1/2}{n_{silent} + 1/2}\\), and its standard error.
-        mean_before, mean_after (`float`): Mean activation over the tokens the feature fires on; 0 if it never fires.
+        mean_before, mean_after (`float`): Mean activation over the tokens the feature is active on; 0 if it never fires.
         log_mean_change, log_mean_error (`float`):
             Change in the logarithm of that mean, and its standard error; `nan` if the feature does not fire in at least two
             groups of blocks, before and after.

@@ -106,7 +106,7 @@ class DeadFeatures(_Metric):
 
 
 class FeatureDensity(_Metric):
-    """Share of tokens each feature fires on, and a histogram of it over log10."""
+    """Share of tokens each feature is active on, and a histogram of it over log10."""
 
     columns = {"tokens": _NUMBER, "fired": _VECTOR}
 

@@ -1,24 +1,27 @@
 """Explain features by the contexts of their top activations and the tokens that they promote."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.token_blocks import TokenBlocks
 from ..data.token_texts import token_texts
 from ..dictionaries import Dictionaries, check_fits, named_dictionaries
 from ..errors import TranscoderError
+from ..lm.inputs import check_tokens
 from ..lm.modes import in_eval_mode
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
 from .activation_histograms import ActivationHistogram, RunningHistograms
+from .measured_change import MeasuredChange, measured_changes
 from .promoted_tokens import promoted_tokens
-from .top_activations import RunningTop, dictionary_inputs, feature_activations, update_all
+from .sampled_activations import SampledTop
+from .text_sample import sample_text
+from .top_activations import dictionary_inputs, feature_activations, update_all
 
 
 # Name of a single dictionary in messages.
@@ -29,14 +32,14 @@ Features = Sequence[int] | Literal["active"] | None
 
 @dataclass
 class FeatureContext:
-    """A text on which a feature fires.
+    """A text on which a feature is active.
 
     Args:
         tokens (`list[str]`): Texts of the tokens around the activation.
         activations (`list[float]`): Activation of the feature on each of them.
-        peak (`int`): Index of the strongest activation among them.
-        row (`int`): Number of the block in the dataset.
-        position (`int`): Position of the strongest activation in the block, without padding.
+        peak (`int`): Index among them of the activation that the context is for.
+        row (`int`): Row of the dataset.
+        position (`int`): Position of this activation in the row, without padding.
     """
 
     tokens: list[str]
@@ -45,6 +48,11 @@ class FeatureContext:
     row: int
     position: int
 
+    def to_text(self) -> str:
+        """The activation and the text, for a terminal, with the token of the activation in `[[ ]]`."""
+        texts = [f"[[{text}]]" if i == self.peak else text for i, text in enumerate(self.tokens)]
+        return f"  {self.activations[self.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
+
 
 @dataclass
 class FeatureExplanation:
@@ -52,16 +60,22 @@ class FeatureExplanation:
 
     Args:
         feature (`int`): Number of the feature.
-        density (`float`): Share of tokens the feature fires on.
+        density (`float`): Share of tokens the feature is active on.
         max_activation (`float`): Largest activation.
-        mean_activation (`float`): Mean activation over the tokens the feature fires on.
-        contexts (`list[FeatureContext]`): Contexts of the top activations, strongest first, at most one per block.
+        mean_activation (`float`): Mean activation over the tokens the feature is active on.
+        contexts (`list[FeatureContext]`):
+            Contexts of the top activations, strongest first, from different blocks and documents and with different tokens.
         top_tokens, bottom_tokens (`list[tuple[str, float]]`):
-            Tokens whose logits the feature raises and lowers most per unit of activation, through the final norm's gain and
-            the unembedding (the norm's scale and everything in between are left out). Empty, with a warning, where the
-            dictionary does not write to the residual stream or the model's family is not registered.
+            Tokens that the feature promotes and suppresses most on its direct path, with their z-scores over features: see
+            [`~hf_transcoders.features.promoted_tokens.promoted_tokens`]. Empty, with a warning, where the dictionary does not
+            write to the residual stream or the model's family is not registered.
         histogram ([`~hf_transcoders.features.activation_histograms.ActivationHistogram`], *optional*):
             How often the feature fires how strongly.
+        quantile_contexts (`dict[str, list[FeatureContext]]`):
+            Quantiles of the activations on the tokens the feature is active on, strongest first ("75-100%", "50-75%",
+            "25-50%", "0-25%") -> contexts of random activations in them.
+        measured ([`~hf_transcoders.features.measured_change.MeasuredChange`], *optional*):
+            What ablating the feature changes in the model's predictions at its top contexts.
     """
 
     feature: int
@@ -72,28 +86,40 @@ class FeatureExplanation:
     top_tokens: list[tuple[str, float]]
     bottom_tokens: list[tuple[str, float]]
     histogram: ActivationHistogram | None = None
+    quantile_contexts: dict[str, list[FeatureContext]] = field(default_factory=dict)
+    measured: MeasuredChange | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain values."""
-        return asdict(self)
+        return {**asdict(self), "token_scores": "direct path, z-score over features"}
 
     def to_text(self) -> str:
         """The explanation as text for a terminal, with each strongest token in `[[ ]]`."""
         lines = [
-            f"feature {self.feature}: fires on {self.density:.3%} of tokens, max {self.max_activation:.3g}, "
+            f"feature {self.feature}: active on {self.density:.3%} of tokens, max {self.max_activation:.3g}, "
             f"mean {self.mean_activation:.3g}"
         ]
-        for name, tokens in (("raises", self.top_tokens), ("lowers", self.bottom_tokens)):
+        for name, tokens in (("promotes", self.top_tokens), ("suppresses", self.bottom_tokens)):
             if tokens:
-                lines.append(f"  {name}: " + ", ".join(f"{token!r} {value:+.2f}" for token, value in tokens))
-        for context in self.contexts:
-            texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
-            lines.append(
-                f"  {context.activations[context.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
-            )
+                lines.append(f"  direct path {name} (z): {_listed_tokens(tokens, '+.1f')}")
+        if self.measured is not None:
+            lines += self._measured_lines(self.measured)
+        lines += [context.to_text() for context in self.contexts]
+        for name, contexts in self.quantile_contexts.items():
+            lines += [f"{context.to_text()}  ({name})" for context in contexts]
         return "\n".join(lines)
 
     __str__ = to_text
+
+    def _measured_lines(self, measured):
+        listed = [
+            f"{name} {_listed_tokens(tokens, '+.2f')}"
+            for name, tokens in (("raises", measured.raised), ("lowers", measured.lowered))
+            if tokens
+        ]
+        where = "the top context" if measured.contexts == 1 else f"{measured.contexts} top contexts"
+        changes = "; ".join(listed) or "no log-probability changes by more than rounding"
+        return [f"  measured at {where} (KL {measured.kl:.2g}): {changes}"]
 
 
 @overload
@@ -121,9 +147,12 @@ def explain_features(
     batch_size: int = 8,
     skip_first: int = 1,
     special_token_ids: Sequence[int] | None = None,
+    num_quantile_contexts: int = 1,
+    num_measured: int = 3,
+    seed: int = 0,
     progress: bool = True,
 ) -> list[FeatureExplanation] | dict[str, list[FeatureExplanation]]:
-    """Find the contexts of the top activations of features, and the tokens they promote.
+    """Find contexts of features in a sample of all of a text, the tokens they promote, and what they change in the model.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
@@ -147,13 +176,20 @@ def explain_features(
         num_tokens (`int`, *optional*, defaults to 10):
             Number of promoted and of suppressed tokens per feature.
         max_tokens (`int`, *optional*, defaults to 100,000):
-            Number of tokens to search.
+            Number of tokens to search, in rows drawn from all of the dataset. A dataset that can only be read in order is read
+            from its start.
         batch_size (`int`, *optional*, defaults to 8):
             Number of blocks per forward pass.
         skip_first (`int`, *optional*, defaults to 1):
             Number of tokens at the start of every block whose activations do not count.
         special_token_ids (`Sequence[int]`, *optional*):
             Tokens whose activations do not count.
+        num_quantile_contexts (`int`, *optional*, defaults to 1):
+            Number of contexts for each quarter of a feature's activations, besides the top ones.
+        num_measured (`int`, *optional*, defaults to 3):
+            Number of top contexts at which each feature is ablated in the model, to measure the change of its predictions.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the sample.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
@@ -162,7 +198,7 @@ def explain_features(
         `dict[str, list[FeatureExplanation]]` by name for several.
 
     Raises:
-        [`TranscoderError`]: a feature does not exist, or no feature fires on the dataset.
+        [`TranscoderError`]: a feature does not exist, or no feature is active on the dataset.
     """
     for name, value, least in (
         ("num_features", num_features, 1),
@@ -170,6 +206,8 @@ def explain_features(
         ("window", window, 0),
         ("num_tokens", num_tokens, 0),
         ("batch_size", batch_size, 1),
+        ("num_quantile_contexts", num_quantile_contexts, 0),
+        ("num_measured", num_measured, 0),
     ):
         if value < least:
             raise TranscoderError(f"`{name}` is {value}; give at least {least}.")
@@ -178,13 +216,22 @@ def explain_features(
     wanted = _wanted({_SINGLE: features} if single else features, named)
     named = {name: named[name] for name in wanted}
     check_fits(base_model, named)
-    blocks = TokenBlocks(dataset, max_tokens=max_tokens, skip_first=skip_first, special_token_ids=special_token_ids)
+    sample = sample_text(
+        dataset,
+        max_tokens=max_tokens,
+        skip_first=skip_first,
+        special_token_ids=special_token_ids,
+        separator=getattr(tokenizer, "eos_token_id", None),
+        seed=seed,
+    )
+    blocks = sample.blocks
+    check_tokens(base_model, blocks.texts, "Row", sample.rows)
     with in_eval_mode(base_model, *named.values()):
         running = {}
         for name, dictionary in named.items():
             listed = _listed(wanted[name])
             numbers = range(dictionary.config.num_features) if listed is None else listed
-            running[name] = RunningTop(numbers, num_contexts, dictionary)
+            running[name] = SampledTop(numbers, num_contexts, dictionary, sample, quantiles=num_quantile_contexts > 0)
             running[name].histograms = RunningHistograms(len(numbers), dictionary.device)
         steps = -(-len(blocks.texts) // batch_size)
         for batch in tqdm(blocks.batches(base_model, batch_size), "features", steps, disable=not progress):
@@ -195,14 +242,20 @@ def explain_features(
             chosen[name] = top.choose(count) if listed is None else range(len(listed))
             if not chosen[name]:
                 raise TranscoderError(
-                    "No feature fires on this dataset: search more tokens, or check the dictionary's sites."
+                    "No feature is active on this dataset: search more tokens, or check the dictionary's sites."
                 )
-        contexts = _contexts(base_model, blocks, running, chosen, tokenizer, window, batch_size)
+        places = {name: [top.places(i, num_quantile_contexts) for i in chosen[name]] for name, top in running.items()}
+        contexts = _contexts(base_model, sample, running, chosen, places, tokenizer, window, batch_size)
         found = {}
         for name, top in running.items():
             numbers = [top.features[i] for i in chosen[name]]
             promoted = promoted_tokens(base_model, named[name], numbers, tokenizer, num_tokens)
-            found[name] = _explanations(top, chosen[name], contexts[name], promoted, blocks.tokens)
+            ablated_at = {}
+            for feature, i, its in zip(numbers, chosen[name], places[name], strict=True):
+                tops = zip(top.values[:num_measured, i].tolist(), its[None][:num_measured], strict=False)
+                ablated_at[feature] = [(blocks.texts[block][: at + 1], value) for value, (block, at) in tops]
+            measured = measured_changes(base_model, named[name], ablated_at, tokenizer, num_tokens)
+            found[name] = _explanations(top, chosen[name], contexts[name], promoted, measured, blocks.tokens)
     return found[_SINGLE] if single else found
 
 
@@ -225,12 +278,16 @@ def _wanted(features, named) -> dict[str, Features]:
     return dict(features)
 
 
+def _listed_tokens(tokens, form):
+    return ", ".join(f"{token!r} {value:{form}}" for token, value in tokens)
+
+
 def _listed(features: Features) -> list[int] | None:
     """The numbers of the wanted features, or `None` if they are to be found."""
     return None if features is None or features == "active" else list(features)
 
 
-def _explanations(top, chosen, contexts, promoted, tokens):
+def _explanations(top, chosen, contexts, promoted, measured, tokens):
     fired, total, largest = (tensor[chosen].tolist() for tensor in (top.fired, top.total, top.values[0]))
     raised, lowered = promoted
     return [
@@ -239,41 +296,43 @@ def _explanations(top, chosen, contexts, promoted, tokens):
             density=fired[j] / tokens,
             max_activation=largest[j],
             mean_activation=total[j] / max(fired[j], 1),
-            contexts=contexts[j],
+            contexts=contexts[j].pop(None),
             top_tokens=raised[j],
             bottom_tokens=lowered[j],
             histogram=top.histograms.histogram(i),
+            quantile_contexts=contexts[j],
+            measured=measured.get(top.features[i]),
         )
         for j, i in enumerate(chosen)
     ]
 
 
-def _contexts(base_model, blocks, running, chosen, tokenizer, window, batch_size):
-    """Contexts of the chosen features of each dictionary; the few blocks with these are run once more."""
-    # Block -> dictionary -> (which of the chosen, rank, position of the activation).
-    wanted: dict[int, dict[str, list[tuple[int, int, int]]]] = {}
-    for name, top in running.items():
-        places = (top.values, top.rows, top.positions)
-        places = zip(*(tensor[:, chosen[name]].T.tolist() for tensor in places), strict=True)
-        for j, (its_values, its_rows, its_positions) in enumerate(places):
-            for rank, (value, row, position) in enumerate(zip(its_values, its_rows, its_positions, strict=True)):
-                if value > 0:
-                    wanted.setdefault(row, {}).setdefault(name, []).append((j, rank, position))
-    found = {name: [{} for _ in numbers] for name, numbers in chosen.items()}
-    for batch in blocks.batches(base_model, batch_size, sorted(wanted)):
+def _contexts(base_model, sample, running, chosen, places, tokenizer, window, batch_size):
+    """Contexts at the places of the chosen features of each dictionary; the few blocks with these are run once more."""
+    # Block -> dictionary -> (which of the chosen, the name of its places, number among these, position).
+    wanted: dict[int, dict[str, list[tuple[int, str | None, int, int]]]] = {}
+    found = {}
+    for name, of_chosen in places.items():
+        found[name] = [{group: [None] * len(its) for group, its in each.items()} for each in of_chosen]
+        for j, each in enumerate(of_chosen):
+            for group, its in each.items():
+                for number, (block, position) in enumerate(its):
+                    wanted.setdefault(block, {}).setdefault(name, []).append((j, group, number, position))
+    texts = sample.blocks.texts
+    for batch in sample.blocks.batches(base_model, batch_size, sorted(wanted)):
         inputs = dictionary_inputs(base_model, [top.dictionary for top in running.values()], batch)
         for name, top in running.items():
             features = [top.features[i] for i in chosen[name]]
-            for some_rows, activations in feature_activations(top.dictionary, inputs, batch, features):
+            for some_blocks, activations in feature_activations(top.dictionary, inputs, batch, features):
                 activations = activations.cpu()
-                for number, row in enumerate(some_rows.tolist()):
-                    for j, rank, position in wanted[row].get(name, ()):
-                        start, end = max(0, position - window), min(position + window + 1, len(blocks.texts[row]))
-                        found[name][j][rank] = FeatureContext(
-                            tokens=token_texts(tokenizer, blocks.texts[row][start:end].tolist()),
-                            activations=activations[number, start:end, j].tolist(),
+                for i, block in enumerate(some_blocks.tolist()):
+                    for j, group, number, position in wanted[block].get(name, ()):
+                        start, end = max(0, position - window), min(position + window + 1, len(texts[block]))
+                        found[name][j][group][number] = FeatureContext(
+                            tokens=token_texts(tokenizer, texts[block][start:end].tolist()),
+                            activations=activations[i, start:end, j].tolist(),
                             peak=position - start,
-                            row=row,
+                            row=sample.rows[block],
                             position=position,
                         )
-    return {name: [[by_rank[rank] for rank in sorted(by_rank)] for by_rank in its] for name, its in found.items()}
+    return found

@@ -1,4 +1,6 @@
-"""The output tokens that features promote and suppress."""
+"""The output tokens that features promote and suppress on their direct path to the logits."""
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,46 +19,92 @@ from ..text import logging
 
 logger = logging.get_logger(__name__)
 
-TokenLogits = list[tuple[str, float]]
+TokenScores = list[tuple[str, float]]
+
+# Elements of the largest temporary, the weights of some rows for all tokens.
+_MAX_ELEMENTS = 2**25
 
 
 def promoted_tokens(
     base_model: PreTrainedModel,
     dictionary: TranscoderModel,
-    features: list[int],
+    features: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     count: int,
-) -> tuple[list[TokenLogits], list[TokenLogits]]:
-    """Find the tokens whose logits features raise and lower most, per unit of activation.
+) -> tuple[list[TokenScores], list[TokenScores]]:
+    """Find the tokens that features promote and suppress most on their direct path, compared with the other features.
+
+    The direct path of a feature is its decoder row through the final norm's gain and the unembedding, without the norm's
+    scale and without what later layers make of it. Tokens are ranked by the z-score over features: the weight of a token
+    less its mean over all features of the dictionary, divided by its deviation over them. Ranked by the weights alone, the
+    lists of most features share the rare tokens whose unembeddings are long (measured in benchmarks/direct_path.py).
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]): Causal language model.
         dictionary ([`TranscoderModel`]): The dictionary.
-        features (`list[int]`): Numbers of the features.
+        features (`Sequence[int]`): Numbers of the features.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer that decodes the tokens.
         count (`int`): Number of tokens for each feature, in each direction.
 
     Returns:
         `tuple[list[list[tuple[str, float]]], list[list[tuple[str, float]]]]`: promoted and suppressed tokens of each
-        feature, with their change in logit. They are empty, and a warning says why, where the dictionary does not write to
+        feature, with their z-scores. They are empty, and a warning says why, where the dictionary does not write to
         the residual stream or the model's family is not known.
     """
     site = Site.parse(dictionary.config.output_site)
     if why_not := _why_no_logits(base_model, dictionary, site):
-        logger.warning_once(f"The promoted tokens of features are left out: {why_not}.")
+        logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
         return [[] for _ in features], [[] for _ in features]
-    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(input_device(base_model))
-    if site.module is None:
-        rows = written_directions(base_model, site, rows)
-    logits = direct_logits(base_model, rows)
-    count = min(count, logits.shape[-1])
-    return tuple(
-        [
-            list(zip(token_texts(tokenizer, ids), values, strict=True))
-            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        for best in (logits.topk(count), logits.topk(count, largest=False))
-    )
+    promoted, suppressed = [], []
+    for z in direct_path_scores(base_model, dictionary, features):
+        most = min(count, z.shape[-1])
+        for found, best in ((promoted, z.topk(most)), (suppressed, z.topk(most, largest=False))):
+            found += [
+                list(zip(token_texts(tokenizer, ids), values, strict=True))
+                for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+    return promoted, suppressed
+
+
+@torch.no_grad()
+def direct_path_scores(
+    base_model: PreTrainedModel, dictionary: TranscoderModel, features: Sequence[int]
+) -> Iterator[torch.Tensor]:
+    """Z-scores over features of the direct path from features to all tokens, a few features at a time.
+
+    Features times vocabulary is never held in memory. A token's weights are linear in the decoder rows, so that their mean
+    over features is the weight of the mean row, and their variance a sum of squares of weights of at most as many rows as
+    the stream is wide: those of the triangular factor of all centered rows.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]): Causal language model.
+        dictionary ([`TranscoderModel`]): A dictionary that writes to the residual stream.
+        features (`Sequence[int]`): Numbers of the features.
+
+    Yields:
+        `torch.Tensor` of shape `(some features, vocabulary)`: z-scores, of the features in their order. A token that all
+        features weigh alike has the z-score 0.
+    """
+    rows = _stream_rows(base_model, dictionary, torch.arange(dictionary.config.num_features, device=dictionary.device))
+    mean_row = rows.mean(0, keepdim=True)
+    mean = direct_logits(base_model, mean_row)[0]
+    some = max(1, _MAX_ELEMENTS // len(mean))
+    factor = torch.linalg.qr(rows - mean_row, mode="r").R
+    variance = torch.zeros_like(mean)
+    for part in factor.split(some):
+        variance += direct_logits(base_model, part).square().sum(0)
+    deviation = (variance / len(rows)).sqrt()
+    alike = deviation <= 1e-6 * deviation.max()
+    for part in torch.tensor(list(features), dtype=torch.long, device=rows.device).split(some):
+        z = (direct_logits(base_model, rows[part]) - mean) / deviation
+        yield z.masked_fill_(alike, 0.0)
+
+
+def _stream_rows(base_model, dictionary, features):
+    """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32."""
+    rows = decoder_rows(dictionary, features).to(input_device(base_model))
+    site = Site.parse(dictionary.config.output_site)
+    return written_directions(base_model, site, rows) if site.module is None else rows
 
 
 def _why_no_logits(base_model, dictionary, site) -> str | None:

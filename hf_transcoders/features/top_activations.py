@@ -122,7 +122,10 @@ class RunningTop:
         if self.histograms is not None:
             self.histograms.update(activations)
         values, positions = activations.max(1)
-        rows = rows.to(values.device).unsqueeze(-1).expand_as(positions)
+        self._keep(values, rows.to(values.device).unsqueeze(-1).expand_as(positions), positions)
+
+    def _keep(self, values, rows, positions):
+        """Take in the largest activation of each feature in each block, `(blocks, features)`, and where it is."""
         self.values, order = torch.cat([self.values, values]).topk(len(self.values), dim=0)
         self.rows = torch.cat([self.rows, rows]).gather(0, order)
         self.positions = torch.cat([self.positions, positions]).gather(0, order)

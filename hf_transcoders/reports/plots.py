@@ -99,7 +99,9 @@ def density_histogram(report: EvaluationReport) -> str | None:
     histograms = {name: entry["density_histogram"] for name, entry in report.dictionaries.items()}
     if not histograms:
         return None
-    chart = Chart("How often features fire", "share of tokens a feature fires on", "features", list(histograms))
+    chart = Chart(
+        "How often features are active", "share of tokens a feature is active on", "features", list(histograms)
+    )
     edges = next(iter(histograms.values()))["log10_edges"]
     chart.scale(edges, [0, *(count for h in histograms.values() for count in h["counts"])], log10_x=True)
     for name, histogram in histograms.items():

@@ -201,6 +201,8 @@ class TranscoderTrackingCallback(TrainerCallback):
                 run.tokenizer,
                 num_features=self.num_features,
                 num_contexts=3,
+                num_quantile_contexts=0,
+                num_measured=0,
                 max_tokens=self.feature_tokens,
                 batch_size=args.harvest_batch_size,
                 skip_first=args.skip_first,
@@ -290,8 +292,8 @@ def feature_row(feature) -> dict[str, Any]:
         "density": _rounded(feature.density),
         "max_activation": _rounded(feature.max_activation),
         "mean_activation": _rounded(feature.mean_activation),
-        "raises": ", ".join(visible(token) for token, _ in feature.top_tokens[:5]),
-        "lowers": ", ".join(visible(token) for token, _ in feature.bottom_tokens[:5]),
+        "direct_path_promotes": ", ".join(visible(token) for token, _ in feature.top_tokens[:5]),
+        "direct_path_suppresses": ", ".join(visible(token) for token, _ in feature.bottom_tokens[:5]),
     }
     for number in range(3):
         row[f"context_{number + 1}"] = _context(feature.contexts[number]) if number < len(feature.contexts) else None

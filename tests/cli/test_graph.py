@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.circuits.graphs import AttributionGraph
 from hf_transcoders.cli import main
 
@@ -78,6 +79,33 @@ def test_chosen_targets_and_plain_text(folder, tmp_path, capsys, monkeypatch):
     assert opened == [(tmp_path / "out" / "graph.html").as_uri()]
     labels = [target.label for target in AttributionGraph.from_pretrained(tmp_path / "out").targets]
     assert labels == [" Mary", " Mary - John"]
+
+
+def test_a_set_with_two_kinds_at_one_place_needs_a_kind(folder, tmp_path, capsys):
+    dictionaries = dict(TranscoderSet.from_pretrained(folder / "set").items())
+    config = TranscoderConfig(
+        d_in=(one := next(iter(dictionaries.values())).config).d_out,
+        num_features=24,
+        activation="relu",
+        input_site=one.output_site,
+        output_site=one.output_site,
+    )
+    TranscoderSet({**dictionaries, "sae": TranscoderModel(config)}).save_pretrained(tmp_path / "set")
+    command = ["--transcoders", str(tmp_path / "set"), "--max-features", "10", "--validate", "0"]
+    assert graph(folder, tmp_path / "out", *command) == 2
+    assert "write to one place: keep one of them (on the command line, --kind transcoder" in capsys.readouterr().err
+    for kind, count in (("transcoder", 3), ("sae", 1)):
+        assert graph(folder, tmp_path / "out", *command, "--kind", kind) == 0
+        assert len(AttributionGraph.from_pretrained(tmp_path / "out").dictionaries) == count
+    capsys.readouterr()
+    assert graph(folder, tmp_path / "out", "--kind", "sae") == 2
+    assert "has no dictionary of --kind sae: it has layers.0.mlp.transcoder, " in capsys.readouterr().err
+
+
+def test_a_page_without_features_says_why(folder, tmp_path, capsys):
+    """With so little influence kept, only targets and tokens stay."""
+    assert graph(folder, tmp_path / "out", "--nodes", "0.001", "--features-from", str(folder / "text.txt")) == 0
+    assert "No feature is on the page" in (out := capsys.readouterr().out) and "write at 3 of 3 layers" in out
 
 
 def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsys, monkeypatch):

@@ -182,7 +182,7 @@ def test_promoted_tokens_are_left_out_with_the_reason(rows, monkeypatch):
     monkeypatch.setattr(features_module.logger, "warning_once", said.append, raising=False)
     explained = explain_features(model, TranscoderModel(config), rows, word_tokenizer(), progress=False)
     assert said == [
-        "The promoted tokens of features are left out: the residual stream of model type 'mamba' is not known to this library."
+        "The direct path of features to the logits is left out: the residual stream of model type 'mamba' is not known to this library."
     ]
     assert all(feature.top_tokens == feature.bottom_tokens == [] for feature in explained)
 

@@ -35,7 +35,7 @@ def planted(base):
     """Feature 5 fires on one token alone and writes towards another; feature 6 fires on everything but it."""
     # At the input of the first block every token has its own direction.
     config = TranscoderConfig.for_model(
-        base, input_site="layers.0.resid_pre", output_site="layers.2.mlp.branch", num_features=8, activation="relu"
+        base, input_site="layers.0.resid_pre", output_site="layers.2.mlp.branch", num_features=64, activation="relu"
     )
     dictionary = TranscoderModel(config)
     embeddings = torch.nn.functional.normalize(base.get_input_embeddings().weight.data, dim=-1)
@@ -46,12 +46,13 @@ def planted(base):
         base.lm_head.weight.copy_(torch.nn.functional.normalize(base.lm_head.weight, dim=-1))
         closest = (embeddings @ embeddings[TRIGGER]).topk(2).values[1]
         dictionary.W_enc.zero_()
-        dictionary.W_dec.zero_()
+        # Other features write in all directions, as those of a trained dictionary do.
+        dictionary.W_dec.normal_()
         dictionary.W_enc[FEATURE] = embeddings[TRIGGER]
         dictionary.b_enc[FEATURE] = -(1 + closest) / 2
         dictionary.W_enc[FEATURE + 1] = -embeddings[TRIGGER]
         dictionary.b_enc[FEATURE + 1] = (1 + closest) / 2
-        dictionary.W_dec[FEATURE] = base.lm_head.weight[PROMOTED] / base.model.norm.weight
+        dictionary.W_dec[FEATURE] = 4 * base.lm_head.weight[PROMOTED] / base.model.norm.weight
     return dictionary
 
 
@@ -82,13 +83,14 @@ def test_a_planted_feature_is_found(base, planted, blocks, tokenizer):
     assert found.density == (ids[:, 1:] == TRIGGER).sum().item() / ids[:, 1:].numel()
     assert found.max_activation == pytest.approx(found.mean_activation, rel=1e-5)
     assert found.top_tokens[0][0] == f"w{PROMOTED} "
-    # The planted row undoes the gain, so its logits are those of the unembedding row itself.
-    logits = base.lm_head.weight @ base.lm_head.weight[PROMOTED]
+    weights = planted.W_dec * base.model.norm.weight @ base.lm_head.weight.T
+    scores = ((weights - weights.mean(0)) / weights.std(0, correction=0))[FEATURE]
     assert found.top_tokens == [
-        (f"w{i} ", pytest.approx(logits[i].item(), abs=1e-5)) for i in logits.topk(10).indices.tolist()
+        (f"w{i} ", pytest.approx(scores[i].item(), abs=1e-4)) for i in scores.topk(10).indices.tolist()
     ]
-    assert found.bottom_tokens[0][0] == f"w{logits.argmin().item()} "
-    assert f"[[w{TRIGGER} ]]" in found.to_text()
+    assert found.bottom_tokens[0] == (f"w{scores.argmin().item()} ", pytest.approx(scores.min().item(), abs=1e-4))
+    text = found.to_text()
+    assert f"[[w{TRIGGER} ]]" in text and "direct path promotes (z): " in text and "active on" in text
 
 
 @pytest.mark.parametrize("num_contexts, batch_size", [(3, 2), (4, 7), (20, 3)])
@@ -170,7 +172,7 @@ def test_refusals(base, blocks, tokenizer):
     with pytest.raises(TranscoderError, match="features 0 to 39"):
         explain_features(base, dictionary, blocks, tokenizer, features=[40], progress=False)
     dictionary.W_enc.data.zero_()
-    with pytest.raises(TranscoderError, match="No feature fires"):
+    with pytest.raises(TranscoderError, match="No feature is active"):
         explain_features(base, dictionary, blocks, tokenizer, progress=False)
 
 

@@ -145,7 +145,9 @@ def _check(model, dictionaries):
                 )
             place = _place(model, target)
             if place in places:
-                raise TranscoderError(f"'{places[place]}' and '{name}' write to one place: keep one of them.")
+                kinds = {dictionaries[each].config.is_autoencoder for each in (places[place], name)}
+                how = " (on the command line, --kind transcoder or --kind sae)" if len(kinds) == 2 else ""
+                raise TranscoderError(f"'{places[place]}' and '{name}' write to one place: keep one of them{how}.")
             places[place] = name
         sites[name] = source, targets
     return sites

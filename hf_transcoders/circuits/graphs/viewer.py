@@ -162,7 +162,7 @@ def feature_label(explanation: FeatureExplanation) -> str:
     peaks = dict.fromkeys(_shown(context.tokens[context.peak]).strip() for context in explanation.contexts[:3])
     raised = ", ".join(_shown(token).strip() for token, _ in explanation.top_tokens[:3])
     quoted = ", ".join(f"“{token}”" for token in [*peaks][:2])
-    return " ".join(filter(None, [quoted, raised and f"→ {raised}"]))
+    return " ".join(filter(None, [quoted, raised and f"direct path → {raised}"]))
 
 
 def model_name(graph: AttributionGraph) -> str:

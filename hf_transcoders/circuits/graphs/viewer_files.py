@@ -38,20 +38,15 @@ def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) 
     Returns:
         `dict`
     """
-    examples = [
-        {
-            "tokens": context.tokens,
-            "tokens_acts_list": context.activations,
-            "train_token_ind": context.peak,
-            "is_repeated_datapoint": False,
-        }
-        for context in explanation.contexts
-    ]
+    groups = {"Top activations": explanation.contexts, **explanation.quantile_contexts}
     largest, histogram = explanation.max_activation, explanation.histogram
     return {
         "index": number,
         "transcoder_id": dictionary,
-        "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
+        "examples_quantiles": [
+            {"quantile_name": name, "examples": [_example(context) for context in contexts]}
+            for name, contexts in groups.items()
+        ],
         "top_logits": [token for token, _ in explanation.top_tokens],
         "bottom_logits": [token for token, _ in explanation.bottom_tokens],
         # Histograms begin at 0.
@@ -60,6 +55,15 @@ def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) 
         "quantile_values": [min(value, largest) for value in histogram.quantiles(_PERCENT)] if histogram else [],
         "histogram": histogram.counts if histogram else [],
         "activation_frequency": explanation.density,
+    }
+
+
+def _example(context):
+    return {
+        "tokens": context.tokens,
+        "tokens_acts_list": context.activations,
+        "train_token_ind": context.peak,
+        "is_repeated_datapoint": False,
     }
 
 

@@ -128,7 +128,7 @@ def test_pointing_and_clicking_tell_of_a_node(page, graph):
     assert graph.label(number) in tooltip.inner_text() and "activation" in tooltip.inner_text()
     mark(page, number).click()
     panel = page.locator("#panel").inner_text()
-    assert graph.label(number) in panel and "fires on 1% of tokens, up to 3" in panel
+    assert graph.label(number) in panel and "active on 1% of tokens, up to 3" in panel
     # Contexts and promoted tokens of a feature are inserted as text.
     assert EVIL in panel and page.locator("#panel mark").inner_text() == EVIL
     assert page.locator("script").count() == 2

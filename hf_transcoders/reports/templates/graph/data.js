@@ -40,13 +40,13 @@ function briefly(node) {
   return `${token} (${node.position})`;
 }
 
-// A short description of a feature: the tokens with its largest activations, and its promoted tokens.
+// A short description of a feature: the tokens with its largest activations, and those that its direct path promotes.
 function aboutNode(node) {
   const details = node.details;
   if (!details) return "";
   const peaks = [...new Set(details.contexts.slice(0, 3).map((context) => visible(context.tokens[context.peak]).trim()))];
   const raised = details.top_tokens.slice(0, 3).map(([token]) => visible(token).trim());
-  return [peaks.length ? `“${peaks.slice(0, 2).join("”, “")}”` : "", raised.length ? `→ ${raised.join(", ")}` : ""]
+  return [peaks.length ? `“${peaks.slice(0, 2).join("”, “")}”` : "", raised.length ? `direct path → ${raised.join(", ")}` : ""]
     .filter(Boolean).join(" ");
 }
 

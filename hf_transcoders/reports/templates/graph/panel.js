@@ -76,15 +76,25 @@ function featureParts(details) {
     list.map(([token, value]) => element("li", { class: kind, title: signed(value) }, visible(token)))) : null;
   return [
     element("h3", {}, "Feature",
-      element("span", { class: "soft small" }, `fires on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
-    tokens("promotes", "raised", details.top_tokens),
-    tokens("suppresses", "lowered", details.bottom_tokens),
+      element("span", { class: "soft small" }, `active on ${number3(100 * details.density)}% of tokens, up to ${number3(details.max_activation)}`)),
+    tokens("direct path promotes", "raised", details.top_tokens),
+    tokens("direct path suppresses", "lowered", details.bottom_tokens),
+    tokens("measured: raises", "raised", details.measured?.raised ?? []),
+    tokens("measured: lowers", "lowered", details.measured?.lowered ?? []),
     details.contexts.length
-      ? element("ul", { class: "contexts" }, details.contexts.map((context) => element("li", {},
-        element("span", { class: "value" }, number3(context.activations[context.peak])),
+      ? element("ul", { class: "contexts" }, listedContexts(details).map(([quantile, context]) => element("li", {},
+        element("span", { class: "value", title: quantile ? "random activation in this quantile" : "top activation" },
+          number3(context.activations[context.peak]), quantile ? element("span", { class: "soft small" }, ` ${quantile}`) : ""),
         element("span", { class: "text" }, context.tokens.map((token, i) => contextToken(token, context, i, details.max_activation))))))
       : element("p", { class: "soft" }, "Never active on the tokens searched."),
   ];
+}
+
+// Pairs of a quantile, or null for top activations, and a context.
+function listedContexts(details) {
+  const quantiles = Object.entries(details.quantile_contexts ?? {});
+  return [...details.contexts.map((context) => [null, context]),
+    ...quantiles.flatMap(([name, contexts]) => contexts.map((context) => [name, context]))];
 }
 
 function contextToken(token, context, i, most) {

@@ -60,7 +60,7 @@ MISTAKES = [
     ("circuits patch ioi --model model --components z", r"did you mean --component\?"),
     ("info --transcoder one", r"did you mean --transcoders\?"),
     ("info one", "'one' is one argument too many"),
-    ("demo --layers 3", r"did you mean --layer\?"),
+    ("demo --num-feature 3", r"did you mean --num-features\?"),
     ("train -k 4", "there is no option -k"),
     ("evaluate one", r"give --transcoders"),
     # A value is missing

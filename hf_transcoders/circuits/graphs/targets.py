@@ -166,13 +166,13 @@ def _strongest_features(run, most):
     """The features of the last token with the largest outputs, as targets of a model without logits."""
     found: dict[tuple[str, int], float] = {}
     last = len(run.input_ids) - 1
-    for writer, part in ((writer, part) for writer in run.writers.values() for part in writer.parts):
+    for site, part in ((site, part) for site, writer in run.writers.items() for part in writer.parts):
         active = part.position == last
         dictionary = run.dictionaries[part.dictionary]
         if not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
             continue
         features = part.feature[active]
-        rows = decoder_rows(dictionary, features.to(dictionary.device), writer.site)
+        rows = decoder_rows(dictionary, features.to(dictionary.device), site)
         sizes = part.activation[active] * rows.norm(dim=1).to(part.activation.device)
         for size, feature in zip(sizes.tolist(), features.tolist(), strict=True):
             key = run.names[part.dictionary], feature

@@ -117,8 +117,7 @@ class CrossLayerTranscoderConfig(TranscoderConfig):
             "later_sites": later,
             "target_variance": None if self.target_variances is None else self.target_variances[number],
             "evaluation": (self.evaluation or {}).get(self.names[number]),
-            "tanh_coefficient": self.tanh_coefficient,
-            "tanh_scale": self.tanh_scale,
+            **{name: getattr(self, name) for name in ("batchtopk_scope", "tanh_coefficient", "tanh_scale")},
         }
         return CrossLayerSourceConfig(**fields)
 
@@ -201,12 +200,13 @@ class CrossLayerSourceConfig(TranscoderConfig):
 
     Args:
         later_sites (`list[str]`, *optional*): Output sites of later layers at which it writes too.
-        tanh_coefficient (`float`), tanh_scale (`float`): Same as in [`CrossLayerTranscoderConfig`].
+        batchtopk_scope, tanh_coefficient, tanh_scale: Same as in [`CrossLayerTranscoderConfig`].
     """
 
     model_type = "cross_layer_source"
 
     later_sites: list[str] | None = None
+    batchtopk_scope: Literal["layer", "all"] = "layer"
     tanh_coefficient: float | int = 0.0
     tanh_scale: float | int = 4.0
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import atomic_directory
+from ..formats import cross_layer
 from ..formats.choice import PathFacts, choose, path_facts
 from ..formats.detect import WRITERS, detect, members
 from ..formats.dictionary import ForeignDictionary, Given, Norm
@@ -23,10 +24,12 @@ from ..formats.writing import PlainDictionary
 from ..text.logging import get_logger
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig
+from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
 from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
 
 
 if TYPE_CHECKING:
+    from .cross_layer.modeling_cross_layer import CrossLayerTranscoder
     from .modeling_transcoder import TranscoderModel
 
 
@@ -139,12 +142,16 @@ def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | o
     """
     if to not in WRITERS:
         raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
+    _refuse_filled(folder)
+    with atomic_directory(folder) as partial:
+        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+
+
+def _refuse_filled(folder: str | os.PathLike) -> None:
     if Path(folder).exists() and any(Path(folder).iterdir()):
         raise TranscoderError(
             f"{printable(folder)} is not empty, and files of several formats cannot be told apart: choose another."
         )
-    with atomic_directory(folder) as partial:
-        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
 
 
 def _plain(model: "TranscoderModel") -> PlainDictionary:
@@ -156,6 +163,47 @@ def _plain(model: "TranscoderModel") -> PlainDictionary:
         tensors["W_enc"] = tensors["W_dec"] = model.encoder_weight
     tensors.setdefault("b_dec", model.W_enc.new_zeros(model.config.d_out))  # pyright: ignore[reportCallIssue]
     return PlainDictionary({name: getattr(model.config, name) for name in model.config.own_fields()}, tensors)
+
+
+def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDictionary | None:
+    """
+    Opens a cross-layer transcoder of another library; `None` where the files are those of this one, or of none.
+
+    Args:
+        files ([`Files`]): Where it lies.
+        kwargs (`dict[str, Any]`): Arguments of `from_pretrained`; those that say or choose something are taken out.
+    """
+    folder, own = _listed(files)
+    module = None if folder is None or own else cross_layer.detect(folder)
+    if module is None or folder is None:
+        refuse_foreign_arguments(kwargs)
+        if choice := take_choice(kwargs):
+            raise TranscoderError(
+                f"{printable(files.place)} holds no cross-layer transcoder to choose from: leave out {', '.join(choice)}."
+            )
+        return None
+    dictionary = module.read(folder, take_given(kwargs), take_choice(kwargs))
+    fields = _complete(dictionary, module.NAME, files, CrossLayerTranscoderConfig)
+    return SavedDictionary(files.path, files.place, fields, _slices(dictionary))
+
+
+@torch.no_grad()
+def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
+    """
+    Writes a cross-layer transcoder in the format of another library, or, where it cannot be expressed, nothing.
+
+    Args:
+        model ([`CrossLayerTranscoder`]): What to write.
+        folder (`str` or `os.PathLike`): The folder to write.
+        to (`str`): `"circuit-tracer"` or `"gemma-scope"`.
+    """
+    _refuse_filled(folder)
+    if model.config.normalization != "none":
+        model = copy.deepcopy(model).fold_normalization_()
+    fields = {name: getattr(model.config, name) for name in model.config.own_fields()}
+    plain = cross_layer.PlainCrossLayer(fields, [dict(source.state_dict()) for source in model.sources])
+    with atomic_directory(folder) as partial:
+        cross_layer.write(plain, Path(partial), to)
 
 
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
@@ -277,15 +325,21 @@ def _is_own(files: Files) -> bool:
     return settings.get("model_type") == TranscoderConfig.model_type or "format_version" in settings
 
 
-def _complete(dictionary: ForeignDictionary, format: str, files: Files) -> dict[str, Any]:
+def _complete(
+    dictionary: ForeignDictionary, format: str, files: Files, config_class: type[TranscoderConfig] = TranscoderConfig
+) -> dict[str, Any]:
     """Fields of a whole configuration, with where the dictionary comes from."""
     origin = {"converted_from": format, "source": files.path}
     if files.hub.get("revision"):
         origin["source_revision"] = files.hub["revision"]
-    config = TranscoderConfig(**dictionary.fields, training_summary=origin | dictionary.facts)
-    values = {name: getattr(config, name) for name in TranscoderConfig.own_fields()}
-    dtype = str(dictionary.tensors["W_enc"].dtype).removeprefix("torch.")
-    return values | {"dtype": dtype if dtype in DTYPES else "float32", "model_type": TranscoderConfig.model_type}
+    config = config_class(**dictionary.fields, training_summary=origin | dictionary.facts)
+    values = {name: getattr(config, name) for name in config_class.own_fields()}
+    dtypes = {
+        name.rpartition(".")[2]: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in dictionary.tensors.items()
+    }
+    dtype = dtypes["W_enc"]
+    return values | {"dtype": dtype if dtype in DTYPES else "float32", "model_type": config_class.model_type}
 
 
 def _slices(dictionary: ForeignDictionary) -> dict[str, "_Slices"]:

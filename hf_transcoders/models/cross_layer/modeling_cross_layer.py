@@ -13,6 +13,7 @@ from ...errors import TranscoderError
 from ...ops.sparse import sparse_encode_jointly
 from ...text.printable import printable
 from ..activations import Encoded, token_mean
+from ..foreign import open_foreign_cross_layer
 from ..modeling_transcoder import TranscoderModel, TranscoderOutput
 from ..named_dictionaries import NamedDictionaries
 from ..saved_files import Files, SavedDictionary
@@ -244,7 +245,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
                 f"{printable(files.place)} holds a set of transcoders: load it with TranscoderSet.from_pretrained, and make a "
                 "cross-layer transcoder of it with CrossLayerTranscoder.from_set."
             )
-        return None
+        return open_foreign_cross_layer(files, kwargs)
 
     @classmethod
     def from_set(cls, transcoders: Mapping[str, TranscoderModel], window: int | None = None) -> Self:

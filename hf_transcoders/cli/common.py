@@ -56,21 +56,23 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 
 def load_dictionaries(args):
-    """Load what `--transcoders` names, a set or a single dictionary, as a [`TranscoderSet`]."""
+    """Load what `--transcoders` names: a set, a single dictionary as a set of one, or a cross-layer transcoder."""
     return open_dictionaries(args.transcoders, args.transcoders_revision)
 
 
 def open_dictionaries(path: str, revision: str | None = None, **options):
     """
-    Load a set or a single dictionary as a [`TranscoderSet`].
+    Load a set, a single dictionary as a [`TranscoderSet`] of one, or a [`CrossLayerTranscoder`].
 
     Args:
         path (`str`): Folder, file or Hub id, also of another library.
         revision (`str`, *optional*): Commit, tag or branch on the Hub.
         options: Further arguments of [`~TranscoderModel.from_pretrained`].
     """
-    from ..models.foreign import holds_dictionaries
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.foreign import holds_cross_layer, holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
+    from ..models.saved_files import Files
     from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
@@ -80,6 +82,9 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
         )
     if not local.exists() and not may_be_on_hub(path):
         raise TranscoderError(f"There is no folder {path}: give the folder that training wrote, or a Hub id.")
+    with contextlib.suppress(OSError):  # The loader below has the message for a repo that does not exist.
+        if holds_cross_layer(Files.at(path, revision=revision)):
+            return CrossLayerTranscoder.from_pretrained(path, revision=revision, **options).eval()
     try:
         return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()
     except TranscoderError as no_set:

@@ -10,6 +10,7 @@ _NATIVE = "native"
 
 
 def parse(argv, prog):
+    from ..formats.cross_layer import formats
     from ..formats.detect import WRITERS
 
     parser = Parser(
@@ -23,7 +24,9 @@ def parse(argv, prog):
     )
     parser.add_argument("source", help="folder, file or Hub id of a dictionary or set")
     parser.add_argument("target", help="folder to write; it must be new or empty")
-    parser.add_argument("--to", required=True, choices=[_NATIVE, *WRITERS], help="format to write")
+    parser.add_argument(
+        "--to", required=True, choices=list(dict.fromkeys([_NATIVE, *WRITERS, *formats()])), help="format to write"
+    )
     add_shared(parser, "transcoders_revision")
     group = parser.add_argument_group("facts that the files of another library leave out")
     group.add_argument("--base-model", help="Hub id or folder of the language model that the dictionaries belong to")
@@ -56,7 +59,8 @@ def parse(argv, prog):
 def run(args):
     from pathlib import Path
 
-    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign, write_foreign_cross_layer
     from .common import load_model, open_dictionaries
 
     if args.load_base_model and args.base_model is None:
@@ -65,11 +69,14 @@ def run(args):
     if args.load_base_model:
         said["base_model"], _ = load_model(args.base_model, dtype="float32", device="cpu")
     dictionaries = open_dictionaries(args.source, args.transcoders_revision, **said)
-    if args.to != _NATIVE:
+    cross_layer = isinstance(dictionaries, CrossLayerTranscoder)
+    if args.to != _NATIVE and cross_layer:
+        write_foreign_cross_layer(dictionaries, args.target, args.to)
+    elif args.to != _NATIVE:
         write_foreign(dictionaries, args.target, args.to)
     elif Path(args.target).exists() and any(Path(args.target).iterdir()):
         raise TranscoderError(f"{args.target} is not empty: choose another folder.")
-    elif len(dictionaries) == 1:
+    elif len(dictionaries) == 1 and not cross_layer:
         dictionaries.values()[0].save_pretrained(args.target)
     else:
         dictionaries.save_pretrained(args.target)

@@ -41,14 +41,15 @@ def promoted_tokens(
         feature, with their change in logit. They are empty, and a warning says why, where the dictionary does not write to
         the residual stream or the model's family is not known.
     """
-    site = Site.parse(dictionary.config.output_site)
-    if why_not := _why_no_logits(base_model, dictionary, site):
-        logger.warning_once(f"The promoted tokens of features are left out: {why_not}.")
-        return [[] for _ in features], [[] for _ in features]
-    rows = decoder_rows(dictionary, torch.tensor(features, device=dictionary.device)).to(input_device(base_model))
-    if site.module is None:
-        rows = written_directions(base_model, site, rows)
-    logits = direct_logits(base_model, rows)
+    # What is written at several sites adds up in the stream.
+    numbers, written = torch.tensor(features, device=dictionary.device), []
+    for site in map(Site.parse, dictionary.config.output_sites):
+        if why_not := _why_no_logits(base_model, dictionary, site):
+            logger.warning_once(f"The promoted tokens of features are left out: {why_not}.")
+            return [[] for _ in features], [[] for _ in features]
+        rows = decoder_rows(dictionary, numbers, site).to(input_device(base_model))
+        written.append(rows if site.module is not None else written_directions(base_model, site, rows))
+    logits = direct_logits(base_model, torch.stack(written).sum(0))
     count = min(count, logits.shape[-1])
     return tuple(
         [

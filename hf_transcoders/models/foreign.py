@@ -216,13 +216,26 @@ def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
             )
 
 
+def holds_cross_layer(files: Files) -> bool:
+    """Whether a folder or repo has the files of a cross-layer transcoder, of this library or of another."""
+    path = files.find(CONFIG_NAME, optional=True) if files.file is None else None
+    if path is not None:
+        try:
+            kind = parse_saved(path.read_bytes(), str(path)).get("model_type")
+        except TranscoderError:  # Said in a sentence by the loader.
+            return False
+        return kind == CrossLayerTranscoderConfig.model_type
+    folder, own = _listed(files)
+    return folder is not None and not own and cross_layer.detect(folder) is not None
+
+
 def holds_dictionaries(folder: str | os.PathLike) -> bool:
     """Whether a folder on this machine has the files of a dictionary, or of several of another library."""
     files = Files(folder)
     if files.find(CONFIG_NAME, optional=True) is not None:
         return True
     names = Folder(files, files.names())
-    return detect(names) is not None or bool(members(names))
+    return cross_layer.detect(names) is not None or detect(names) is not None or bool(members(names))
 
 
 @dataclass(frozen=True)
@@ -256,6 +269,8 @@ def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
     folder, own = _listed(files)
     if folder is None or own:
         return {}
+    if (module := cross_layer.detect(folder)) is not None:
+        return _describe_cross_layer(module, folder)
     module = detect(folder)
     found = members(folder)
     if module is not None and (folder.file is not None or not found):
@@ -274,6 +289,22 @@ def _describe(name: str, module: ModuleType, folder: Folder, open_it: bool) -> F
         return ForeignFacts(module.NAME, known, trouble=str(error))
     shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
     return ForeignFacts(module.NAME, known, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
+
+
+def _describe_cross_layer(module: ModuleType, folder: Folder) -> dict[str, ForeignFacts]:
+    name = folder.name
+    try:
+        dictionary = module.read(folder, Given(complete=False), {})
+        config = CrossLayerTranscoderConfig(**dictionary.fields)
+    except TranscoderError as error:
+        return {name: ForeignFacts(module.NAME, path_facts(name), trouble=str(error))}
+    sizes = [0] * config.num_sources
+    for key, tensor in dictionary.tensors.items():
+        sizes[int(key.split(".")[1])] += math.prod(tensor.shape)
+    return {
+        name: ForeignFacts(module.NAME, PathFacts(layer=number), config.source(number), size)
+        for (number, name), size in zip(enumerate(config.names), sizes, strict=True)
+    }
 
 
 def take_given(kwargs: dict[str, Any]) -> Given:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders import CrossLayerTranscoder, CrossLayerTranscoderConfig, TranscoderError, capture, splice
-from hf_transcoders.circuits import FeatureEdit, attribution_graph, measure_effect
+from hf_transcoders.circuits import FeatureEdit, FeatureWeights, attribution_graph, measure_effect
 from hf_transcoders.circuits.graphs.adjoint import Adjoint
 from hf_transcoders.circuits.graphs.attribution import measured
 from hf_transcoders.circuits.graphs.autograd import AutogradRows
@@ -12,6 +12,9 @@ from hf_transcoders.circuits.graphs.combine import union
 from hf_transcoders.circuits.graphs.graph import AttributionGraph
 from hf_transcoders.circuits.graphs.recording import record
 from hf_transcoders.circuits.paths.expansion import Expander
+from hf_transcoders.features.promoted_tokens import promoted_tokens
+from hf_transcoders.lm.stream import direct_logits
+from hf_transcoders.models.linear_parts import decoder_rows
 from tests.circuits.graphs.setups import some_functionals
 from tests.circuits.interventions.setups import transcoder_set
 from tests.tiny_models import NUM_LAYERS, tiny_model, tiny_tokens
@@ -223,6 +226,44 @@ def test_contributions_of_paths_sum(family):
     assert found[found.dictionary == 0].layer.unique().tolist() == list(range(NUM_LAYERS))
     following = found[found.continues]
     assert len(expander.follow(following, reads)) == len(following)
+
+
+def test_feature_weights_add_up_the_sites_that_come_before():
+    model = tiny_model("gpt2")
+    transcoder = random_cross_layer(model)
+    first, second, third = list(transcoder)[:3]
+    weights = FeatureWeights(model, transcoder)
+    rows = [decoder_rows(transcoder[first], site=site) for site in transcoder[first].config.output_sites]
+    torch.testing.assert_close(weights.writes(first), sum(rows))
+    for target, sites in ((second, 1), (third, 2)):
+        strengths = weights.connections(first, target, target_features=[2, 5])
+        torch.testing.assert_close(strengths, sum(rows[:sites]) @ weights.reads(target, [2, 5]).T)
+    # The heads of layer 1 read what layer 0 wrote there, and not yet what it writes in layer 1.
+    through = weights.connections(first, third, target_features=[2], through=(1, 0))
+    pulled = weights.pulled(third, [2], (1, 0))
+    torch.testing.assert_close(through, rows[0] @ pulled.T, rtol=1e-4, atol=1e-5)
+    assert len(weights.top_connections(first, second, k=4).strengths) == 4
+
+
+def test_promoted_tokens_are_those_of_all_sites():
+    model, count = tiny_model("gpt2"), 5
+    transcoder = random_cross_layer(model)
+    source = transcoder.sources[0]
+    written = sum(decoder_rows(source, torch.tensor([3]), site) for site in source.config.output_sites)
+    expected = direct_logits(model, written)[0].topk(count)
+
+    class Tokenizer:
+        def convert_ids_to_tokens(self, ids):
+            return [str(number) for number in ids]
+
+        def decode(self, ids, **kwargs):
+            return " ".join(map(str, ids if isinstance(ids, list) else [int(ids)]))
+
+        def batch_decode(self, rows, **kwargs):
+            return [self.decode(row) for row in rows]
+
+    promoted, _ = promoted_tokens(model, source, [3], Tokenizer(), count)
+    assert [value for _, value in promoted[0]] == pytest.approx(expected.values.tolist(), rel=1e-4)
 
 
 def test_two_cross_layer_transcoders_do_not_share_a_site():

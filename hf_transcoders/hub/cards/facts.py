@@ -12,6 +12,7 @@ from ...errors import TranscoderError
 from ...evaluation.evaluation_report import EvaluationReport
 from ...evaluation.report_file import check_evaluation
 from ...models.configuration_transcoder import TranscoderConfig
+from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
 from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import SavedDictionary, expect, saved_dtype
@@ -90,6 +91,18 @@ class CardFacts:
     @property
     def configs(self) -> dict[str, TranscoderConfig]:
         return {name: dictionary.config for name, dictionary in self.dictionaries.items()}
+
+    @property
+    def is_cross_layer(self) -> bool:
+        """Whether the dictionaries are the layers of a cross-layer transcoder."""
+        return all(isinstance(config, CrossLayerSourceConfig) for config in self.configs.values())
+
+    @property
+    def loader(self) -> str:
+        """Name of the class that loads them."""
+        if self.is_cross_layer:
+            return "CrossLayerTranscoder"
+        return "TranscoderSet" if self.is_set else "TranscoderModel"
 
     @property
     def only(self) -> str | None:

@@ -10,8 +10,8 @@ _NATIVE = "native"
 
 
 def parse(argv, prog):
-    from ..formats.cross_layer import formats
     from ..formats.detect import WRITERS
+    from ..formats.detect_cross_layer import CROSS_LAYER_FORMATS
 
     parser = Parser(
         prog=prog,
@@ -25,7 +25,10 @@ def parse(argv, prog):
     parser.add_argument("source", help="folder, file or Hub id of a dictionary or set")
     parser.add_argument("target", help="folder to write; it must be new or empty")
     parser.add_argument(
-        "--to", required=True, choices=list(dict.fromkeys([_NATIVE, *WRITERS, *formats()])), help="format to write"
+        "--to",
+        required=True,
+        choices=list(dict.fromkeys([_NATIVE, *WRITERS, *CROSS_LAYER_FORMATS])),
+        help="format to write",
     )
     add_shared(parser, "transcoders_revision")
     group = parser.add_argument_group("facts that the files of another library leave out")

@@ -267,22 +267,27 @@ class TranscoderEvaluator:
             variants.append(
                 _Variant(("mean", str(site)), start, lambda mask, s=site, m=mean: ablate(model, s, m, mask=mask))
             )
-        for group in _groups(named):
-            writers = writers_by_site(group.values())
-            for name, d in group.items():
-                at_site = {d.config.output_site: writers[d.config.output_site]}
-                first = min(block_of(model, _input(each)) for each in writers[d.config.output_site])
-                variants.append(
-                    _Variant(
-                        ("spliced", name),
-                        min(first, block_of(model, _output(d))),
-                        lambda mask, at_site=at_site: replace(model, at_site, mask=mask),
-                    )
+        # All that write at the own site of each dictionary: itself, or layers of its cross-layer transcoder.
+        writers = {
+            name: at_site[d.config.output_site]
+            for group in _groups(named)
+            for at_site in [writers_by_site(group.values())]
+            for name, d in group.items()
+        }
+        for name, d in named.items():
+            at_site = {d.config.output_site: writers[name]}
+            first = min(block_of(model, _input(writer)) for writer in writers[name])
+            variants.append(
+                _Variant(
+                    ("spliced", name),
+                    min(first, block_of(model, _output(d))),
+                    lambda mask, at_site=at_site: replace(model, at_site, mask=mask),
                 )
+            )
         starts = {variant.key[1]: variant.start for variant in variants if variant.key[0] == "spliced"}
         groups = {TOGETHER: list(named)} if together is True else together or {}
         for group, names in groups.items():
-            by_site = writers_by_site(named[name] for name in names)
+            by_site = {named[name].config.output_site: writers[name] for name in names}
             changes = {"spliced": lambda mask, by_site=by_site: replace(model, by_site, mask=mask)}
             if means:
                 sites = [_output(named[name]) for name in names]

@@ -1,10 +1,8 @@
-"""Cross-layer transcoders of other libraries: what their formats share, and which format a folder has."""
+"""What the formats of cross-layer transcoders share."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ import torch
 from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given
-from .folder import Folder
 from .tensor_files import LazyTensor
 
 
@@ -28,18 +25,6 @@ class PlainCrossLayer:
 
     fields: Mapping[str, Any]
     sources: list[Mapping[str, torch.Tensor]]
-
-
-def formats() -> dict[str, ModuleType]:
-    """The formats by the names that users give; each has `NAME`, `detect`, `read` and `write`."""
-    from . import circuit_tracer_cross_layer, gemma_scope_cross_layer
-
-    return {"circuit-tracer": circuit_tracer_cross_layer, "gemma-scope": gemma_scope_cross_layer}
-
-
-def detect(folder: Folder) -> ModuleType | None:
-    """The format of the cross-layer transcoder in a folder; `None` where there is none."""
-    return next((module for module in formats().values() if module.detect(folder)), None)
 
 
 def assembled(
@@ -146,18 +131,3 @@ def cannot(name: str, what: str, advice: str) -> TranscoderError:
     return TranscoderError(
         f"The cross-layer transcoder cannot be written for {name}, which {what}: {printable(advice)[:200]}."
     )
-
-
-def write(model: PlainCrossLayer, folder: Path, to: str) -> None:
-    """Writes a cross-layer transcoder into an empty folder.
-
-    Args:
-        model ([`PlainCrossLayer`]): What to write.
-        folder (`Path`): The folder.
-        to (`str`): One of `formats()`.
-    """
-    if to not in formats():
-        raise TranscoderError(
-            f"There is no format '{printable(to)[:40]}' for cross-layer transcoders: choose from {', '.join(formats())}."
-        )
-    formats()[to].write(with_thresholds(model), folder)

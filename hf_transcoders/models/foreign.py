@@ -14,9 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import atomic_directory
-from ..formats import cross_layer
 from ..formats.choice import PathFacts, choose, path_facts
+from ..formats.cross_layer import PlainCrossLayer
 from ..formats.detect import WRITERS, detect, members
+from ..formats.detect_cross_layer import detect_cross_layer, write_cross_layer
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
@@ -174,7 +175,7 @@ def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDicti
         kwargs (`dict[str, Any]`): Arguments of `from_pretrained`; those that say or choose something are taken out.
     """
     folder, own = _listed(files)
-    module = None if folder is None or own else cross_layer.detect(folder)
+    module = None if folder is None or own else detect_cross_layer(folder)
     if module is None or folder is None:
         refuse_foreign_arguments(kwargs)
         if choice := take_choice(kwargs):
@@ -201,9 +202,9 @@ def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.Pa
     if model.config.normalization != "none":
         model = copy.deepcopy(model).fold_normalization_()
     fields = {name: getattr(model.config, name) for name in model.config.own_fields()}
-    plain = cross_layer.PlainCrossLayer(fields, [dict(source.state_dict()) for source in model.sources])
+    plain = PlainCrossLayer(fields, [dict(source.state_dict()) for source in model.sources])
     with atomic_directory(folder) as partial:
-        cross_layer.write(plain, Path(partial), to)
+        write_cross_layer(plain, Path(partial), to)
 
 
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
@@ -226,7 +227,7 @@ def holds_cross_layer(files: Files) -> bool:
             return False
         return kind == CrossLayerTranscoderConfig.model_type
     folder, own = _listed(files)
-    return folder is not None and not own and cross_layer.detect(folder) is not None
+    return folder is not None and not own and detect_cross_layer(folder) is not None
 
 
 def holds_dictionaries(folder: str | os.PathLike) -> bool:
@@ -235,7 +236,7 @@ def holds_dictionaries(folder: str | os.PathLike) -> bool:
     if files.find(CONFIG_NAME, optional=True) is not None:
         return True
     names = Folder(files, files.names())
-    return cross_layer.detect(names) is not None or detect(names) is not None or bool(members(names))
+    return detect_cross_layer(names) is not None or detect(names) is not None or bool(members(names))
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
     folder, own = _listed(files)
     if folder is None or own:
         return {}
-    if (module := cross_layer.detect(folder)) is not None:
+    if (module := detect_cross_layer(folder)) is not None:
         return _describe_cross_layer(module, folder)
     module = detect(folder)
     found = members(folder)

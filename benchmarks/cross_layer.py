@@ -3,14 +3,13 @@
     python benchmarks/cross_layer.py --train valid.txt --test test.txt
 
 The setting of `benchmarks/RESULTS.md`: WikiText-2 (word-level release, detokenised here), MLPs of layers 4 to 7. The rows are
-trained on the same tokens with the same number of active features: transcoders with as many features as the cross-layer
-transcoder, transcoders with as many parameters, the cross-layer transcoder, and one that starts from the first row after half
-of the tokens. Measured: FVU of each layer, the loss with all layers replaced at once, and the scores of attribution graphs of
+trained on the same tokens with the same number of active features: transcoders with as many parameters as the cross-layer
+transcoder, the cross-layer transcoder and, with `--all-rows`, transcoders with as many features, and a cross-layer transcoder
+that starts from such a set after half of the tokens. Measured: FVU of each layer, the loss with all layers replaced at once, and the scores of attribution graphs of
 some test sentences.
 """
 
 import argparse
-import time
 
 import torch
 
@@ -25,6 +24,7 @@ from hf_transcoders import (
     TranscoderTrainingArguments,
     load_texts,
     pack_tokens,
+    splice,
 )
 from hf_transcoders.circuits import attribution_graph
 from hf_transcoders.cli.common import load_model
@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--loss-tokens", type=int, default=4_000)
     parser.add_argument("--graphs", type=int, default=8, help="number of prompts, of 16 tokens each")
     parser.add_argument("--max-features", type=int, default=256, help="features of a graph that have rows")
+    parser.add_argument("--all-rows", action="store_true", help="also train the third and the fourth row")
     parser.add_argument("--output-dir", default="runs/cross-layer")
     args = parser.parse_args()
 
@@ -80,7 +81,7 @@ def main():
             model,
             base,
             TranscoderTrainingArguments(
-                f"{args.output_dir}/{name.replace(' ', '-')}",
+                f"{args.output_dir}/{name}",
                 max_tokens=tokens,
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
@@ -92,45 +93,57 @@ def main():
             processing_class=tokenizer,
         )
         trainer.train()
-        return trainer.model
+        trainer.save_model()
+        return trainer.model.eval()
 
+    @torch.no_grad()
     def measured(name, model):
-        report = evaluator.evaluate(model, together=True)
+        reconstruction, features = evaluator.measure_fidelity(dict(model.items()))
+        replaced = {"all": lambda mask: splice(base, model, error="drop", features=False, mask=mask)}
+        losses = evaluator.measure_changes(replaced, first_block=args.layers[0])
+        losses = {key: statistics.compute() for key, statistics in losses.items()}
         scores = []
         for prompt in prompts:
             graph = attribution_graph(base, model, prompt, max_features=args.max_features, progress=False)
             scores.append(graph.scores())
         mean = {key: sum(each[key] for each in scores) / len(scores) for key in ("replacement", "completeness")}
-        each = [entry["metrics"] for entry in report.dictionaries.values()]
+        fvu = [each.compute()["fvu"] for each in reconstruction.values()]
         cells = [
             name,
             f"{next(iter(model.values())).config.num_features:,}",
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
-            f"{sum(m['l0'] for m in each):.0f}",
-            " ".join(f"{m['fvu']:.3f}" for m in each),
-            f"{sum(m['fvu'] for m in each) / len(each):.3f}",
-            f"{report.together['ce_spliced'] - report.together['ce_original']:.3f}",
-            f"{report.together['kl']:.3f}",
-            f"{mean['replacement']:.3f}",
-            f"{mean['completeness']:.3f}",
-            f"{time.perf_counter() - clock:.0f}",
+            f"{sum(each.compute()['l0'] for each in features.values()):.0f}",
+            " ".join(f"{each:.3f}" for each in fvu),
+            f"{sum(fvu) / len(fvu):.3f}",
+            f"{losses['original']['ce']:.3f}",
+            f"{losses['all']['ce']:.3f}",
+            f"{losses['all']['kl']:.3f}",
+            f"{mean['replacement']:.4f}",
+            f"{mean['completeness']:.4f}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
 
-    head = "| row | features a layer | parameters | L0 | FVU of each layer | mean FVU | CE increase | KL | replacement | completeness | s |"
-    print(head + "\n" + "|---" * head.count(" | ") + "|---|", flush=True)
-    clock = time.perf_counter()
-    same_features = trained("per-layer", per_layer(args.num_features))
-    measured("per layer, equal features", same_features)
-    clock = time.perf_counter()
-    measured("per layer, equal parameters", trained("per-layer wide", per_layer(equal)))
-    clock = time.perf_counter()
+    head = (
+        "row",
+        "features a layer",
+        "parameters",
+        "L0 in all",
+        "FVU of each layer",
+        "mean FVU",
+        "CE",
+        "CE replaced",
+        "KL",
+    )
+    head += ("replacement score", "completeness score")
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+    measured("per layer, equal parameters", trained("per-layer-wide", per_layer(equal)))
     torch.manual_seed(0)
     measured("cross-layer", trained("cross-layer", CrossLayerTranscoder(config)))
-    clock = time.perf_counter()
-    half = trained("per-layer half", per_layer(args.num_features), args.tokens // 2)
-    padded = CrossLayerTranscoder.from_set(half)
-    measured("cross-layer, from half a per-layer run", trained("cross-layer half", padded, args.tokens // 2))
+    if args.all_rows:
+        measured("per layer, equal features", trained("per-layer", per_layer(args.num_features)))
+        half = trained("per-layer-half", per_layer(args.num_features), args.tokens // 2)
+        padded = trained("cross-layer-half", CrossLayerTranscoder.from_set(half), args.tokens // 2)
+        measured("cross-layer, from half a per-layer run", padded)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ TYPE_CIRCLES = [
             "foreign",
             "modeling_transcoder",
             "named_dictionaries",
+            "saved_model",
             "transcoder_set",
             "cross_layer/from_set",
             "cross_layer/modeling_cross_layer",

@@ -53,9 +53,9 @@ def read(folder: Folder, given: Given, choice: dict) -> ForeignDictionary:
         )
 
     def placed(layer, dictionary, given):
-        at = [f"blocks.{layer}.{hook}" for hook in hooks]
+        reads, writes = (f"blocks.{layer}.{hook}" for hook in hooks)
         # Its language models are loaded without processing.
-        return place(dictionary, given, source, name, *at, False, False)  # pyright: ignore[reportArgumentType]
+        return place(dictionary, given, source, name, reads, writes, False, False)
 
     return assembled(layers, placed, given)
 

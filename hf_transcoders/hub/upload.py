@@ -9,8 +9,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo
 
 from ..evaluation.evaluation_report import EvaluationReport
+from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ..models.modeling_transcoder import TranscoderModel
 from ..models.named_dictionaries import NamedDictionaries
+from ..models.transcoder_set import TranscoderSet
 from ..tracking.run import Run
 from .cards.card import TranscoderCard
 from .cards.make import make_card
@@ -28,7 +30,7 @@ from .remote_code import CODE_FILES
 
 
 def push(
-    dictionaries: TranscoderModel | NamedDictionaries,
+    dictionaries: TranscoderModel | TranscoderSet | CrossLayerTranscoder,
     repo_id: str,
     *,
     remote_code: bool = False,

@@ -6,7 +6,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
@@ -74,7 +73,7 @@ def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class TranscoderModel(SavedModel, PreTrainedModel):
+class TranscoderModel(SavedModel):
     r"""
     One sparse dictionary: `features = activation(W_enc x + b_enc)`, `reconstruction = W_decᵀ features + b_dec`.
 

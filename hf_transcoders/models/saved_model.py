@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .configuration_transcoder import TranscoderConfig
 from .publishing import PublishMixin
 from .saved_files import (
     HUB_ARGUMENTS,
@@ -26,8 +27,10 @@ from .saved_files import (
 _logger = logging.get_logger(__name__)
 
 
-class SavedModel(PublishMixin):
-    """Loads and saves a model with a strict configuration. The class that it is mixed into is a `PreTrainedModel`."""
+class SavedModel(PublishMixin, PreTrainedModel):
+    """A model with a strict configuration that loads, saves and publishes itself."""
+
+    config_class: type[TranscoderConfig]
 
     @classmethod
     def tensor_shapes(cls, config) -> dict[str, tuple[int, ...]]:

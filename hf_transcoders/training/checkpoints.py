@@ -295,7 +295,7 @@ class ExactCheckpoints(TrainerStates):
 
     def _load_dictionaries(self, checkpoint: str) -> None:
         if isinstance(self.model, NamedDictionaries):
-            saved = dict(type(self.model).from_pretrained(checkpoint).items())
+            saved = dict(type(self.model).from_pretrained(checkpoint).items())  # pyright: ignore[reportAttributeAccessIssue]
         else:
             saved = {next(iter(self.dictionaries)): TranscoderModel.from_pretrained(checkpoint)}
         if set(saved) != set(self.dictionaries):

@@ -46,7 +46,7 @@ def from_set(cls, transcoders: Mapping[str, TranscoderModel], window: int | None
         training_summary=first.training_summary,
     )
     made = cls(config).to(models[0].device, models[0].dtype)
-    for model, source in zip(models, made.sources, strict=True):
+    for model, source in zip(models, made.layers, strict=True):
         state = model.state_dict()
         decoder, scale = state.pop("W_dec"), state.pop("output_scale", None)
         source.load_state_dict(state, strict=False)

@@ -7,7 +7,6 @@ from typing import Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
 from ...ops.sparse import sparse_encode_jointly
@@ -26,7 +25,7 @@ from .source import CrossLayerSource
 _groups = itertools.count()
 
 
-class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
+class CrossLayerTranscoder(NamedDictionaries, SavedModel):
     r"""
     A cross-layer transcoder (CLT): the features of each layer write at the output site of their own layer and at those of
     later layers, so `reconstruction[m] = sum over l <= m of W_dec[l][:, m - l]ᵀ features[l] + b_dec[m]`
@@ -80,9 +79,14 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
             for name, shape in CrossLayerSource.tensor_shapes(config.source(number)).items()
         }
 
+    @property
+    def layers(self) -> list[CrossLayerSource]:
+        """The dictionaries of the layers, from the first up."""
+        return list(self.sources)  # pyright: ignore[reportReturnType]
+
     def named(self) -> dict[str, TranscoderModel]:
         """The dictionaries of the layers by name, such as `layers.8.mlp.cross_layer_transcoder`."""
-        return dict(zip(self.config.names, self.sources, strict=True))  # pyright: ignore[reportReturnType]
+        return dict(zip(self.config.names, self.layers, strict=True))  # pyright: ignore[reportReturnType]
 
     # ------------------------------------------------------------------------------------------------ the function
 
@@ -114,7 +118,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
             )
         lead = activations[self.config.input_sites[0]].shape[:-1]  # pyright: ignore[reportOptionalSubscript]
         rows = []
-        for site, source in zip(self.config.input_sites, self.sources, strict=True):  # pyright: ignore[reportArgumentType]
+        for site, source in zip(self.config.input_sites, self.layers, strict=True):  # pyright: ignore[reportArgumentType]
             source._check_width(activations[site], self.config.d_in, "inputs")
             source._check_tokens(activations[site].shape[:-1], lead, f"inputs at {site}")
             rows.append(source.normalize_input(activations[site].reshape(-1, self.config.d_in)))
@@ -149,17 +153,15 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
 
     def _encode(self, rows: list[torch.Tensor]) -> list[Encoded]:
         if not (self.config.batchtopk_scope == "all" and self.training):
-            return [
-                source.activation.encode(source, inputs) for source, inputs in zip(self.sources, rows, strict=True)
-            ]
-        encoders = [(inputs, s.encoder_weight, s.b_enc) for s, inputs in zip(self.sources, rows, strict=True)]
+            return [source.activation.encode(source, inputs) for source, inputs in zip(self.layers, rows, strict=True)]
+        encoders = [(inputs, s.encoder_weight, s.b_enc) for s, inputs in zip(self.layers, rows, strict=True)]
         total = self.config.k * len(rows) * rows[0].shape[0]  # pyright: ignore[reportOperatorIssue]
         return [Encoded(None, *chosen) for chosen in sparse_encode_jointly(encoders, total)]
 
     def _reconstruct(self, encoded: list[Encoded], rows: list[torch.Tensor]) -> list[torch.Tensor]:
         """Normalized reconstruction `(rows, d_out)` of each output site: the sum of what all layers write there."""
         totals: list[torch.Tensor | None] = [None] * len(rows)
-        for number, (source, features, inputs) in enumerate(zip(self.sources, encoded, rows, strict=True)):
+        for number, (source, features, inputs) in enumerate(zip(self.layers, encoded, rows, strict=True)):
             for later, part in enumerate(source.written(features, inputs).unbind(1), start=number):
                 totals[later] = part if totals[later] is None else totals[later] + part  # pyright: ignore[reportOperatorIssue]
         return totals  # pyright: ignore[reportReturnType]
@@ -167,7 +169,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
     def _targets(self, activations, lead) -> list[torch.Tensor | None]:
         """Normalized targets `(rows, d_out)` of the output sites that have activations."""
         targets = []
-        for source in self.sources:
+        for source in self.layers:
             given = activations.get(source.config.output_site)
             if given is not None:
                 source._check_width(given, self.config.d_out, "targets")
@@ -196,24 +198,24 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
         """After the layers were initialized: tells each of them the scales of the later sites that it writes at."""
         if self.config.normalization == "none":
             return
-        own = [source.output_scale[0] for source in self.sources]
-        for number, source in enumerate(self.sources):
+        own = [source.output_scale[0] for source in self.layers]
+        for number, source in enumerate(self.layers):
             for later in range(1, len(source.output_scale)):
                 source.output_scale[later].copy_(own[number + later])
 
     @torch.no_grad()
     def fold_normalization_(self) -> Self:
         """Folds input and output normalization into the weights without changing the function."""
-        for source in self.sources:
+        for source in self.layers:
             source.fold_normalization_()
         self.config.normalization, self.config.target_variances = "none", None
         return self
 
     def gather_config_(self) -> None:
         """Writes what was measured of each layer, and kept in the configuration of the layer, into the configuration."""
-        configs = [source.config for source in self.sources]
+        configs = [source.config for source in self.layers]
         variances = [config.target_variance for config in configs]
-        self.config.target_variances = None if None in variances else variances
+        self.config.target_variances = None if None in variances else variances  # pyright: ignore[reportAttributeAccessIssue]
         evaluations = {n: c.evaluation for n, c in zip(self.config.names, configs, strict=True) if c.evaluation}
         self.config.evaluation = evaluations or None
         self.config.training_summary = configs[0].training_summary
@@ -229,9 +231,9 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel, PreTrainedModel):
         loaded = super().from_saved(saved, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.normalization != "none":
-            for number, source in enumerate(model.sources):
+            for number, source in enumerate(model.layers):
                 for later, site in enumerate(source.config.output_sites):
-                    if not torch.equal(source.output_scale[later], model.sources[number + later].output_scale[0]):
+                    if not torch.equal(source.output_scale[later], model.layers[number + later].output_scale[0]):
                         raise TranscoderError(
                             f"In {printable(saved.place)} the layers disagree about the scale of {site}: save the cross-layer "
                             "transcoder again."

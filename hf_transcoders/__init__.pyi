@@ -17,6 +17,8 @@ from .lm import offline_model as offline_model
 from .lm import register_architecture as register_architecture
 from .lm import replace as replace
 from .lm import splice as splice
+from .models import CrossLayerTranscoder as CrossLayerTranscoder
+from .models import CrossLayerTranscoderConfig as CrossLayerTranscoderConfig
 from .models import TranscoderConfig as TranscoderConfig
 from .models import TranscoderModel as TranscoderModel
 from .models import TranscoderOutput as TranscoderOutput

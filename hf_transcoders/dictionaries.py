@@ -11,10 +11,11 @@ from .lm.architectures import locate, site_width
 from .lm.sites import Site
 from .models.configuration_transcoder import TranscoderConfig
 from .models.modeling_transcoder import TranscoderModel
+from .models.named_dictionaries import NamedDictionaries
 from .models.transcoder_set import TranscoderSet
 
 
-Dictionaries = TranscoderModel | TranscoderSet | Mapping[str, TranscoderModel] | Iterable[TranscoderModel]
+Dictionaries = TranscoderModel | NamedDictionaries | Mapping[str, TranscoderModel] | Iterable[TranscoderModel]
 
 
 def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]:
@@ -22,7 +23,7 @@ def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]
     Returns dictionaries by name, in whatever form they are given.
 
     Args:
-        dictionaries: One dictionary, a [`TranscoderSet`], a mapping from name to dictionary, or several dictionaries
+        dictionaries: One dictionary, a [`TranscoderSet`], a [`CrossLayerTranscoder`], a mapping from name to dictionary, or several dictionaries
             without names, which are named after their sites.
 
     Returns:
@@ -30,7 +31,7 @@ def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]
     """
     if isinstance(dictionaries, TranscoderModel):
         dictionaries = [dictionaries]
-    if not isinstance(dictionaries, (Mapping, TranscoderSet)):
+    if not isinstance(dictionaries, Mapping):
         # An iterator can be read only once.
         dictionaries = list(dictionaries)
         dictionaries = TranscoderSet(dictionaries) if dictionaries else {}
@@ -89,7 +90,9 @@ def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: 
     """
     names = [wanted]
     if wanted not in named:
-        names = [name for name, dictionary in named.items() if str(wanted) in dictionary.config.output_sites]
+        # Of the layers of a cross-layer transcoder, the one whose own site this is.
+        owners = [name for name, dictionary in named.items() if dictionary.config.output_site == str(wanted)]
+        names = owners or [name for name, d in named.items() if str(wanted) in d.config.output_sites]
     if len(names) != 1:
         reason = "no dictionary" if not names else f"more than one dictionary ({', '.join(names)})"
         raise TranscoderError(

@@ -45,7 +45,21 @@ FACADES = {"circuits/graphs/graph.py"}
 # Circles that only type checkers follow.
 TYPE_CIRCLES = [
     {f"studies/circuit_reuse/{name}.py" for name in ("reuse_results", "reuse_tables")},
-    {f"models/{name}.py" for name in ("activations", "folding", "foreign", "modeling_transcoder")},
+    {
+        f"models/{name}.py"
+        for name in (
+            "activations",
+            "folding",
+            "foreign",
+            "modeling_transcoder",
+            "named_dictionaries",
+            "saved_model",
+            "transcoder_set",
+            "cross_layer/from_set",
+            "cross_layer/modeling_cross_layer",
+            "cross_layer/source",
+        )
+    },  # fmt: skip
     {f"testing/local_hub/{name}.py" for name in ("connection", "routes", "server")},
 ]
 # File names that several packages may use for different things: a package's door, and the entry of a study or a command.

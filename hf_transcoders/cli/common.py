@@ -64,11 +64,14 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 
 def load_dictionaries(args):
-    """Load what `--transcoders` names, a set or a single dictionary, of the kind that `--kind` gives, as a [`TranscoderSet`]."""
+    """Load what `--transcoders` names, a set, a single dictionary as a set of one, or a cross-layer transcoder, of the kind of `--kind`."""
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
     from ..models.transcoder_set import TranscoderSet
 
     loaded = open_dictionaries(args.transcoders, args.transcoders_revision)
-    if args.kind is None:
+    if args.kind is None or isinstance(loaded, CrossLayerTranscoder):
+        if args.kind == "sae":
+            raise TranscoderError(f"{args.transcoders} holds a cross-layer transcoder, not SAEs: leave --kind out.")
         return loaded
     chosen = {name: each for name, each in loaded.items() if each.config.is_autoencoder == (args.kind == "sae")}
     if not chosen:
@@ -80,16 +83,17 @@ def load_dictionaries(args):
 
 def open_dictionaries(path: str, revision: str | None = None, **options):
     """
-    Load a set or a single dictionary as a [`TranscoderSet`].
+    Load a set, a single dictionary as a [`TranscoderSet`] of one, or a [`CrossLayerTranscoder`].
 
     Args:
         path (`str`): Folder, file or Hub id, also of another library.
         revision (`str`, *optional*): Commit, tag or branch on the Hub.
         options: Further arguments of [`~TranscoderModel.from_pretrained`].
     """
-    from ..models.foreign import holds_dictionaries
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.foreign import holds_cross_layer, holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
-    from ..models.saved_files import WEIGHT_SUFFIXES
+    from ..models.saved_files import WEIGHT_SUFFIXES, Files
     from ..models.transcoder_set import INDEX_NAME, TranscoderSet
 
     local = Path(path)
@@ -99,6 +103,9 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
+    with contextlib.suppress(OSError):  # The loader below has the message for a repo that does not exist.
+        if holds_cross_layer(Files.at(path, revision=revision)):
+            return CrossLayerTranscoder.from_pretrained(path, revision=revision, **options).eval()
     try:
         return TranscoderSet.from_pretrained(path, revision=revision, **options).eval()
     except TranscoderError as no_set:

@@ -25,7 +25,7 @@ def parse(argv, prog):
         "--to",
         required=True,
         metavar="FORMAT",
-        choices=LibraryNames("..formats.detect", "WRITERS", _NATIVE),
+        choices=LibraryNames("..models.foreign", "FORMATS", _NATIVE),
         help="format to write: %(choices)s",
     )
     add_shared(parser, "transcoders_revision")
@@ -60,7 +60,8 @@ def parse(argv, prog):
 def run(args):
     from pathlib import Path
 
-    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign, write_foreign_cross_layer
     from .common import load_model, open_dictionaries
 
     if args.load_base_model and args.base_model is None:
@@ -69,11 +70,14 @@ def run(args):
     if args.load_base_model:
         said["base_model"], _ = load_model(args.base_model, dtype="float32", device="cpu")
     dictionaries = open_dictionaries(args.source, args.transcoders_revision, **said)
-    if args.to != _NATIVE:
+    cross_layer = isinstance(dictionaries, CrossLayerTranscoder)
+    if args.to != _NATIVE and cross_layer:
+        write_foreign_cross_layer(dictionaries, args.target, args.to)
+    elif args.to != _NATIVE:
         write_foreign(dictionaries, args.target, args.to)
     elif Path(args.target).exists() and any(Path(args.target).iterdir()):
         raise TranscoderError(f"{args.target} is not empty: choose another folder.")
-    elif len(dictionaries) == 1:
+    elif len(dictionaries) == 1 and not cross_layer:
         dictionaries.values()[0].save_pretrained(args.target)
     else:
         dictionaries.save_pretrained(args.target)

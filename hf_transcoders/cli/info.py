@@ -97,12 +97,14 @@ def _facts(config, parameters: int) -> dict:
         "gated": f"L1 coefficient {config.l1_coefficient:g}",
         "jumprelu": f"L0 coefficient {config.l0_coefficient:g}",
     }[config.activation]
+    if getattr(config, "tanh_coefficient", 0):
+        sparsity = f"tanh coefficient {config.tanh_coefficient:g}"
     return {
-        "kind": "sparse autoencoder" if config.is_autoencoder else "transcoder",
+        "kind": _kind(config),
         "base model": config.base_model_name_or_path,
         "revision": config.base_model_revision,
         "reads": config.input_site,
-        "writes": config.output_site,
+        "writes": config.output_site if len(config.output_sites) < 2 else list(config.output_sites),
         "features": config.num_features,
         "width in, out": [config.d_in, config.d_out],
         "activation": f"{config.activation}, {sparsity}",
@@ -112,6 +114,14 @@ def _facts(config, parameters: int) -> dict:
         "dtype": str(config.dtype).removeprefix("torch."),
         **{f"trained: {key}": value for key, value in (config.training_summary or {}).items()},
     }
+
+
+def _kind(config) -> str:
+    from ..models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
+
+    if isinstance(config, CrossLayerSourceConfig):
+        return "layer of a cross-layer transcoder"
+    return "sparse autoencoder" if config.is_autoencoder else "transcoder"
 
 
 def _pairs(values: dict, indent: str = "") -> list[str]:

@@ -26,7 +26,7 @@ from ..lm.partial_forward import (
     runs_head_apart,
     vocabulary_size,
 )
-from ..lm.replace import ablate, replace
+from ..lm.replace import ablate, replace, writers_by_site
 from ..lm.sites import Site
 from ..lm.wrappers import language_model
 from ..models.modeling_transcoder import TranscoderModel
@@ -214,6 +214,7 @@ class TranscoderEvaluator:
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
         sites = {site for d in named.values() for site in (_input(d), _output(d))}
+        groups = _groups(named)
         with in_eval_mode(self.base_model, *named.values()), capture(self.base_model, sites) as activations:
             for batch in self._progress(blocks or self.blocks, "fidelity"):
                 self.base_model(**batch.inputs)
@@ -225,19 +226,34 @@ class TranscoderEvaluator:
                             f"The activations at '{site}' are not all finite on {device}: run the base model in "
                             "bfloat16 or float32, and check that it was loaded completely."
                         )
-                for name, dictionary in named.items():
-                    inputs = values[_input(dictionary)].to(dictionary.device)
-                    targets = values[_output(dictionary)].to(dictionary.device)
-                    rows = max(1, _MAX_ELEMENTS // dictionary.config.num_features)
-                    for some_inputs, some_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
-                        sparse = dictionary.config.activation == "topk"
-                        output = dictionary(some_inputs, output_features=not sparse)
-                        reconstruction[name].update(some_targets, output.reconstruction)
-                        if sparse:
-                            features[name].update(output.feature_values, output.feature_indices)
-                        else:
-                            features[name].update(output.features)
+                for together in groups:
+                    self._update_fidelity(together, values, reconstruction, features)
         return reconstruction, features
+
+    @staticmethod
+    def _update_fidelity(together, values, reconstruction, features):
+        """Add one batch to the statistics of dictionaries that write at one site, whose sum is the reconstruction there."""
+        rows = max(1, _MAX_ELEMENTS // max(dictionary.config.num_features for dictionary in together.values()))
+        tokens = len(next(iter(values.values())))
+        for start in range(0, tokens, rows):
+            some = slice(start, start + rows)
+            written: dict[str, torch.Tensor] = {}
+            for name, dictionary in together.items():
+                sparse = dictionary.config.activation == "topk"
+                inputs = values[_input(dictionary)][some].to(dictionary.device)
+                output = dictionary(inputs, output_features=not sparse)
+                if sparse:
+                    features[name].update(output.feature_values, output.feature_indices)
+                else:
+                    features[name].update(output.features)
+                parts = output.reconstruction
+                if not isinstance(parts, Mapping):
+                    parts = {dictionary.config.output_site: parts}
+                for site, part in parts.items():
+                    written[site] = written[site] + part if site in written else part
+            for name, dictionary in together.items():
+                targets = values[_output(dictionary)][some].to(dictionary.device)
+                reconstruction[name].update(targets, written[dictionary.config.output_site])
 
     # ---------------------------------------------------------------------------------------------------- losses
 
@@ -251,21 +267,30 @@ class TranscoderEvaluator:
             variants.append(
                 _Variant(("mean", str(site)), start, lambda mask, s=site, m=mean: ablate(model, s, m, mask=mask))
             )
+        # All that write at the own site of each dictionary: itself, or layers of its cross-layer transcoder.
+        writers = {
+            name: at_site[d.config.output_site]
+            for group in _groups(named)
+            for at_site in [writers_by_site(group.values())]
+            for name, d in group.items()
+        }
         for name, d in named.items():
+            at_site = {d.config.output_site: writers[name]}
+            first = min(block_of(model, _input(writer)) for writer in writers[name])
             variants.append(
                 _Variant(
                     ("spliced", name),
-                    min(block_of(model, _input(d)), block_of(model, _output(d))),
-                    lambda mask, d=d: replace(model, {_output(d): d}, mask=mask),
+                    min(first, block_of(model, _output(d))),
+                    lambda mask, at_site=at_site: replace(model, at_site, mask=mask),
                 )
             )
         starts = {variant.key[1]: variant.start for variant in variants if variant.key[0] == "spliced"}
         groups = {TOGETHER: list(named)} if together is True else together or {}
         for group, names in groups.items():
-            by_site = {_output(named[name]): named[name] for name in names}
+            by_site = {named[name].config.output_site: writers[name] for name in names}
             changes = {"spliced": lambda mask, by_site=by_site: replace(model, by_site, mask=mask)}
             if means:
-                sites = list(by_site)
+                sites = [_output(named[name]) for name in names]
                 changes["zero"] = lambda mask, sites=sites: ablate(model, sites, mask=mask)
                 changes["mean"] = lambda mask, sites=sites: ablate(model, sites, means, mask=mask)
             start = min(starts[name] for name in names)
@@ -423,6 +448,14 @@ def _loss_metrics(losses, name, site):
             for ending, of in (("", spliced), ("_zero_ablated", zero), ("_mean_ablated", mean))
         },
     }
+
+
+def _groups(named) -> list[dict[str, TranscoderModel]]:
+    """Dictionaries that reconstruct together: the layers of a cross-layer transcoder; every other one is alone."""
+    groups: dict[object, dict[str, TranscoderModel]] = {}
+    for name, dictionary in named.items():
+        groups.setdefault(name if dictionary.group is None else (dictionary.group,), {})[name] = dictionary
+    return list(groups.values())
 
 
 def _input(dictionary) -> Site:

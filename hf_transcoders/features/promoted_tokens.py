@@ -51,10 +51,10 @@ def promoted_tokens(
         feature, with their z-scores. They are empty, and a warning says why, where the dictionary does not write to
         the residual stream or the model's family is not known.
     """
-    site = Site.parse(dictionary.config.output_site)
-    if why_not := _why_no_logits(base_model, dictionary, site):
-        logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
-        return [[] for _ in features], [[] for _ in features]
+    for site in map(Site.parse, dictionary.config.output_sites):
+        if why_not := _why_no_logits(base_model, dictionary, site):
+            logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
+            return [[] for _ in features], [[] for _ in features]
     promoted, suppressed = [], []
     for z in direct_path_scores(base_model, dictionary, features):
         most = min(count, z.shape[-1])
@@ -102,9 +102,12 @@ def direct_path_scores(
 
 def _stream_rows(base_model, dictionary, features):
     """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32."""
-    rows = decoder_rows(dictionary, features).to(input_device(base_model))
-    site = Site.parse(dictionary.config.output_site)
-    return written_directions(base_model, site, rows) if site.module is None else rows
+    written = []
+    # What is written at several sites adds up in the stream.
+    for site in map(Site.parse, dictionary.config.output_sites):
+        rows = decoder_rows(dictionary, features, site).to(input_device(base_model))
+        written.append(written_directions(base_model, site, rows) if site.module is None else rows)
+    return sum(written)
 
 
 def _why_no_logits(base_model, dictionary, site) -> str | None:

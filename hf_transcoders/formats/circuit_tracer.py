@@ -120,8 +120,8 @@ def _settings(folder: Folder) -> dict:
     kind = setting(settings, "model_kind", str, source)
     if kind == "cross_layer_transcoder":
         raise TranscoderError(
-            f"{source} is that of a cross-layer transcoder, whose features write to several layers: a TranscoderSet has one "
-            "output for each dictionary, so it is not loaded."
+            f"{source} is that of a cross-layer transcoder, whose features write to several layers: load it with "
+            "CrossLayerTranscoder.from_pretrained."
         )
     if kind != "transcoder_set":
         raise TranscoderError(

@@ -15,7 +15,7 @@ CONFIG = "config.json"
 FILES = r".*params\.(npz|safetensors)"
 
 # A module of a block and its side, by the names that Gemma Scope 2 has -> the point of a site with the same value.
-_POINTS = {
+POINTS = {
     "pre_feedforward_layernorm.output": "mlp.in",
     "post_feedforward_layernorm.output": "mlp.branch",
     "post_attention_layernorm.output": "attn.branch",
@@ -72,8 +72,8 @@ def jumprelu_dictionary(weights: Weights) -> ForeignDictionary:
     weights.expect_only(*names.values(), *([skip] if skip else []))
     if len(weights[names["w_dec"]].shape) == 3:
         raise TranscoderError(
-            f"{printable(weights.path)} is a layer of a cross-layer transcoder, which writes to several layers: a "
-            "TranscoderModel holds one output, so it is not loaded."
+            f"{printable(weights.path)} is a layer of a cross-layer transcoder, which writes to several layers: load the folder "
+            "of all layers with CrossLayerTranscoder.from_pretrained."
         )
     d_in, n = weights.matrix(names["w_enc"])
     d_out = weights.matrix(names["w_dec"])[1]
@@ -99,7 +99,7 @@ def jumprelu_dictionary(weights: Weights) -> ForeignDictionary:
 def site_of_module(hook: str) -> str | None:
     """The site of a module's input or output, named as in `model.layers.3.mlp.output`."""
     found = re.fullmatch(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.(.+)", hook)
-    if found and found[2] in _POINTS:
-        return f"layers.{found[1]}.{_POINTS[found[2]]}"
+    if found and found[2] in POINTS:
+        return f"layers.{found[1]}.{POINTS[found[2]]}"
     named = re.fullmatch(r"(.+)\.(in|out)put", hook)
     return f"module:{named[1]}:{named[2]}" if named else None

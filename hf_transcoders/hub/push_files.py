@@ -14,8 +14,7 @@ from huggingface_hub import get_token
 
 from ..errors import TranscoderError
 from ..files import is_inside
-from ..models.configuration_transcoder import TranscoderConfig
-from ..models.modeling_transcoder import tensor_shapes
+from ..models.model_types import model_type_of
 from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
 from ..models.transcoder_set import INDEX_NAME, parse_index, set_folders
 from ..text import logging
@@ -133,7 +132,8 @@ def check_weights(files: Mapping[str, Path]) -> None:
     for path, file in files.items():
         if PurePosixPath(path).name == CONFIG_NAME:
             saved = open_dictionary(Files(file.parent))
-            expect(saved, tensor_shapes(TranscoderConfig.from_dict(saved.fields)))
+            model_type = model_type_of(saved.fields)
+            expect(saved, model_type.tensor_shapes(model_type.config_class.from_dict(saved.fields)))
 
 
 def _content(values: Mapping[str, Any], names: Mapping[str, str], **options) -> bytes:

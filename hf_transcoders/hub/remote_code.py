@@ -42,7 +42,13 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     """
     configs = list(Path(folder).rglob("config.json"))
     for config in configs:
-        values = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if values.get("model_type") == "cross_layer_transcoder":
+            raise TranscoderError(
+                "The code of cross-layer transcoders is not published with them: leave `remote_code` out, and load them where "
+                "hf_transcoders is installed."
+            )
+        values |= {"auto_map": AUTO_MAP}
         write_text(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
     # For a sub-folder of a repo, transformers looks for code at the top.
     for place in {Path(folder), *(config.parent for config in configs)}:

@@ -9,7 +9,9 @@ from pathlib import Path
 from huggingface_hub import CommitInfo
 
 from ..evaluation.evaluation_report import EvaluationReport
+from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ..models.modeling_transcoder import TranscoderModel
+from ..models.named_dictionaries import NamedDictionaries
 from ..models.transcoder_set import TranscoderSet
 from ..tracking.run import Run
 from .cards.card import TranscoderCard
@@ -28,7 +30,7 @@ from .remote_code import CODE_FILES
 
 
 def push(
-    dictionaries: TranscoderModel | TranscoderSet,
+    dictionaries: TranscoderModel | TranscoderSet | CrossLayerTranscoder,
     repo_id: str,
     *,
     remote_code: bool = False,
@@ -49,7 +51,7 @@ def push(
     delete README.md from the repo for a new card.
 
     Args:
-        dictionaries ([`TranscoderModel`] or [`TranscoderSet`]): Dictionary or set to publish.
+        dictionaries ([`TranscoderModel`], [`TranscoderSet`] or [`CrossLayerTranscoder`]): Dictionary or set to publish.
         repo_id (`str`): Repo on the Hub, such as `"me/my-transcoder"`, created if it does not exist.
         remote_code (`bool`, *optional*, defaults to `False`):
             Whether to publish the model's code too, for `AutoModel.from_pretrained(..., trust_remote_code=True)` without
@@ -69,7 +71,7 @@ def push(
     """
     with tempfile.TemporaryDirectory() as folder:
         dictionaries.save_pretrained(folder, max_shard_size=max_shard_size)
-        if isinstance(dictionaries, TranscoderSet):
+        if isinstance(dictionaries, NamedDictionaries):
             destination["commit_message"] = (
                 destination.get("commit_message") or f"Upload {len(dictionaries)} dictionaries"
             )

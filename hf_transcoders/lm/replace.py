@@ -1,7 +1,8 @@
 """Write into a language model: splice in dictionaries, and ablate activations."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -76,7 +77,7 @@ class Replacement(Mapping):
 @contextmanager
 def replace(
     base_model: PreTrainedModel,
-    replacements: Mapping[str | Site, nn.Module],
+    replacements: Mapping[str | Site, nn.Module | Sequence[nn.Module]],
     *,
     error: Literal["drop", "keep"] = "drop",
     mask: torch.Tensor | None = None,
@@ -93,8 +94,8 @@ def replace(
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
-        replacements (`Mapping[str | Site, torch.nn.Module]`):
-            Dictionary by output site. A dictionary is called as `dictionary(inputs, output_features=...)` with `inputs`
+        replacements (`Mapping[str | Site, torch.nn.Module or Sequence[torch.nn.Module]]`):
+            Dictionary by output site; for the layers of a cross-layer transcoder all that write there, whose sum is written. A dictionary is called as `dictionary(inputs, output_features=...)` with `inputs`
             `(batch, seq, d_in)` in its own dtype, and returns `.reconstruction` `(batch, seq, d_out)` and `.features`
             `(batch, seq, num_features)`. A dictionary at several sites is called once in each forward pass, and
             `.reconstruction` may then be a mapping from site (`str`) to tensor.
@@ -116,17 +117,23 @@ def replace(
     if error not in ("drop", "keep"):
         raise TranscoderError(f"error='{error}' is unknown; use 'drop' or 'keep'.")
     replacement = Replacement(mask)
-    replacements = {Site.parse(site): dictionary for site, dictionary in replacements.items()}
     sites_of: dict[nn.Module, list[Site]] = {}
-    for site, dictionary in replacements.items():
-        source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
-        _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
-        _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
-        sites_of.setdefault(dictionary, []).append(site)
-    _check_writable(base_model, replacements)
+    for text, given in replacements.items():
+        site = Site.parse(text)
+        for dictionary in [given] if isinstance(given, nn.Module) else given:
+            source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+            _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
+            _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
+            sites_of.setdefault(dictionary, []).append(site)
+    _check_writable(base_model, map(Site.parse, replacements))
+    sums = {}
+    for site in map(Site.parse, replacements):
+        # Writers act in the order in which they are attached.
+        writers = [dictionary for dictionary, sites in sites_of.items() if site in sites]
+        sums[site] = _Sum(replacement, site, writers, error)
     spliced = []
     for dictionary, sites in sites_of.items():
-        work = _Reconstruction(replacement, dictionary, sites, error, features)
+        work = _Reconstruction(replacement, dictionary, {site: sums[site] for site in sites}, features)
         source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
         spliced.append(SplicedDictionary(base_model, source, sites, work.compute, work.write))
     with ExitStack() as stack:
@@ -218,40 +225,75 @@ def splice(
         dictionaries = dictionaries.values()
     elif not isinstance(dictionaries, Iterable):
         dictionaries = [dictionaries]
-    replacements = {}
+    return replace(base_model, writers_by_site(dictionaries), error=error, mask=mask, features=features)
+
+
+def writers_by_site(dictionaries: Iterable[nn.Module]) -> dict[str, list[nn.Module]]:
+    """Dictionaries by the sites that they write at: one for each site, or layers of one cross-layer transcoder.
+
+    Args:
+        dictionaries (`Iterable[torch.nn.Module]`): The dictionaries.
+
+    Raises:
+        [`TranscoderError`]: two dictionaries that do not belong together write at one site.
+    """
+    found: dict[str, list[nn.Module]] = {}
     for dictionary in dictionaries:
         for site in dictionary.config.output_sites:  # pyright: ignore[reportAttributeAccessIssue, reportGeneralTypeIssues]
-            if site in replacements:
+            others = found.setdefault(site, [])
+            group = getattr(dictionary, "group", None)
+            if others and (group is None or any(other.group != group for other in others)):
                 raise TranscoderError(f"Two dictionaries write to '{site}'; splice in one of them.")
-            replacements[site] = dictionary
-    return replace(base_model, replacements, error=error, mask=mask, features=features)
+            others.append(dictionary)
+    return found
 
 
 class _Reconstruction:
-    """One dictionary at work: its output in a forward pass, and its reconstruction at each of its sites."""
+    """One dictionary at work: its output in a forward pass, and what it adds to the sum at each of its sites."""
 
-    def __init__(self, replacement, dictionary, sites, error, features):
+    def __init__(self, replacement, dictionary, sums, features):
         self.replacement = replacement
         self.dictionary = dictionary
-        self.sites = sites
-        self.error = error
+        self.sums = sums
         self.features = features
 
     def compute(self, inputs):
         weight = next(self.dictionary.parameters(), inputs)
         output = self.dictionary(inputs.to(weight.device, weight.dtype), output_features=self.features)
         if self.features:
-            for site in self.sites:
-                self.replacement._keep_features(site, output.features)
+            for site, written in self.sums.items():
+                if written.owner is self.dictionary:
+                    self.replacement._keep_features(site, output.features)
         return output.reconstruction
 
     def write(self, site, reconstruction, value):
-        new = reconstruction[str(site)] if isinstance(reconstruction, Mapping) else reconstruction
-        new = new.to(value.device)
+        part = reconstruction[str(site)] if isinstance(reconstruction, Mapping) else reconstruction
+        return self.sums[site].add(self.dictionary, part, value)
+
+
+class _Sum:
+    """The sum of what dictionaries write at one site, which takes the place of the value there."""
+
+    def __init__(self, replacement, site, writers, error):
+        self.replacement = replacement
+        self.first, self.last = writers[0], writers[-1]
+        self.error = error
+        # The dictionary whose own site this is: its features are those of the site.
+        self.owner = next((d for d in writers if getattr(d.config, "output_site", None) == str(site)), self.first)
+        # State of the current forward pass in each thread.
+        self.at_hand = threading.local()
+
+    def add(self, dictionary, part, value):
+        part = part.to(value.device)
+        total = part if dictionary is self.first else self.at_hand.total + part
+        if dictionary is not self.last:
+            self.at_hand.total = total
+            return value
+        self.at_hand.total = None
         if self.error == "keep":
-            # The same as new + (value - new).detach(), but without its rounding.
-            new = value.detach() + (new - new.detach())
-        return self.replacement._where_masked(new.to(value.dtype), value)
+            # The same as total + (value - total).detach(), but without its rounding.
+            total = value.detach() + (total - total.detach())
+        return self.replacement._where_masked(total.to(value.dtype), value)
 
 
 def _write_constant(replacement, constant, value):

@@ -1,4 +1,4 @@
-"""Sparse dictionaries: configuration, model, and sets of several dictionaries."""
+"""Sparse dictionaries: configuration, model, sets of several dictionaries, and cross-layer transcoders."""
 
 import lazy_loader
 

@@ -1,4 +1,6 @@
 from .configuration_transcoder import TranscoderConfig as TranscoderConfig
+from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig as CrossLayerTranscoderConfig
+from .cross_layer.modeling_cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from .modeling_transcoder import TranscoderModel as TranscoderModel
 from .modeling_transcoder import TranscoderOutput as TranscoderOutput
 from .transcoder_set import TranscoderSet as TranscoderSet

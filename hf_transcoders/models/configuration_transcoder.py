@@ -208,24 +208,17 @@ class TranscoderConfig(PreTrainedConfig):
         Returns:
             [`TranscoderConfig`]
         """
+        cls._refuse_unknown(kwargs)
+        facts = facts_of(base_model)
+        return cls(input_site=str(input_site), output_site=str(output_site or input_site), **(facts | kwargs))
+
+    @classmethod
+    def _refuse_unknown(cls, kwargs) -> None:
         # `PreTrainedConfig` accepts any name, so a misspelled argument would have no effect.
         if unknown := sorted(set(kwargs) - {field.name for field in fields(cls)}):
             raise TranscoderError(
-                f"TranscoderConfig has no argument {', '.join(unknown)}: see its documentation for the names."
+                f"{cls.__name__} has no argument {', '.join(unknown)}: see its documentation for the names."
             )
-        # Wrappers of PEFT and torch.compile have the configuration of the model; those of data parallelism do not.
-        while not hasattr(base_model, "config") and hasattr(base_model, "module"):
-            base_model = base_model.module
-        base_config = getattr(base_model, "config", base_model)
-        width = base_config.get_text_config().hidden_size
-        kwargs.setdefault("d_in", width)
-        kwargs.setdefault("d_out", width)
-        name = base_config.name_or_path or None
-        # A relative path would be another folder, or a repo on the Hub, when the dictionary is loaded elsewhere.
-        kwargs.setdefault("base_model_name_or_path", os.path.abspath(name) if name and os.path.isdir(name) else name)
-        kwargs.setdefault("base_model_revision", getattr(base_config, "_commit_hash", None))
-        kwargs.setdefault("base_model_type", base_config.model_type)
-        return cls(input_site=str(input_site), output_site=str(output_site or input_site), **kwargs)
 
     @classmethod
     def own_fields(cls) -> list[str]:
@@ -245,9 +238,15 @@ class TranscoderConfig(PreTrainedConfig):
         if not isinstance(config_dict, dict):
             raise TranscoderError("config.json must hold an object at its top: save the dictionary again.")
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            loaders = {"transcoder": "TranscoderModel", "cross_layer_transcoder": "CrossLayerTranscoder"}
+            other = str(config_dict["model_type"])
+            advice = (
+                f"load it with {loaders[other]}.from_pretrained"
+                if other in loaders
+                else "give the folder or repo of a dictionary"
+            )
             raise TranscoderError(
-                f"config.json is that of a model of type '{printable(config_dict['model_type'])[:40]}', not of a "
-                f"'{cls.model_type}': give the folder or repo of a dictionary."
+                f"config.json is that of a model of type '{printable(other)[:40]}', not of a '{cls.model_type}': {advice}."
             )
         check_format_version(config_dict.get("format_version", FORMAT_VERSION))
         own = cls.own_fields()
@@ -406,6 +405,29 @@ def check_format_version(version: object) -> None:
         )
 
 
+def facts_of(base_model) -> dict[str, Any]:
+    """The fields that say which language model a dictionary belongs to, and the widths of its stream.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`] or [`~transformers.PreTrainedConfig`]):
+            Language model, plain or wrapped, or its configuration.
+    """
+    # Wrappers of PEFT and torch.compile have the configuration of the model; those of data parallelism do not.
+    while not hasattr(base_model, "config") and hasattr(base_model, "module"):
+        base_model = base_model.module
+    base_config = getattr(base_model, "config", base_model)
+    width = base_config.get_text_config().hidden_size
+    name = base_config.name_or_path or None
+    return {
+        "d_in": width,
+        "d_out": width,
+        # A relative path would be another folder, or a repo on the Hub, when the dictionary is loaded elsewhere.
+        "base_model_name_or_path": os.path.abspath(name) if name and os.path.isdir(name) else name,
+        "base_model_revision": getattr(base_config, "_commit_hash", None),
+        "base_model_type": base_config.model_type,
+    }
+
+
 def _fits(value: object, kind: object) -> bool:
     """Whether a JSON value has the type of a field; `true` is not a number."""
     origin, inner = get_origin(kind), get_args(kind)
@@ -434,7 +456,8 @@ def _words(kind: object) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(repr, inner))}"
     if origin in (list, dict):
-        return {list: "a list of whole numbers", dict: "an object"}[origin]
+        of = {int: "whole numbers", str: "texts"}.get(inner[0], "numbers")
+        return f"a list of {of}" if origin is list else "an object"
     if inner:
         return " or ".join(_words(one) for one in inner if not (one is int and float in inner))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}[kind]

@@ -30,6 +30,8 @@ def fold_normalization_(model: TranscoderModel) -> TranscoderModel:
     _untie_(model)
     mean, scale = model.input_mean, model.input_scale
     out_mean, out_scale = model.output_mean, model.output_scale
+    # A dictionary of several sites has a scale for each, and writes its bias and skip connection at the first.
+    own_scale = out_scale.view(-1, out_scale.shape[-1])[0]
     model.W_enc.div_(scale)
     if model.W_skip is not None:
         model.W_skip.div_(scale)
@@ -41,9 +43,9 @@ def fold_normalization_(model: TranscoderModel) -> TranscoderModel:
     if model.W_skip is not None and model.b_pre is None:
         model.b_dec.sub_(model.W_skip @ mean.to(model.W_skip.dtype))
     model.W_dec.mul_(out_scale)
-    model.b_dec.mul_(out_scale).add_(out_mean)
+    model.b_dec.mul_(own_scale).add_(out_mean)
     if model.W_skip is not None:
-        model.W_skip.mul_(out_scale[:, None])
+        model.W_skip.mul_(own_scale[:, None])
     for name in ("input_mean", "input_scale", "output_mean", "output_scale"):
         delattr(model, name)
     config.normalization = "none"

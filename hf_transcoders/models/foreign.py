@@ -15,7 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import atomic_directory
 from ..formats.choice import PathFacts, choose, path_facts
+from ..formats.cross_layer import PlainCrossLayer
 from ..formats.detect import WRITERS, detect, members
+from ..formats.detect_cross_layer import CROSS_LAYER_FORMATS, detect_cross_layer, write_cross_layer
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
@@ -23,10 +25,12 @@ from ..formats.writing import PlainDictionary
 from ..text.logging import get_logger
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig
+from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
 from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
 
 
 if TYPE_CHECKING:
+    from .cross_layer.modeling_cross_layer import CrossLayerTranscoder
     from .modeling_transcoder import TranscoderModel
 
 
@@ -35,6 +39,9 @@ FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scali
 
 #: What chooses among the dictionaries of a repo, of the arguments of `from_pretrained`.
 CHOICE_ARGUMENTS = ("layers", "width", "l0")
+
+#: Formats that can be written, of sets or of cross-layer transcoders.
+FORMATS = tuple(dict.fromkeys([*WRITERS, *CROSS_LAYER_FORMATS]))
 
 logger = get_logger(__name__)
 
@@ -139,12 +146,16 @@ def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | o
     """
     if to not in WRITERS:
         raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
+    _refuse_filled(folder)
+    with atomic_directory(folder) as partial:
+        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+
+
+def _refuse_filled(folder: str | os.PathLike) -> None:
     if Path(folder).exists() and any(Path(folder).iterdir()):
         raise TranscoderError(
             f"{printable(folder)} is not empty, and files of several formats cannot be told apart: choose another."
         )
-    with atomic_directory(folder) as partial:
-        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
 
 
 def _plain(model: "TranscoderModel") -> PlainDictionary:
@@ -158,6 +169,47 @@ def _plain(model: "TranscoderModel") -> PlainDictionary:
     return PlainDictionary({name: getattr(model.config, name) for name in model.config.own_fields()}, tensors)
 
 
+def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDictionary | None:
+    """
+    Opens a cross-layer transcoder of another library; `None` where the files are those of this one, or of none.
+
+    Args:
+        files ([`Files`]): Where it lies.
+        kwargs (`dict[str, Any]`): Arguments of `from_pretrained`; those that say or choose something are taken out.
+    """
+    folder, own = _listed(files)
+    module = None if folder is None or own else detect_cross_layer(folder)
+    if module is None or folder is None:
+        refuse_foreign_arguments(kwargs)
+        if choice := take_choice(kwargs):
+            raise TranscoderError(
+                f"{printable(files.place)} holds no cross-layer transcoder to choose from: leave out {', '.join(choice)}."
+            )
+        return None
+    dictionary = module.read(folder, take_given(kwargs), take_choice(kwargs))
+    fields = _complete(dictionary, module.NAME, files, CrossLayerTranscoderConfig)
+    return SavedDictionary(files.path, files.place, fields, _slices(dictionary))
+
+
+@torch.no_grad()
+def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
+    """
+    Writes a cross-layer transcoder in the format of another library, or, where it cannot be expressed, nothing.
+
+    Args:
+        model ([`CrossLayerTranscoder`]): What to write.
+        folder (`str` or `os.PathLike`): The folder to write.
+        to (`str`): `"circuit-tracer"` or `"gemma-scope"`.
+    """
+    _refuse_filled(folder)
+    if model.config.normalization != "none":
+        model = copy.deepcopy(model).fold_normalization_()
+    fields = {name: getattr(model.config, name) for name in model.config.own_fields()}
+    plain = PlainCrossLayer(fields, [dict(source.state_dict()) for source in model.sources])
+    with atomic_directory(folder) as partial:
+        write_cross_layer(plain, Path(partial), to)
+
+
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
     """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
     for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
@@ -168,13 +220,26 @@ def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
             )
 
 
+def holds_cross_layer(files: Files) -> bool:
+    """Whether a folder or repo has the files of a cross-layer transcoder, of this library or of another."""
+    path = files.find(CONFIG_NAME, optional=True) if files.file is None else None
+    if path is not None:
+        try:
+            kind = parse_saved(path.read_bytes(), str(path)).get("model_type")
+        except TranscoderError:  # Said in a sentence by the loader.
+            return False
+        return kind == CrossLayerTranscoderConfig.model_type
+    folder, own = _listed(files)
+    return folder is not None and not own and detect_cross_layer(folder) is not None
+
+
 def holds_dictionaries(folder: str | os.PathLike) -> bool:
     """Whether a folder on this machine has the files of a dictionary, or of several of another library."""
     files = Files(folder)
     if files.find(CONFIG_NAME, optional=True) is not None:
         return True
     names = Folder(files, files.names())
-    return detect(names) is not None or bool(members(names))
+    return detect_cross_layer(names) is not None or detect(names) is not None or bool(members(names))
 
 
 @dataclass(frozen=True)
@@ -208,6 +273,8 @@ def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
     folder, own = _listed(files)
     if folder is None or own:
         return {}
+    if (module := detect_cross_layer(folder)) is not None:
+        return _describe_cross_layer(module, folder)
     module = detect(folder)
     found = members(folder)
     if module is not None and (folder.file is not None or not found):
@@ -226,6 +293,22 @@ def _describe(name: str, module: ModuleType, folder: Folder, open_it: bool) -> F
         return ForeignFacts(module.NAME, known, trouble=str(error))
     shapes = [opened.get_slice(key).get_shape() for key, opened in saved.tensors.items()]
     return ForeignFacts(module.NAME, known, TranscoderConfig.from_dict(saved.fields), sum(map(math.prod, shapes)))
+
+
+def _describe_cross_layer(module: ModuleType, folder: Folder) -> dict[str, ForeignFacts]:
+    name = folder.name
+    try:
+        dictionary = module.read(folder, Given(complete=False), {})
+        config = CrossLayerTranscoderConfig(**dictionary.fields)
+    except TranscoderError as error:
+        return {name: ForeignFacts(module.NAME, path_facts(name), trouble=str(error))}
+    sizes = [0] * config.num_sources
+    for key, tensor in dictionary.tensors.items():
+        sizes[int(key.split(".")[1])] += math.prod(tensor.shape)
+    return {
+        name: ForeignFacts(module.NAME, PathFacts(layer=number), config.source(number), size)
+        for (number, name), size in zip(enumerate(config.names), sizes, strict=True)
+    }
 
 
 def take_given(kwargs: dict[str, Any]) -> Given:
@@ -277,15 +360,21 @@ def _is_own(files: Files) -> bool:
     return settings.get("model_type") == TranscoderConfig.model_type or "format_version" in settings
 
 
-def _complete(dictionary: ForeignDictionary, format: str, files: Files) -> dict[str, Any]:
+def _complete(
+    dictionary: ForeignDictionary, format: str, files: Files, config_class: type[TranscoderConfig] = TranscoderConfig
+) -> dict[str, Any]:
     """Fields of a whole configuration, with where the dictionary comes from."""
     origin = {"converted_from": format, "source": files.path}
     if files.hub.get("revision"):
         origin["source_revision"] = files.hub["revision"]
-    config = TranscoderConfig(**dictionary.fields, training_summary=origin | dictionary.facts)
-    values = {name: getattr(config, name) for name in TranscoderConfig.own_fields()}
-    dtype = str(dictionary.tensors["W_enc"].dtype).removeprefix("torch.")
-    return values | {"dtype": dtype if dtype in DTYPES else "float32", "model_type": TranscoderConfig.model_type}
+    config = config_class(**dictionary.fields, training_summary=origin | dictionary.facts)
+    values = {name: getattr(config, name) for name in config_class.own_fields()}
+    dtypes = {
+        name.rpartition(".")[2]: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in dictionary.tensors.items()
+    }
+    dtype = dtypes["W_enc"]
+    return values | {"dtype": dtype if dtype in DTYPES else "float32", "model_type": config_class.model_type}
 
 
 def _slices(dictionary: ForeignDictionary) -> dict[str, "_Slices"]:

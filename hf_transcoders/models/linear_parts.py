@@ -76,15 +76,15 @@ def skip_and_bias(model: TranscoderModel, site: object | None = None) -> tuple[t
 
 
 def _writing_at(model, site):
-    """The dictionary with the decoder of one of its sites; a dictionary of several sites gives it as `model.at(site)`."""
+    """The dictionary with the decoder of one of its sites."""
     sites = model.config.output_sites
     if site is None and len(sites) < 2:
-        return model
+        return model.at(*sites) if sites else model
     if str(site) not in sites:
         raise TranscoderError(
             f"site={site}: the dictionary writes at {', '.join(sites) or 'no site'}, so name one of these."
         )
-    return model if len(sites) == 1 else model.at(str(site))
+    return model.at(str(site))
 
 
 def _on_raw_inputs(model, rows):

@@ -1,34 +1,21 @@
 """The dictionary model: encoding, decoding, losses, and loading and saving."""
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
 from ..ops.sparse import sparse_decode
 from ..ops.topk import topk
-from ..text.printable import printable
 from . import folding
 from .activations import ACTIVATIONS, Activation, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
-from .publishing import PublishMixin
-from .saved_files import (
-    HUB_ARGUMENTS,
-    Files,
-    SavedDictionary,
-    bounds,
-    check_numbers,
-    expect,
-    open_dictionary,
-    read_tensors,
-)
+from .saved_model import SavedModel
 
 
 logger = logging.get_logger(__name__)
@@ -86,13 +73,7 @@ def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def tensor_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each saved tensor of a dictionary."""
-    shapes = {**parameter_shapes(config), **buffer_shapes(config)}
-    return {name: shape for name, shape in shapes.items() if shape is not None}
-
-
-class TranscoderModel(PublishMixin, PreTrainedModel):
+class TranscoderModel(SavedModel):
     r"""
     One sparse dictionary: `features = activation(W_enc x + b_enc)`, `reconstruction = W_decᵀ features + b_dec`.
 
@@ -129,6 +110,8 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
     output_mean: torch.Tensor
     output_scale: torch.Tensor
     config_class: type[TranscoderConfig] = TranscoderConfig
+    #: Equal for dictionaries that write at one place together; `None` for one that stands there alone.
+    group: object = None
     base_model_prefix = "transcoder"
     main_input_name = "inputs"
     # The loss is a mean over the batch; the Trainer divides it under gradient accumulation.
@@ -137,16 +120,25 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
     _no_split_modules = ["TranscoderModel"]
     model_tags = ["hf_transcoders", "transcoder", "mechanistic-interpretability"]
 
+    parameter_shapes = staticmethod(parameter_shapes)
+    buffer_shapes = staticmethod(buffer_shapes)
+
     def __init__(self, config: TranscoderConfig):
         super().__init__(config)
         # `add_model_tags` appends to this list, and the list of the class is shared by all dictionaries.
         self.model_tags = list(self.model_tags)
         self.activation: Activation = ACTIVATIONS[config.activation]()
-        for name, shape in parameter_shapes(config).items():
+        for name, shape in self.parameter_shapes(config).items():
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape)))
-        for name, shape in buffer_shapes(config).items():
+        for name, shape in self.buffer_shapes(config).items():
             self.register_buffer(name, torch.empty(shape))
         self.post_init()
+
+    @classmethod
+    def tensor_shapes(cls, config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
+        """The shape of each saved tensor of a dictionary."""
+        shapes = {**cls.parameter_shapes(config), **cls.buffer_shapes(config)}
+        return {name: shape for name, shape in shapes.items() if shape is not None}
 
     def _init_weights(self, module):
         if module is not self:
@@ -177,6 +169,10 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
             init.ones_(self.output_scale)
 
     # ------------------------------------------------------------------------------------------------ the function
+
+    def at(self, site: str) -> "TranscoderModel":
+        """The dictionary with the decoder of one of its output sites: itself, because it has one."""
+        return self
 
     @property
     def encoder_weight(self) -> torch.Tensor:
@@ -321,21 +317,30 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
             )
             loss = sum(losses.values())
 
+        return TranscoderOutput(
+            loss=loss,
+            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
+            losses=losses,
+            **self._features_of(encoded, lead, output_features),
+        )
+
+    def _features_of(
+        self, encoded: Encoded, lead: torch.Size, output_features: bool
+    ) -> dict[str, torch.Tensor | None]:
+        """The fields of a [`TranscoderOutput`] that hold features, for inputs `(*lead, d_in)`."""
+        config = self.config
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
         if config.activation == "topk":
             values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
         features = None
         if output_features or encoded.dense is not None:
             features = encoded.to_dense(config.num_features).view(*lead, config.num_features)
-        return TranscoderOutput(
-            loss=loss,
-            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
-            features=features,
-            feature_values=values,
-            feature_indices=indices,
-            feature_offsets=offsets,
-            losses=losses,
-        )
+        return {
+            "features": features,
+            "feature_values": values,
+            "feature_indices": indices,
+            "feature_offsets": offsets,
+        }
 
     # ------------------------------------------------------------------------------------------------ the loss
 
@@ -407,20 +412,25 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
         Squared error of the residual's reconstruction by the top dead features, over the squared norm of the residual
         (arXiv 2406.04093, A.2). The residual is a constant; encoder and decoder of the dead features learn.
         """
-        config = self.config
         residual = residual.detach()
-        k = min(config.auxk, dead_features.numel())
+        error = (residual - self._dead_prediction(rows, dead_features)).square().sum(-1)
+        energy = batch_mean(residual.square().sum(-1)).clamp(min=1e-12)
+        return self._auxk_weight(dead_features) * error / energy
+
+    def _auxk_weight(self, dead_features: torch.Tensor) -> float:
+        """Weight of the AuxK loss: a few dead features cannot explain much, so they weigh less than a full set."""
+        return self.config.auxk_coefficient * min(1.0, dead_features.numel() / self.config.auxk)
+
+    def _dead_prediction(self, rows: torch.Tensor, dead_features: torch.Tensor) -> torch.Tensor:
+        """What the top dead features of each row write, `(rows, d_out)`, in fp32."""
+        k = min(self.config.auxk, dead_features.numel())
         # `index_select`, because the backward pass of plain indexing is several times slower on CPU.
         encoder = self.encoder_weight.index_select(0, dead_features)
         decoder = self.decoder_weight.index_select(0, dead_features)
         pre_activations = F.linear(rows, encoder, self.b_enc.index_select(0, dead_features)).float()
         chosen = topk(pre_activations.detach(), k)
         features = torch.zeros_like(pre_activations).scatter(1, chosen, pre_activations.gather(1, chosen).relu())
-        error = (residual - F.linear(features.to(decoder.dtype), decoder.T).float()).square().sum(-1)
-        energy = batch_mean(residual.square().sum(-1)).clamp(min=1e-12)
-        # A few dead features cannot explain much, so they weigh less than a full set.
-        share = min(1.0, dead_features.numel() / config.auxk)
-        return config.auxk_coefficient * share * error / energy
+        return F.linear(features.to(decoder.dtype), decoder.T).float()
 
     def effective_l1_coefficient(self) -> float | None:
         """
@@ -541,110 +551,6 @@ class TranscoderModel(PublishMixin, PreTrainedModel):
     def fold_decoder_norm_(self) -> "TranscoderModel":
         """Scales every decoder row to unit norm, and its feature inversely, without changing the function."""
         return folding.fold_decoder_norm_(self)
-
-    # ------------------------------------------------------------------------------------------------ files
-
-    def _save_files(self, folder, *args, **kwargs) -> None:
-        # Under FSDP no process holds a whole tensor; offloaded tensors are elsewhere.
-        held = [(n, t) for n, t in self.state_dict().items() if not t.is_meta and not hasattr(t, "to_local")]
-        if broken := [name for name, tensor in held if not all(map(math.isfinite, bounds(tensor)))]:
-            logger.warning(
-                f"{', '.join(broken)} of the saved dictionary has NaN or infinite numbers, so it cannot be loaded: save an "
-                "earlier one."
-            )
-        # Where remote code lies is a fact of the folder that a dictionary was loaded from, not of the next one.
-        self.config.__dict__.pop("auto_map", None)
-        PreTrainedModel.save_pretrained(self, folder, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> "TranscoderModel":
-        """
-        Loads a dictionary from a folder or the Hub, as [`~transformers.PreTrainedModel.from_pretrained`] does. Files that
-        are damaged or do not match are refused before any tensor is made. Of native files, only safetensors are read.
-
-        Folders, repos and single files (`"owner/name/path/to/file"`) of other libraries are recognized by their files and
-        converted: see `docs/formats.md`. These arguments give what such files leave out:
-
-        Args:
-            base_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-                Language model that the dictionary belongs to. The loaded model is needed if the dictionary reads the output
-                of a norm before its gain.
-            input_site (`str`, *optional*), output_site (`str`, *optional*):
-                Sites that the dictionary reads and writes.
-            folded (`bool`, *optional*):
-                Whether the dictionary was trained on a model with folded norms and centered weights, the default of
-                TransformerLens.
-            scaling_factor (`float`, *optional*):
-                Factor on the inputs of a SAELens dictionary with `normalize_activations="expected_average_only_in"`.
-            layers (`int`, *optional*), width (`int` or `str`, *optional*), l0 (`float` or `str`, *optional*):
-                Choice of one dictionary in a repo that holds many, by the names of its folders; the nearest L0 is taken.
-        """
-        if pretrained_model_name_or_path is None:  # A configuration and a `state_dict`, with nothing to read.
-            return super().from_pretrained(None, *model_args, **kwargs)
-        if kwargs.pop("use_safetensors", None) is False:
-            raise TranscoderError("Dictionaries are read from safetensors only: leave `use_safetensors` out.")
-        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        files = Files.at(pretrained_model_name_or_path, kwargs.pop("subfolder", ""), **hub)
-        # The file that is published for AutoModel knows no formats of other libraries, and lacks this method.
-        foreign = cls._open_foreign(files, kwargs) if hasattr(cls, "_open_foreign") else None
-        saved = foreign or open_dictionary(files, kwargs.pop("variant", None))
-        return cls.from_saved(saved, *model_args, **kwargs)
-
-    @classmethod
-    def _open_foreign(cls, files: Files, kwargs: dict) -> SavedDictionary | None:
-        """The opened dictionary of another library, or `None` for a native one."""
-        from .foreign import foreign_folder, open_foreign, refuse_foreign_arguments, take_choice, take_given
-
-        if (found := foreign_folder(files, take_choice(kwargs))) is None:
-            refuse_foreign_arguments(kwargs)
-            return None
-        return open_foreign(*found, take_given(kwargs))
-
-    @classmethod
-    def from_saved(cls, saved: SavedDictionary, *model_args, **kwargs) -> "TranscoderModel":
-        """
-        Loads a dictionary from its opened files.
-
-        Args:
-            saved ([`SavedDictionary`]): Opened files.
-            model_args, kwargs: Same as in [`~TranscoderModel.from_pretrained`], without the location of the files.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        config = cls._config_of(saved, kwargs)
-        expect(saved, tensor_shapes(config), any_size=kwargs.get("ignore_mismatched_sizes", False))
-        tensors = read_tensors(saved)
-        # Without a path, transformers does not look for other files, such as adapters and pickles.
-        model, info = super().from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            None, *model_args, config=config, state_dict=tensors, output_loading_info=True, **kwargs
-        )
-        model.name_or_path = model.config.name_or_path = saved.path
-        for name, tensor in model.state_dict().items():
-            if tensor.dtype != tensors[name].dtype and not tensor.is_meta:
-                check_numbers(saved.place, name, tensor, converted=True)
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def _config_of(cls, saved: SavedDictionary, kwargs: dict) -> TranscoderConfig:
-        """The given configuration, or the saved one with the fields among `kwargs`."""
-        config = kwargs.pop("config", None)
-        if config is None:
-            names = {field.name for field in fields(cls.config_class)} - {"dtype"}
-            changes = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-            return cls.config_class.from_dict(saved.fields, **changes)
-        if not isinstance(config, PreTrainedConfig):
-            return cls.config_class.from_pretrained(config)
-        read = getattr(config, "_saved_fields", None)
-        # `AutoModel` has read the configuration before the weights were opened: the folder may have been saved in between.
-        if read is not None and str(config.name_or_path) == saved.path:
-            now = cls.config_class.from_dict(saved.fields)
-            if now._saved_fields != read:
-                before = cls.config_class.from_dict(read)
-                if any(getattr(config, name) != getattr(before, name) for name in cls.config_class.own_fields()):
-                    raise TranscoderError(
-                        f"{printable(saved.place)} was saved again after its configuration was read: load it again."
-                    )
-                return now
-        return config
 
     @staticmethod
     def _check_width(tensor, width, what):

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
 from .foreign import chosen, foreign_members, open_foreign, refuse_foreign_arguments, take_choice, take_given
 from .modeling_transcoder import TranscoderModel, TranscoderOutput
+from .named_dictionaries import NamedDictionaries
 from .publishing import PublishMixin
 from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, damaged, open_files, parse_saved
 
@@ -42,7 +43,7 @@ class TranscoderSetOutput(ModelOutput):
     outputs: dict[str, TranscoderOutput] | None = None
 
 
-class TranscoderSet(PublishMixin, nn.Module):
+class TranscoderSet(NamedDictionaries, PublishMixin, nn.Module):
     """
     Dictionaries of one base model, by name. Saved as one folder or repo: an index file and a sub-folder for each
     dictionary, which also loads alone with `TranscoderModel.from_pretrained(repo, subfolder=name)`. A set need not cover
@@ -79,33 +80,8 @@ class TranscoderSet(PublishMixin, nn.Module):
         # Module names must not contain dots.
         self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})  # pyright: ignore[reportCallIssue]
 
-    def __getitem__(self, name: str) -> TranscoderModel:
-        if name not in self:
-            raise KeyError(f"{name!r}; this set has {', '.join(self)}")
-        return self.dictionaries[name.replace(".", "/")]
-
-    def __contains__(self, name: str) -> bool:
-        return name.replace(".", "/") in self.dictionaries
-
-    def __iter__(self) -> Iterator[str]:
-        return (key.replace("/", ".") for key in self.dictionaries)
-
-    def __len__(self) -> int:
-        return len(self.dictionaries)
-
-    def keys(self) -> list[str]:
-        return list(self)
-
-    def values(self) -> list[TranscoderModel]:
-        return list(self.dictionaries.values())
-
-    def items(self) -> list[tuple[str, TranscoderModel]]:
-        return list(zip(self, self.dictionaries.values(), strict=True))
-
-    @property
-    def base_model_name_or_path(self) -> str | None:
-        names = (dictionary.config.base_model_name_or_path for dictionary in self.values())
-        return next((name for name in names if name is not None), None)
+    def named(self) -> dict[str, TranscoderModel]:
+        return {key.replace("/", "."): model for key, model in self.dictionaries.items()}
 
     def forward(
         self,
@@ -183,7 +159,7 @@ class TranscoderSet(PublishMixin, nn.Module):
             raise TranscoderError(
                 f"`names` and {', '.join(choice)} both say which dictionaries to load: give one of them."
             )
-        if not _has_index(files) and (found := foreign_members(files)):
+        if not has_index(files) and (found := foreign_members(files)):
             found = chosen(found, choice)
             wanted = _chosen(found, names)
             given = take_given(kwargs)
@@ -197,10 +173,6 @@ class TranscoderSet(PublishMixin, nn.Module):
 
         opened = open_set(files, names, variant, choice)
         return cls({name: TranscoderModel.from_saved(saved, **dict(kwargs)) for name, saved in opened.items()})
-
-
-# It has the methods of a mapping; inheriting from Mapping would conflict with nn.Module.
-Mapping.register(TranscoderSet)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
@@ -287,7 +259,8 @@ def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
     return {name: Path(folder, place) for name, place in folders.items()}
 
 
-def _has_index(files: Files) -> bool:
+def has_index(files: Files) -> bool:
+    """Whether a folder or repo has the index of a set."""
     try:
         return files.find(INDEX_NAME, optional=True) is not None
     except OSError:  # Said in a sentence where the index is opened.
@@ -308,7 +281,8 @@ def _folders(files: Files, opening) -> dict[str, str]:
     except OSError as error:
         raise TranscoderError(
             f"{printable(files.place)} is not a set of dictionaries (no {INDEX_NAME} there): give the folder or repo of a set, "
-            "or load a single dictionary with TranscoderModel.from_pretrained."
+            "or load a single dictionary with TranscoderModel.from_pretrained, or a cross-layer transcoder with "
+            "CrossLayerTranscoder.from_pretrained."
         ) from error
     folders = parse_index(opening(path).read_bytes(), str(path))
     for place in folders.values() if files.is_local else ():

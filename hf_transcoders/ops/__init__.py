@@ -3,7 +3,7 @@
 Everything here works on plain tensors and knows nothing of models or language models.
 """
 
-from .sparse import sparse_decode, sparse_encode, sparse_to_dense
+from .sparse import sparse_decode, sparse_encode, sparse_encode_jointly, sparse_to_dense
 from .straight_through import jumprelu, step
 from .topk import batch_topk, topk
 
@@ -13,6 +13,7 @@ __all__ = [
     "jumprelu",
     "sparse_decode",
     "sparse_encode",
+    "sparse_encode_jointly",
     "sparse_to_dense",
     "step",
     "topk",

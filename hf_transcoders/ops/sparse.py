@@ -8,11 +8,13 @@ everything else touches the active pairs alone.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from .topk import batch_topk
 
 
 # Without MKL there is no sampled product on CPU; rows are then gathered in pieces of this many numbers.
@@ -51,7 +53,40 @@ def sparse_encode(
     Returns:
         `tuple(torch.Tensor, torch.Tensor, torch.Tensor)`: `offsets`, `indices` and `values`, see the module's head.
     """
-    return _SparseEncode.apply(inputs, weight, bias, select, rowwise)
+    return _SparseEncode.apply(inputs, weight, bias, _choose(inputs, weight, bias, select, rowwise))
+
+
+def sparse_encode_jointly(
+    encoders: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], total: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """
+    Same as [`sparse_encode`] for several encoders, whose features compete for `total` places in all: BatchTopK over all of
+    them.
+
+    Args:
+        encoders (`Sequence[tuple]`): `inputs`, `weight` and `bias` of each, as in [`sparse_encode`].
+        total (`int`): Number of features to keep over all rows and all encoders.
+
+    Returns:
+        `list[tuple]`: `offsets`, `indices` and `values` of each encoder.
+    """
+    # None of the kept features of an encoder is below the `total` largest of this encoder alone.
+    found = [
+        _choose(inputs, weight, bias, lambda scores: batch_topk(scores, min(total, scores.numel())), False)
+        for inputs, weight, bias in encoders
+    ]
+    values = torch.cat([scores for _, _, scores in found])
+    kept = torch.ones_like(values, dtype=torch.bool)
+    if values.numel() > total:
+        kept = torch.zeros_like(kept).index_fill_(0, values.topk(total, sorted=False).indices, True)
+    chosen = []
+    for (offsets, indices, scores), mine in zip(
+        found, kept.split([len(scores) for _, _, scores in found]), strict=True
+    ):
+        counts = torch.zeros(len(mine) + 1, dtype=torch.long, device=mine.device)
+        torch.cumsum(mine, 0, out=counts[1:])
+        chosen.append((counts[offsets], indices[mine], scores[mine]))
+    return [_SparseEncode.apply(*encoder, picked) for encoder, picked in zip(encoders, chosen, strict=True)]
 
 
 def sparse_decode(
@@ -83,8 +118,8 @@ def sparse_to_dense(
 
 class _SparseEncode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inputs, weight, bias, select, rowwise):
-        offsets, indices, values = _choose(inputs, weight, bias, select, rowwise)
+    def forward(ctx, inputs, weight, bias, chosen):
+        offsets, indices, values = chosen
         if values.dtype != weight.dtype:
             values = _paired_dots(offsets, indices, inputs.to(weight.dtype), weight) + bias[indices]
         values = values.relu()
@@ -105,7 +140,7 @@ class _SparseEncode(torch.autograd.Function):
             grad_weight = _scatter_rows(offsets, indices, grad_values, inputs.to(grad_values.dtype), ctx.shape[0])
         if ctx.needs_input_grad[2]:
             grad_bias = grad_values.new_zeros(ctx.shape[0]).index_add_(0, indices, grad_values)
-        return grad_inputs, grad_weight, grad_bias, None, None
+        return grad_inputs, grad_weight, grad_bias, None
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -126,6 +161,7 @@ class _SparseDecode(torch.autograd.Function):
         return None, None, grad_values, grad_weight
 
 
+@torch.no_grad()
 def _choose(inputs, weight, bias, select, rowwise):
     """`offsets`, `indices` and scores of the features that `select` chooses."""
     device = inputs.device.type

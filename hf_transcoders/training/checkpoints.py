@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from ..data.activation_stream import checked_state
 from ..errors import TranscoderError
 from ..models.modeling_transcoder import TranscoderModel
-from ..models.transcoder_set import TranscoderSet
+from ..models.named_dictionaries import NamedDictionaries
 from ..text import logging
 from ..text.strict_json import read_json, to_json
 from .checkpoint_files import (
@@ -294,8 +294,8 @@ class ExactCheckpoints(TrainerStates):
         self._load_dictionaries(self.state.best_model_checkpoint)
 
     def _load_dictionaries(self, checkpoint: str) -> None:
-        if isinstance(self.model, TranscoderSet):
-            saved = dict(TranscoderSet.from_pretrained(checkpoint).items())
+        if isinstance(self.model, NamedDictionaries):
+            saved = dict(type(self.model).from_pretrained(checkpoint).items())  # pyright: ignore[reportAttributeAccessIssue]
         else:
             saved = {next(iter(self.dictionaries)): TranscoderModel.from_pretrained(checkpoint)}
         if set(saved) != set(self.dictionaries):

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from ..errors import TranscoderError
 from ..lm.sites import Site
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
+from ..models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
+from ..models.cross_layer.source import CrossLayerSource
+from ..models.model_types import dictionary_configs
 from ..models.modeling_transcoder import TranscoderModel
 from .arguments import TranscoderTrainingArguments
 
@@ -112,7 +113,7 @@ def plan_run(
         base_model ([`~transformers.PreTrainedModel`]):
             Language model in its precision for the run. It may be on the `meta` device.
         configs (`Mapping[str, TranscoderConfig]` or `Iterable[TranscoderConfig]`):
-            Configurations of the dictionaries.
+            Configurations of the dictionaries, or of a cross-layer transcoder.
         args ([`TranscoderTrainingArguments`]):
             Arguments of the run. Sizes of batches and blocks are those of one process.
         processes (`int`, *optional*, defaults to 1):
@@ -131,8 +132,9 @@ def plan_run(
     if processes < 1:
         raise TranscoderError(f"A run needs at least one process, not {processes}.")
     notes = []
-    with torch.device("meta"):
-        sizes = [sum(p.numel() for p in TranscoderModel(config).parameters()) for config in configs]
+    # Layers of a cross-layer transcoder are planned one by one.
+    configs = [one for config in configs for one in (dictionary_configs(config) or {"": config}).values()]
+    sizes = [_parameters(config) for config in configs]
     parameters = sum(sizes)
     base_bytes = sum(p.numel() * p.element_size() for p in base_model.parameters())
     element = base_model.dtype.itemsize
@@ -255,9 +257,19 @@ def _optimizer_bytes(name: str, notes: list[str]) -> int:
     return _OPTIMIZER_BYTES.get(name, _ADAM_BYTES)
 
 
+def _parameters(config: TranscoderConfig) -> int:
+    kind = CrossLayerSource if isinstance(config, CrossLayerSourceConfig) else TranscoderModel
+    return sum(math.prod(shape) for shape in kind.parameter_shapes(config).values() if shape is not None)  # pyright: ignore[reportArgumentType]
+
+
+def _written(config: TranscoderConfig) -> int:
+    """Numbers that a dictionary writes for each token, at all of its sites."""
+    return config.d_out * max(1, len(config.output_sites))  # pyright: ignore[reportOptionalOperand]
+
+
 def _step_bytes(config: TranscoderConfig, tokens: int, device_type: str) -> int:
     """Memory of one forward and backward pass besides parameters, all in float32."""
-    rows = 6 * tokens * (config.d_in + config.d_out)
+    rows = 6 * tokens * (config.d_in + _written(config))
     if config.is_sparse:
         pairs = 8 * tokens * config.k
         scores = tokens * config.num_features
@@ -274,7 +286,7 @@ def _step_bytes(config: TranscoderConfig, tokens: int, device_type: str) -> int:
 
 def _step_flops(config: TranscoderConfig) -> float:
     """Operations per token of a dictionary, forward and backward."""
-    n, d_in, d_out = config.num_features, config.d_in, config.d_out
+    n, d_in, d_out = config.num_features, config.d_in, _written(config)
     if config.is_sparse:
         return 2 * n * d_in + 6 * config.k * (d_in + d_out)
     return 6 * n * (d_in + d_out) - 2 * n * d_in

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from ..fingerprint import differences
-from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import TranscoderModel
 
 
@@ -53,7 +52,7 @@ def run_facts(trainer) -> dict[str, Any]:
 def _dictionary_facts(dictionary: TranscoderModel) -> dict[str, Any]:
     config = dictionary.config.to_dict()
     return {
-        **{name: config.get(name) for name in TranscoderConfig.__annotations__ if name not in _RESULTS},
+        **{name: config.get(name) for name in dictionary.config.own_fields() if name not in _RESULTS},
         "dtype": str(dictionary.W_enc.dtype),
         "frozen": [name for name, parameter in dictionary.named_parameters() if not parameter.requires_grad],
     }

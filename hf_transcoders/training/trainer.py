@@ -29,7 +29,10 @@ from ..files import write_text
 from ..hub.cards.make import make_card
 from ..lm.devices import moved
 from ..lm.wrappers import language_model
+from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+from ..models.cross_layer.source import CrossLayerSource
 from ..models.modeling_transcoder import TranscoderModel
+from ..models.named_dictionaries import NamedDictionaries
 from ..models.transcoder_set import TranscoderSet, dictionary_name
 from ..text import logging
 from ..tracking.callback import TranscoderTrackingCallback
@@ -68,7 +71,7 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     and for the run `tokens`, `tokens_per_second`.
 
     Args:
-        model ([`TranscoderModel`], [`TranscoderSet`], `Iterable[TranscoderModel]` or `Mapping[str, TranscoderModel]`):
+        model ([`TranscoderModel`], [`TranscoderSet`], [`CrossLayerTranscoder`], `Iterable[TranscoderModel]` or `Mapping`):
             Dictionaries to train, with their sites in their configurations.
         base_model ([`~transformers.PreTrainedModel`]):
             Language model whose activations are learned. It is never changed.
@@ -101,7 +104,11 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
 
     def __init__(
         self,
-        model: TranscoderModel | TranscoderSet | Iterable[TranscoderModel] | Mapping[str, TranscoderModel],
+        model: TranscoderModel
+        | TranscoderSet
+        | CrossLayerTranscoder
+        | Iterable[TranscoderModel]
+        | Mapping[str, TranscoderModel],
         base_model=None,
         args: TranscoderTrainingArguments | None = None,
         train_dataset=None,
@@ -115,8 +122,14 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         if base_model is None:
             raise TranscoderError("Give the language model to learn from as `base_model`.")
         base_model = language_model(base_model)
-        if not isinstance(model, TranscoderModel | TranscoderSet):
+        if not isinstance(model, TranscoderModel | NamedDictionaries):
             model = TranscoderSet(model)
+        if isinstance(model, CrossLayerSource):
+            raise TranscoderError("One layer of a cross-layer transcoder cannot be trained alone: train the whole.")
+        if isinstance(model, CrossLayerTranscoder) and args.fsdp:
+            raise TranscoderError(
+                "Cross-layer transcoders are not sharded: leave `fsdp` out, and use several processes or a smaller `window`."
+            )
         if isinstance(model, TranscoderModel):
             self.dictionaries = {dictionary_name(model.config): model}
         else:
@@ -295,9 +308,13 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     def _initialize_dictionaries(self) -> None:
         """Measures scales and biases on the first block, and logs the effective coefficients."""
         sample = self.get_train_dataloader().sample(self.args.initialization_tokens)
+        for dictionary in self.dictionaries.values():
+            sites = dictionary.config.input_site, dictionary.config.output_site
+            dictionary.initialize_from_activations_(*(sample[site] for site in sites))
+        if isinstance(self.model, CrossLayerTranscoder):
+            self.model.share_scales_()
         for name, dictionary in self.dictionaries.items():
             config = dictionary.config
-            dictionary.initialize_from_activations_(sample[config.input_site], sample[config.output_site])
             # All processes start like the first one, whose sample is that of the first shard for any number of processes.
             for value in dictionary.state_dict().values():
                 broadcast(value)
@@ -323,7 +340,7 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         dead = {name: monitor.dead_features for name, monitor in self.monitors.items()}
         scale = self._sparsity_scale()
         across = self.args.world_size > 1
-        if isinstance(self.model, TranscoderSet):
+        if isinstance(self.model, NamedDictionaries):
             result = model(
                 inputs, dead_features=dead, sparsity_scale=scale, output_features=False, across_processes=across
             )
@@ -345,9 +362,12 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             monitor.update(inputs[self.dictionaries[name].config.output_site], outputs[name], may_overflow)
         if self.state.logging_steps and (self.state.global_step + 1) % self.state.logging_steps == 0:
             self.activation_sample = {site: rows[:_SAMPLE_TOKENS].clone() for site, rows in inputs.items()}
+        joint = isinstance(self.model, CrossLayerTranscoder) and self.model.config.batchtopk_scope == "all"
+        chosen = torch.cat([output.feature_values for output in outputs.values()]) if joint else None
         for name, dictionary in self.dictionaries.items():
             if dictionary.config.activation == "batchtopk":
-                dictionary.update_threshold_(outputs[name].feature_values, across_processes=across)
+                values = outputs[name].feature_values if chosen is None else chosen
+                dictionary.update_threshold_(values, across_processes=across)
         return (result.loss, outputs) if return_outputs else result.loss
 
     def _sparsity_scale(self) -> float:
@@ -380,7 +400,8 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         for dictionary in self.dictionaries.values():
             config = dictionary.config
             dense = 2 * tokens * config.num_features * config.d_in
-            total += dense if config.is_sparse else 2 * dense + 6 * tokens * config.num_features * config.d_out
+            written = config.d_out * len(config.output_sites)
+            total += dense if config.is_sparse else 2 * dense + 6 * tokens * config.num_features * written
         return total
 
     def _track_num_input_tokens(self, inputs):
@@ -496,7 +517,9 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
         if not self.args.should_save:
             return
-        if isinstance(self.model, TranscoderSet):
+        if isinstance(self.model, CrossLayerTranscoder):
+            self.model.save_pretrained(output_dir)
+        elif isinstance(self.model, TranscoderSet):
             TranscoderSet(dictionaries).save_pretrained(output_dir)
         else:
             (dictionary,) = dictionaries.values()

@@ -137,7 +137,8 @@ def test_what_needs_one_site_says_so():
         decoder_rows(both["both"])
     with pytest.raises(TranscoderError, match="site=layers.0.mlp.out: the dictionary writes at layers.1"):
         decoder_rows(both["both"], site="layers.0.mlp.out")
-    with pytest.raises(TranscoderError, match="writes at several sites"):
-        FeatureWeights(model, both).writes("both")
+    gemma, others, _ = dictionaries_of("gemma2")
+    with pytest.raises(TranscoderError, match="writes at several sites before the norms after them"):
+        FeatureWeights(gemma, others).writes("both")
     with pytest.raises(TranscoderError, match="write to one place"):
         record(model, {**both, "second": both["both"].second}, [tiny_tokens(1, 8)[0]])

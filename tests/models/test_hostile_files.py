@@ -211,7 +211,7 @@ def test_a_dictionary_in_memory_that_is_no_number_is_announced_when_it_is_saved(
     with torch.no_grad():
         model.b_enc[3] = torch.nan
     said = []
-    monkeypatch.setattr("hf_transcoders.models.modeling_transcoder.logger.warning", said.append)
+    monkeypatch.setattr("hf_transcoders.models.saved_model._logger.warning", said.append)
     model.save_pretrained(tmp_path)
     assert len(said) == 1 and said[0].startswith("b_enc of the saved dictionary")
 

@@ -43,6 +43,12 @@ def runs(tmp_path_factory):
         "fsdp_resumed": {"kinds": list(KINDS), "fsdp": True, "resume": folder / "fsdp" / "checkpoint-25"},
         "ddp_of_fsdp": {"kinds": list(KINDS), "resume": folder / "fsdp" / "checkpoint-25"},
         "fsdp_alone": {"kinds": ["topk"], "fsdp": True, "alone": True},
+        "cross_layer": {"kinds": [], "cross_layer": True},
+        "cross_layer_resumed": {
+            "kinds": [],
+            "cross_layer": True,
+            "resume": folder / "cross_layer" / "checkpoint-25",
+        },
     }
     launch(
         "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -107,6 +113,17 @@ def test_processes_end_equal(runs, name):
     assert all(torch.equal(value, other[key]) for key, value in weights.items())  # BatchTopK's threshold too.
     for shared in ("target_variance", "dead", "logs"):
         assert facts[shared] == others[shared], shared
+
+
+def test_a_cross_layer_transcoder_of_two_processes_is_that_of_one(runs, tmp_path):
+    alone = train(tmp_path, [], cross_layer=True)
+    found, other = (result(runs, "cross_layer", rank) for rank in (0, 1))
+    assert found[0].keys() == other[0].keys() == alone[0].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value, other[0][name]), name
+        torch.testing.assert_close(value, alone[0][name], rtol=0, atol=TOLERANCE)
+    assert found[1]["dead"] == alone[1]["dead"] and any(map(any, alone[1]["dead"].values()))
+    assert_identical(result(runs, "cross_layer_resumed"), found)
 
 
 def test_every_process_reads_other_text_and_together_that_of_one(runs, one_process):

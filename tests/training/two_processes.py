@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from hf_transcoders import (
+    CrossLayerTranscoder,
+    CrossLayerTranscoderConfig,
     TranscoderConfig,
     TranscoderModel,
     TranscoderSet,
@@ -37,7 +39,7 @@ KINDS = {
 EQUAL_KINDS = [kind for kind in KINDS if kind != "batchtopk"]
 
 
-def make_trainer(output, kinds, alone=False, **changes):
+def make_trainer(output, kinds, alone=False, cross_layer=False, **changes):
     """A run of 64 tokens a step on all processes, from two data shards, in which AuxK takes part."""
     base = tiny_model("llama")
     torch.manual_seed(0)
@@ -56,6 +58,13 @@ def make_trainer(output, kinds, alone=False, **changes):
     }  # fmt: skip
     args = TranscoderTrainingArguments(str(output), **arguments)
     model = models[kinds[0]] if alone else TranscoderSet(models)
+    if cross_layer:
+        torch.manual_seed(0)
+        config = CrossLayerTranscoderConfig.for_model(base, num_features=64, k=4)
+        model = CrossLayerTranscoder(config)
+        with torch.no_grad():
+            for source in model.sources:
+                source.W_enc[48:] *= 1e-2
     return TranscoderTrainer(model, base, args, token_rows(128), eval_dataset=token_rows(16, seed=5))
 
 

@@ -194,10 +194,12 @@ class Walk:
             return
         works = writer.works[: self.tokens, None].float()
         self._bias(writer.site.layer, gradient, works * writer.bias)
-        if writer.skip is not None:
-            read = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
+        for part in writer.parts:
+            if part.skip is None:
+                continue
+            read = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
             place = (read.layer, read.point)
-            skipped = (gradient * works[:, None]) @ writer.skip
+            skipped = (gradient * works[:, None]) @ part.skip
             self.skipped[place] = self.skipped[place] + skipped if place in self.skipped else skipped
 
     def _bias(self, layer, gradient, written):
@@ -219,8 +221,8 @@ class _Rows(Visitor):
         self.out = torch.zeros(len(sources), targets, device=run.token_embedding.device)
 
     def on_writer(self, writer, gradient):
-        if writer.dictionary >= 0:
-            self._features(writer, gradient)
+        for part in writer.parts:
+            self._features(part, writer.site, gradient)
         self._vectors("mlp" if writer.dictionary < 0 else "error", writer.site, writer.error, gradient)
 
     def on_embeddings(self, gradient):
@@ -244,24 +246,24 @@ class _Rows(Visitor):
         # A batched product with one column takes six times as long on CPU.
         self.out[start : start + tokens] = torch.linalg.vecdot(gradient, vectors[:tokens, None])
 
-    def _features(self, writer, gradient):
+    def _features(self, part, site, gradient):
         """Contributions of features through one of the sites that they write at."""
-        dictionary, tokens = self.run.dictionaries[writer.dictionary], len(gradient)
-        start = self.sources.segment("feature", writer.dictionary).start
+        dictionary, tokens = self.run.dictionaries[part.dictionary], len(gradient)
+        start = self.sources.segment("feature", part.dictionary).start
         for first in range(0, tokens, _POSITIONS_PER_CHUNK):
             last = min(first + _POSITIONS_PER_CHUNK, tokens)
-            begin, end = int(writer.offsets[first]), int(writer.offsets[last])
+            begin, end = int(part.offsets[first]), int(part.offsets[last])
             if begin == end:
                 continue
-            features = writer.feature[begin:end].to(dictionary.device)
-            rows = decoder_rows(dictionary, features, writer.site).to(gradient.device)
-            rows = rows * writer.activation[begin:end, None]
+            features = part.feature[begin:end].to(dictionary.device)
+            rows = decoder_rows(dictionary, features, site).to(gradient.device)
+            rows = rows * part.activation[begin:end, None]
             # Pad each token to as many rows as the token with most, so that one batched product serves all.
-            position = writer.position[begin:end]
-            counts = writer.offsets[first + 1 : last + 1] - writer.offsets[first:last]
+            position = part.position[begin:end]
+            counts = part.offsets[first + 1 : last + 1] - part.offsets[first:last]
             most = int(counts.max())
             slot = (position - first) * most + torch.arange(begin, end, device=position.device)
-            slot = slot - writer.offsets[position]
+            slot = slot - part.offsets[position]
             padded = rows.new_zeros((last - first) * most, rows.shape[-1]).index_copy_(0, slot, rows)
             products = padded.view(last - first, most, -1) @ gradient[first:last].transpose(1, 2)
             self.out[start + begin : start + end] += products.flatten(0, 1).index_select(0, slot)

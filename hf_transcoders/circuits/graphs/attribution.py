@@ -162,10 +162,10 @@ class _Rows:
             if segment.kind in ("error", "mlp"):
                 self.is_error[segment.start : segment.end] = True
             if segment.kind == "feature":
-                site = Site.parse(run.dictionaries[segment.writer.dictionary].config.input_site)
+                site = Site.parse(run.dictionaries[segment.features.dictionary].config.input_site)
                 if site.point in READS:
                     self.layer[segment.start : segment.end] = site.layer
-                    self.position[segment.start : segment.end] = segment.writer.position
+                    self.position[segment.start : segment.end] = segment.features.position
                     self.segments_of_features.append((segment, site))
         # Columns of rows and of their edges, in batches. The owner of a row is its source; targets come after all sources.
         self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -206,8 +206,8 @@ class _Rows:
             mine = ((features >= segment.start) & (features < segment.end)).nonzero()[:, 0]
             if not len(mine):
                 continue
-            dictionary = self.run.dictionaries[segment.writer.dictionary]
-            numbers = segment.writer.feature[features[mine] - segment.start]
+            dictionary = self.run.dictionaries[segment.features.dictionary]
+            numbers = segment.features.feature[features[mine] - segment.start]
             rows, biases = encoder_rows(dictionary, numbers.to(dictionary.device))
             vector[mine], bias[mine] = rows.to(vector.device), biases.to(bias.device)
             for row in mine.tolist():
@@ -307,8 +307,9 @@ def _graph(run: LinearRun, rows: _Rows, infos: list[TargetInfo], tokenizer, sett
         layer[where] = segment.layer
         writer = segment.writer
         if segment.kind == "feature":
-            position[where], index[where] = writer.position.cpu(), writer.feature.cpu()
-            value[where], dictionary[where] = writer.activation.cpu(), writer.dictionary
+            features = segment.features
+            position[where], index[where] = features.position.cpu(), features.feature.cpu()
+            value[where], dictionary[where] = features.activation.cpu(), features.dictionary
         elif segment.kind != "bias":
             position[where] = every
             written = {"token": run.token_embedding, "position": run.position_embedding}.get(segment.kind)
@@ -368,6 +369,7 @@ def _protocol(run, settings):
                 "from": dictionary.config.name_or_path or None,
                 "input_site": dictionary.config.input_site,
                 "output_site": dictionary.config.output_site,
+                "output_sites": list(dictionary.config.output_sites),
                 "num_features": dictionary.config.num_features,
                 "activation": dictionary.config.activation,
             }

@@ -69,7 +69,8 @@ class AutogradRows:
     def batch_size(self) -> int:
         """Number of targets that fit into one batch."""
         tokens, width = self.run.token_embedding.shape
-        vectors = sum(len(writer.position) + tokens for writer in self.run.writers.values())
+        features = sum(len(part.position) for writer in self.run.writers.values() for part in writer.parts)
+        vectors = features + tokens * len(self.run.writers)
         return max(1, min(512, _MAX_ELEMENTS // (vectors * width)))
 
     # ------------------------------------------------------------------------------------------------ leaves
@@ -85,8 +86,8 @@ class AutogradRows:
             if name.split(".")[-1] == "bias"
         ]
 
-    def _leaves(self) -> dict[Site | str, dict[str, torch.Tensor]]:
-        """Leaves by writer and kind, whose sum takes the place of an activation."""
+    def _leaves(self) -> dict[Site | str, dict[str | int, torch.Tensor]]:
+        """Leaves by writer and kind, whose sum takes the place of an activation; those of features by dictionary."""
         leaves = {"embeddings": {"token": self.run.token_embedding}}
         if self.run.position_embedding is not None:
             leaves["embeddings"]["position"] = self.run.position_embedding
@@ -94,9 +95,11 @@ class AutogradRows:
             if writer.dictionary < 0:
                 leaves[site] = {"mlp": writer.error}
                 continue
-            dictionary = self.run.dictionaries[writer.dictionary]
-            rows = decoder_rows(dictionary, writer.feature.to(dictionary.device), site).to(writer.error.device)
-            leaves[site] = {"feature": rows * writer.activation[:, None], "error": writer.error, "bias": writer.bias}
+            leaves[site] = {"error": writer.error, "bias": writer.bias}
+            for part in writer.parts:
+                dictionary = self.run.dictionaries[part.dictionary]
+                rows = decoder_rows(dictionary, part.feature.to(dictionary.device), site).to(writer.error.device)
+                leaves[site][part.dictionary] = rows * part.activation[:, None]
         return {
             site: {kind: value.detach().clone().requires_grad_() for kind, value in parts.items()}
             for site, parts in leaves.items()
@@ -147,10 +150,11 @@ class AutogradRows:
             return parts["mlp"]
         works = writer.works[:, None].float()
         written = parts["error"] + works * parts["bias"]
-        written = written.index_add(0, writer.position, parts["feature"])
-        if writer.skip is not None:
-            source = Site.parse(self.run.dictionaries[writer.dictionary].config.input_site)
-            written = written + works * (places[source.layer, source.point] @ writer.skip.T)
+        for part in writer.parts:
+            written = written.index_add(0, part.position, parts[part.dictionary])
+            if part.skip is not None:
+                source = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+                written = written + works * (places[source.layer, source.point] @ part.skip.T)
         return written
 
     # ------------------------------------------------------------------------------------------------ reading off
@@ -165,9 +169,10 @@ class AutogradRows:
                     continue
                 if site == "embeddings":
                     segment = self.sources.segment(kind)
+                elif isinstance(kind, int):
+                    segment = self.sources.segment("feature", kind)
                 else:
-                    of = {"feature": self.run.writers[site].dictionary, "bias": site.layer}.get(kind, site)
-                    segment = self.sources.segment(kind, of)
+                    segment = self.sources.segment(kind, site.layer if kind == "bias" else site)
                 # A bias is one source, and its leaf one vector.
                 added = (gradient * leaf.detach()).sum(-1)
                 out[:, segment.start : segment.end] += added[:, None] if kind == "bias" else added

@@ -100,8 +100,13 @@ def _combine(graphs, factors, align, how):
 
 def _keys(graph, align):
     """Keys by which nodes of two graphs are the same, `(nodes, 6)`. Edges lead from lower to higher keys."""
-    sites = [Site.parse(entry["output_site"]) for entry in graph.metadata["dictionaries"]]
-    order = torch.tensor([1 + POINTS[site.point].writes for site in sites] + [0])[graph.dictionary]
+    # The first site that a dictionary writes at is in the layer of its nodes. Older files have no list of sites.
+    sites = [
+        [Site.parse(site) for site in entry.get("output_sites") or [entry["output_site"]]]
+        for entry in graph.metadata["dictionaries"]
+    ]
+    first = [min((site.layer, POINTS[site.point].writes) for site in each)[1] for each in sites]
+    order = torch.tensor([1 + writes for writes in first] + [0])[graph.dictionary]
     order = torch.where(graph.is_kind("mlp"), 1 + POINTS["mlp.out"].writes, order)
     order = torch.where(graph.is_kind("target"), 1 + STEPS, order)
     layer = torch.where(graph.is_kind("target"), graph.num_layers, graph.layer)

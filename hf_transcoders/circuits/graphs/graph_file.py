@@ -158,6 +158,9 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         entry(each, "name", str, where)
         if "output_site" in each:
             Site.parse(entry(each, "output_site", str, where))
+        if "output_sites" in each:
+            for site in entries(each, "output_sites", str, where):
+                Site.parse(site)
     if (scores := checked(metadata.get("scores"), dict, f"'scores' of {where}", null=True)) is not None:
         for name in ("replacement", "completeness", "rest"):
             entry(scores, name, float, where, low=-_ROUNDING, high=1 + _ROUNDING)

@@ -253,12 +253,13 @@ def _written(run, graph, source):
         missed = (missed & (graph.dictionary[source] == writer.dictionary)).nonzero()[:, 0]
         if len(missed):
             add(site, missed, writer.error[position[missed]])
-        features = (kind == KINDS.index("feature")) & (graph.dictionary[source] == writer.dictionary)
-        features = features.nonzero()[:, 0]
-        if len(features):
-            dictionary, nodes = run.dictionaries[writer.dictionary], source[features]
-            rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device), site).to(device)
-            add(site, features, rows * graph.value[nodes, None].to(device))
+        for part in writer.parts:
+            features = (kind == KINDS.index("feature")) & (graph.dictionary[source] == part.dictionary)
+            features = features.nonzero()[:, 0]
+            if len(features):
+                dictionary, nodes = run.dictionaries[part.dictionary], source[features]
+                rows = decoder_rows(dictionary, graph.index[nodes].to(dictionary.device), site).to(device)
+                add(site, features, rows * graph.value[nodes, None].to(device))
     return _Written(position.to(device), by_site)
 
 
@@ -290,9 +291,10 @@ class _Lift:
         self.direct = torch.zeros(len(row), device=row.device)
         self.groups = targets.places()
         self.input_sites = {
-            writer.site: Site.parse(run.dictionaries[writer.dictionary].config.input_site)
+            part.dictionary: Site.parse(run.dictionaries[part.dictionary].config.input_site)
             for writer in run.writers.values()
-            if writer.skip is not None
+            for part in writer.parts
+            if part.skip is not None
         }
         # What skip connections read, by site.
         self.read: dict[Site, torch.Tensor] = {}
@@ -333,9 +335,10 @@ class _Lift:
         if writer is None:
             return vectors
         written = self.sources.at(site, vectors)
-        if writer.skip is not None:
-            works = writer.works[self.sources.position, None].float()
-            written = written + works * (self.read[self.input_sites[site]] @ writer.skip.T)
+        for part in writer.parts:
+            if part.skip is not None:
+                works = writer.works[self.sources.position, None].float()
+                written = written + works * (self.read[self.input_sites[part.dictionary]] @ part.skip.T)
         return written
 
 

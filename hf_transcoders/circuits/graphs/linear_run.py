@@ -18,33 +18,48 @@ READS = tuple(name for name, point in POINTS.items() if point.linear)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """One site that a dictionary, or an MLP without one, writes at, and its output there in one prompt.
+class WrittenFeatures:
+    """The active features of one dictionary in one prompt, as they write at one site.
 
-    A dictionary that writes at several sites has a writer for each, and they share their features.
+    A dictionary that writes at several sites has these for each, and they share their tensors.
 
     Args:
-        site ([`Site`]): Output site.
-        dictionary (`int`): Number of the dictionary; -1 for an MLP as a whole.
+        dictionary (`int`): Number of the dictionary.
         position, feature (`torch.LongTensor` of shape `(active,)`): Position and number of active features, by position.
         activation (`torch.Tensor` of shape `(active,)`): Activations of these features.
         offsets (`torch.LongTensor` of shape `(seq + 1,)`): Index of the first feature of each position.
-        error (`torch.Tensor` of shape `(seq, width)`): Error of the dictionary; the whole output for an MLP as a whole.
-        bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias of the dictionary at every token that it is used on.
-        skip (`torch.Tensor` of shape `(width, d_in)`, *optional*): Skip connection of the dictionary.
-        works (`torch.BoolTensor` of shape `(seq,)`): Tokens that the dictionary is used on; elsewhere all is error.
+        skip (`torch.Tensor` of shape `(width, d_in)`, *optional*): Skip connection of the dictionary to the site.
     """
 
-    site: Site
     dictionary: int
     position: torch.Tensor
     feature: torch.Tensor
     activation: torch.Tensor
     offsets: torch.Tensor
+    skip: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One site that dictionaries, or an MLP without one, write at, and the output there in one prompt.
+
+    At most sites one dictionary writes; several layers of a cross-layer transcoder write at one site together.
+
+    Args:
+        site ([`Site`]): Output site.
+        dictionary (`int`): Number of the dictionary whose own site this is; -1 for an MLP as a whole.
+        error (`torch.Tensor` of shape `(seq, width)`): Error of the dictionaries; the whole output for an MLP as a whole.
+        bias (`torch.Tensor` of shape `(width,)`, *optional*): Bias at every token that the dictionaries are used on.
+        works (`torch.BoolTensor` of shape `(seq,)`): Tokens that the dictionaries are used on; elsewhere all is error.
+        parts (`tuple[WrittenFeatures]`): Features of each dictionary that writes here.
+    """
+
+    site: Site
+    dictionary: int
     error: torch.Tensor
     bias: torch.Tensor | None
-    skip: torch.Tensor | None
     works: torch.Tensor
+    parts: tuple[WrittenFeatures, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def _label(sources, number, tokens, num_layers):
     segment = next(segment for segment in sources.segments if number < segment.end)
     at, position, index = number - segment.start, -1, -1
     if segment.kind == "feature":
-        position, index = int(segment.writer.position[at]), int(segment.writer.feature[at])
+        position, index = int(segment.features.position[at]), int(segment.features.feature[at])
     elif segment.kind != "bias":
         position = at
     return node_label(segment.kind, segment.layer, position, index, tokens, num_layers)

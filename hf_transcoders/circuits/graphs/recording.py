@@ -22,7 +22,7 @@ from ...lm.sites import Site
 from ...lm.stream import map_after, multiplier_after, norm_after, norm_before
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
-from .linear_run import READS, WRITES, LinearLayer, LinearRun, Writer, through_heads
+from .linear_run import READS, WRITES, LinearLayer, LinearRun, Writer, WrittenFeatures, through_heads
 from .linearity import check_linear
 
 
@@ -41,7 +41,8 @@ def record(
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
-        dictionaries (`Mapping[str, TranscoderModel]`): Dictionaries of any layers, at most one for each output site.
+        dictionaries (`Mapping[str, TranscoderModel]`):
+            Dictionaries of any layers: for each output site at most one, or layers of one cross-layer transcoder.
         prompts (`Sequence[torch.LongTensor]`): Token ids of each prompt.
         skip_first (`int`, *optional*, defaults to 1):
             Number of tokens at the start on which no dictionary is used; all output there is error.
@@ -144,11 +145,12 @@ def _check(model, dictionaries):
                     f"'{name}' writes to '{target}' before it reads '{source}': it cannot be spliced in."
                 )
             place = _place(model, target)
-            if place in places:
-                kinds = {dictionaries[each].config.is_autoencoder for each in (places[place], name)}
+            before, its = places.setdefault(place, (name, target))
+            together = dictionary.group is not None and dictionary.group == dictionaries[before].group
+            if before != name and not (together and its == target):
+                kinds = {dictionaries[each].config.is_autoencoder for each in (before, name)}
                 how = " (on the command line, --kind transcoder or --kind sae)" if len(kinds) == 2 else ""
-                raise TranscoderError(f"'{places[place]}' and '{name}' write to one place: keep one of them{how}.")
-            places[place] = name
+                raise TranscoderError(f"'{before}' and '{name}' write to one place: keep one of them{how}.")
         sites[name] = source, targets
     return sites
 
@@ -170,9 +172,9 @@ def _run_of(model, dictionaries, sites, kept, heads, ids, logits, row, length, s
     writers = {}
     for number, name in enumerate(names):
         source, targets = sites[name]
-        true = {site: kept.values[site][row, :length].float() for site in targets}
         read = kept.values[source][row, :length].float()
-        writers.update(_dictionary_writers(dictionaries[name], number, read, true, skip_first))
+        true = {site: kept.values[site][row, :length].float() for site in targets if site not in writers}
+        _add_writers(writers, dictionaries[name], number, targets, read, true, skip_first)
     for layer in range(len(layers)):
         if Site("mlp.out", layer) not in writers and Site("mlp.branch", layer) not in writers:
             writers[Site("mlp.branch", layer)] = _whole_mlp(kept.at("mlp.branch", layer, row, length), layer)
@@ -269,34 +271,32 @@ def _head_maps(model, layer):
     return weight.float().flatten(0, 1), output.flatten(0, 1), (written, added), rounds
 
 
-def _dictionary_writers(dictionary, number, read, true, skip_first):
-    """The writers of a dictionary by site, which share its features."""
+def _add_writers(writers, dictionary, number, targets, read, true, skip_first):
+    """Add a dictionary to the writers of its sites; `true` has the activations of sites that have no writer yet."""
     works = torch.arange(len(read), device=read.device) >= skip_first
     position, feature, activation = _active_features(dictionary, read, skip_first)
     offsets = _offsets(position, len(read))
-    writers = {}
-    for site, value in true.items():
+    for site in targets:
         skip, bias = skip_and_bias(dictionary, site)
         skip = None if skip is None else skip.to(read.device)
         bias = bias.to(read.device)
-        reconstruction = bias.expand_as(value).clone()
+        before = writers.get(site)
+        missed = true[site] if before is None else before.error
+        reconstruction = bias.expand_as(missed).clone()
         rows = decoder_rows(dictionary, feature.to(dictionary.device), site).to(read.device)
         reconstruction.index_add_(0, position, rows * activation[:, None])
         if skip is not None:
             reconstruction += read @ skip.T
+        part = WrittenFeatures(number, position, feature, activation, offsets, skip)
+        is_own = before is None or dictionary.config.output_site == str(site)
         writers[site] = Writer(
             site=site,
-            dictionary=number,
-            position=position,
-            feature=feature,
-            activation=activation,
-            offsets=offsets,
-            error=value - reconstruction * works[:, None],
-            bias=bias,
-            skip=skip,
+            dictionary=number if is_own else before.dictionary,
+            error=missed - reconstruction * works[:, None],
+            bias=bias if before is None else before.bias + bias,
             works=works,
+            parts=(part,) if before is None else (*before.parts, part),
         )
-    return writers
 
 
 def _active_features(dictionary, read, skip_first):
@@ -316,17 +316,11 @@ def _active_features(dictionary, read, skip_first):
 
 
 def _whole_mlp(output, layer):
-    none = torch.zeros(0, dtype=torch.long, device=output.device)
     return Writer(
         site=Site("mlp.branch", layer),
         dictionary=-1,
-        position=none,
-        feature=none,
-        activation=output.new_zeros(0),
-        offsets=_offsets(none, len(output)),
         error=output,
         bias=None,
-        skip=None,
         works=torch.zeros(len(output), dtype=torch.bool, device=output.device),
     )
 

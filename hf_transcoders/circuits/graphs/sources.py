@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ...lm.order import POINTS
 from ...lm.sites import Site
-from .linear_run import LinearRun, Writer
+from .linear_run import LinearRun, Writer, WrittenFeatures
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,9 @@ class Segment:
         kind (`str`): Kind of the nodes.
         start, end (`int`): First number, and one after the last.
         layer (`int`): Layer that the sources first write in; -1 for embeddings.
-        writer ([`Writer`], *optional*): Writer of features, of errors and of whole MLPs. For the features of a dictionary
-            that writes at several sites, the writer at the first of them.
+        writer ([`Writer`], *optional*): Writer of errors and of whole MLPs.
+        features ([`WrittenFeatures`], *optional*):
+            Features of a dictionary, at the first of the sites that it writes at.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Segment:
     end: int
     layer: int
     writer: Writer | None = None
+    features: WrittenFeatures | None = None
 
 
 class Sources:
@@ -50,8 +52,9 @@ class Sources:
                 if writer.dictionary < 0:
                     self._add("mlp", writer.site, tokens, layer, writer)
                     continue
-                if ("feature", writer.dictionary) not in self._at:
-                    self._add("feature", writer.dictionary, len(writer.position), layer, writer)
+                for part in writer.parts:
+                    if ("feature", part.dictionary) not in self._at:
+                        self._add("feature", part.dictionary, len(part.position), layer, features=part)
                 self._add("error", writer.site, tokens, layer, writer)
         self._add("bias", run.num_layers, 1, run.num_layers)
 
@@ -68,8 +71,8 @@ class Sources:
         """
         return self._at[kind, of]
 
-    def _add(self, kind, of, size, layer, writer=None):
+    def _add(self, kind, of, size, layer, writer=None, features=None):
         start = self.segments[-1].end if self.segments else 0
-        segment = Segment(kind, start, start + size, layer, writer)
+        segment = Segment(kind, start, start + size, layer, writer, features)
         self.segments.append(segment)
         self._at[kind, of] = segment

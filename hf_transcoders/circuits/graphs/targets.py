@@ -166,16 +166,16 @@ def _strongest_features(run, most):
     """The features of the last token with the largest outputs, as targets of a model without logits."""
     found: dict[tuple[str, int], float] = {}
     last = len(run.input_ids) - 1
-    for writer in run.writers.values():
-        active = writer.position == last
-        dictionary = run.dictionaries[writer.dictionary] if writer.dictionary >= 0 else None
-        if dictionary is None or not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
+    for site, part in ((site, part) for site, writer in run.writers.items() for part in writer.parts):
+        active = part.position == last
+        dictionary = run.dictionaries[part.dictionary]
+        if not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
             continue
-        features = writer.feature[active]
-        rows = decoder_rows(dictionary, features.to(dictionary.device), writer.site)
-        sizes = writer.activation[active] * rows.norm(dim=1).to(writer.activation.device)
+        features = part.feature[active]
+        rows = decoder_rows(dictionary, features.to(dictionary.device), site)
+        sizes = part.activation[active] * rows.norm(dim=1).to(part.activation.device)
         for size, feature in zip(sizes.tolist(), features.tolist(), strict=True):
-            key = run.names[writer.dictionary], feature
+            key = run.names[part.dictionary], feature
             found[key] = found.get(key, 0.0) + size
     if not found:
         raise TranscoderError(

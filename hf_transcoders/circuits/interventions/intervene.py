@@ -183,8 +183,8 @@ def _live_skips(base_model, named, name) -> dict[Site, torch.Tensor]:
             continue
         skips[site] = skip
         for other, dictionary in named.items():
-            same = any(place.layer == site.layer for place in _mlp_sites(dictionary))
-            if other != name and same and dictionary.config.skip_connection:
+            same = [place for place in _mlp_sites(dictionary) if place.layer == site.layer]
+            if other != name and any(skip_and_bias(dictionary, place)[0] is not None for place in same):
                 raise TranscoderError(
                     f"'{name}' and '{other}' both have a skip connection past one MLP, so its linear path would count twice "
                     "in mode 'direct': leave one of them out."

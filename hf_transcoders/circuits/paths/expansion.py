@@ -7,7 +7,7 @@ import torch
 from ...lm.order import POINTS, STEPS, reading_step
 from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows, encoder_rows
-from ..graphs.linear_run import READS, LinearRun, Writer
+from ..graphs.linear_run import READS, LinearRun
 from ..graphs.read_vectors import FINAL
 from .contributions import Collector, Contributions, Reads
 from .filters import PathFilter
@@ -47,9 +47,10 @@ class Expander:
             values = inputs @ layer.value.T
             width = layer.output.shape[0] // len(layer.pattern)
             self.values.append(values.unflatten(1, (-1, width)))
-        counts = [writer.offsets.diff().max() for writer in run.writers.values()]
+        counts = [part.offsets.diff().max() for writer in run.writers.values() for part in writer.parts]
         heads = max(len(layer.pattern) for layer in run.layers)
-        widest = max(int(torch.stack(counts).max()) * run.token_embedding.shape[-1], heads * len(run.input_ids), 1)
+        most = int(torch.stack(counts).max()) if counts else 0
+        widest = max(most * run.token_embedding.shape[-1], heads * len(run.input_ids), 1)
         self._rows_per_chunk = max(1, _MAX_ELEMENTS // widest)
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -212,28 +213,30 @@ class Expander:
         collector.add("error" if number >= 0 else "mlp", rows, layer, norm, products, position, dictionary=number)
         if number < 0:
             return
-        self._features(collector, writer, rows, position, vector)
+        for part in writer.parts:
+            self._features(collector, part, site, rows, position, vector)
         works = writer.works[position].float()
         collector.add(
             "bias", rows, layer, 1.0, works * (vector @ writer.bias), position, BIASES.index("decoder"), number
         )
-        if writer.skip is not None:
-            read = self.run.activations[Site.parse(self.run.dictionaries[number].config.input_site)][position]
-            products = works * ((vector @ writer.skip) * read).sum(-1)
-            collector.add("skip", rows, layer, 1.0, products, position, dictionary=number, continues=True)
+        for part in writer.parts:
+            if part.skip is not None:
+                source = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+                products = works * ((vector @ part.skip) * self.run.activations[source][position]).sum(-1)
+                collector.add("skip", rows, layer, 1.0, products, position, dictionary=part.dictionary, continues=True)
 
-    def _features(self, collector, writer, rows, position, vector):
-        dictionary = self.run.dictionaries[writer.dictionary]
-        counts = writer.offsets[position + 1] - writer.offsets[position]
+    def _features(self, collector, part, site, rows, position, vector):
+        dictionary = self.run.dictionaries[part.dictionary]
+        counts = part.offsets[position + 1] - part.offsets[position]
         # One pair for each row and feature active at its token.
         pair = torch.arange(len(rows), device=self.device).repeat_interleave(counts)
-        first = (writer.offsets[position] - (counts.cumsum(0) - counts))[pair]
+        first = (part.offsets[position] - (counts.cumsum(0) - counts))[pair]
         active = first + torch.arange(len(pair), device=self.device)
-        feature = writer.feature[active]
-        decoder = decoder_rows(dictionary, feature.to(dictionary.device), writer.site).to(self.device)
+        feature = part.feature[active]
+        decoder = decoder_rows(dictionary, feature.to(dictionary.device), site).to(self.device)
         collector.add(
-            "feature", rows[pair], writer.site.layer, writer.activation[active], (decoder * vector[pair]).sum(-1),
-            position[pair], feature, writer.dictionary, self.continues[writer.dictionary],
+            "feature", rows[pair], site.layer, part.activation[active], (decoder * vector[pair]).sum(-1),
+            position[pair], feature, part.dictionary, self.continues[part.dictionary],
         )  # fmt: skip
 
     def _at(self, site, reads):
@@ -286,13 +289,14 @@ class Expander:
 
     def _follow_skip(self, number, steps, parents, scale):
         layer, dictionary = divmod(number, len(self.run.dictionaries))
-        writer: Writer = next(
-            writer
+        written, skip = next(
+            (site, part.skip)
             for site, writer in self.run.writers.items()
-            if (site.layer, writer.dictionary) == (layer, dictionary) and writer.skip is not None
+            for part in writer.parts
+            if (site.layer, part.dictionary) == (layer, dictionary) and part.skip is not None
         )
         site = Site.parse(self.run.dictionaries[dictionary].config.input_site)
-        vector = self._at(writer.site, parents) @ writer.skip
+        vector = self._at(written, parents) @ skip
         return self.read(site.layer, site.point, steps.position, vector, torch.zeros_like(scale), scale)
 
     def _follow_heads(self, layer, steps, parents, scale):

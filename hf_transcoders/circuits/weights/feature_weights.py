@@ -93,13 +93,32 @@ class FeatureWeights:
     def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
         """Write vectors of features in the residual stream, per unit of activation, `(features, hidden)` in fp32.
 
+        For a layer of a cross-layer transcoder it is the sum over all sites that it writes at.
+
         Raises:
             [`TranscoderError`]: there is no such dictionary or feature, or it does not write to the stream.
         """
-        dictionary = self.dictionary(name)
-        site = _output(dictionary)
-        rows = decoder_rows(dictionary, self._numbers(name, features), site).to(input_device(self.base_model))
-        return written_directions(self.base_model, site, rows).detach()
+        return self._writes_up_to(name, features, None)
+
+    def _writes_up_to(self, name, features, stage: int | None) -> torch.Tensor:
+        """The sum of what features write at the sites that are written by a stage of the model; at all by default."""
+        dictionary, numbers = self.dictionary(name), self._numbers(name, features)
+        written = []
+        for site in self._sites(name):
+            if stage is None or writing_stage(self.base_model, site) <= stage:
+                rows = decoder_rows(dictionary, numbers, site).to(input_device(self.base_model))
+                written.append(written_directions(self.base_model, site, rows).detach())
+        return torch.stack(written).sum(0) if len(written) > 1 else written[0]
+
+    def _sites(self, name) -> list[Site]:
+        """The sites that a dictionary writes at, from the first up."""
+        sites = list(map(Site.parse, self.dictionary(name).config.output_sites))
+        if len(sites) > 1 and any(norm_after(self.base_model, site) is not None for site in sites):
+            raise TranscoderError(
+                f"'{name}' writes at several sites before the norms after them, whose scales differ, so its features have no single "
+                "direction in the residual stream: use attribution graphs, or a dictionary that writes at mlp.branch."
+            )
+        return sites
 
     def connections(
         self,
@@ -131,9 +150,8 @@ class FeatureWeights:
                 "or `target_features`, or find the strongest with `top_connections`."
             )
         heads = self._path(source, target, through)
-        strengths = connection_strengths(
-            self.writes(source, source_features), self.reads(target, target_features), heads
-        )
+        written = self._writes_up_to(source, source_features, self._stage(target, heads))
+        strengths = connection_strengths(written, self.reads(target, target_features), heads)
         return strengths if isinstance(through, int) else strengths[0]
 
     def top_connections(
@@ -147,7 +165,8 @@ class FeatureWeights:
         """
         _check_count(k)
         heads = self._path(source, target, through)
-        found = strongest_pairs(self.writes(source), self.reads(target), heads, k)
+        written = self._writes_up_to(source, None, self._stage(target, heads))
+        found = strongest_pairs(written, self.reads(target), heads, k)
         head, sources, targets, strengths = (tensor.tolist() for tensor in found)
         if through is None:
             layer, head = None, None
@@ -295,7 +314,7 @@ class FeatureWeights:
         read = self.reads(target, features)
         if sources is None:
             writing = [
-                name for name, d in self.dictionaries.items() if name != target and writes_to_stream(_output(d))
+                name for name, d in self.dictionaries.items() if name != target and writes_to_stream(_first_output(d))
             ]
             sources = [name for name in writing if self._comes_before(name, target)]
         if not sources:
@@ -316,7 +335,8 @@ class FeatureWeights:
         )
         found = {}
         for name in sources:
-            strengths = connection_strengths(self.writes(name), read, None)[0].cpu()
+            strengths = connection_strengths(self._writes_up_to(name, None, self._stage(target, None)), read, None)
+            strengths = strengths[0].cpu()
             found[name] = SourceContributions(strengths, (strengths * means[name]).float())
         return MeanContributions(target, list(features), only_active, tokens.tolist(), found)
 
@@ -355,7 +375,7 @@ class FeatureWeights:
         return OVCircuits(self.base_model, layer, head)
 
     def _comes_before(self, source, target) -> bool:
-        written = writing_stage(self.base_model, _output(self.dictionary(source)))
+        written = writing_stage(self.base_model, _first_output(self.dictionary(source)))
         return written <= reading_stage(self.base_model, _input(self.dictionary(target)))
 
     def _path(self, source, target, through) -> OVCircuits | None:
@@ -368,7 +388,7 @@ class FeatureWeights:
         if through is None:
             return None
         heads = self._heads(through)
-        written = writing_stage(self.base_model, _output(self.dictionary(source)))
+        written = writing_stage(self.base_model, _first_output(self.dictionary(source)))
         if written > heads.reads or _layer(through) not in self.layers_before(target):
             raise TranscoderError(
                 f"The heads of layer {_layer(through)} are not between '{source}' and '{target}': choose a layer whose "
@@ -376,14 +396,19 @@ class FeatureWeights:
             )
         return heads
 
+    def _stage(self, target, heads) -> int:
+        """The stage by which a source must have written: that of the heads in between, or of the target."""
+        return reading_stage(self.base_model, _input(self.dictionary(target))) if heads is None else heads.reads
+
     def _scaled_activations(self, name, input_ids) -> torch.Tensor:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm after them, if any."""
         dictionary = self.dictionary(name)
-        post_norm = norm_after(self.base_model, _output(dictionary))
+        (first, *_) = self._sites(name)
+        post_norm = norm_after(self.base_model, first)
         prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
         ids = encode_prompt(self.base_model, prompt, None)[None].to(input_device(self.base_model))
         forget_lengths_(self.base_model)
-        sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), _output(dictionary)]
+        sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), first]
         with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
             self.base_model(input_ids=ids)
             features = dictionary.encode(activations[sites[0]][0].to(dictionary.device)).float().to(ids.device)
@@ -396,14 +421,8 @@ def _input(dictionary) -> Site:
     return Site.parse(dictionary.config.input_site)
 
 
-def _output(dictionary) -> Site:
-    sites = dictionary.config.output_sites
-    if len(sites) > 1:
-        raise TranscoderError(
-            f"A dictionary that writes at several sites ({', '.join(sites)}) has no single direction in the residual stream "
-            "for a feature: use attribution graphs."
-        )
-    return Site.parse(sites[0])
+def _first_output(dictionary) -> Site:
+    return Site.parse(dictionary.config.output_sites[0])
 
 
 def _layer(through) -> int:

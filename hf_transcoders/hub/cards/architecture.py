@@ -3,10 +3,12 @@
 import math
 
 from ...models.configuration_transcoder import TranscoderConfig
+from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
+from ...models.cross_layer.source import source_parameter_shapes
 from ...models.modeling_transcoder import parameter_shapes
 from ...text.markdown import Markdown, code, escape, table
 from .facts import CardFacts, grouped
-from .wording import dtype_name, kind, listed, place_and_name
+from .wording import dtype_name, kind, listed, place_and_name, written_places
 
 
 _LOSSES = {
@@ -22,7 +24,7 @@ def sites_table(facts: CardFacts) -> Markdown:
         (
             code(name),
             place_and_name(c.input_site),
-            place_and_name(c.output_site),
+            written_places(c),
             f"{c.d_in} → {c.d_out}",
             c.normalization,
             "yes" if c.skip_connection else "no",
@@ -93,7 +95,8 @@ def _formula(config: TranscoderConfig) -> str:
             "gated": f"features = relu(exp(r_mag) * W_enc {x} + b_mag) where {products} > 0, else 0",
         }[config.activation]
     )
-    output = "W_dec^T features"
+    cross_layer = isinstance(config, CrossLayerSourceConfig)
+    output = "sum over this layer and those before it of W_dec^T features" if cross_layer else "W_dec^T features"
     if config.decoder_bias:
         output += " + b_dec"
     if config.skip_connection:
@@ -112,7 +115,16 @@ def _sparsity(config: TranscoderConfig) -> str:
         "jumprelu": f"JumpReLU, L0 coefficient {config.l0_coefficient:g}"
         + (f", target L0 {config.target_l0:g}" if config.target_l0 is not None else ""),
         "gated": f"gated, L1 coefficient {config.l1_coefficient:g}",
-    }[config.activation]
+    }[config.activation] + _cross_layer_sparsity(config)
+
+
+def _cross_layer_sparsity(config: TranscoderConfig) -> str:
+    if not isinstance(config, CrossLayerSourceConfig):
+        return ""
+    found = " over all layers" if config.batchtopk_scope == "all" else ""
+    if config.tanh_coefficient:
+        found += f", tanh coefficient {config.tanh_coefficient:g} (scale {config.tanh_scale:g})"
+    return found
 
 
 def _properties(config: TranscoderConfig) -> dict[str, str]:
@@ -138,4 +150,5 @@ def _properties(config: TranscoderConfig) -> dict[str, str]:
 
 
 def _parameters(config: TranscoderConfig) -> int:
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values() if shape is not None)
+    shapes = source_parameter_shapes if isinstance(config, CrossLayerSourceConfig) else parameter_shapes
+    return sum(math.prod(shape) for shape in shapes(config).values() if shape is not None)  # pyright: ignore[reportArgumentType]

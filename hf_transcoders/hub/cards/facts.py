@@ -12,7 +12,9 @@ from ...evaluation.evaluation_report import EvaluationReport
 from ...evaluation.report_file import check_evaluation
 from ...hub_ids import is_hub_id
 from ...models.configuration_transcoder import TranscoderConfig
-from ...models.modeling_transcoder import TranscoderModel, tensor_shapes
+from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
+from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import SavedDictionary, expect, saved_dtype
 from ...models.transcoder_set import TranscoderSet, dictionary_name
 from ...text import logging
@@ -53,8 +55,16 @@ class DictionaryFacts:
     def of_saved(cls, saved: SavedDictionary) -> "DictionaryFacts":
         """The facts of a saved dictionary, from its configuration and the headers of its weights."""
         config = TranscoderConfig.from_dict(saved.fields)
-        expect(saved, tensor_shapes(config))
+        expect(saved, TranscoderModel.tensor_shapes(config))
         return cls(config, saved_dtype(saved, "W_enc"))
+
+    @classmethod
+    def of_saved_cross_layer(cls, saved: SavedDictionary) -> "dict[str, DictionaryFacts]":
+        """The facts of the layers of a saved cross-layer transcoder."""
+        config = CrossLayerTranscoder.config_class.from_dict(saved.fields)
+        expect(saved, CrossLayerTranscoder.tensor_shapes(config))
+        dtype = saved_dtype(saved, "sources.0.W_enc")
+        return {name: cls(config.source(number), dtype) for number, name in enumerate(config.names)}
 
 
 @dataclass
@@ -81,6 +91,18 @@ class CardFacts:
     @property
     def configs(self) -> dict[str, TranscoderConfig]:
         return {name: dictionary.config for name, dictionary in self.dictionaries.items()}
+
+    @property
+    def is_cross_layer(self) -> bool:
+        """Whether the dictionaries are the layers of a cross-layer transcoder."""
+        return all(isinstance(config, CrossLayerSourceConfig) for config in self.configs.values())
+
+    @property
+    def loader(self) -> str:
+        """Name of the class that loads them."""
+        if self.is_cross_layer:
+            return "CrossLayerTranscoder"
+        return "TranscoderSet" if self.is_set else "TranscoderModel"
 
     @property
     def only(self) -> str | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
+from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+from ...models.model_types import model_type_of
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import Files, open_dictionary
 from ...models.transcoder_set import INDEX_NAME, TranscoderSet, open_set
@@ -36,7 +38,7 @@ def make_card(
     so. The same arguments give the same card.
 
     Args:
-        dictionaries ([`TranscoderModel`], [`TranscoderSet`] or `Mapping[str, TranscoderModel]`):
+        dictionaries ([`TranscoderModel`], [`TranscoderSet`], [`CrossLayerTranscoder`] or `Mapping[str, TranscoderModel]`):
             Dictionaries of the card. Their configurations hold base model, sites, training and evaluation.
         repo_id (`str`, *optional*):
             Repo on the Hub that the usage example loads the dictionaries from. By default it loads them from the current
@@ -104,7 +106,9 @@ def card_of_folder(
     if (folder / INDEX_NAME).exists():
         described = {name: DictionaryFacts.of_saved(saved) for name, saved in open_set(files).items()}
     else:
-        described = DictionaryFacts.of_saved(open_dictionary(files))
+        saved = open_dictionary(files)
+        cross_layer = model_type_of(saved.fields) is CrossLayerTranscoder
+        described = DictionaryFacts.of_saved_cross_layer(saved) if cross_layer else DictionaryFacts.of_saved(saved)
     run = recorded_run(folder)
     if run is None and (folder / "trainer_state.json").exists():
         history = read_json(folder / "trainer_state.json", allow_nan=True).get("log_history")

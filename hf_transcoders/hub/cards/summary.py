@@ -5,7 +5,7 @@ from typing import Any
 from ...text.markdown import Markdown, code, escape, one_line
 from ..public import public_name
 from .facts import CardFacts
-from .wording import dtype_name, kind, listed, place, site_and_width
+from .wording import dtype_name, kind, listed, place, site_and_width, written_places
 
 
 _NORMALIZATIONS = {
@@ -17,6 +17,8 @@ _NORMALIZATIONS = {
 
 def title(facts: CardFacts) -> str:
     base_model = one_line(public_name(facts.base_model).split("/")[-1]) if facts.base_model else "an unnamed model"
+    if facts.is_cross_layer:
+        return f"Cross-layer transcoder of {base_model}"
     if facts.only is None:
         kinds = {kind(config) for config in facts.configs.values()}
         what = {"SAE": "Sparse autoencoders"}.get(kinds.pop(), "Transcoders") if len(kinds) == 1 else "Dictionaries"
@@ -48,7 +50,7 @@ def described(facts: CardFacts, name: str) -> dict[str, Any]:
         "features": f"{config.num_features:,}",
         "kind": {"SAE": "sparse autoencoder (SAE)"}.get(kind(config), kind(config)),
         "reads": place(config.input_site),
-        "writes": place(config.output_site),
+        "writes": written_places(config) if len(config.output_sites) > 1 else place(config.output_site),
         "reads_site": site_and_width(config.input_site, config.d_in),
         "writes_site": site_and_width(config.output_site, config.d_out),
         "normalization": _NORMALIZATIONS[config.normalization],

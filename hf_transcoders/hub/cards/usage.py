@@ -12,7 +12,7 @@ def usage(facts: CardFacts) -> Markdown:
     source = literal(facts.repo_id or ".")
     where = "" if facts.repo_id else "  # this folder, or a repo's id"
     if facts.is_set:
-        loading = [f"transcoders = TranscoderSet.from_pretrained({source}){where}"]
+        loading = [f"transcoders = {facts.loader}.from_pretrained({source}){where}"]
     else:
         loading = [f"transcoder = TranscoderModel.from_pretrained({source}){where}"]
     spliced = _spliced(facts)
@@ -28,6 +28,10 @@ def usage_note(facts: CardFacts) -> Markdown | None:
     """A note on loading one dictionary of a set; `None` for a single dictionary."""
     if not facts.is_set:
         return None
+    if facts.is_cross_layer:
+        return Markdown(
+            "The layers belong together: the reconstruction of a site is the sum of what its layer and those before it write."
+        )
     name = next(iter(facts.configs))
     note = (
         f"One dictionary alone: `TranscoderModel.from_pretrained({literal(facts.repo_id or '.')}, "
@@ -54,13 +58,19 @@ def _on_tensors(facts: CardFacts, loading: list[str]) -> list[str]:
     return [
         "import torch",
         "",
-        f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}",
+        f"from hf_transcoders import {facts.loader}",
         "",
         *loading,
         *([f"transcoder = transcoders[{literal(name)}]"] if facts.is_set else []),
         f"activations = torch.randn(1, {config.d_in})  # put the model's own activations here",
-        "output = transcoder(activations)",
-        "print(output.features.shape, output.reconstruction.shape)",
+        *(
+            ["print(transcoder.encode(activations).shape)"]
+            if facts.is_cross_layer
+            else [
+                "output = transcoder(activations)",
+                "print(output.features.shape, output.reconstruction.shape)",
+            ]
+        ),
     ]
 
 
@@ -74,7 +84,7 @@ def _in_the_model(facts: CardFacts, spliced: dict[str, TranscoderConfig], loadin
     return [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f"from hf_transcoders import {'TranscoderSet' if facts.is_set else 'TranscoderModel'}, splice",
+        f"from hf_transcoders import {facts.loader}, splice",
         "",
         f"model = AutoModelForCausalLM.from_pretrained({name_or_path}{revision})",
         f"tokenizer = AutoTokenizer.from_pretrained({name_or_path}{revision})",

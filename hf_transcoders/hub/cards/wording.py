@@ -8,6 +8,7 @@ import torch
 
 from ...lm.sites import Site
 from ...models.configuration_transcoder import TranscoderConfig
+from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
 from ...text.markdown import Markdown, code, escape
 
 
@@ -25,7 +26,9 @@ _PLACES = {
 
 
 def kind(config: TranscoderConfig) -> str:
-    """The kind of a dictionary: SAE, transcoder or skip transcoder."""
+    """The kind of a dictionary: SAE, transcoder, skip transcoder or layer of a cross-layer transcoder."""
+    if isinstance(config, CrossLayerSourceConfig):
+        return "cross-layer transcoder layer"
     if config.is_autoencoder:
         return "SAE"
     return "skip transcoder" if config.skip_connection else "transcoder"
@@ -43,6 +46,13 @@ def place(site: str | None) -> Markdown:
 
 def place_and_name(site: str | None) -> Markdown:
     return Markdown(f"{place(site)} ({code(site)})") if site else place(site)
+
+
+def written_places(config: TranscoderConfig) -> Markdown:
+    """The sites that a dictionary writes at as a phrase."""
+    first = place_and_name(config.output_site)
+    later = config.output_sites[1:]
+    return Markdown(f"{first}, and {listed(map(code, later))}") if later else first
 
 
 def site_and_width(site: str | None, width: int) -> Markdown:

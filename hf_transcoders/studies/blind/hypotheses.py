@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...circuits.weights.ov_circuits import OVCircuits
 from ...circuits.weights.token_effects import embeddings, vocabulary_parts
+from ...errors import TranscoderError
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
 from ...lm.sites import Site
@@ -109,6 +110,11 @@ def _mlps_before(weights, stage):
 
 def _written(model, dictionary, stream):
     """Output of the dictionary of an MLP for the residual stream `stream (tokens, hidden)`."""
+    if len(dictionary.config.output_sites) > 1:
+        raise TranscoderError(
+            "The outputs of MLPs are computed by the dictionary of one layer each, and a cross-layer transcoder sums several: use a "
+            "set of transcoders."
+        )
     out = Site.parse(dictionary.config.output_site)
     inputs = _normed(norm_before(model, Site("mlp.in", out.layer)), stream)
     added = dictionary(inputs.to(dictionary.device), output_features=False).reconstruction.to(stream)

@@ -277,6 +277,11 @@ class _Measured:
 
 def _output_place(model, transcoder) -> Site:
     check_fits(model, {"transcoder": transcoder})
+    if len(transcoder.config.output_sites) > 1:
+        raise TranscoderError(
+            "The study measures the transcoder of one MLP, and a layer of a cross-layer transcoder writes at several: give a "
+            "transcoder of one layer."
+        )
     place = Site.parse(transcoder.config.output_site)
     if place.point not in ("mlp.out", "mlp.branch"):
         raise TranscoderError(

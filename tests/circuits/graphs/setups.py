@@ -75,17 +75,15 @@ def some_functionals(run, of_features=4):
     for position in (3, len(run.final) - 1):
         vector = torch.randn(run.final.shape[-1], generator=generator)
         found.append((run.num_layers, FINAL, position, vector, 0.5, run.final[position] @ vector + 0.5))
-    for writer in run.writers.values():
-        if writer.dictionary < 0:
-            continue
-        dictionary = run.dictionaries[writer.dictionary]
+    for part in (part for writer in run.writers.values() for part in writer.parts):
+        dictionary = run.dictionaries[part.dictionary]
         read = Site.parse(dictionary.config.input_site)
         if read.point == "mlp.out":
             continue
-        rows, biases = encoder_rows(dictionary, writer.feature)
+        rows, biases = encoder_rows(dictionary, part.feature)
         for at in range(0, len(rows), max(1, len(rows) // of_features)):
-            value = writer.activation[at]
-            found.append((read.layer, read.point, int(writer.position[at]), rows[at], float(biases[at]), value))
+            value = part.activation[at]
+            found.append((read.layer, read.point, int(part.position[at]), rows[at], float(biases[at]), value))
     layer, point, position, vector, bias, value = zip(*found, strict=True)
     functionals = ReadVectors(
         torch.tensor(layer), list(point), torch.tensor(position), torch.stack(vector), torch.tensor(bias)

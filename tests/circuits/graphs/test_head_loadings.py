@@ -29,9 +29,12 @@ def source_numbers(run, graph):
     for segment in AutogradRows(run).sources.segments:
         size = segment.end - segment.start
         feature = segment.kind == "feature"
-        kinds += [(segment.kind, segment.layer, segment.writer.dictionary if segment.writer else -1)] * size
-        positions += segment.writer.position.tolist() if feature else ([-1] if segment.kind == "bias" else range(size))
-        indices += segment.writer.feature.tolist() if feature else [-1] * size
+        of = segment.features or segment.writer
+        kinds += [(segment.kind, segment.layer, of.dictionary if of else -1)] * size
+        positions += (
+            segment.features.position.tolist() if feature else ([-1] if segment.kind == "bias" else range(size))
+        )
+        indices += segment.features.feature.tolist() if feature else [-1] * size
     numbers = {key: number for number, key in enumerate(zip(kinds, positions, indices, strict=True))}
     found = []
     for number in range(graph.num_nodes):

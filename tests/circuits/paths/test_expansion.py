@@ -115,11 +115,11 @@ def test_paths_through_heads_add_up_to_the_edges_of_the_graph(name):
             continue
         for number in range(segment.start, segment.end):
             position, index, dictionary = number - segment.start, -1, -1
-            if segment.writer is not None:
-                dictionary = segment.writer.dictionary
+            if segment.writer is not None or segment.features is not None:
+                dictionary = (segment.features or segment.writer).dictionary
             if segment.kind == "feature":
                 position, index = (
-                    int(column[position]) for column in (segment.writer.position, segment.writer.feature)
+                    int(column[position]) for column in (segment.features.position, segment.features.feature)
                 )
             for row in range(len(rows)):
                 key = (row, segment.kind, segment.layer, position, index, dictionary)

@@ -94,7 +94,7 @@ _MORE = {
 _SHOWN = {
     "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
     "use_cpu", "report_to", "save_steps", "save_strategy", "eval_strategy", "eval_steps", "logging_steps", "sequence_length",
-    "activation_cache_dir",
+    "activation_cache_dir", "overwrite",
 }  # fmt: skip
 
 _EXAMPLES = """examples:
@@ -198,12 +198,15 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
+    from ..training.run_folder import check_run_folder
     from ..training.trainer import TranscoderTrainer
 
     options, training = args.options, args.training
     if args.json:
         training.disable_tqdm = True
     output_folder(training.output_dir, "--output-dir")
+    resume = {None: None, "last": True}.get(options.resume, options.resume)
+    check_run_folder(training.output_dir, resume, training.overwrite)
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     models = make_dictionaries(options, base_model, training.seed)
@@ -216,7 +219,7 @@ def run(args):
         eval_dataset=held_out,
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
+    trainer.train(resume_from_checkpoint=resume)
     report = trainer.evaluation_report()
     if trainer.is_world_process_zero():
         report.save_json(Path(training.output_dir) / "evaluation.json")

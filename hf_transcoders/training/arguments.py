@@ -63,6 +63,9 @@ class TranscoderTrainingArguments(TrainingArguments):
         report_to (`str` or `list[str]`, *optional*):
             Trackers in addition to the records in `output_dir/tracking`. Defaults to Trackio if it is installed (a local
             database: `trackio show` opens the dashboard), otherwise to none.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to delete an earlier run (dictionaries, checkpoints, records, results) that `output_dir` holds. By
+            default a folder that holds one is refused.
         project (`str`, *optional*, defaults to `"hf_transcoders"`):
             Project of the run in trackers.
         trackio_static_space_id (`str` or `False`, *optional*, defaults to `False`):
@@ -127,6 +130,9 @@ class TranscoderTrainingArguments(TrainingArguments):
     eval_tokens: int = field(default=16384, metadata={"help": "Number of tokens for fidelity in an evaluation."})
     eval_loss_tokens: int = field(
         default=4096, metadata={"help": "Number of tokens for the language model's loss in an evaluation."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Whether to delete an earlier run in the output folder and start a new one."}
     )
     # Also a `str`; with this annotation the command line accepts several.
     report_to: list[str] | None = field(

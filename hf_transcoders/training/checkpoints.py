@@ -34,6 +34,7 @@ from .checkpoint_files import (
 )
 from .monitor import share_out
 from .run_facts import changes, run_facts
+from .run_folder import check_run_folder, clear_run_folder
 from .sharding import load_state_
 from .trainer_states import TrainerStates
 
@@ -50,6 +51,8 @@ class ExactCheckpoints(TrainerStates):
 
     _saving_checkpoint = False
     _saved_step: int | None = None
+    # Whether this trainer has written into its folder, so that what is there is its own.
+    _owns_folder = False
     # Data, models and settings of the run, recorded when it starts.
     _facts: dict[str, Any]
 
@@ -75,12 +78,17 @@ class ExactCheckpoints(TrainerStates):
         found, refusal = broadcast_object_list(found)
         if refusal is not None:
             raise TranscoderError(refusal)
+        self._owns_folder = True
         return found
 
     def _find_checkpoint(self, wanted) -> str | None:
         output_dir = self.args.output_dir
+        if not self._owns_folder:
+            check_run_folder(output_dir, wanted, self.args.overwrite)
         try:
             recover(output_dir)
+            if self.args.overwrite and not self._owns_folder:
+                clear_run_folder(output_dir)
         except OSError as error:
             raise TranscoderError(
                 f"{output_dir} cannot be written to ({_reason(error)}): fix this, or give another `output_dir`."
@@ -103,11 +111,6 @@ class ExactCheckpoints(TrainerStates):
             if reason := why_unusable(wanted):
                 raise TranscoderError(f"{wanted} cannot be resumed from ({reason}): give another checkpoint.")
             return str(wanted)
-        elif (earlier := last_checkpoint(output_dir)) is not None:
-            logger.warning(
-                f"{output_dir} holds checkpoints of an earlier run (the last is {earlier.name}), which resuming would "
-                "continue: remove them, or give another `output_dir`."
-            )
         return None
 
     def _note_facts(self, checkpoint: str | None) -> None:

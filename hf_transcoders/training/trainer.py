@@ -502,6 +502,8 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             (dictionary,) = dictionaries.values()
             dictionary.save_pretrained(output_dir)
         write_text(Path(output_dir) / "training_args.json", self.args.to_json_string())
+        if output_dir == self.args.output_dir:
+            self._owns_folder = True
 
     def _training_summary(self) -> dict:
         args = self.args

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import TranscoderError
+from ..evaluation.caveats import caveats
 from ..lm.devices import input_device
 from .arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
 from .common import load_base_model, load_dictionaries, make_evaluator
@@ -54,3 +55,6 @@ def run(args):
         print_json(report.to_dict())
     else:
         echo(*report.to_text().split("\n"))
+        configs = {name: dictionary.config for name, dictionary in dictionaries.items()}
+        for line in caveats(configs, report.metrics, report.protocol["fidelity_tokens"]).values():
+            echo(f"Caution: {line}", error=True)

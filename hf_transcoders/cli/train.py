@@ -85,6 +85,8 @@ class RunOptions(DictionaryOptions):
     )
 
 
+# Documents at the start of a stream that are held out.
+_HELD_OUT = 200
 # What training adds to the help of shared options.
 _MORE = {
     "k": "for topk and batchtopk, by default 32",
@@ -198,6 +200,8 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
+    from ..evaluation.caveats import caveats
+    from ..tracking.local import FOLDER, PAGES
     from ..training.run_folder import check_run_folder
     from ..training.trainer import TranscoderTrainer
 
@@ -228,7 +232,17 @@ def run(args):
         if args.json:
             print_json({"output_dir": training.output_dir, **report.to_dict()})
         else:
-            echo(*report.to_text().split("\n"), "", f"Saved in {training.output_dir}")
+            echo(*report.to_text().split("\n"), "")
+            configs = {name: dictionary.config for name, dictionary in trainer.dictionaries.items()}
+            found = caveats(configs, report.metrics, report.protocol["fidelity_tokens"])
+            for kind, line in found.items():
+                # The trainer has said what training shows by itself.
+                if kind not in trainer.caveats:
+                    echo(f"Caution: {line}", error=True)
+            page = Path(training.output_dir, FOLDER, PAGES, "report.html")
+            if page.is_file():
+                echo(f"The report page is {page}")
+            echo(f"Saved in {training.output_dir}")
     trainer.save_state()
     # A process that exits while others still communicate with it would end them as well.
     trainer.accelerator.wait_for_everyone()
@@ -292,7 +306,12 @@ def load_rows(options: RunOptions, training, tokenizer):
     if options.eval_data:
         held_out = load_texts(options.eval_data, text_column=options.text_column)
     elif options.streaming:
-        held_out, texts = texts.take(200), texts.skip(200)
+        held_out, texts = texts.take(_HELD_OUT), texts.skip(_HELD_OUT)
+        if next(iter(texts), None) is None:
+            raise TranscoderError(
+                f"The streamed text has {sum(1 for _ in held_out)} documents, and the first {_HELD_OUT} of a stream are held "
+                "out: leave out --streaming, or give held-out text by --eval-data."
+            )
     else:
         # Split by documents, so that no text is in both.
         share = max(1, len(texts) // 20)

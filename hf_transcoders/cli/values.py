@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import tempfile
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -104,5 +105,10 @@ def _check_writable(folder, option):
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir():
         raise TranscoderError(f"{existing} is a file, so nothing can be written below it: give another {option}.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise TranscoderError(f"{existing} is not writable: give another {option}.")
+    try:
+        # Permissions do not tell everything: folders can also be immutable, or on a disk that is read-only or full.
+        os.rmdir(tempfile.mkdtemp(prefix=".hf_transcoders.", dir=existing))
+    except OSError as error:
+        raise TranscoderError(
+            f"{existing} is not writable ({error.strerror or error}): give another {option}."
+        ) from error

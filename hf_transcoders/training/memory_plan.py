@@ -14,7 +14,7 @@ from ..lm.sites import Site
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import TranscoderModel
-from .arguments import TranscoderTrainingArguments
+from .arguments import TranscoderTrainingArguments, check_length
 
 
 # Bytes of optimizer state per parameter; other optimizers are planned as Adam.
@@ -244,6 +244,7 @@ def _length(args, step_tokens: int, rows: int | None) -> tuple[int | None, int |
         if rows is None:
             return None, None
         tokens = int(args.num_train_epochs * rows * (args.sequence_length - args.skip_first))
+    check_length(tokens, step_tokens)
     return tokens // step_tokens, tokens // step_tokens * step_tokens
 
 

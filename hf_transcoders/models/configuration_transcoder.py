@@ -33,6 +33,9 @@ _INSTRUCTIONS = (
     "configuration_files",
 )
 
+# Fields that earlier versions did not save, and that do not decide about the function.
+_ADDED = ("evaluation", "base_model_weights")
+
 # Copying nested values recurses once per level, and Python allows a thousand levels.
 _DEEPEST = 50
 
@@ -255,8 +258,7 @@ class TranscoderConfig(PreTrainedConfig):
             )
         check_format_version(config_dict.get("format_version", FORMAT_VERSION))
         own = cls.own_fields()
-        # `evaluation` was added later.
-        if lacking := [name for name in own if name not in config_dict and name != "evaluation"]:
+        if lacking := [name for name in own if name not in config_dict and name not in _ADDED]:
             raise TranscoderError(
                 f"config.json lacks {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}, without which the dictionary "
                 "would compute another function: save it again, or copy its config.json from the original."

@@ -145,12 +145,13 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             make_run_folder(args.output_dir)
         # The stream resumes itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
+        own = [callback for callback in callbacks or () if isinstance(callback, TranscoderTrackingCallback)]
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=callbacks,
+            callbacks=[callback for callback in callbacks or () if callback not in own],
             optimizers=optimizers,
         )
         #: What makes the result of the last run worthless or uncertain, in one line for each kind (see [`caveats`]).
@@ -158,15 +159,8 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         #: The latest [`EvaluationReport`], and activations of some tokens of the last logged step.
         self.last_evaluation: EvaluationReport | None = None
         self.activation_sample: dict[str, torch.Tensor] | None = None
-        # That of `report_to` comes before one of the user.
-        own = [
-            callback
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, TranscoderTrackingCallback)
-        ]
-        for callback in own:
-            self.remove_callback(callback)
-        self.tracking: Any = own[-1] if own else TranscoderTrackingCallback()
+        default = self.pop_callback(TranscoderTrackingCallback)  # That of `report_to="hf_transcoders"`.
+        self.tracking: Any = own[-1] if own else default or TranscoderTrackingCallback()
         self.tracking.attach(self)
         # First, so that it names the run before other trackers open it, and records before they close it.
         self.callback_handler.callbacks.insert(0, self.tracking)
@@ -451,8 +445,9 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss(default=logs["train_loss"])
-            # A run that is shorter than `logging_steps` has no other log.
-            logs["tokens"] = self.state.global_step * self.args.tokens_per_step
+            if not any("tokens" in entry for entry in self.state.log_history):
+                # The run was shorter than `logging_steps`.
+                logs["tokens"] = self.state.global_step * self.args.tokens_per_step
         super().log(logs, start_time)
         if "learning_rate" in logs:
             self._stop_if_diverged({name: metrics["loss"] for name, metrics in popped.items() if metrics})

@@ -9,11 +9,14 @@ from .errors import TranscoderError
 from .hub_ids import is_hub_id
 from .lm.architectures import locate, site_width
 from .lm.sites import Site
-from .models.configuration_transcoder import TranscoderConfig
+from .models.configuration_transcoder import TranscoderConfig, weights_origin
 from .models.modeling_transcoder import TranscoderModel
 from .models.named_dictionaries import NamedDictionaries
 from .models.transcoder_set import TranscoderSet
+from .text import logging
 
+
+logger = logging.get_logger(__name__)
 
 Dictionaries = TranscoderModel | NamedDictionaries | Mapping[str, TranscoderModel] | Iterable[TranscoderModel]
 
@@ -132,6 +135,12 @@ def _check_model(base_model: torch.nn.Module, name: str, config: TranscoderConfi
         raise TranscoderError(
             f"'{name}' is for {theirs}, and this is {ours}: load the model it was trained for, or, if this model is derived "
             "from it, say so with `model.config.name_or_path`."
+        )
+    trained_on = config.base_model_weights
+    if trained_on is not None and trained_on != weights_origin(known):
+        logger.warning_once(
+            f"'{name}' was trained on the weights of {trained_on}, and this model has others of the same name: its "
+            "reconstruction and its features are not those that were measured."
         )
     revision = getattr(known, "_commit_hash", None)
     if None not in (config.base_model_revision, revision) and config.base_model_revision != revision:

@@ -53,7 +53,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_directory(
-    target: str | os.PathLike, replacing: str | None = None, unchanged: Mapping[Path, tuple | None] | None = None
+    target: str | os.PathLike,
+    replacing: str | None = None,
+    unchanged: Mapping[Path, tuple | None] | None = None,
+    removing: Iterable[str] = (),
 ) -> Iterator[Path]:
     """
     Yields an empty folder whose files appear in `target` when the block ends without an exception.
@@ -65,11 +68,14 @@ def atomic_directory(
     Args:
         target (`str` or `os.PathLike`): Folder to write.
         replacing (`str`, *optional*):
-            Pattern of file names, such as `"model*.safetensors*"`. In each folder that receives files, older files with
-            such names are deleted after the new ones are in place.
+            Pattern of file names, such as `"model*.safetensors*"`. In each folder that receives files with such names, older
+            ones are deleted after the new ones are in place.
         unchanged (`Mapping[Path, tuple]`, *optional*):
             Files in `target` that the new ones were made from -> their [`signature`] at that time. If one of them has
             changed since, nothing is written.
+        removing (`Iterable[str]`, *optional*):
+            Paths of files in `target` that are deleted after the new ones are in place, unless they are among them. Folders
+            that become empty are removed.
 
     Raises:
         [`OSTranscoderError`]: the files cannot be written. `target` is then as before.
@@ -85,7 +91,7 @@ def atomic_directory(
                 # Safetensors writes files that only their owner can read.
                 if path.is_file():
                     path.chmod(0o666 & ~_umask())
-            _commit(partial, target, replacing, unchanged or {})
+            _commit(partial, target, replacing, unchanged or {}, list(removing))
 
 
 @contextmanager
@@ -305,7 +311,13 @@ def _partial_folder(place: Path, name: str) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mapping[Path, tuple | None]) -> None:
+def _commit(
+    partial: Path,
+    target: Path,
+    replacing: str | None,
+    unchanged: Mapping[Path, tuple | None],
+    removing: Sequence[str],
+) -> None:
     """Moves the files in `partial` into `target`."""
     if not target.exists():
         try:
@@ -318,7 +330,8 @@ def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mappi
     # Steps that can fail come before the first change.
     for name in written:
         path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if blocking := [part for part in path.parents if part.exists() and not part.is_dir()]:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(blocking[0]))
         if not is_inside(path.parent, target):
             raise OSTranscoderError(
                 f"{printable(path.parent)} is a link that leads out of {printable(target)}, so nothing is written through "
@@ -326,7 +339,8 @@ def _commit(partial: Path, target: Path, replacing: str | None, unchanged: Mappi
             )
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    (partial / _SAVE).write_text(json.dumps({"written": written, "replacing": replacing}), encoding="utf-8")
+    save = {"written": written, "replacing": replacing, "removing": sorted(set(removing) - set(written))}
+    (partial / _SAVE).write_text(json.dumps(save), encoding="utf-8")
     while True:
         _finish_save(target)
         try:
@@ -377,7 +391,7 @@ def _move_into_place(target: Path) -> None:
     if not (saving / _SAVE).exists() and any(path.is_file() for path in saving.rglob("*")):
         raise TranscoderError(f"{printable(saving)} is not from an interrupted save: move it somewhere else.")
     if (saving / _SAVE).exists():
-        written, replacing = _read_save(saving / _SAVE)
+        written, replacing, removing = _read_save(saving / _SAVE)
         for name in written:
             # The folder may come from somewhere else: nothing is moved through a link.
             if not is_inside((saving / name).parent, saving) or not is_inside((target / name).parent, target):
@@ -387,23 +401,41 @@ def _move_into_place(target: Path) -> None:
             if (saving / name).exists():
                 os.makedirs((target / name).parent, exist_ok=True)
                 os.replace(saving / name, target / name)
-        for folder in {(target / name).parent for name in written} if replacing is not None else ():
+        matching = [name for name in written if replacing and fnmatch.fnmatchcase(Path(name).name, replacing)]
+        for folder in {(target / name).parent for name in matching}:
             for path in list(folder.iterdir()):
                 stale = (
                     fnmatch.fnmatchcase(path.name, replacing) and path.relative_to(target).as_posix() not in written
                 )
                 if stale and not path.is_dir():
                     path.unlink()
+        _remove_files(target, removing)
     shutil.rmtree(saving)
 
 
-def _read_save(path: Path) -> tuple[list[str], str | None]:
-    """The files of a committed save, and the pattern of names that it replaces."""
+def _remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Deletes files inside a folder, and the folders inside it that become empty."""
+    for name in names:
+        path = folder / name
+        # The folder may come from somewhere else: nothing is deleted through a link.
+        if not is_inside(path.parent, folder) or path.is_dir():
+            continue
+        path.unlink(missing_ok=True)
+        for parent in path.parents[: len(Path(name).parts) - 1]:
+            try:
+                parent.rmdir()
+            except OSError:  # It holds other files, or is gone.
+                break
+
+
+def _read_save(path: Path) -> tuple[list[str], str | None, list[str]]:
+    """The files of a committed save, the pattern of names that it replaces, and the files that it removes."""
     save = read_json(path)
-    written, replacing = save.get("written"), save.get("replacing")
-    if not isinstance(written, list) or not isinstance(replacing, str | None):
+    written, replacing, removing = save.get("written"), save.get("replacing"), save.get("removing", [])
+    if not isinstance(written, list) or not isinstance(replacing, str | None) or not isinstance(removing, list):
         raise TranscoderError(f"{printable(path)} is damaged: remove the folder that it lies in, and save again.")
-    return [inner_path(name, str(path)) for name in written], replacing
+    inner = [[inner_path(name, str(path)) for name in names] for names in (written, removing)]
+    return inner[0], replacing, inner[1]
 
 
 def _lock(path: str | os.PathLike) -> int | None:

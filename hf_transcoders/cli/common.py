@@ -31,12 +31,15 @@ def explained(what: str, name: str):
         raise TranscoderError(f"{what} could not be loaded: {advice} ({_first_sentence(error)}).") from error
 
 
-def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None):
+def load_model(
+    name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None, source: str = ""
+):
     """Load a language model and its tokenizer.
 
     Args:
         name (`str`): Hub id, folder, or name of a packaged model.
         revision, dtype, device: Values of the options of these names.
+        source (`str`, *optional*): Where the name came from if not from the command line, as a clause after it.
 
     Returns:
         `tuple(PreTrainedModel, PreTrainedTokenizerBase)`
@@ -50,7 +53,7 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", d
         chosen = "auto" if device != "cpu" else fastest_cpu_dtype()
     else:
         chosen = getattr(torch, dtype)
-    with explained(f"The language model '{name}'", name):
+    with explained(f"The language model '{name}'{source}", name):
         model, tokenizer = load_language_model(name, revision=revision, dtype=chosen)
     return moved(model, device).eval(), tokenizer
 
@@ -100,6 +103,13 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
     if local.is_file() and local.suffix not in WEIGHT_SUFFIXES:
         raise TranscoderError(f"{path} is not a file of weights: give the folder that training wrote, or a Hub id.")
     if local.is_dir() and not (local / INDEX_NAME).exists() and not holds_dictionaries(local):
+        from ..training.checkpoint_files import checkpoint_folders
+
+        if checkpoints := checkpoint_folders(local):
+            raise TranscoderError(
+                f"The run in {path} was not finished: give its last checkpoint, {checkpoints[-1]}, or finish it with "
+                "`hf-transcoders train --resume` and the options of its start."
+            )
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
@@ -121,7 +131,8 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
 def load_base_model(args, dictionaries):
     """Load the language model that `--model` names, or else the dictionaries, and its tokenizer."""
     name = base_model_of(dictionaries, args.model)
-    return load_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    source = "" if args.model else ", which the dictionary names as the one it was trained on,"
+    return load_model(name, revision=args.revision, dtype=args.dtype, device=args.device, source=source)
 
 
 def choose_dictionary(dictionaries, name: str | None) -> str:

@@ -32,6 +32,7 @@ def parse(argv, prog):
 
 
 def run(args):
+    from ..evaluation.caveats import caveats
     from ..lm.devices import input_device
 
     if args.save and not Path(args.transcoders).is_dir():
@@ -55,3 +56,6 @@ def run(args):
         print_json(report.to_dict())
     else:
         echo(*report.to_text().split("\n"))
+        configs = {name: dictionary.config for name, dictionary in dictionaries.items()}
+        for line in caveats(configs, report.metrics, report.protocol["fidelity_tokens"]).values():
+            echo(f"Caution: {line}", error=True)

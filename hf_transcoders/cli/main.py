@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         `int`: Exit code: 0 for success, 2 for an error the user can fix (one sentence on stderr), 1 for any other error,
-        130 if interrupted.
+        130 if interrupted (143 by SIGTERM while training).
     """
     argv = sys.argv[1:] if argv is None else argv
     # Read when tqdm is imported: bars of steps that take less than two seconds would only hide the message after them.
@@ -58,9 +58,10 @@ def main(argv: list[str] | None = None) -> int:
             quiet_transformers()
             command.run(args)
         return EXIT_OK
-    except KeyboardInterrupt:
-        echo("", "Interrupted.", error=True)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        # A run that was interrupted says where it stopped, and which signal it was.
+        echo("", str(error) or "Interrupted.", error=True)
+        return getattr(error, "exit_code", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output is gone (`| head`): this is not an error, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -54,6 +54,7 @@ def parse(argv, prog):
 def run(args):
     from ..reports.pareto.caveats import warning
     from ..training.grid import in_groups
+    from ..training.run_folder import check_run_folder
     from ..training.sweep import run_sweep
     from .runs import fronts_as_values, report_fronts
 
@@ -65,6 +66,8 @@ def run(args):
             "--resume takes no value in a sweep, which finds its checkpoints in --output-dir: leave the value out."
         )
     output_folder(training.output_dir, "--output-dir")
+    if options.resume is None and not args.dry_run:
+        check_run_folder(training.output_dir, overwrite=training.overwrite)
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     grid = make_grid(options, base_model)

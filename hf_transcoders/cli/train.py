@@ -81,6 +81,8 @@ class RunOptions(DictionaryOptions):
     )
 
 
+# Documents at the start of a stream that are held out.
+_HELD_OUT = 200
 # What training adds to the help of shared options.
 _MORE = {
     "k": "for topk and batchtopk, by default 32",
@@ -91,7 +93,7 @@ _MORE = {
 _SHOWN = {
     "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
     "use_cpu", "report_to", "save_steps", "save_strategy", "eval_strategy", "eval_steps", "logging_steps", "sequence_length",
-    "activation_cache_dir",
+    "activation_cache_dir", "overwrite",
 }  # fmt: skip
 
 _EXAMPLES = """examples:
@@ -196,6 +198,9 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
+    from ..evaluation.caveats import caveats
+    from ..tracking.local import FOLDER, PAGES
+    from ..training.run_folder import check_run_folder
     from ..training.trainer import TranscoderTrainer
 
     options, training = args.options, args.training
@@ -206,6 +211,8 @@ def run(args):
         raise TranscoderError(
             f"{options.resume} is not a checkpoint: give --resume the folder of one, or no value for the last one."
         )
+    resume = {None: None, "last": True}.get(options.resume, options.resume)
+    check_run_folder(training.output_dir, resume, training.overwrite)
     device = "cpu" if training.use_cpu else None
     base_model, tokenizer = load_model(options.model, revision=options.revision, dtype=options.dtype, device=device)
     models = make_dictionaries(options, base_model, training.seed)
@@ -218,7 +225,7 @@ def run(args):
         eval_dataset=held_out,
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint={None: None, "last": True}.get(options.resume, options.resume))
+    trainer.train(resume_from_checkpoint=resume)
     report = trainer.evaluation_report()
     if trainer.is_world_process_zero():
         report.save_json(Path(training.output_dir) / "evaluation.json")
@@ -227,7 +234,17 @@ def run(args):
         if args.json:
             print_json({"output_dir": training.output_dir, **report.to_dict()})
         else:
-            echo(*report.to_text().split("\n"), "", f"Saved in {training.output_dir}")
+            echo(*report.to_text().split("\n"), "")
+            configs = {name: dictionary.config for name, dictionary in trainer.dictionaries.items()}
+            found = caveats(configs, report.metrics, report.protocol["fidelity_tokens"])
+            for kind, line in found.items():
+                # The trainer has said what training shows by itself.
+                if kind not in trainer.caveats:
+                    echo(f"Caution: {line}", error=True)
+            page = Path(training.output_dir, FOLDER, PAGES, "report.html")
+            if page.is_file():
+                echo(f"The report page is {page}")
+            echo(f"Saved in {training.output_dir}")
     trainer.save_state()
     # A process that exits while others still communicate with it would end them as well.
     trainer.accelerator.wait_for_everyone()
@@ -297,7 +314,12 @@ def load_rows(options: RunOptions, training, tokenizer):
     if options.eval_data:
         held_out = load_texts(options.eval_data, text_column=options.text_column)
     elif options.streaming:
-        held_out, texts = texts.take(200), texts.skip(200)
+        held_out, texts = texts.take(_HELD_OUT), texts.skip(_HELD_OUT)
+        if next(iter(texts), None) is None:
+            raise TranscoderError(
+                f"The streamed text has {sum(1 for _ in held_out)} documents, and the first {_HELD_OUT} of a stream are held "
+                "out: leave out --streaming, or give held-out text by --eval-data."
+            )
     else:
         # Split by documents, so that no text is in both.
         share = max(1, len(texts) // 20)

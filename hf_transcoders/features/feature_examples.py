@@ -195,10 +195,10 @@ def explain_features(
 
     Returns:
         `list[FeatureExplanation]` for one dictionary, in the order of `features` or from frequent to rare;
-        `dict[str, list[FeatureExplanation]]` by name for several.
+        `dict[str, list[FeatureExplanation]]` by name for several, with an empty list where no feature fires.
 
     Raises:
-        [`TranscoderError`]: a feature does not exist, or no feature is active on the dataset.
+        [`TranscoderError`]: a feature does not exist, or no feature of any dictionary is active on the dataset.
     """
     for name, value, least in (
         ("num_features", num_features, 1),
@@ -240,13 +240,14 @@ def explain_features(
         for name, top in running.items():
             listed, count = _listed(wanted[name]), None if wanted[name] else num_features
             chosen[name] = top.choose(count) if listed is None else range(len(listed))
-            if not chosen[name]:
-                raise TranscoderError(
-                    "No feature is active on this dataset: search more tokens, or check the dictionary's sites."
-                )
+        if not any(map(len, chosen.values())):
+            raise TranscoderError(
+                "No feature is active on this dataset: search more tokens, or check the dictionary's sites."
+            )
+        found = {name: [] for name in running}
+        running = {name: top for name, top in running.items() if len(chosen[name])}
         places = {name: [top.places(i, num_quantile_contexts) for i in chosen[name]] for name, top in running.items()}
         contexts = _contexts(base_model, sample, running, chosen, places, tokenizer, window, batch_size)
-        found = {}
         for name, top in running.items():
             numbers = [top.features[i] for i in chosen[name]]
             promoted = promoted_tokens(base_model, named[name], numbers, tokenizer, num_tokens)

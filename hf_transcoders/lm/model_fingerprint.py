@@ -20,6 +20,7 @@ _NOT_NUMBERS = {
     "dtype", "eos_token_id", "finetuning_task", "id2label", "initializer_range", "label2id", "mask_token_id", "name_or_path",
     "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
     "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "use_cache",
+    "weights_origin",
 }  # fmt: skip
 # Attributes of modules that change while a model is used, moved or switched between training and evaluation, or that only
 # gradients depend on.

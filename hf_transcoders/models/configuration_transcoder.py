@@ -33,6 +33,9 @@ _INSTRUCTIONS = (
     "configuration_files",
 )
 
+# Fields that earlier versions did not save, and that do not decide about the function.
+_ADDED = ("evaluation", "base_model_weights")
+
 # Copying nested values recurses once per level, and Python allows a thousand levels.
 _DEEPEST = 50
 
@@ -115,6 +118,8 @@ class TranscoderConfig(PreTrainedConfig):
             Sites that the dictionary reads from and writes to, such as `layers.8.mlp.in` and `layers.8.mlp.branch`.
         base_model_name_or_path (`str`, *optional*), base_model_revision (`str`, *optional*), base_model_type (`str`, *optional*):
             Language model the dictionary was trained on.
+        base_model_weights (`str`, *optional*):
+            Origin of the language model's weights where they are not those of its name, such as those of a quantized copy.
         training_summary (`dict`, *optional*):
             Training data and settings: data, tokens, context length, precision.
         evaluation (`dict`, *optional*):
@@ -154,6 +159,7 @@ class TranscoderConfig(PreTrainedConfig):
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     base_model_type: str | None = None
+    base_model_weights: str | None = None
     training_summary: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
@@ -250,8 +256,7 @@ class TranscoderConfig(PreTrainedConfig):
             )
         check_format_version(config_dict.get("format_version", FORMAT_VERSION))
         own = cls.own_fields()
-        # `evaluation` was added later.
-        if lacking := [name for name in own if name not in config_dict and name != "evaluation"]:
+        if lacking := [name for name in own if name not in config_dict and name not in _ADDED]:
             raise TranscoderError(
                 f"config.json lacks {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}, without which the dictionary "
                 "would compute another function: save it again, or copy its config.json from the original."
@@ -425,6 +430,7 @@ def facts_of(base_model) -> dict[str, Any]:
         "base_model_name_or_path": os.path.abspath(name) if name and os.path.isdir(name) else name,
         "base_model_revision": getattr(base_config, "_commit_hash", None),
         "base_model_type": base_config.model_type,
+        "base_model_weights": weights_origin(base_config),
     }
 
 
@@ -461,3 +467,18 @@ def _words(kind: object) -> str:
     if inner:
         return " or ".join(_words(one) for one in inner if not (one is int and float in inner))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}[kind]
+
+
+def weights_origin(base_config: PreTrainedConfig) -> str | None:
+    """
+    Where the weights of a language model come from if they are not those of its name: the `weights_origin` of its
+    configuration, or the method that it is quantized by.
+    """
+    if (origin := getattr(base_config, "weights_origin", None)) is not None:
+        return str(origin)
+    quantization = getattr(base_config, "quantization_config", None)
+    if quantization is None:
+        return None
+    fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = fields.get("quant_method")
+    return f"a copy quantized by {getattr(method, 'value', method) or 'an unknown method'}"

@@ -1,9 +1,11 @@
 """`save_pretrained` and `push_to_hub` of dictionaries and sets: the only imports of this package that point up."""
 
 import os
+from pathlib import Path
 
 from ..files import atomic_directory
 from .saved_files import WEIGHT_FILES
+from .saved_folder import outdated_files
 
 
 class PublishMixin:
@@ -19,7 +21,8 @@ class PublishMixin:
     ) -> None:
         """
         Saves configuration and weights as safetensors, all of them or none: if the process dies at any moment, the folder
-        holds one whole save, and readers never see a mixture of two saves.
+        holds one whole save, and readers never see a mixture of two saves. A folder holds one save: those files of an earlier
+        dictionary or set in it that this save does not replace are deleted with it.
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to save into, created if it does not exist.
@@ -38,12 +41,17 @@ class PublishMixin:
         if not kwargs.get("is_main_process", True):
             return
         # A single file left from an earlier save would be loaded instead of the shards of this one.
-        with atomic_directory(save_directory, replacing=WEIGHT_FILES) as partial:
+        outdated = outdated_files(Path(save_directory), self._saved_folders())
+        with atomic_directory(save_directory, replacing=WEIGHT_FILES, removing=outdated) as partial:
             self._save_files(partial, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
             if remote_code:
                 write_remote_code(partial)
         if push_to_hub:
             self.push_to_hub(remote_code=remote_code, **destination)
+
+    def _saved_folders(self) -> list[str]:
+        """The folders inside that of the save into which dictionaries are written; `""` is that folder itself."""
+        return [""]
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """

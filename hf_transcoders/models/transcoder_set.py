@@ -128,6 +128,9 @@ class TranscoderSet(NamedDictionaries, PublishMixin, nn.Module):
             model.save_pretrained(folder / name, **kwargs)
         write_index(folder, {name: name for name in self}, self.base_model_name_or_path)
 
+    def _saved_folders(self) -> list[str]:
+        return list(self)
+
     @classmethod
     def from_pretrained(
         cls,

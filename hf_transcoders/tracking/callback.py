@@ -55,7 +55,8 @@ class TranscoderTrackingCallback(TrainerCallback):
         num_features (`int`, *optional*, defaults to 12):
             Number of features of each dictionary in tables and on the page.
         feature_tokens (`int`, *optional*, defaults to 4096):
-            Number of held-out tokens to search for the contexts of these features. 0 leaves out tables and features.
+            Number of held-out tokens to search for the contexts of these features. 0 leaves out tables and features, and so
+            does `report_to="none"`.
         alerts ([`AlertThresholds`], *optional*):
             Thresholds of alerts.
     """
@@ -169,11 +170,9 @@ class TranscoderTrackingCallback(TrainerCallback):
         """Records features with their contexts, the sparsity/fidelity plot and the page."""
         run, step = self._run, state.global_step
         self._features_at = step
-        explanations = {}
-        for name, dictionary in run.dictionaries.items():
-            if found := self._explain(dictionary, args):
-                explanations[name] = found
-                self._record("table", step, f"features/{name}", [feature_row(feature) for feature in found])
+        explanations = self._explain(args)
+        for name, found in explanations.items():
+            self._record("table", step, f"features/{name}", [feature_row(feature) for feature in found])
         report = run.last_evaluation
         if report is not None:
             self._record_picture(step, report)
@@ -186,17 +185,18 @@ class TranscoderTrackingCallback(TrainerCallback):
         )
         self._record("page", step, "report", page)
 
-    def _explain(self, dictionary, args):
+    def _explain(self, args) -> dict[str, list]:
+        """Name of each dictionary with active features -> explanations of some of them, from one pass over held-out text."""
         run = self._run
         held_out = one_dataset(run.eval_dataset)
-        if not self.feature_tokens or held_out is None or run.tokenizer is None:
-            return []
+        if not self.feature_tokens or not args.report_to or held_out is None or run.tokenizer is None:
+            return {}
         if run.is_sharded:
-            return []
+            return {}
         try:
-            found = explain_features(  # pyright: ignore[reportCallIssue]
+            found = explain_features(
                 run.base_model,
-                dictionary,
+                run.dictionaries,
                 held_out,
                 run.tokenizer,
                 num_features=self.num_features,
@@ -207,13 +207,18 @@ class TranscoderTrackingCallback(TrainerCallback):
                 batch_size=args.harvest_batch_size,
                 skip_first=args.skip_first,
                 special_token_ids=run.special_token_ids,
-                progress=False,
+                progress=not args.disable_tqdm,
             )
         except TranscoderError as error:  # No feature fires, which is a result and not a reason to stop.
             logger.warning(f"No table of features at this step: {error}")
-            return []
+            return {}
+        if silent := [name for name, its in found.items() if not its]:
+            logger.warning(
+                f"No table of features at this step for {', '.join(silent)}: none of their features fires on the held-out text."
+            )
         # With NaN weights, features have no finite activations.
-        return [feature for feature in found if math.isfinite(feature.max_activation)]
+        finite = {name: [f for f in its if math.isfinite(f.max_activation)] for name, its in found.items()}
+        return {name: its for name, its in finite.items() if its}
 
     def _record_picture(self, step: int, report) -> None:
         from transformers.utils.import_utils import is_matplotlib_available

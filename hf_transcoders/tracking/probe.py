@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from ..reports.drift_page import drift_page
 from ..text import logging
 from ..version import versions
 from .callback import changed_arguments, model_name
-from .local import FOLDER
+from .local import FOLDER, PAGES, file_name
 from .run import Run
 from .tracker import Tracker
 from .trackers import trackers_for
@@ -46,7 +47,7 @@ class TranscoderProbeCallback(TrainerCallback):
     with any Trainer: [`~transformers.Trainer`] and those of TRL, with PEFT and data parallelism.
 
     A baseline is taken when training begins. At every evaluation and at the last step the same probe text is run again, and
-    the results are recorded in `output_dir/tracking` and in the trackers of `report_to`:
+    the results are recorded in `output_dir/tracking`, in the trackers of `report_to`, and (the numbers) in `state.log_history`:
 
     - `probe/<dictionary>/fvu`, `normalized_mse`, `l0`: the original transcoder on the current activations;
     - `probe/<dictionary>/ce_spliced`, `kl_spliced`, and `probe/together/...` with all dictionaries at once: the current
@@ -134,14 +135,17 @@ class TranscoderProbeCallback(TrainerCallback):
                 self._begin(args, state, model, base_model)
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        self._record(state.global_step, model)
+        self._record(state, model)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         # Not in `on_train_end`: by then trackers have closed their runs, and the best weights may have been restored.
         if state.global_step >= state.max_steps:
-            self._record(state.global_step, model)
+            self._record(state, model)
 
     def on_train_end(self, args, state, control, **kwargs):
+        if self._trackers and self.history and not args.disable_tqdm:
+            page = Path(args.output_dir, FOLDER, PAGES, f"{file_name(DRIFT_PAGE)}.html")
+            print(f"The page of the drift is {page}.", file=sys.stderr)
         others = self._trackers[1:] if self._joins else self._trackers
         for tracker in others:
             tracker.finish("finished")
@@ -171,7 +175,7 @@ class TranscoderProbeCallback(TrainerCallback):
             self.probe.save_baseline(path)
         if self.at_start and not resumed:
             self.report = self.probe.baseline_report()
-            self._write(state.global_step, self._baseline_task)
+            self._write(state, self._baseline_task)
 
     def _describe(self, args, base_model) -> dict[str, Any]:
         return {
@@ -188,12 +192,12 @@ class TranscoderProbeCallback(TrainerCallback):
             "versions": versions(),
         }
 
-    def _record(self, step, model) -> None:
-        if not self._trackers or (self.history and self.history[-1]["step"] == step):
+    def _record(self, state, model) -> None:
+        if not self._trackers or (self.history and self.history[-1]["step"] == state.global_step):
             return
         with _left_alone(model):
             self.report = self.probe.measure(model)
-            self._write(step, self._measure_task(model))
+            self._write(state, self._measure_task(model))
 
     def _measure_task(self, model) -> dict[str, float]:
         if self.task_metrics is None:
@@ -202,8 +206,11 @@ class TranscoderProbeCallback(TrainerCallback):
         with torch.no_grad(), in_eval_mode(model):
             return {f"{PREFIX}task/{name}": value for name, value in self.task_metrics(model).items()}
 
-    def _write(self, step, task) -> None:
+    def _write(self, state, task) -> None:
+        step = state.global_step
         scalars = self.report.scalars(PREFIX) | task
+        # In the Trainer's own log as well, where its users look first.
+        state.log_history.append({**scalars, "epoch": state.epoch, "step": step})
         self.history.append({"step": step} | _without_prefix(scalars))
         rows = [asdict(change) for change in self.report.changed]
         page = drift_page(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import TrainingArguments
+from transformers import TrainingArguments, integrations
 from transformers.integrations import is_trackio_available
 from transformers.training_args import OptimizerNames
 
@@ -62,7 +62,11 @@ class TranscoderTrainingArguments(TrainingArguments):
             Number of tokens for the language model's loss in an evaluation.
         report_to (`str` or `list[str]`, *optional*):
             Trackers in addition to the records in `output_dir/tracking`. Defaults to Trackio if it is installed (a local
-            database: `trackio show` opens the dashboard), otherwise to none.
+            database: `trackio show` opens the dashboard), otherwise to `"hf_transcoders"`, which is those records alone. With
+            `"none"` they have no contexts of features, which take a pass over held-out text.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to delete an earlier run (dictionaries, checkpoints, records, results) that `output_dir` holds. By
+            default a folder that holds one is refused.
         project (`str`, *optional*, defaults to `"hf_transcoders"`):
             Project of the run in trackers.
         trackio_static_space_id (`str` or `False`, *optional*, defaults to `False`):
@@ -128,9 +132,15 @@ class TranscoderTrainingArguments(TrainingArguments):
     eval_loss_tokens: int = field(
         default=4096, metadata={"help": "Number of tokens for the language model's loss in an evaluation."}
     )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Whether to delete an earlier run in the output folder and start a new one."}
+    )
     # Also a `str`; with this annotation the command line accepts several.
     report_to: list[str] | None = field(
-        default=None, metadata={"help": "Trackers, or 'none'; by default Trackio if it is installed."}
+        default=None,
+        metadata={
+            "help": "Trackers, or 'none' for neither trackers nor features; by default Trackio if it is installed."
+        },
     )
     project: str = field(default="hf_transcoders", metadata={"help": "Project of the run in trackers."})
     trackio_static_space_id: str | None | Literal[False] = field(
@@ -139,8 +149,9 @@ class TranscoderTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.report_to is None:
-            self.report_to = "trackio" if is_trackio_available() else "none"  # pyright: ignore[reportAttributeAccessIssue]
+            self.report_to = "trackio" if is_trackio_available() else "hf_transcoders"  # pyright: ignore[reportAttributeAccessIssue]
         super().__post_init__()
+        self._check_trackers()
         if self.harvest_batch_size is None:
             self.harvest_batch_size = 8 if self.device.type == "cpu" else 32
         for name in (
@@ -187,6 +198,27 @@ class TranscoderTrainingArguments(TrainingArguments):
                 "choose one with CUDA_VISIBLE_DEVICES."
             )
 
+        if self.max_tokens is not None and self.max_steps <= 0:
+            check_length(self.max_tokens, self.tokens_per_step)
+
+    def _check_trackers(self) -> None:
+        """Refuses trackers that do not exist or are not installed: Transformers would say so after the model is loaded."""
+        known = [name for name in integrations.INTEGRATION_TO_CALLBACK if name != "hf_transcoders"]
+        for name in self.report_to or ():
+            if name == "hf_transcoders":
+                continue
+            if name not in known:
+                raise TranscoderError(
+                    f"`report_to` is '{name}', which is no tracker: choose from {', '.join(known)} or none."
+                )
+            package = {"comet_ml": "comet", "azure_ml": "azureml"}.get(name, name)
+            is_available = getattr(integrations, f"is_{package}_available", None)
+            if is_available is not None and not is_available():
+                raise TranscoderError(
+                    f"The tracker '{name}' of `report_to` is not installed: install it (`pip install {name.replace('_', '-')}`), or "
+                    "leave it out."
+                )
+
     @property
     def tokens_per_step(self) -> int:
         """Number of tokens per optimizer step, over all devices."""
@@ -197,3 +229,12 @@ class TranscoderTrainingArguments(TrainingArguments):
         if self.dead_after_tokens is not None:
             return self.dead_after_tokens
         return min(_DEAD_AFTER_TOKENS, max_steps * self.tokens_per_step // 2)
+
+
+def check_length(tokens: int, tokens_per_step: int) -> None:
+    """Refuses a run whose tokens are less than one step."""
+    if tokens < tokens_per_step:
+        raise TranscoderError(
+            f"The run has {tokens} tokens, less than one step of {tokens_per_step}: give more text or tokens, or lower "
+            "`per_device_train_batch_size`."
+        )

@@ -117,6 +117,11 @@ def why_unusable(checkpoint: str | os.PathLike) -> str | None:
     return None
 
 
+def checkpoint_folders(output_dir: str | os.PathLike) -> list[Path]:
+    """The checkpoints of dictionaries in the folder of a run, lowest step first, whether they can be used or not."""
+    return [path for _, path in sorted(_numbered(output_dir)) if (path / MANIFEST).is_file()]
+
+
 def commit(partial: Path, final: Path) -> None:
     """
     Renames a written folder to a checkpoint. An older checkpoint with that name is moved aside first, and [`recover`]
@@ -156,10 +161,15 @@ def rotate(output_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
     """
     if not limit or limit < 0:
         return
-    # By age, because a run resumed from an earlier checkpoint writes lower steps after higher ones; by step for checkpoints
+    # Those of another trainer have no manifest. By age, because a run resumed from an earlier checkpoint writes lower steps after higher ones; by step for checkpoints
     # of the same age.
     paths = [
-        path for *_, path in sorted((int(path.stat().st_mtime), step, path) for step, path in _numbered(output_dir))
+        path
+        for *_, path in sorted(
+            (int(path.stat().st_mtime), step, path)
+            for step, path in _numbered(output_dir)
+            if (path / MANIFEST).is_file()
+        )
     ]
     kept = {path.name for path in keep}
     surplus = len(paths) - max(limit, len(kept))

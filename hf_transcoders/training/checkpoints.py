@@ -1,5 +1,6 @@
 """Checkpoints from which a run continues bit for bit, however it ended."""
 
+import contextlib
 import errno
 import itertools
 import os
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from transformers.trainer_utils import SaveStrategy
 
 from ..data.activation_stream import checked_state
 from ..errors import TranscoderError
@@ -32,14 +34,19 @@ from .checkpoint_files import (
     rotate,
     why_unusable,
 )
+from .interruption import RunInterrupted
 from .monitor import share_out
+from .progress import working
 from .run_facts import changes, run_facts
+from .run_folder import check_run_folder, clear_run_folder
 from .sharding import load_state_
 from .trainer_states import TrainerStates
 
 
 logger = logging.get_logger(__name__)
 
+#: Optimizer steps between two updates of the dead features, which wait for the device.
+REFRESH_STEPS = 16
 _MONITOR_STATE = "monitors_{rank}.safetensors"
 _STREAM_STATE = "activation_stream_{shard}.json"
 _NO_ROOM = {os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
@@ -49,7 +56,10 @@ class ExactCheckpoints(TrainerStates):
     """The methods of [`TranscoderTrainer`] that write and read checkpoints."""
 
     _saving_checkpoint = False
-    _saved_step: int | None = None
+    # The step and folder of the checkpoint that this run has saved or continued last.
+    _saved: tuple[int, Path] | None = None
+    # Whether this trainer has written into its folder, so that what is there is its own.
+    _owns_folder = False
     # Data, models and settings of the run, recorded when it starts.
     _facts: dict[str, Any]
 
@@ -65,7 +75,7 @@ class ExactCheckpoints(TrainerStates):
         Returns:
             `str`: folder of the checkpoint, the same in every process; `None` to start from the beginning.
         """
-        self._saved_step = None
+        self._saved = None
         found: list[str | None] = [None, None]
         if self.args.process_index == 0:
             try:
@@ -75,18 +85,24 @@ class ExactCheckpoints(TrainerStates):
         found, refusal = broadcast_object_list(found)
         if refusal is not None:
             raise TranscoderError(refusal)
+        self._owns_folder = True
         return found
 
     def _find_checkpoint(self, wanted) -> str | None:
         output_dir = self.args.output_dir
+        if not self._owns_folder:
+            check_run_folder(output_dir, wanted, self.args.overwrite)
         try:
             recover(output_dir)
+            if self.args.overwrite and not self._owns_folder:
+                clear_run_folder(output_dir)
         except OSError as error:
             raise TranscoderError(
                 f"{output_dir} cannot be written to ({_reason(error)}): fix this, or give another `output_dir`."
             ) from error
         if wanted is True:
-            found = find_checkpoint(output_dir)
+            with working("checking checkpoints", show=self._shows_progress):
+                found = find_checkpoint(output_dir)
             if found is not None:
                 return str(found)
             never = " (and none will be written, because `save_strategy` is 'no')"
@@ -103,11 +119,6 @@ class ExactCheckpoints(TrainerStates):
             if reason := why_unusable(wanted):
                 raise TranscoderError(f"{wanted} cannot be resumed from ({reason}): give another checkpoint.")
             return str(wanted)
-        elif (earlier := last_checkpoint(output_dir)) is not None:
-            logger.warning(
-                f"{output_dir} holds checkpoints of an earlier run (the last is {earlier.name}), which resuming would "
-                "continue: remove them, or give another `output_dir`."
-            )
         return None
 
     def _note_facts(self, checkpoint: str | None) -> None:
@@ -173,8 +184,9 @@ class ExactCheckpoints(TrainerStates):
             self._write_checkpoint(model, trial, partial, final)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                commit(partial, final)
-            self._saved_step = step
+                with working("hashing the checkpoint", show=self._shows_progress):
+                    commit(partial, final)
+            self._saved = step, final
         # torch and safetensors report failed writes as their own errors.
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = _reason(error)
@@ -211,7 +223,8 @@ class ExactCheckpoints(TrainerStates):
         if self.args.should_save:
             (partial / FACTS).write_text(to_json(self._facts))
         self._saving_checkpoint = True
-        super()._save_checkpoint(model, trial)
+        with working("saving a checkpoint", show=self._shows_progress):
+            super()._save_checkpoint(model, trial)
         self._saving_checkpoint = False
         if self.args.should_save and self.state.best_global_step:
             # The Trainer looks for the best checkpoint in the folder where this one is being written.
@@ -229,29 +242,78 @@ class ExactCheckpoints(TrainerStates):
     def get_batch_samples(self, *args, **kwargs):
         """The batches of one step. If the data cannot be read, the last step is saved first."""
         try:
-            return super().get_batch_samples(*args, **kwargs)
+            with self._at_once():
+                samples = super().get_batch_samples(*args, **kwargs)
         except TranscoderError as error:
             raise TranscoderError(f"{str(error).removesuffix('.')}; {self._save_last_step()}.") from error
         except Exception:
             logger.error(f"The data cannot be read any further; {self._save_last_step()}.")
             raise
+        self._interruption.begin_step()
+        return samples
+
+    def _at_once(self):
+        """A part of the run that a signal ends at once. Several processes end at the same step instead."""
+        return self._interruption.at_once() if self.args.world_size == 1 else contextlib.nullcontext()
 
     def _save_last_step(self) -> str:
         """Saves a checkpoint of the last whole step if there is none, and returns a sentence with its path."""
         step, output_dir = self.state.global_step, Path(self.args.output_dir)
         if step == 0:
             return "nothing was learned yet"
-        checkpoint = output_dir / f"checkpoint-{step}"
         # The other processes may have data: they are already in the next step and do not save.
         if self.args.world_size > 1:
             return _resume_from(output_dir)
-        if self._saved_step != step:
+        if self._saved is None or self._saved[0] != step:
             try:
                 self._save_checkpoint(self.model, None)
             except TranscoderError as error:
                 return f"its last step could not be saved either: {str(error).removesuffix('.')}"
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        return f"the state after step {step} is in {checkpoint}, to resume from"
+        return f"the state after step {step} is in {self._saved[1]}, to resume from"
+
+    def stop_if_asked(self) -> None:
+        """
+        Ends the run after a step in which Ctrl-C or SIGTERM has arrived in any process: a checkpoint is saved first, if the run
+        saves any.
+        """
+        step, signal = self.state.global_step, self._interruption.signal
+        if self.args.world_size > 1:
+            # Where the processes wait for the device anyway.
+            if step % REFRESH_STEPS:
+                return
+            arrived = torch.tensor(signal or 0, device=self.args.device)
+            dist.all_reduce(arrived, op=dist.ReduceOp.MAX)
+            self._interruption.signal = signal = int(arrived) or None
+        if signal is None:
+            return
+        if self.args.save_strategy == SaveStrategy.NO:
+            raise KeyboardInterrupt
+        # The Trainer logs the step and saves; an evaluation may take longer than the patience of a job scheduler.
+        self.control.should_save, self.control.should_evaluate = True, False
+
+    def _interrupted(self) -> RunInterrupted:
+        """Saves the last step after a signal, unless it is saved or not whole, and says how to go on."""
+        args, step = self.args, self.state.global_step
+        number = self._interruption.signal
+        if args.process_index:
+            return RunInterrupted("", number)
+        start = f"Stopped by {self._interruption.name}"
+        if step >= args.max_steps and not self._interruption.in_step:
+            return RunInterrupted(f"{start} after the last step: the dictionaries are in {args.output_dir}.", number)
+        saving = args.save_strategy != SaveStrategy.NO
+        if saving and not self._interruption.in_step and step and args.world_size == 1:
+            self._save_last_step()
+        if self._saved is None:
+            why = "" if saving or not step else " (`save_strategy` is 'no')"
+            return RunInterrupted(f"{start} at step {step} of {args.max_steps}: nothing was saved{why}.", number)
+        step, checkpoint = self._saved
+        way = (
+            "it holds the weights only, as `save_only_model` asks for"
+            if args.save_only_model
+            else "--resume (`resume_from_checkpoint=True` in Python) goes on from there"
+        )
+        return RunInterrupted(f"{start}: step {step} of {args.max_steps} is saved in {checkpoint}, and {way}.", number)
 
     def _not_finite(self) -> list[str]:
         """The dictionaries whose weights have NaN or infinity. Waits for the device."""

@@ -15,7 +15,7 @@ from ..models.cross_layer.configuration_cross_layer import CrossLayerSourceConfi
 from ..models.cross_layer.source import CrossLayerSource
 from ..models.model_types import dictionary_configs
 from ..models.modeling_transcoder import TranscoderModel
-from .arguments import TranscoderTrainingArguments
+from .arguments import TranscoderTrainingArguments, check_length
 
 
 # Bytes of optimizer state per parameter; other optimizers are planned as Adam.
@@ -246,6 +246,7 @@ def _length(args, step_tokens: int, rows: int | None) -> tuple[int | None, int |
         if rows is None:
             return None, None
         tokens = int(args.num_train_epochs * rows * (args.sequence_length - args.skip_first))
+    check_length(tokens, step_tokens)
     return tokens // step_tokens, tokens // step_tokens * step_tokens
 
 

@@ -1,12 +1,18 @@
-"""Print each log as one readable line above the progress bar."""
+"""Print each log as one readable line above the progress bar, and say what takes long."""
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback
 
 from ..text.printable import printable
 
 
+# Seconds that a piece of work may take without a word.
+_PATIENCE = 2.0
 # Number of dictionaries that fit on a line; for more, it has the range of each metric.
 _MOST = 4
 
@@ -66,3 +72,37 @@ def format_log(logs: dict[str, float]) -> str:
             text += f", CE recovered {recovered:.3f}"
         parts.append(text)
     return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def working(what: str, show: bool = True) -> Iterator[None]:
+    """
+    Shows the duration of a piece of work that cannot tell how far it is, once it takes longer than two seconds.
+
+    Args:
+        what (`str`): What is done, such as `"saving a checkpoint"`.
+        show (`bool`, *optional*, defaults to `True`): Whether to show it. Inside another block, nothing is shown.
+    """
+    if not show or _at_work.locked():
+        yield
+        return
+    done = threading.Event()
+
+    def tick():
+        if done.wait(_PATIENCE):
+            return
+        with tqdm(bar_format="{desc}: {elapsed}", desc=what, leave=False) as bar:
+            while not done.wait(1.0):
+                bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    with _at_work:
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+_at_work = threading.Lock()

@@ -17,7 +17,7 @@ _ARGUMENTS = (
 )  # fmt: skip
 # Fields of a dictionary's configuration that are names or results.
 _RESULTS = {
-    "base_model_name_or_path", "base_model_revision", "base_model_type", "evaluation", "format_version", "target_variance",
+    "base_model_name_or_path", "base_model_revision", "base_model_type", "base_model_weights", "evaluation", "format_version", "target_variance",
     "training_summary",
 }  # fmt: skip
 # Name in the record -> name of the user's argument.

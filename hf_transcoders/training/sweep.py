@@ -27,19 +27,18 @@ from ..reports.pareto.fronts import ParetoFronts, measured_in, pareto_fronts
 from ..reports.pareto.write import write_pareto
 from ..text.strict_json import read_json
 from ..tracking.callback import TranscoderTrackingCallback
+from ..tracking.run import EVALUATION_FILE
 from .arguments import TranscoderTrainingArguments
 from .grid import in_groups
+from .run_folder import PLAN_FILE, check_run_folder, clear_run_folder
 from .trainer import TranscoderTrainer
 from .trainer_states import read_trainer_state
 
 
-PLAN_FILE = "sweep.json"
-EVALUATION_FILE = "evaluation.json"
-
 # Arguments that may differ between parts of a sweep: they affect files and logs, not results.
 _FREE = (
     "output_dir", "logging", "log_", "report_to", "run_name", "save_", "disable_tqdm", "push_to_hub", "hub_", "project",
-    "trackio", "resume_from", "ignore_data_skip", "activation_cache", "eval_strategy", "eval_steps", "dataloader",
+    "trackio", "overwrite", "resume_from", "ignore_data_skip", "activation_cache", "eval_strategy", "eval_steps", "dataloader",
 )  # fmt: skip
 
 
@@ -181,6 +180,8 @@ class _SweepTrainer(TranscoderTrainer):
 def _train(trainer: TranscoderTrainer, resume: bool) -> None:
     folder = Path(trainer.args.output_dir)
     started = resume and folder.is_dir() and get_last_checkpoint(str(folder)) is not None
+    # The sweep has checked its folder: what is in it is its own.
+    trainer._owns_folder = True
     trainer.train(resume_from_checkpoint=True if started else None)
     trainer.save_model()
     trainer.evaluate()
@@ -206,6 +207,12 @@ def _keep_plan(output: Path, configs, groups, args, base_model, train_dataset, e
         },
     })  # fmt: skip
     path = output / PLAN_FILE
+    if args.overwrite and resume:
+        raise TranscoderError("A sweep is either continued or overwritten: give --resume or --overwrite.")
+    if not resume:
+        check_run_folder(output, overwrite=args.overwrite)
+        if args.overwrite:
+            clear_run_folder(output)
     if not path.exists():
         if resume:
             raise TranscoderError(
@@ -214,8 +221,11 @@ def _keep_plan(output: Path, configs, groups, args, base_model, train_dataset, e
             )
         write_text(path, json.dumps(plan, indent=2) + "\n")
         return
-    if not resume:
-        raise TranscoderError(f"{output} already holds a sweep: continue it with --resume, or give another folder.")
+    if not resume:  # Another process has started it meanwhile.
+        raise TranscoderError(
+            f"{output} already holds a sweep: continue it with --resume, give another folder, or delete it "
+            "first with --overwrite."
+        )
     try:
         kept = read_json(path)
     except TranscoderError as error:

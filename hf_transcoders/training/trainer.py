@@ -24,6 +24,7 @@ from ..data.rows import is_several, one_dataset, refuse_splits
 from ..data.text import hub_dataset_id
 from ..dictionaries import check_fits
 from ..errors import TranscoderError
+from ..evaluation.caveats import caveats
 from ..evaluation.evaluator import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
 from ..hub.cards.make import make_card
@@ -38,11 +39,12 @@ from ..text import logging
 from ..tracking.callback import TranscoderTrackingCallback
 from ..tracking.trackio import TranscoderTrackioCallback
 from ..version import versions
-from .arguments import TranscoderTrainingArguments
+from .arguments import TranscoderTrainingArguments, check_length
 from .checkpoint_files import make_run_folder, only_run
-from .checkpoints import ExactCheckpoints
+from .checkpoints import REFRESH_STEPS, ExactCheckpoints
+from .interruption import Interruption
 from .monitor import DictionaryMonitor
-from .progress import TrainingPrinterCallback, TrainingProgressCallback
+from .progress import TrainingPrinterCallback, TrainingProgressCallback, working
 from .sharding import gathered, is_sharded, shard_, whole
 from .trainer_push import TrainerPushMixin
 from .trainer_states import read_trainer_state
@@ -50,8 +52,6 @@ from .trainer_states import read_trainer_state
 
 logger = logging.get_logger(__name__)
 
-# Optimizer steps between two updates of the dead features, which wait for the device.
-_REFRESH_STEPS = 16
 # Tokens of a batch whose pre-activations are recorded.
 _SAMPLE_TOKENS = 256
 
@@ -143,6 +143,7 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         self.stream: ShardedStream | None = None
         self.monitors: dict[str, DictionaryMonitor] = {}
         self._stream_state: dict | None = None
+        self._interruption = Interruption()
         train_dataset = packed_rows(_training_split(train_dataset), processing_class, args.sequence_length)
         eval_dataset = _each(
             eval_dataset, lambda dataset: packed_rows(dataset, processing_class, args.sequence_length)
@@ -157,18 +158,22 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             make_run_folder(args.output_dir)
         # The stream resumes itself; the Trainer would replay it batch by batch.
         args.ignore_data_skip = True
+        own = [callback for callback in callbacks or () if isinstance(callback, TranscoderTrackingCallback)]
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            callbacks=callbacks,
+            callbacks=[callback for callback in callbacks or () if callback not in own],
             optimizers=optimizers,
         )
+        #: What makes the result of the last run worthless or uncertain, in one line for each kind (see [`caveats`]).
+        self.caveats: dict[str, str] = {}
         #: The latest [`EvaluationReport`], and activations of some tokens of the last logged step.
         self.last_evaluation: EvaluationReport | None = None
         self.activation_sample: dict[str, torch.Tensor] | None = None
-        self.tracking: Any = self.pop_callback(TranscoderTrackingCallback) or TranscoderTrackingCallback()
+        default = self.pop_callback(TranscoderTrackingCallback)  # That of `report_to="hf_transcoders"`.
+        self.tracking: Any = own[-1] if own else default or TranscoderTrackingCallback()
         self.tracking.attach(self)
         # First, so that it names the run before other trackers open it, and records before they close it.
         self.callback_handler.callbacks.insert(0, self.tracking)
@@ -227,9 +232,13 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 world_size=args.world_size,
                 buffer_tokens=args.buffer_tokens,
                 seed=args.data_seed if args.data_seed is not None else args.seed,
-                progress=not args.disable_tqdm and args.process_index == 0,
+                progress=self._shows_progress,
             )
         return self.stream
+
+    @property
+    def _shows_progress(self) -> bool:
+        return not self.args.disable_tqdm and self.args.process_index == 0
 
     @property
     def is_sharded(self) -> bool:
@@ -248,8 +257,14 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 weights, optimizer, shuffling, dead-feature counts and running logs. If there is no checkpoint yet for `True`,
                 the run starts from the beginning, with a warning.
 
+        Ctrl-C and SIGTERM end the run after its step, with a checkpoint if `save_strategy` is not `"no"`; a second signal ends
+        it at once. The dictionaries are saved in `args.output_dir` after the last step, before the records are completed.
+
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]
+
+        Raises:
+            `KeyboardInterrupt`: the run was interrupted; the text says at which step, and how to go on.
         """
         with only_run(self.args.output_dir) if self.args.process_index == 0 else contextlib.nullcontext():
             if is_sharded(self.model):
@@ -261,21 +276,46 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             self._tokens_logged, self._time_logged = None, None
             window = self.args.dead_window(self.args.max_steps)
             self.monitors = {name: DictionaryMonitor(d, window) for name, d in self.dictionaries.items()}
-            self._note_facts(checkpoint)
+            with working("hashing the language model and the data", show=self._shows_progress):
+                self._note_facts(checkpoint)
             if checkpoint is None:
                 self._initialize_dictionaries()
             else:
                 state = read_trainer_state(checkpoint)
+                self._saved = state.global_step, Path(checkpoint)
                 if state.global_step >= self.args.max_steps:
                     return self._finish_complete_run(checkpoint, state)
+                logger.warning(f"Resuming from {checkpoint}: step {state.global_step} of {self.args.max_steps}.")
             if self.args.fsdp:
                 self._shard_dictionaries()
             try:
-                output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+                with self._interruption.watching():
+                    output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             except BaseException as error:
-                self.tracking.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self.tracking.finish("interrupted" if interrupted else "failed")
+                if interrupted and self._interruption.signal is not None:
+                    raise self._interrupted() from None
                 raise
+            self._note_caveats()
             return output._replace(training_loss=output.metrics["train_loss"])
+
+    def _note_caveats(self) -> None:
+        """Warns of what makes the result worthless: the last evaluation, or else the last log, shows it."""
+        self._summarize()
+        configs = {name: dictionary.config for name, dictionary in self.dictionaries.items()}
+        report = self.last_evaluation
+        if report is not None:
+            self.caveats = caveats(configs, report.metrics, report.protocol["fidelity_tokens"])
+        else:
+            metrics = {name: {} for name in configs}
+            for entry in self.state.log_history:
+                for name, values in metrics.items():
+                    values.update({key: entry[f"{name}/{key}"] for key in ("fvu", "l0") if f"{name}/{key}" in entry})
+            self.caveats = caveats(configs, metrics)
+        if self.is_world_process_zero():
+            for line in self.caveats.values():
+                logger.warning(line)
 
     def _finish_complete_run(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """Finishes a run that was stopped after its last step. The Trainer would take one more step."""
@@ -426,6 +466,9 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 logs["loss"] = sum(metrics["loss"] for metrics in popped.values())
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss(default=logs["train_loss"])
+            if not any("tokens" in entry for entry in self.state.log_history):
+                # The run was shorter than `logging_steps`.
+                logs["tokens"] = self.state.global_step * self.args.tokens_per_step
         super().log(logs, start_time)
         if "learning_rate" in logs:
             self._stop_if_diverged({name: metrics["loss"] for name, metrics in popped.items() if metrics})
@@ -466,7 +509,8 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             special_token_ids=self.special_token_ids,
             progress=not args.disable_tqdm,
         )
-        report = evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
+        with self._at_once():
+            report = evaluator.evaluate({name: gathered(dictionary) for name, dictionary in self.dictionaries.items()})
         for name, dictionary in self.dictionaries.items():
             dictionary.config.evaluation = report.of(name)
         return report
@@ -510,21 +554,28 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """Writes the dictionary or set, and the arguments as JSON (the Trainer's own file would be a pickle)."""
         output_dir = output_dir or self.args.output_dir
-        for dictionary in self.dictionaries.values():
-            dictionary.config.training_summary = self._training_summary()
+        self._summarize()
         # All processes take part in gathering sharded dictionaries, and one of them keeps the result.
         device = "cpu" if self.args.should_save else "meta"
-        dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
-        if not self.args.should_save:
-            return
-        if isinstance(self.model, CrossLayerTranscoder):
-            self.model.save_pretrained(output_dir)
-        elif isinstance(self.model, TranscoderSet):
-            TranscoderSet(dictionaries).save_pretrained(output_dir)
-        else:
-            (dictionary,) = dictionaries.values()
-            dictionary.save_pretrained(output_dir)
+        with working("saving the dictionaries", show=self._shows_progress):
+            dictionaries = {name: gathered(dictionary, device) for name, dictionary in self.dictionaries.items()}
+            if not self.args.should_save:
+                return
+            if isinstance(self.model, CrossLayerTranscoder):
+                self.model.save_pretrained(output_dir)
+            elif isinstance(self.model, TranscoderSet):
+                TranscoderSet(dictionaries).save_pretrained(output_dir)
+            else:
+                (dictionary,) = dictionaries.values()
+                dictionary.save_pretrained(output_dir)
         write_text(Path(output_dir) / "training_args.json", self.args.to_json_string())
+        if output_dir == self.args.output_dir:
+            self._owns_folder = True
+
+    def _summarize(self) -> None:
+        """Writes how the dictionaries were trained into their configurations."""
+        for dictionary in self.dictionaries.values():
+            dictionary.config.training_summary = self._training_summary()
 
     def _training_summary(self) -> dict:
         args = self.args
@@ -581,14 +632,15 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
         """
         if not self.args.should_save:
             return
-        card = make_card(
-            self.model,
-            repo_id=self.hub_model_id or self.args.hub_model_id,
-            run=self._run_in(self.args.output_dir),
-            license=license,
-            tags=[tags] if isinstance(tags, str) else tags,
-            model_name=model_name,
-        )
+        with working("writing the model card", show=self._shows_progress):
+            card = make_card(
+                self.model,
+                repo_id=self.hub_model_id or self.args.hub_model_id,
+                run=self._run_in(self.args.output_dir),
+                license=license,
+                tags=[tags] if isinstance(tags, str) else tags,
+                model_name=model_name,
+            )
         card.save(output_dir or self.args.output_dir)
 
 
@@ -624,9 +676,24 @@ class _StepCallback(TrainerCallback):
         if not self.states_checked and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
             self.trainer.check_states()
         self.states_checked = True
-        if state.global_step % _REFRESH_STEPS == 0:
+        if state.global_step % REFRESH_STEPS == 0:
             for monitor in self.trainer.monitors.values():
                 monitor.refresh()
+        self.trainer.stop_if_asked()
+
+    def on_save(self, args, state, control, **kwargs):
+        interruption = self.trainer._interruption
+        if interruption.signal is not None and interruption.in_step:
+            interruption.end_steps()
+            raise KeyboardInterrupt
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # Before the records are completed, which may take minutes.
+        if args.save_strategy != SaveStrategy.NO:
+            self.trainer._save()
+        self.trainer._interruption.end_steps()
+        if self.trainer._interruption.signal is not None:
+            raise KeyboardInterrupt
 
 
 def _check_fsdp(args: TranscoderTrainingArguments) -> None:
@@ -665,9 +732,5 @@ def _count_steps(args: TranscoderTrainingArguments, dataset, special_token_ids: 
         if len(dataset) == 0:
             raise TranscoderError("The dataset has no rows: give a text that is longer than one token block.")
         tokens = int(args.num_train_epochs * scan_rows(dataset, args.skip_first, special_token_ids).kept)
-    if tokens < args.tokens_per_step:
-        raise TranscoderError(
-            f"The run has {tokens} tokens, less than one step of {args.tokens_per_step}: give more text or tokens, or lower "
-            "`per_device_train_batch_size`."
-        )
+    check_length(tokens, args.tokens_per_step)
     return tokens // args.tokens_per_step

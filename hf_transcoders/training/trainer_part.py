@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..evaluation.evaluation_report import EvaluationReport
     from ..models.modeling_transcoder import TranscoderModel
     from .arguments import TranscoderTrainingArguments
+    from .interruption import Interruption
     from .monitor import DictionaryMonitor
 
     class TrainerPart(Trainer):
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
         push_in_progress: Any
         last_evaluation: EvaluationReport | None
         _stream_state: dict | None
+        _interruption: Interruption
 
+        @property
+        def _shows_progress(self) -> bool: ...
         def get_train_dataloader(self) -> ShardedStream: ...
         def evaluation_report(self, eval_dataset=None) -> EvaluationReport: ...
 

@@ -20,9 +20,11 @@ from hf_transcoders.hub import card_of_folder
 from hf_transcoders.reports import measured_in, pareto_fronts, write_report
 from hf_transcoders.tasks import Task, from_auto_circuit_json, from_eap_csv, from_pairs_json, measure
 from hf_transcoders.tracking import find_runs
+from hf_transcoders.tracking.run import EVALUATION_FILE
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
 from hf_transcoders.training.checkpoint_files import commit, find_checkpoint
-from hf_transcoders.training.sweep import EVALUATION_FILE, PLAN_FILE, run_sweep
+from hf_transcoders.training.run_folder import PLAN_FILE
+from hf_transcoders.training.sweep import run_sweep
 from tests.cli.setups import WORDS, fill_workplace
 from tests.cli.test_sweep import arguments as sweep_arguments
 from tests.data.test_harvest import token_rows

@@ -342,11 +342,11 @@ def test_an_evaluation_does_not_go_with_weights_of_another_save(tmp_path, monkey
     other = TranscoderSet({"a": make_model("topk", k=2), "b": make_model("relu", seed=3)})
     real, saved = files._commit, []
 
-    def meanwhile(partial, target, replacing, unchanged):
+    def meanwhile(partial, target, replacing, unchanged, removing):
         if unchanged and not saved:
             saved.append(True)
             other.save_pretrained(tmp_path / "set")
-        real(partial, target, replacing, unchanged)
+        real(partial, target, replacing, unchanged, removing)
 
     monkeypatch.setattr(files, "_commit", meanwhile)
     with pytest.raises(TranscoderError, match="config.json was saved again meanwhile, so nothing was written"):

@@ -47,7 +47,7 @@ def make_trainer(base, tokenizer, tmp_path):
             "eval_loss_tokens": 40,
             "use_cpu": True,
             "disable_tqdm": True,
-            "report_to": "none",
+            "report_to": "hf_transcoders",
             **changes,
         }
         if model is None:

@@ -97,10 +97,6 @@ class TestFindingACheckpoint:
         assert f"There is no checkpoint in {tmp_path / 'new'} yet: the run starts from the beginning." in caplog.text
         assert same_weights(weights(trainer.model), straight[1])
 
-    def test_starting_anew_among_older_checkpoints_is_said(self, base, run, caplog):
-        make_trainer(base, run, max_steps=2).train()
-        assert "holds checkpoints of an earlier run (the last is checkpoint-15)" in caplog.text
-
     def test_a_complete_run_takes_no_step_more(self, base, straight, tmp_path):
         shutil.copytree(straight[0], tmp_path / "run")
         again = make_trainer(base, tmp_path / "run", **SAVING)

@@ -1,15 +1,33 @@
 """The limitations of the dictionaries of a card, and what was not measured."""
 
+from ...evaluation.caveats import caveats
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
-from ...text.markdown import Markdown, code
+from ...text.markdown import Markdown, code, escape
 from .facts import CardFacts
 from .wording import listed
 
 
 def limits(facts: CardFacts) -> list[Markdown]:
     """The limitations, one per entry."""
-    lines = [_of_base(facts), *_of_left_out_tokens(facts), *_of_dead_features(facts), _of_text(facts)]
+    lines = [
+        *_caveats(facts),
+        _of_base(facts),
+        *_of_left_out_tokens(facts),
+        *_of_dead_features(facts),
+        _of_text(facts),
+    ]
     return [Markdown(line) for line in (*lines, _not_measured(facts))]
+
+
+def _caveats(facts: CardFacts) -> list[str]:
+    """What makes the results worthless or uncertain, for each evaluation; what is known without one, once."""
+    lines = {}
+    for report in facts.reports:
+        configs = {name: facts.configs[name] for name in report.dictionaries}
+        lines |= dict.fromkeys(caveats(configs, report.metrics, report.protocol["fidelity_tokens"]).values())
+    unmeasured = {name: config for name, config in facts.configs.items() if name not in facts.metrics}
+    lines |= dict.fromkeys(caveats(unmeasured, {}).values())
+    return [f"**{escape(line)}**" for line in lines]
 
 
 def _of_base(facts: CardFacts) -> str:
@@ -20,8 +38,17 @@ def _of_base(facts: CardFacts) -> str:
         if facts.revision
         else "the revision that was current at the time; which one was not recorded"
     )
+    origins = listed(
+        map(escape, dict.fromkeys(c.base_model_weights for c in facts.configs.values() if c.base_model_weights))
+    )
+    weights = (
+        f" The weights it had in training were not those of that name, but of {origins}: with the original weights, the "
+        "numbers are others."
+        if origins
+        else ""
+    )
     return (
-        f"Made for {code(facts.base_model)}, {revision}. On another revision, a fine-tuned version or another precision "
+        f"Made for {code(facts.base_model)}, {revision}.{weights} On another revision, a fine-tuned version or another precision "
         "nothing here was measured."
     )
 

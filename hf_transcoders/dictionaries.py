@@ -26,8 +26,8 @@ def named_dictionaries(dictionaries: Dictionaries) -> dict[str, TranscoderModel]
     Returns dictionaries by name, in whatever form they are given.
 
     Args:
-        dictionaries: One dictionary, a [`TranscoderSet`], a [`CrossLayerTranscoder`], a mapping from name to dictionary, or several dictionaries
-            without names, which are named after their sites.
+        dictionaries: One dictionary, a [`TranscoderSet`], a [`CrossLayerTranscoder`], a mapping from name to dictionary, or
+            several dictionaries without names, which are named after their sites.
 
     Returns:
         `dict[str, TranscoderModel]`: dictionaries by name, empty if none was given.

@@ -95,10 +95,11 @@ def replace(
         base_model ([`~transformers.PreTrainedModel`]):
             A causal language model or its base model, plain or wrapped by PEFT, data parallelism or `torch.compile`.
         replacements (`Mapping[str | Site, torch.nn.Module or Sequence[torch.nn.Module]]`):
-            Dictionary by output site; for the layers of a cross-layer transcoder all that write there, whose sum is written. A dictionary is called as `dictionary(inputs, output_features=...)` with `inputs`
-            `(batch, seq, d_in)` in its own dtype, and returns `.reconstruction` `(batch, seq, d_out)` and `.features`
-            `(batch, seq, num_features)`. A dictionary at several sites is called once in each forward pass, and
-            `.reconstruction` may then be a mapping from site (`str`) to tensor.
+            Dictionary by output site; for the layers of a cross-layer transcoder all that write there, whose sum is written. A
+            dictionary is called as `dictionary(inputs, output_features=...)` with `inputs` `(batch, seq, d_in)` in its own
+            dtype, and returns `.reconstruction` `(batch, seq, d_out)` and `.features` `(batch, seq, num_features)`. A
+            dictionary at several sites is called once in each forward pass, and `.reconstruction` may then be a mapping
+            from site (`str`) to tensor.
         error (`"drop"` or `"keep"`, *optional*, defaults to `"drop"`):
             `"drop"` writes the reconstruction. `"keep"` adds what the reconstruction misses as a constant, so that
             the model computes exactly what it did before while gradients flow through the dictionary.

@@ -57,8 +57,9 @@ def make_trainer(output, kinds, alone=False, cross_layer=False, **changes):
         "dead_after_tokens": 640, "disable_tqdm": True, "report_to": "none", **changes,
     }  # fmt: skip
     args = TranscoderTrainingArguments(str(output), **arguments)
-    model = models[kinds[0]] if alone else TranscoderSet(models)
-    if cross_layer:
+    if not cross_layer:
+        model = models[kinds[0]] if alone else TranscoderSet(models)
+    else:
         torch.manual_seed(0)
         config = CrossLayerTranscoderConfig.for_model(base, num_features=64, k=4)
         model = CrossLayerTranscoder(config)

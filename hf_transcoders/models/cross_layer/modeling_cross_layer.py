@@ -126,7 +126,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         totals = self._reconstruct(encoded, rows)
         targets = self._targets(activations, lead)
         outputs = {}
-        for number, (name, source) in enumerate(self.items()):
+        for number, (name, source) in enumerate(zip(self.config.names, self.layers, strict=True)):
             losses = None
             if targets[number] is not None:
                 dead = (dead_features or {}).get(name)

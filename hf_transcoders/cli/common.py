@@ -97,7 +97,8 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
     from ..models.foreign import holds_cross_layer, holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
     from ..models.saved_files import WEIGHT_SUFFIXES, Files
-    from ..models.transcoder_set import INDEX_NAME, TranscoderSet
+    from ..models.set_index import INDEX_NAME
+    from ..models.transcoder_set import TranscoderSet
 
     local = Path(path)
     if local.is_file() and local.suffix not in WEIGHT_SUFFIXES:

@@ -32,7 +32,7 @@ def parse(argv, prog):
 
 
 def run(args):
-    from ..evaluation.caveats import caveats
+    from ..evaluation.cautions import cautions
     from ..lm.devices import input_device
 
     if args.save and not Path(args.transcoders).is_dir():
@@ -57,5 +57,5 @@ def run(args):
     else:
         echo(*report.to_text().split("\n"))
         configs = {name: dictionary.config for name, dictionary in dictionaries.items()}
-        for line in caveats(configs, report.metrics, report.protocol["fidelity_tokens"]).values():
+        for line in cautions(configs, report.metrics, report.protocol["fidelity_tokens"]).values():
             echo(f"Caution: {line}", error=True)

@@ -198,7 +198,7 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
-    from ..evaluation.caveats import caveats
+    from ..evaluation.cautions import cautions
     from ..tracking.local import FOLDER, PAGES
     from ..training.run_folder import check_run_folder
     from ..training.trainer import TranscoderTrainer
@@ -236,10 +236,10 @@ def run(args):
         else:
             echo(*report.to_text().split("\n"), "")
             configs = {name: dictionary.config for name, dictionary in trainer.dictionaries.items()}
-            found = caveats(configs, report.metrics, report.protocol["fidelity_tokens"])
+            found = cautions(configs, report.metrics, report.protocol["fidelity_tokens"])
             for kind, line in found.items():
                 # The trainer has said what training shows by itself.
-                if kind not in trainer.caveats:
+                if kind not in trainer.cautions:
                     echo(f"Caution: {line}", error=True)
             page = Path(training.output_dir, FOLDER, PAGES, "report.html")
             if page.is_file():

@@ -107,7 +107,7 @@ def _stream_rows(base_model, dictionary, features):
     for site in map(Site.parse, dictionary.config.output_sites):
         rows = decoder_rows(dictionary, features, site).to(input_device(base_model))
         written.append(written_directions(base_model, site, rows) if site.module is None else rows)
-    return sum(written)
+    return torch.stack(written).sum(0)
 
 
 def _why_no_logits(base_model, dictionary, site) -> str | None:

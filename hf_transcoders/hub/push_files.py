@@ -16,7 +16,8 @@ from ..errors import TranscoderError
 from ..files import is_inside
 from ..models.model_types import model_type_of
 from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
-from ..models.transcoder_set import INDEX_NAME, parse_index, set_folders
+from ..models.set_index import INDEX_NAME, parse_index
+from ..models.transcoder_set import set_folders
 from ..text import logging
 from ..text.printable import printable
 from ..text.strict_json import read_json, to_json

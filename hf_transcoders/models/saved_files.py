@@ -19,7 +19,7 @@ from ..files import inner_path, read_settled
 from ..hub_ids import refuse_missing
 from ..text.printable import printable
 from ..text.strict_json import parse_json
-from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
+from .configuration_transcoder import FORMAT_VERSION, check_format_version
 
 
 CONFIG_NAME = "config.json"
@@ -32,6 +32,9 @@ WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 
 #: Arguments of `from_pretrained` for the location of the files.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+# Model types of the dictionaries of this library.
+_MODEL_TYPES = "transcoder", "cross_layer_transcoder"
 
 # Torch puts tensors at multiples of this many bytes.
 _ALIGNMENT = 64
@@ -204,7 +207,7 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
     fields = parse_saved(path.read_bytes(), str(path))
     # First, because a newer format may differ in everything else.
     check_format_version(fields.get("format_version", FORMAT_VERSION))
-    if (kind := fields.get("model_type", TranscoderConfig.model_type)) != TranscoderConfig.model_type:
+    if (kind := fields.get("model_type", _MODEL_TYPES[0])) not in _MODEL_TYPES:
         raise TranscoderError(
             f"{printable(files.place)} holds a model of type '{printable(kind)[:40]}', not a dictionary: give the folder or "
             "repo of a dictionary."

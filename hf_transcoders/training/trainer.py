@@ -24,7 +24,7 @@ from ..data.rows import is_several, one_dataset, refuse_splits
 from ..data.text import hub_dataset_id
 from ..dictionaries import check_fits
 from ..errors import TranscoderError
-from ..evaluation.caveats import caveats
+from ..evaluation.cautions import cautions
 from ..evaluation.evaluator import EvaluationReport, TranscoderEvaluator
 from ..files import write_text
 from ..hub.cards.make import make_card
@@ -34,7 +34,8 @@ from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ..models.cross_layer.source import CrossLayerSource
 from ..models.modeling_transcoder import TranscoderModel
 from ..models.named_dictionaries import NamedDictionaries
-from ..models.transcoder_set import TranscoderSet, dictionary_name
+from ..models.set_index import dictionary_name
+from ..models.transcoder_set import TranscoderSet
 from ..text import logging
 from ..tracking.callback import TranscoderTrackingCallback
 from ..tracking.trackio import TranscoderTrackioCallback
@@ -167,8 +168,8 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             callbacks=[callback for callback in callbacks or () if callback not in own],
             optimizers=optimizers,
         )
-        #: What makes the result of the last run worthless or uncertain, in one line for each kind (see [`caveats`]).
-        self.caveats: dict[str, str] = {}
+        #: What makes the result of the last run worthless or uncertain, in one line for each kind (see [`cautions`]).
+        self.cautions: dict[str, str] = {}
         #: The latest [`EvaluationReport`], and activations of some tokens of the last logged step.
         self.last_evaluation: EvaluationReport | None = None
         self.activation_sample: dict[str, torch.Tensor] | None = None
@@ -297,24 +298,24 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
                 if interrupted and self._interruption.signal is not None:
                     raise self._interrupted() from None
                 raise
-            self._note_caveats()
+            self._note_cautions()
             return output._replace(training_loss=output.metrics["train_loss"])
 
-    def _note_caveats(self) -> None:
+    def _note_cautions(self) -> None:
         """Warns of what makes the result worthless: the last evaluation, or else the last log, shows it."""
         self._summarize()
         configs = {name: dictionary.config for name, dictionary in self.dictionaries.items()}
         report = self.last_evaluation
         if report is not None:
-            self.caveats = caveats(configs, report.metrics, report.protocol["fidelity_tokens"])
+            self.cautions = cautions(configs, report.metrics, report.protocol["fidelity_tokens"])
         else:
             metrics = {name: {} for name in configs}
             for entry in self.state.log_history:
                 for name, values in metrics.items():
                     values.update({key: entry[f"{name}/{key}"] for key in ("fvu", "l0") if f"{name}/{key}" in entry})
-            self.caveats = caveats(configs, metrics)
+            self.cautions = cautions(configs, metrics)
         if self.is_world_process_zero():
-            for line in self.caveats.values():
+            for line in self.cautions.values():
                 logger.warning(line)
 
     def _finish_complete_run(self, checkpoint: str, state: TrainerState) -> TrainOutput:

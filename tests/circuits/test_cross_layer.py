@@ -249,8 +249,9 @@ def test_promoted_tokens_are_those_of_all_sites():
     model, count = tiny_model("gpt2"), 5
     transcoder = random_cross_layer(model)
     source = transcoder.sources[0]
-    written = sum(decoder_rows(source, torch.tensor([3]), site) for site in source.config.output_sites)
-    expected = direct_logits(model, written)[0].topk(count)
+    written = sum(decoder_rows(source, site=site) for site in source.config.output_sites)
+    weights = direct_logits(model, written).double()
+    expected = ((weights - weights.mean(0)) / weights.std(0, correction=0))[3].topk(count)
 
     class Tokenizer:
         def convert_ids_to_tokens(self, ids):

@@ -16,7 +16,8 @@ from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConf
 from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import SavedDictionary, expect, saved_dtype
-from ...models.transcoder_set import TranscoderSet, dictionary_name
+from ...models.set_index import dictionary_name
+from ...models.transcoder_set import TranscoderSet
 from ...text import logging
 from ...tracking.run import Run
 from ..public import hidden_names, public_name, public_values

@@ -1,6 +1,6 @@
 """The limitations of the dictionaries of a card, and what was not measured."""
 
-from ...evaluation.caveats import caveats
+from ...evaluation.cautions import cautions
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
 from ...text.markdown import Markdown, code, escape
 from .facts import CardFacts
@@ -10,7 +10,7 @@ from .wording import listed
 def limits(facts: CardFacts) -> list[Markdown]:
     """The limitations, one per entry."""
     lines = [
-        *_caveats(facts),
+        *_cautions(facts),
         _of_base(facts),
         *_of_left_out_tokens(facts),
         *_of_dead_features(facts),
@@ -19,14 +19,14 @@ def limits(facts: CardFacts) -> list[Markdown]:
     return [Markdown(line) for line in (*lines, _not_measured(facts))]
 
 
-def _caveats(facts: CardFacts) -> list[str]:
+def _cautions(facts: CardFacts) -> list[str]:
     """What makes the results worthless or uncertain, for each evaluation; what is known without one, once."""
     lines = {}
     for report in facts.reports:
         configs = {name: facts.configs[name] for name in report.dictionaries}
-        lines |= dict.fromkeys(caveats(configs, report.metrics, report.protocol["fidelity_tokens"]).values())
+        lines |= dict.fromkeys(cautions(configs, report.metrics, report.protocol["fidelity_tokens"]).values())
     unmeasured = {name: config for name, config in facts.configs.items() if name not in facts.metrics}
-    lines |= dict.fromkeys(caveats(unmeasured, {}).values())
+    lines |= dict.fromkeys(cautions(unmeasured, {}).values())
     return [f"**{escape(line)}**" for line in lines]
 
 

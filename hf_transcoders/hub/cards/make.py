@@ -9,7 +9,8 @@ from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
 from ...models.model_types import model_type_of
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import Files, open_dictionary
-from ...models.transcoder_set import INDEX_NAME, TranscoderSet, open_set
+from ...models.set_index import INDEX_NAME
+from ...models.transcoder_set import TranscoderSet, open_set
 from ...reports.page import MEANINGS
 from ...text.markdown import Markdown, code, escape
 from ...text.strict_json import read_json

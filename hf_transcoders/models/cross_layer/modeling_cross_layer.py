@@ -233,7 +233,8 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         if model.config.normalization != "none":
             for number, source in enumerate(model.layers):
                 for later, site in enumerate(source.config.output_sites):
-                    if not torch.equal(source.output_scale[later], model.layers[number + later].output_scale[0]):
+                    its: CrossLayerSource = model.layers[number + later]  # pyright: ignore[reportIndexIssue]
+                    if not torch.equal(source.output_scale[later], its.output_scale[0]):
                         raise TranscoderError(
                             f"In {printable(saved.place)} the layers disagree about the scale of {site}: save the cross-layer "
                             "transcoder again."

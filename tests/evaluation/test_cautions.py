@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hf_transcoders import TranscoderConfig
-from hf_transcoders.evaluation.caveats import caveats
+from hf_transcoders.evaluation.cautions import cautions
 
 
 def config(steps=1000, **changes):
@@ -16,8 +16,8 @@ GOOD = {"fvu": 0.3, "l0": 4.0}
 
 
 def test_a_good_result_has_none():
-    assert caveats({"a": config()}, {"a": GOOD}, tokens=10_000) == {}
-    assert caveats({"a": TranscoderConfig(d_in=8)}, {}) == {}
+    assert cautions({"a": config()}, {"a": GOOD}, tokens=10_000) == {}
+    assert cautions({"a": TranscoderConfig(d_in=8)}, {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,12 @@ def test_a_good_result_has_none():
     ],
 )  # fmt: skip
 def test_each_kind(kind, given, metrics, tokens, line):
-    assert caveats({"a": config(**given)}, {"a": GOOD | metrics}, tokens) == {kind: line}
+    assert cautions({"a": config(**given)}, {"a": GOOD | metrics}, tokens) == {kind: line}
 
 
 def test_a_large_set_has_one_line_for_each_kind():
     names = [f"layers.{i}" for i in range(30)]
-    found = caveats(
+    found = cautions(
         {name: config(steps=3) for name in names},
         {name: {"fvu": 1 + i / 100, "l0": 4.0} for i, name in enumerate(names)},
     )

@@ -18,7 +18,7 @@ _EXPLODED = 10.0
 _MOST = 3
 
 
-def caveats(
+def cautions(
     configs: Mapping[str, TranscoderConfig],
     metrics: Mapping[str, Mapping[str, float]],
     tokens: int | None = None,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...data.token_texts import visible
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of
 from ...lm.forwards import check_head
@@ -15,6 +14,7 @@ from ...lm.sites import Site
 from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
+from ...text.visible import visible
 from ..prompt_tokens import token_labels
 from .linear_run import READS, LinearRun
 from .nodes import TargetInfo

@@ -1,9 +1,19 @@
 // Visible nodes and edges: the strongest that together have the chosen share of the influence.
 
-const shown = { nodes: new Array(NODES.length).fill(true), edges: EDGES };
+// Visible edges are sorted, strongest first.
+const shown = { nodes: [], edges: [] };
+let BY_INFLUENCE, BY_FLOW;
 
-const BY_INFLUENCE = NODES.filter((node) => !FIXED.has(node.kind)).sort((a, b) => b.influence - a.influence);
-const BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
+function openPruning() {
+  BY_INFLUENCE = NODES.filter((node) => !FIXED.has(node.kind)).sort((a, b) => b.influence - a.influence);
+  BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
+}
+
+// Edges that are drawn at rest: the strongest, and all of selected and pinned nodes.
+function drawnEdges() {
+  const ends = new Set([...state.pins, ...(state.selected === null ? [] : [state.selected])]);
+  return shown.edges.filter((edge, rank) => rank < state.lines || ends.has(edge.source) || ends.has(edge.target));
+}
 
 function prune() {
   const nodes = new Array(NODES.length).fill(true);

@@ -99,12 +99,35 @@ def feature_arguments(parser: argparse.ArgumentParser, chosen: str, count: int) 
     add_shared(group, "max_features", "used when --features is not given", default=count)
 
 
-def prompt_arguments(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Add a prompt, the dictionaries that explain it, and the language model in full precision."""
-    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer adds its special tokens")
+def prompt_arguments(parser: argparse.ArgumentParser, more: str = "", several: bool = False) -> None:
+    """Add a prompt or several, the dictionaries that explain them, and the language model in full precision."""
+    text = "text; the tokenizer adds its special tokens"
+    parser.add_argument("prompt", type=unicode_text, help=text, **({"nargs": "*"} if several else {}))
+    if several:
+        parser.add_argument("--prompts-from", metavar="FILE", help="text file with one prompt on each line")
     dictionary_arguments(parser, more=more)
     # In lower precision, contributions no longer sum exactly.
     model_arguments(parser, dtype="float32")
+
+
+def target_arguments(group, several: bool = False) -> None:
+    """Add the options for the tokens whose logits are explained: one target, or several."""
+    group.add_argument(
+        "--target",
+        type=unicode_text,
+        metavar="TOKEN",
+        help=f"next token{'s' if several else ''} to explain, such as \" Mary\", often with a leading space; by default, the most "
+        f"likely one{'s' if several else ''}",
+        **({"nargs": "+", "action": "extend"} if several else {}),
+    )
+    group.add_argument(
+        "--target-difference",
+        type=unicode_text,
+        nargs=2,
+        metavar=("TOKEN", "OTHER"),
+        help="explain the logit of one token minus that of another" + ("; can be given several times" if several else ""),
+        **({"action": "append"} if several else {}),
+    )
 
 
 def text_arguments(parser: argparse.ArgumentParser, max_tokens: int) -> None:

@@ -1,13 +1,14 @@
-"""`hf-transcoders graph`: the attribution graph of a prompt, as files and an interactive page."""
+"""`hf-transcoders graph`: the attribution graphs of prompts, as files and an interactive page."""
 
 import re
+from pathlib import Path
 
 from ..errors import TranscoderError
 from ..lm.devices import input_device
-from .arguments import add_shared, output_arguments, prompt_arguments
+from .arguments import add_shared, output_arguments, prompt_arguments, target_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
-from .values import output_folder, share, unicode_text, whole
+from .values import output_folder, share, whole
 
 
 # Tokens per row of the text that is searched for contexts.
@@ -19,29 +20,16 @@ def parse(argv, prog):
         prog=prog,
         description="Computes the attribution graph of a prompt: the features, tokens and errors that the prediction of the "
         "model comes from. Writes the graph (graph.safetensors, graph.json) and, after pruning, an interactive page "
-        "(graph.html) that works offline.",
+        "(graph.html) that works offline. Several prompts share one page, and each graph has a folder.",
         epilog="examples:\n"
         '  hf-transcoders graph "The capital of France is" --transcoders runs/set --open\n'
+        '  hf-transcoders graph "The capital of France is" "The capital of Italy is" --transcoders runs/set\n'
         '  hf-transcoders graph "When Mary and John went out, John thanked" --transcoders me/my-transcoders \\\n'
         '      --target-difference " Mary" " John" --features-from docstrings',
     )
-    prompt_arguments(parser, "layers without a dictionary give one node for each MLP output")
+    prompt_arguments(parser, "layers without a dictionary give one node for each MLP output", several=True)
     group = parser.add_argument_group("graph")
-    group.add_argument(
-        "--targets",
-        type=unicode_text,
-        nargs="+",
-        metavar="TOKEN",
-        help='next tokens to explain, such as " Mary"; by default, the most likely ones',
-    )
-    group.add_argument(
-        "--target-difference",
-        type=unicode_text,
-        nargs=2,
-        action="append",
-        metavar=("TOKEN", "OTHER"),
-        help="explain the difference of the logits of two tokens; can be given several times",
-    )
+    target_arguments(group, several=True)
     group.add_argument(
         "--max-logits",
         type=whole(1),
@@ -79,74 +67,134 @@ def parse(argv, prog):
         "`docstrings`; by default, the page shows no contexts",
     )
     add_shared(group, "max_tokens", "for --features-from, by default 20,000")
+    group = parser.add_argument_group("page")
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="labels of features, pins and groups to show on the page: a file that the page of a graph saved",
+    )
     group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
     group.add_argument(
         "--viewer", action="store_true", help="also write files for published viewers of attribution graphs"
     )
     group.add_argument("--open", action="store_true", help="open the page in the browser")
-    return parser.parse_args(argv)
+    # Prompts may stand before, between and after options.
+    return parser.parse_intermixed_args(argv)
 
 
 def run(args):
-    if args.max_logits and (args.targets or args.target_difference):
+    if args.max_logits and (args.target or args.target_difference):
         raise TranscoderError("--max-logits applies when no targets are given: leave it out.")
     if args.max_tokens and not args.features_from:
         raise TranscoderError("--max-tokens limits the text of --features-from: give that too.")
+    prompts = _prompts(args)
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
-    from ..circuits.graphs.page_data import MAX_EDGES
-    from ..circuits.graphs.validation import validate_edges
+    from ..circuits.graphs.page_data import write_graph_page
 
     dictionaries = load_dictionaries(args)
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionaries = dictionaries.to(input_device(base_model))
-    graph = attribution_graph(
+    whole_graphs = attribution_graph(
         base_model,
         dictionaries,
-        args.prompt,
+        prompts,
         tokenizer=tokenizer,
-        targets=[*(args.targets or ()), *map(tuple, args.target_difference or ())] or None,
+        targets=[*(args.target or ()), *map(tuple, args.target_difference or ())] or None,
         max_logits=args.max_logits,
         max_features=args.max_features,
         progress=not args.json,
     )
-    pruned, share = graph.prune(args.nodes, args.edges), args.edges
-    while pruned.num_edges > MAX_EDGES:
-        # The page shows a limited number of edges, and the remaining share of their influence.
-        share *= 0.95
-        pruned = graph.prune(args.nodes, share)
-    validation = None
-    if args.validate and pruned.is_kind("feature")[pruned.source].any():
-        validation = validate_edges(base_model, dictionaries, pruned, args.validate)
-        graph, pruned = graph.with_validation(validation), pruned.with_validation(validation)
+    graphs, pruned, validations = [], [], []
+    for graph in whole_graphs:
+        part, validation = _for_page(args, base_model, dictionaries, graph)
+        graphs.append(graph if validation is None else graph.with_validation(validation))
+        pruned.append(part)
+        validations.append(validation)
     features = _explained(args, base_model, dictionaries, tokenizer, pruned) if args.features_from else None
-    graph.save_pretrained(output)
-    page = pruned.to_html(output / "graph.html", features)
+    if args.features_from and features is None:
+        note = (
+            f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
+        )
+        pruned = [part.with_note(note) for part in pruned]
+    # Made first: labels that do not fit are refused before anything is written.
+    slugs = _slugs(prompts)
+    page = write_graph_page(output / "graph.html", pruned, features, args.labels)
+    for slug, graph in zip(slugs, graphs, strict=True):
+        graph.save_pretrained(output if len(graphs) == 1 else output / slug)
     if args.viewer:
         from ..circuits.graphs.viewer import write_viewer_files
 
-        write_viewer_files(output / "viewer", {_slug(args.prompt): pruned}, features)
-    found = _summary(graph, pruned, validation, page)
+        write_viewer_files(output / "viewer", dict(zip(slugs, pruned, strict=True)), features)
+    found = list(map(_summary, graphs, pruned, validations))
     if args.json:
-        print_json(found)
+        alone = found[0] if len(found) == 1 else {"graphs": found}
+        print_json({**alone, "page": str(page)})
     else:
-        _print(found, validation)
+        for prompt, summary, validation in zip(prompts, found, validations, strict=True):
+            if len(found) > 1:
+                echo(f"prompt: {prompt}", "")
+            _print(summary, validation)
+            echo()
+        echo(page)
     if args.open:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
 
 
-def _explained(args, base_model, dictionaries, tokenizer, graph):
-    """Return dictionary -> explanations of its features on the page."""
+def _prompts(args):
+    prompts = list(args.prompt)
+    if args.prompts_from:
+        try:
+            lines = Path(args.prompts_from).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise TranscoderError(
+                f"{args.prompts_from} could not be read ({error}): give a text file in UTF-8 with one prompt on each line."
+            ) from error
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise TranscoderError(
+            f"{args.prompts_from} has no prompt: write one on each line."
+            if args.prompts_from
+            else "There is no prompt: give a text, several texts, or --prompts-from."
+        )
+    return prompts
+
+
+def _for_page(args, base_model, dictionaries, graph):
+    """Prune a graph for the page and validate it; what cannot be done becomes a note on the page."""
+    from ..circuits.graphs.page_data import MAX_EDGES
+    from ..circuits.graphs.validation import validate_edges
+
+    pruned, share = graph.prune(args.nodes, args.edges), args.edges
+    while pruned.num_edges > MAX_EDGES:
+        # The page shows a limited number of edges, and the remaining share of their influence.
+        share *= 0.95
+        pruned = graph.prune(args.nodes, share)
+    if share < args.edges:
+        pruned = pruned.with_note(
+            f"A page shows up to {MAX_EDGES:,} edges: it has those with {share:.0%} of the influence, not {args.edges:.0%}."
+        )
+    if not args.validate:
+        return pruned, None
+    if not pruned.is_kind("feature")[pruned.source].any():
+        return pruned.with_note("The graph was not validated: no feature on the page has an edge that could be."), None
+    validation = validate_edges(base_model, dictionaries, pruned, args.validate)
+    return pruned.with_validation(validation), validation
+
+
+def _explained(args, base_model, dictionaries, tokenizer, graphs):
+    """Return dictionary -> explanations of its features on the page; `None` if it has no features."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
     from ..features.feature_examples import explain_features
 
     wanted: dict[str, set[int]] = {}
-    has = graph.is_kind("feature")
-    for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
-        wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
+    for graph in graphs:
+        has = graph.is_kind("feature")
+        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
+            wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
     if not wanted:
         return None
     return explain_features(
@@ -160,8 +208,11 @@ def _explained(args, base_model, dictionaries, tokenizer, graph):
     )
 
 
-def _summary(graph, pruned, validation, page):
+def _summary(graph, pruned, validation):
+    from ..circuits.graphs.verdicts import graph_verdicts, left_out, missing_features
+
     return {
+        "prompt": "".join(graph.tokens),
         "targets": [
             {"label": target.label, "probability": target.probability, "weight": target.weight}
             for target in graph.targets
@@ -171,6 +222,9 @@ def _summary(graph, pruned, validation, page):
         "largest_row_error": graph.metadata.get("largest_row_error"),
         "warning": graph.warning,
         "scores": graph.whole_scores,
+        "verdicts": [verdict.to_dict() for verdict in graph_verdicts(pruned)],
+        "notes": [*filter(None, [missing_features(pruned)]), *pruned.metadata.get("notes", ())],
+        "left_out": left_out(pruned),
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
@@ -182,7 +236,6 @@ def _summary(graph, pruned, validation, page):
             for number, influence in pruned.strongest_features()
         ],
         "validation": validation and validation.summary(),
-        "page": str(page),
     }
 
 
@@ -191,15 +244,19 @@ def _print(found, validation):
     for target in found["targets"]:
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
         echo(f"  {share:>7}  {target['label']!r}")
-    scores, pruned = found["scores"], found["pruned"]
     if found["warning"]:
         echo("", f"WARNING: {found['warning']}")
+    for note in found["notes"]:
+        echo("", note)
+    scores = found["scores"]
+    echo("", "verdict")
+    for verdict in found["verdicts"]:
+        echo(f"  {verdict['level']}  {verdict['text']}")
     echo(
         "",
         f"{found['nodes']:,} nodes, {found['edges']:,} edges: replacement {scores['replacement']:.3f}, completeness "
         f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph",
-        f"page: {pruned['num_nodes']:,} nodes, {pruned['num_edges']:,} edges ({pruned['edges']:.0%} of their influence); {pruned['dropped_error_nodes']:,} error nodes with "
-        f"{pruned['dropped_error_influence']:.1%} of the influence are not on it",
+        found["left_out"],
     )
     if found["strongest"]:
         echo("", "strongest features")
@@ -207,8 +264,12 @@ def _print(found, validation):
             echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
     if validation is not None:
         echo("", *validation.to_text().split("\n"))
-    echo("", found["page"])
 
 
-def _slug(prompt):
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "graph"
+def _slugs(prompts):
+    """Names of files, one for each prompt."""
+    slugs = []
+    for prompt in prompts:
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "graph"
+        slugs.append(slug if slug not in slugs else f"{slug}-{len(slugs) + 1}")
+    return slugs

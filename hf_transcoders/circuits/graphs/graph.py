@@ -330,6 +330,17 @@ class AttributionGraph:
         edges = [{key: edge[key] for key in edge if key not in ("source", "target")} for edge in found["edges"]]
         return self._with_metadata(certificate=found["summary"], validated_edges=edges)
 
+    def with_note(self, note: str) -> "AttributionGraph":
+        """The graph with a sentence that its page and its files contain, such as why something was left out.
+
+        Args:
+            note (`str`): The sentence.
+
+        Returns:
+            [`AttributionGraph`]: a new graph.
+        """
+        return self._with_metadata(notes=[*self.metadata.get("notes", ()), note])
+
     def _with_metadata(self, **values):
         return dataclasses.replace(self, metadata={**self.metadata, **values})
 

@@ -90,8 +90,12 @@ def run(args):
     prompts = _prompts(args)
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
-    from ..circuits.graphs.page_data import write_graph_page
+    from ..circuits.graphs.page_data import page_data
+    from ..circuits.graphs.page_labels import read_labels
+    from ..reports.graph.graph_page import write_graph
 
+    if args.labels:
+        read_labels(args.labels)  # Refuses other files before any work starts.
     dictionaries = load_dictionaries(args)
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionaries = dictionaries.to(input_device(base_model))
@@ -117,11 +121,12 @@ def run(args):
             f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
         )
         pruned = [part.with_note(note) for part in pruned]
-    # Made first: labels that do not fit are refused before anything is written.
+    # Labels of other dictionaries are refused before anything is written.
+    data = page_data(pruned, features, args.labels)
     slugs = _slugs(prompts)
-    page = write_graph_page(output / "graph.html", pruned, features, args.labels)
     for slug, graph in zip(slugs, graphs, strict=True):
         graph.save_pretrained(output if len(graphs) == 1 else output / slug)
+    page = write_graph(output / "graph.html", data)
     if args.viewer:
         from ..circuits.graphs.viewer import write_viewer_files
 

@@ -28,12 +28,13 @@ def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
     pruned = saved.prune(0.8, 0.98)
     assert printed["pruned"]["num_nodes"] == pruned.num_nodes < saved.num_nodes
     html = (tmp_path / "out" / "graph.html").read_text()
-    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    data = json.loads(html.split('id="graph-0">')[1].split("</script>")[0])
     assert len(data["nodes"]) == pruned.num_nodes and data["scores"] == pytest.approx(printed["scores"])
     # The validation of direct effects is exact, and every feature on the page is explained.
     assert printed["validation"]["direct"]["relative_error"] < 1e-3 and len(data["validation"]["edges"]) == 8
-    shown = {f"{n['dictionary']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
-    assert shown == data["features"].keys() and any(f["contexts"] for f in data["features"].values())
+    shown = {f"{data['dictionaries'][n['dictionary']]['name']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
+    explained = json.loads(html.split('id="data">')[1].split("</script>")[0])["features"]
+    assert shown == explained.keys() and any(f["contexts"] for f in explained.values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]
     viewer = tmp_path / "out" / "viewer"
     (slug,) = [entry["slug"] for entry in json.loads((viewer / "data/graph-metadata.json").read_text())["graphs"]]
@@ -45,7 +46,7 @@ def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
 def test_chosen_targets_and_plain_text(folder, tmp_path, capsys, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
+    more = ["--target", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
     assert graph(folder, tmp_path / "out", *more) == 0
     out = capsys.readouterr().out
     assert "' Mary'" in out and "' Mary - John'" in out and "completeness" in out and "strongest features" in out
@@ -67,7 +68,7 @@ def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--targets", "no such token"], "is not one token"),
+        (["--target", "no such token"], "is not one token"),
         (["--nodes", "80"], "between 0 and 1"),
         (["--max-features", "0"], "give at least 1"),
         (["--features-from", "nowhere.txt"], "nowhere.txt"),

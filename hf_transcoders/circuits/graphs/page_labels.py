@@ -39,7 +39,7 @@ def page_labels(
         return {"labels": {}, "graphs": []}
     known = {name for graph in graphs for name in graph.dictionaries}
     if isinstance(labels, str | os.PathLike):
-        found, where = _read(Path(labels)), printable(labels)
+        found, where = read_labels(labels), printable(labels)
     else:
         found, where = {"labels": _checked_labels(labels, "labels"), "graphs": []}, "`labels`"
     if found["labels"] and not known & set(found["labels"]):
@@ -50,8 +50,19 @@ def page_labels(
     return found
 
 
-def _read(path):
-    data, file = read_json(path), str(path)
+def read_labels(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a file that a page saved.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+
+    Returns:
+        `dict`: as for [`page_labels`].
+
+    Raises:
+        [`TranscoderError`]: the file cannot be read or is of another kind.
+    """
+    data, file = read_json(Path(path)), str(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise TranscoderError(
             f"{printable(file)} is not a file of labels: give a file that the page of a graph saved (button Save)."
@@ -66,7 +77,9 @@ def _checked_labels(labels, where):
     found = {}
     for name, of_features in labels.items():
         found[str(name)] = {}
-        for feature, label in checked(dict(of_features), dict, f"'{name}' in {where}").items():
+        if not isinstance(of_features, Mapping):
+            checked(of_features, dict, f"'{name}' in {where}")
+        for feature, label in of_features.items():
             if not str(feature).isdecimal():
                 raise TranscoderError(
                     f"'{printable(feature)[:80]}' of '{printable(name)}' in {printable(where)} is not the number of a feature: "

@@ -9,7 +9,8 @@ from .influence import edge_influence, influence
 
 
 # Shares of nodes that are tried for a page without features.
-_SHARES = (0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+_SHARES = (0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
+_SEVERAL = 10
 
 
 def prune(
@@ -68,9 +69,13 @@ def prune(
         "dropped_feature_influence": (influences[features].sum() / total).item(),
     }
     if features.any() and not (keep & is_feature).any():
-        # A share of nodes that keeps at least one feature, for the advice on a page without features.
-        shares = [each for each in _SHARES if each > nodes]
-        report["features_from"] = next((each for each in shares if (chosen(each)[0] & is_feature).any()), 1.0)
+        # For the advice on a page without features: a share of nodes with several features, and their number.
+        for wider in (each for each in _SHARES if each > nodes):
+            count = int((chosen(wider)[0] & is_feature).sum())
+            if count:
+                report |= {"features_from": wider, "features_then": count}
+            if count >= _SEVERAL:
+                break
     return keep, keep_edges, report
 
 

@@ -137,12 +137,17 @@ def missing_features(graph: "AttributionGraph") -> str | None:
         if active:
             why = f"None of the {active:,} active features became a node: the set {covered}."
         return f"{why} Check that the dictionaries are trained (`hf-transcoders evaluate`), or train them for more layers."
-    share = pruning.get("features_from", 1.0)
+    share, then = pruning.get("features_from"), pruning.get("features_then")
+    advice = "Train dictionaries for more layers, or on more text."
+    if share is not None and then:
+        advice = (
+            f"Try --nodes {share:g} (`prune(nodes={share:g})` in Python), which shows {_count(then, 'feature')}, or train "
+            "dictionaries for more layers."
+        )
     return (
         f"No feature is strong enough for the page: the set {covered}, and {_count(dropped, 'feature')} together "
         f"{'has' if dropped == 1 else 'have'} {_percent(pruning['dropped_feature_influence'])} of the influence, too little for "
-        f"a page with {_percent(pruning['nodes'])} of it. Try --nodes {share:g} "
-        f"(`prune(nodes={share:g})` in Python), or train dictionaries for more layers."
+        f"a page with {_percent(pruning['nodes'])} of it. {advice}"
     )
 
 

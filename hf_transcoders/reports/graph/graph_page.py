@@ -71,6 +71,7 @@ def render_graph(data: Mapping[str, Any]) -> str:
     return environment.get_template("graph/graph.html").render(
         title=title,
         prompts=prompts,
+        has_warning=any(graph["warning"] for graph in graphs),
         script=Markup(script),
         digest=digest,
         # Each graph is parsed when it is opened.

@@ -227,8 +227,10 @@ function openGraph() {
   openEdges();
   takeKept();
   if (byId("prompt")) byId("prompt").value = state.graph;
-  byId("warning-text").textContent = DATA.warning ?? "";
-  byId("warning").hidden = !DATA.warning;
+  if (byId("warning")) {
+    byId("warning-text").textContent = DATA.warning ?? "";
+    byId("warning").hidden = !DATA.warning;
+  }
   byId("notes").replaceChildren(...DATA.notes.map((note) => element("p", {}, note)));
   byId("notes").hidden = !DATA.notes.length;
   setCurrent(firstNode());

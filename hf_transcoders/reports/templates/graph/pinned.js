@@ -2,7 +2,7 @@
 
 const area = byId("pinned-area");
 const pinnedSvg = byId("pinned-svg");
-const ITEM = { width: 212, height: 64, gapX: 26, gapY: 40 };
+const ITEM = { width: 212, height: 80, gapX: 26, gapY: 40 };
 const MOST_LABELS = 14;
 
 function pinnedItems() {

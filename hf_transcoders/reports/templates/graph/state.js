@@ -2,7 +2,7 @@
 
 // Numbers of edges that the page can draw at rest.
 const LINES = [25, 50, 100, 200, 500, 1000, Infinity];
-const state = { graph: 0, view: "graph", selected: null, pins: [], groups: [], nodes: 100, edges: 100, lines: 100, search: "" };
+const state = { graph: 0, view: "graph", selected: null, pins: [], groups: [], nodes: 100, edges: 100, lines: 50, search: "" };
 // Selected node, pins and groups of graphs that are not open, as ids.
 const kept = [];
 // Pinned items marked for grouping, and the open group. These are not in the address.
@@ -27,7 +27,7 @@ function readHash() {
   state.nodes = share("nodes");
   state.edges = share("edges");
   const lines = parameters.get("lines");
-  state.lines = LINES.find((count) => String(count) === lines) ?? 100;
+  state.lines = LINES.find((count) => String(count) === lines) ?? 50;
   state.search = parameters.get("search") ?? "";
   const made = madeWith();
   for (let number = 0; number < NUM_GRAPHS; number += 1) {
@@ -88,7 +88,7 @@ function writeHash() {
   if (state.view !== "graph") parameters.set("view", state.view);
   if (state.nodes < 100) parameters.set("nodes", state.nodes);
   if (state.edges < 100) parameters.set("edges", state.edges);
-  if (state.lines !== 100) parameters.set("lines", state.lines);
+  if (state.lines !== 50) parameters.set("lines", state.lines);
   if (state.search) parameters.set("search", state.search);
   const made = madeWith();
   kept.forEach(({ node, pins, groups }, number) => {

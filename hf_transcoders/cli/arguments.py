@@ -116,7 +116,7 @@ def target_arguments(group, several: bool = False) -> None:
         "--target",
         type=unicode_text,
         metavar="TOKEN",
-        help=f"next token{'s' if several else ''} to explain, such as \" Mary\", often with a leading space; by default, the most "
+        help=f'next token{"s" if several else ""} to explain, such as " Mary", often with a leading space; by default, the most '
         f"likely one{'s' if several else ''}",
         **({"nargs": "+", "action": "extend"} if several else {}),
     )
@@ -125,7 +125,8 @@ def target_arguments(group, several: bool = False) -> None:
         type=unicode_text,
         nargs=2,
         metavar=("TOKEN", "OTHER"),
-        help="explain the logit of one token minus that of another" + ("; can be given several times" if several else ""),
+        help="explain the logit of one token minus that of another"
+        + ("; can be given several times" if several else ""),
         **({"action": "append"} if several else {}),
     )
 

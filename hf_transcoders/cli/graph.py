@@ -117,9 +117,7 @@ def run(args):
         validations.append(validation)
     features = _explained(args, base_model, dictionaries, tokenizer, pruned) if args.features_from else None
     if args.features_from and features is None:
-        note = (
-            f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
-        )
+        note = f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
         pruned = [part.with_note(note) for part in pruned]
     # Labels of other dictionaries are refused before anything is written.
     data = page_data(pruned, features, args.labels)

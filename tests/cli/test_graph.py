@@ -32,7 +32,11 @@ def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
     assert len(data["nodes"]) == pruned.num_nodes and data["scores"] == pytest.approx(printed["scores"])
     # The validation of direct effects is exact, and every feature on the page is explained.
     assert printed["validation"]["direct"]["relative_error"] < 1e-3 and len(data["validation"]["edges"]) == 8
-    shown = {f"{data['dictionaries'][n['dictionary']]['name']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
+    shown = {
+        f"{data['dictionaries'][n['dictionary']]['name']}/{n['index']}"
+        for n in data["nodes"]
+        if n["kind"] == "feature"
+    }
     explained = json.loads(html.split('id="data">')[1].split("</script>")[0])["features"]
     assert shown == explained.keys() and any(f["contexts"] for f in explained.values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]

@@ -79,4 +79,3 @@ def node_label(kind: str, layer: int, position: int, index: int, tokens: list[st
     if kind in ("token", "position"):
         return f"{kind} {at if somewhere else max(index, position)}"
     return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
-

@@ -5,7 +5,7 @@ The thresholds are conventions of this library, listed in `docs/graphs.md`.
 
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _VALIDATION = (
 )
 # Largest error of direct effects that rounding explains.
 _EXACT = 0.01
-_FEWEST_EDGES = 3
+_FEWEST_EDGES = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def _validation(summary, mode):
     )
     if direct is None or direct > _EXACT:
         return Verdict(
-            "validation", "poor", f"Edges are not even the direct effects that they should be (error {_percent(direct or 1)})."
+            "validation",
+            "poor",
+            f"Edges are not even the direct effects that they should be (error {_percent(direct or 1)}).",
         )
     level, opening = next(
         (level, opening)

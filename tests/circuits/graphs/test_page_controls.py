@@ -22,10 +22,14 @@ def explained(*graphs):
     """An explanation of every feature of one dictionary."""
     numbers = set()
     for graph in graphs:
-        numbers |= set(graph.index[graph.is_kind("feature") & (graph.dictionary == graph.dictionaries.index(NAME))].tolist())
+        numbers |= set(
+            graph.index[graph.is_kind("feature") & (graph.dictionary == graph.dictionaries.index(NAME))].tolist()
+        )
     context = FeatureContext([" some", "\n", "   ", " text"], [0.5, 0.0, 3.0, 0.0], 2, 0, 7)
     promoted = [(" promoted", 2.0), (" words", 1.5), ("\n\n", 1.0)]
-    return {NAME: [FeatureExplanation(i, 0.01, 3.0, 1.0, [context], promoted, [(" down", -1.0)]) for i in sorted(numbers)]}
+    return {
+        NAME: [FeatureExplanation(i, 0.01, 3.0, 1.0, [context], promoted, [(" down", -1.0)]) for i in sorted(numbers)]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +105,12 @@ def test_at_rest_only_the_strongest_edges_are_drawn(page, graphs):
     assert all(each in selected for each in own) and len(selected) > 50
     page.keyboard.press("p")
     page.keyboard.press("Escape")
-    assert sorted(page.evaluate(drawn)) == sorted(selected)
+    strongest = {tuple(ends[edge]) for edge in order[:50]} | set(
+        [ends[edge] for edge in order if number in ends[edge]][:50]
+    )
+    assert {tuple(each) for each in page.evaluate(drawn)} == strongest and len(strongest) > 50
     page.locator("#lines").select_option("25")
-    assert len(page.evaluate(drawn)) < len(selected) and "lines=25" in page.url
+    assert len(page.evaluate(drawn)) <= 50 and "lines=25" in page.url
     page.locator("#lines").select_option("all")
     assert len(page.evaluate(drawn)) == len(order)
     page.reload()
@@ -140,7 +147,10 @@ def test_a_page_without_features_says_why_and_what_to_do(browser, graphs, folder
     with open_page(browser, pruned.to_html(folder / "bare.html").as_uri()) as page:
         notes = page.locator("#notes").inner_text()
         count = int(graphs[0].is_kind("feature").sum())
-        assert f"No feature is strong enough for the page: the set covers 3 of 4 layers, and {count} features together have" in notes
+        assert (
+            f"No feature is strong enough for the page: the set covers 3 of 4 layers, and {count} features together have"
+            in notes
+        )
         share = pruned.metadata["pruning"]["features_from"]
         shows = int(graphs[0].prune(share).is_kind("feature").sum())
         assert f"Try --nodes {share:g}" in notes and f"which shows {shows} feature" in notes and shows > 0
@@ -167,8 +177,10 @@ def test_a_label_is_for_the_feature_and_survives_a_reload(page, graphs):
     text = f"plural: <b> {EVIL}"
     assert text in mark(page, number).get_attribute("aria-label")
     page.locator("#search").fill("plural: <b>")
-    same = graphs[0].is_kind("feature") & (graphs[0].index == graphs[0].index[number]) & (
-        graphs[0].dictionary == graphs[0].dictionary[number]
+    same = (
+        graphs[0].is_kind("feature")
+        & (graphs[0].index == graphs[0].index[number])
+        & (graphs[0].dictionary == graphs[0].dictionary[number])
     )
     assert page.locator("#search-count").inner_text() == f"{int(same.sum())} found"
     page.keyboard.press("Escape")
@@ -395,7 +407,9 @@ def test_pinned_cards_show_the_promoted_tokens(page, graphs):
     cut = "line => line.scrollWidth > line.clientWidth || line.scrollHeight > line.clientHeight + 1"
     assert not any(line.evaluate(cut) for line in lines.all()[1:])
     box = page.locator(".pinned-item").bounding_box()
-    assert all(line.bounding_box()["y"] + line.bounding_box()["height"] <= box["y"] + box["height"] for line in lines.all())
+    assert all(
+        line.bounding_box()["y"] + line.bounding_box()["height"] <= box["y"] + box["height"] for line in lines.all()
+    )
     shot(page, "graph_pinned_label.png")
 
 
@@ -434,7 +448,19 @@ def test_every_control_is_reached_by_tab(browser, three):
         for _ in range(60):
             page.keyboard.press("Tab")
             seen.add(page.evaluate("document.activeElement.id || document.activeElement.className.baseVal"))
-        assert {"prompt", "view-graph", "nodes", "edges", "lines", "zoom-in", "search", "save", "load", "overview", "reset"} <= seen
+        assert {
+            "prompt",
+            "view-graph",
+            "nodes",
+            "edges",
+            "lines",
+            "zoom-in",
+            "search",
+            "save",
+            "load",
+            "overview",
+            "reset",
+        } <= seen
         assert "splitter" in seen and any("node" in each for each in seen)
 
 
@@ -457,7 +483,10 @@ def test_labels_as_a_mapping(graphs):
 @pytest.mark.parametrize(
     "labels, sentence",
     [
-        ({"layers.9.mlp.transcoder": {1: "x"}}, "has labels for layers.9.mlp.transcoder, but the page has features of"),
+        (
+            {"layers.9.mlp.transcoder": {1: "x"}},
+            "has labels for layers.9.mlp.transcoder, but the page has features of",
+        ),
         ({NAME: {-1: "x"}}, "is not the number of a feature"),
         ({NAME: {1: "  "}}, "give 1 to 200"),
         ({NAME: {1: "x" * (LONGEST + 1)}}, "has 201 characters"),

@@ -9,10 +9,19 @@ function openPruning() {
   BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
 }
 
-// Edges that are drawn at rest: the strongest, and all of selected and pinned nodes.
+// Edges that are drawn at rest: the strongest, as many of each pinned node, and all of the selected one.
 function drawnEdges() {
-  const ends = new Set([...state.pins, ...(state.selected === null ? [] : [state.selected])]);
-  return shown.edges.filter((edge, rank) => rank < state.lines || ends.has(edge.source) || ends.has(edge.target));
+  const left = new Map(state.pins.map((number) => [number, state.lines]));
+  if (state.selected !== null) left.set(state.selected, Infinity);
+  return shown.edges.filter((edge, rank) => {
+    let drawn = rank < state.lines;
+    for (const end of [edge.source, edge.target]) {
+      if (!(left.get(end) > 0)) continue;
+      left.set(end, left.get(end) - 1);
+      drawn = true;
+    }
+    return drawn;
+  });
 }
 
 function prune() {

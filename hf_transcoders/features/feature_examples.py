@@ -16,6 +16,7 @@ from ..lm.modes import in_eval_mode
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
+from ..text.visible import visible
 from .promoted_tokens import promoted_tokens
 from .top_activations import RunningTop, dictionary_inputs, feature_activations, update_all
 
@@ -83,10 +84,9 @@ class FeatureExplanation:
             if tokens:
                 lines.append(f"  {name}: " + ", ".join(f"{token!r} {value:+.2f}" for token, value in tokens))
         for context in self.contexts:
-            texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(context.tokens)]
-            lines.append(
-                f"  {context.activations[context.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
-            )
+            tokens = [visible(token, in_text=True) for token in context.tokens]
+            texts = [f"[[{text}]]" if i == context.peak else text for i, text in enumerate(tokens)]
+            lines.append(f"  {context.activations[context.peak]:8.3f}  " + printable("".join(texts)))
         return "\n".join(lines)
 
     __str__ = to_text

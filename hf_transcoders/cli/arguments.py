@@ -9,10 +9,10 @@ from .values import device, seed, unicode_text, whole
 
 
 class Option(NamedTuple):
-    """A shared option: its help, to which a command may add after a semicolon, the name of its value, and its type."""
+    """A shared option: its help, to which a command may add after a semicolon, the name of its value or values, and its type."""
 
     help: str
-    metavar: str | None = None
+    metavar: str | tuple[str, ...] | None = None
     type: Callable[[str], Any] | None = None
 
 
@@ -46,6 +46,10 @@ SHARED = {
     "seed": Option("random seed", "N", seed),
     "sequence_length": Option("tokens per row of text", "N", whole(2)),
     "skip_first": Option("positions to leave out at the start of each row", "N", whole(0)),
+    "target": Option('next token to explain, such as " Mary", often with a leading space', "TOKEN", unicode_text),
+    "target_difference": Option(
+        "explain the logit of one token minus that of another", ("TOKEN", "OTHER"), unicode_text
+    ),
     "text_column": Option("column of the text; by default, the only column with text", "NAME"),
     "transcoders": Option("folder or Hub id of a dictionary or of a set of dictionaries", "PATH"),
     "transcoders_revision": Option("commit, tag or branch of the dictionaries on the Hub", "REVISION"),
@@ -112,23 +116,13 @@ def prompt_arguments(parser: argparse.ArgumentParser, more: str = "", several: b
 
 def target_arguments(group, several: bool = False) -> None:
     """Add the options for the tokens whose logits are explained: one target, or several."""
-    group.add_argument(
-        "--target",
-        type=unicode_text,
-        metavar="TOKEN",
-        help=f'next token{"s" if several else ""} to explain, such as " Mary", often with a leading space; by default, the most '
-        f"likely one{'s' if several else ''}",
-        **({"nargs": "+", "action": "extend"} if several else {}),
+    more = (
+        ("by default, the most likely ones", "can be given several times")
+        if several
+        else ("by default, the most likely one", "")
     )
-    group.add_argument(
-        "--target-difference",
-        type=unicode_text,
-        nargs=2,
-        metavar=("TOKEN", "OTHER"),
-        help="explain the logit of one token minus that of another"
-        + ("; can be given several times" if several else ""),
-        **({"action": "append"} if several else {}),
-    )
+    add_shared(group, "target", more[0], **({"nargs": "+", "action": "extend"} if several else {}))
+    add_shared(group, "target_difference", more[1], nargs=2, **({"action": "append"} if several else {}))
 
 
 def text_arguments(parser: argparse.ArgumentParser, max_tokens: int) -> None:

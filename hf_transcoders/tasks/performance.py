@@ -118,6 +118,6 @@ def ability_warning(
     if not found:
         return None
     return (
-        f"The model does not do the task '{task}': {', and '.join(found)}. What changes its answers is then no part of an "
-        "ability: use another model or task."
+        f"The model does not do the task '{task}': {', and '.join(found)}. Findings about how it does the task are then "
+        "meaningless: choose another model or task."
     )

@@ -294,7 +294,7 @@ class Graph(Target):
 class PageLabels(Target):
     """What the page of a graph saves."""
 
-    weight = 0.7
+    weight = 0.5
 
     def make(self, folder):
         (folder / "saved").mkdir()

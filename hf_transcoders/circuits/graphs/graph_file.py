@@ -171,7 +171,8 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
             if f"dropped_{what}s" in pruning:
                 entry(pruning, f"dropped_{what}s", int, where, low=0)
                 entry(pruning, f"dropped_{what}_influence", float, where, low=-_ROUNDING, high=1 + _ROUNDING)
-        checked(pruning.get("features_from"), float, f"'features_from' of {where}", null=True, low=0, high=1)
+        for name in ("features_from", "features_edges"):
+            checked(pruning.get(name), float, f"'{name}' of {where}", null=True, low=0, high=1)
         checked(pruning.get("features_then"), int, f"'features_then' of {where}", null=True, low=0)
     checked(metadata.get("active_features", 0), int, f"'active_features' of {where}", low=0)
     if "notes" in metadata:

@@ -50,10 +50,10 @@ def prune(
     influences = influence(source, target, share, start)
     carried_by_all = edge_influence(source, target, share, start)
 
-    def chosen(nodes):
+    def chosen(nodes, edges):
         return _chosen(source, target, share, start, influences, nodes, edges, fixed, needs_input)
 
-    keep, keep_edges = chosen(nodes)
+    keep, keep_edges = chosen(nodes, edges)
     total = influences.sum().clamp(min=1e-30)
     errors, features = is_error & ~keep, is_feature & ~keep
     report = {
@@ -69,11 +69,11 @@ def prune(
         "dropped_feature_influence": (influences[features].sum() / total).item(),
     }
     if features.any() and not (keep & is_feature).any():
-        # For the advice on a page without features: a share of nodes with several features, and their number.
-        for wider in (each for each in _SHARES if each > nodes):
-            count = int((chosen(wider)[0] & is_feature).sum())
+        # For the advice on a page without features: shares of nodes and edges with several features, and their number.
+        for wider in [*((each, edges) for each in _SHARES if each > nodes), (1.0, 1.0)]:
+            count = int((chosen(*wider)[0] & is_feature).sum())
             if count:
-                report |= {"features_from": wider, "features_then": count}
+                report |= {"features_from": wider[0], "features_edges": wider[1], "features_then": count}
             if count >= _SEVERAL:
                 break
     return keep, keep_edges, report

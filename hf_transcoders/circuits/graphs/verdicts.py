@@ -142,8 +142,13 @@ def missing_features(graph: "AttributionGraph") -> str | None:
     share, then = pruning.get("features_from"), pruning.get("features_then")
     advice = "Train dictionaries for more layers, or on more text."
     if share is not None and then:
+        # The share of edges is named where it has to change, too.
+        edges = pruning.get("features_edges") or pruning["edges"]
+        options = {"nodes": share} | ({} if edges == pruning["edges"] else {"edges": edges})
+        flags = " ".join(f"--{name} {value:g}" for name, value in options.items())
+        call = ", ".join(f"{name}={value:g}" for name, value in options.items())
         advice = (
-            f"Try --nodes {share:g} (`prune(nodes={share:g})` in Python), which shows {_count(then, 'feature')}, or train "
+            f"Try {flags} (`prune({call})` in Python), which shows {_count(then, 'feature')}, or train "
             "dictionaries for more layers."
         )
     return (

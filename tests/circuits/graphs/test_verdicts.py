@@ -105,6 +105,17 @@ def test_the_advice_for_a_page_without_features_works():
     assert missing_features(graph.prune(report["features_from"])) is None
 
 
+def test_the_advice_names_the_share_of_edges_where_it_matters():
+    graph = random_graph(features=5, density=0.5)
+    bare = graph.prune(0.8, 0.0)
+    assert not bare.is_kind("feature").any()
+    shown = int(graph.prune(1.0, 1.0).is_kind("feature").sum())
+    assert (
+        f"Try --nodes 1 --edges 1 (`prune(nodes=1, edges=1)` in Python), which shows {shown} features"
+        in missing_features(bare)
+    )
+
+
 def test_graphs_whose_dictionaries_are_not_active():
     graph = random_graph()
     none = graph.select(~graph.is_kind("feature"))

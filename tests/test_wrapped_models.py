@@ -222,6 +222,7 @@ CALLS = {
     ],
     "tasks.measuring.end_logits": lambda f, m, p: f(m, p.task),
     "tasks.measuring.measure": lambda f, m, p: f(m, p.task),
+    "tasks.performance.task_performance": lambda f, m, p: f(m, p.task),
     "tracking.probe.TranscoderProbeCallback.on_evaluate": None,
     "tracking.probe.TranscoderProbeCallback.on_step_end": None,
     "tracking.probe.TranscoderProbeCallback.on_train_begin": None,

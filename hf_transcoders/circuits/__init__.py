@@ -10,6 +10,7 @@ from .graphs import (
     qk_attribution,
     union,
     validate_edges,
+    write_graph_page,
 )
 from .interventions import FeatureEdit, InterventionEffect, intervene, intervention_losses, measure_effect
 from .patching import (
@@ -69,4 +70,5 @@ __all__ = [
     "select_paths",
     "union",
     "validate_edges",
+    "write_graph_page",
 ]

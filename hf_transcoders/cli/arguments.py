@@ -9,10 +9,10 @@ from .values import device, seed, unicode_text, whole
 
 
 class Option(NamedTuple):
-    """A shared option: its help, to which a command may add after a semicolon, the name of its value, and its type."""
+    """A shared option: its help, to which a command may add after a semicolon, the name of its value or values, and its type."""
 
     help: str
-    metavar: str | None = None
+    metavar: str | tuple[str, ...] | None = None
     type: Callable[[str], Any] | None = None
 
 
@@ -53,6 +53,10 @@ SHARED = {
     "seed": Option("random seed", "N", seed),
     "sequence_length": Option("tokens per row of text", "N", whole(2)),
     "skip_first": Option("positions to leave out at the start of each row", "N", whole(0)),
+    "target": Option('next token to explain, such as " Mary", often with a leading space', "TOKEN", unicode_text),
+    "target_difference": Option(
+        "explain the logit of one token minus that of another", ("TOKEN", "OTHER"), unicode_text
+    ),
     "text_column": Option("column of the text; by default, the only column with text", "NAME"),
     "transcoders": Option("folder or Hub id of a dictionary or of a set of dictionaries", "PATH"),
     "transcoders_revision": Option("commit, tag or branch of the dictionaries on the Hub", "REVISION"),
@@ -107,12 +111,26 @@ def feature_arguments(parser: argparse.ArgumentParser, chosen: str, count: int) 
     add_shared(group, "max_features", "used when --features is not given", default=count)
 
 
-def prompt_arguments(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """Add a prompt, the dictionaries that explain it, and the language model in full precision."""
-    parser.add_argument("prompt", type=unicode_text, help="text; the tokenizer adds its special tokens")
+def prompt_arguments(parser: argparse.ArgumentParser, more: str = "", several: bool = False) -> None:
+    """Add a prompt or several, the dictionaries that explain them, and the language model in full precision."""
+    text = "text; the tokenizer adds its special tokens"
+    parser.add_argument("prompt", type=unicode_text, help=text, **({"nargs": "*"} if several else {}))
+    if several:
+        parser.add_argument("--prompts-from", metavar="FILE", help="text file with one prompt on each line")
     dictionary_arguments(parser, more=more)
     # In lower precision, contributions no longer sum exactly.
     model_arguments(parser, dtype="float32")
+
+
+def target_arguments(group, several: bool = False) -> None:
+    """Add the options for the tokens whose logits are explained: one target, or several."""
+    more = (
+        ("by default, the most likely ones", "can be given several times")
+        if several
+        else ("by default, the most likely one", "")
+    )
+    add_shared(group, "target", more[0], **({"nargs": "+", "action": "extend"} if several else {}))
+    add_shared(group, "target_difference", more[1], nargs=2, **({"action": "append"} if several else {}))
 
 
 def text_arguments(parser: argparse.ArgumentParser, max_tokens: int) -> None:

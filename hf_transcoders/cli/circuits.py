@@ -101,8 +101,9 @@ def run(args):
 def _patch(args):
     from ..circuits.patching.attention_views import attention_views
     from ..circuits.patching.patching import Patching
-    from ..circuits.patching.report import save_patch
+    from ..circuits.patching.report import run_rows, save_patch
     from ..reports.sections import fact_text
+    from ..tasks.performance import task_performance
 
     make = task_maker(args)
     sweep = args.component in _SWEEPS
@@ -136,11 +137,19 @@ def _patch(args):
         strongest = result.top(1)[0]
         head = (int(strongest["layer"]), int(strongest["head"]))
         views = attention_views(model, tokenizer, task, {head: "greatest effect:"})
-    page = save_patch(result, args.output, views)
+    performance = task_performance(model, task)
+    page = save_patch(result, args.output, views, performance)
     if args.json:
-        print_json({**result.to_dict(), "top": result.top(10), "report": str(page)})
+        print_json(
+            {**result.to_dict(), "performance": performance.to_dict(), "top": result.top(10), "report": str(page)}
+        )
         return
-    echo(fact_text(result.protocol), "")
+    print_table(performance.headings(), performance.rows())
+    echo()
+    print_table(["patched runs", result.metric.replace("_", " ")], run_rows(result))
+    for warning in filter(None, [performance.warning, result.warning]):
+        echo("", f"WARNING: {warning}")
+    echo("", fact_text(result.protocol), "")
     rows = [[*(place[axis] for axis in result.axes), f"{place['effect']:+.4f}"] for place in result.top(10)]
     print_table([*result.axes, "effect"], rows, left=len(result.axes))
     echo("", page)

@@ -1,12 +1,13 @@
-"""`hf-transcoders graph`: the attribution graph of a prompt, as files and an interactive page."""
+"""`hf-transcoders graph`: the attribution graphs of prompts, as files and an interactive page."""
 
 import re
+from pathlib import Path
 
 from ..errors import TranscoderError
-from .arguments import add_shared, output_arguments, prompt_arguments
+from .arguments import add_shared, output_arguments, prompt_arguments, target_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
-from .values import output_folder, share, unicode_text, whole
+from .values import output_folder, share, whole
 
 
 # Tokens per row of the text that is searched for contexts.
@@ -18,29 +19,16 @@ def parse(argv, prog):
         prog=prog,
         description="Computes the attribution graph of a prompt: the features, tokens and errors that the prediction of the "
         "model comes from. Writes the graph (graph.safetensors, graph.json) and, after pruning, an interactive page "
-        "(graph.html) that works offline.",
+        "(graph.html) that works offline. Several prompts share one page, and each graph has a folder.",
         epilog="examples:\n"
         '  hf-transcoders graph "The capital of France is" --transcoders runs/set --open\n'
+        '  hf-transcoders graph "The capital of France is" "The capital of Italy is" --transcoders runs/set\n'
         '  hf-transcoders graph "When Mary and John went out, John thanked" --transcoders me/my-transcoders \\\n'
         '      --target-difference " Mary" " John" --features-from docstrings',
     )
-    prompt_arguments(parser, "layers without a dictionary give one node for each MLP output")
+    prompt_arguments(parser, "layers without a dictionary give one node for each MLP output", several=True)
     group = parser.add_argument_group("graph")
-    group.add_argument(
-        "--targets",
-        type=unicode_text,
-        nargs="+",
-        metavar="TOKEN",
-        help='next tokens to explain, such as " Mary"; by default, the most likely ones',
-    )
-    group.add_argument(
-        "--target-difference",
-        type=unicode_text,
-        nargs=2,
-        action="append",
-        metavar=("TOKEN", "OTHER"),
-        help="explain the difference of the logits of two tokens; can be given several times",
-    )
+    target_arguments(group, several=True)
     group.add_argument(
         "--max-logits",
         type=whole(1),
@@ -79,6 +67,12 @@ def parse(argv, prog):
     )
     add_shared(group, "max_tokens", "for --features-from, by default 20,000")
     add_shared(group, "measured_contexts", "for --features-from, by default 3")
+    group = parser.add_argument_group("page")
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="labels of features, pins and groups to show on the page: a file that the page of a graph saved",
+    )
     group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
     group.add_argument(
         "--viewer",
@@ -97,11 +91,12 @@ def parse(argv, prog):
         "with --viewer",
     )
     group.add_argument("--open", action="store_true", help="open the page in the browser")
-    return parser.parse_args(argv)
+    # Prompts may stand before, between and after options.
+    return parser.parse_intermixed_args(argv)
 
 
 def run(args):
-    if args.max_logits and (args.targets or args.target_difference):
+    if args.max_logits and (args.target or args.target_difference):
         raise TranscoderError("--max-logits applies when no targets are given: leave it out.")
     if args.max_tokens and not args.features_from:
         raise TranscoderError("--max-tokens limits the text of --features-from: give that too.")
@@ -110,71 +105,127 @@ def run(args):
             raise TranscoderError(f"{name} applies to the files for viewers: give --viewer too.")
     if args.measured_contexts is not None and not args.features_from:
         raise TranscoderError("--measured-contexts ablates features in contexts from --features-from: give that too.")
+    prompts = _prompts(args)
+    slugs = _slugs(prompts)
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
-    from ..circuits.graphs.page_data import MAX_EDGES
-    from ..circuits.graphs.validation import validate_edges
+    from ..circuits.graphs.page_data import page_data
+    from ..circuits.graphs.page_labels import read_labels
     from ..circuits.graphs.viewer import check_names
     from ..circuits.graphs.viewer_files import write_viewer_files
     from ..lm.devices import input_device
+    from ..reports.graph.graph_page import write_graph
 
-    if args.viewer:
-        # Before the work.
-        check_names(_slug(args.prompt), args.scan, args.feature_base_url)
+    # Refused before any work starts.
+    if args.labels:
+        read_labels(args.labels)
+    for slug in slugs if args.viewer else ():
+        check_names(slug, args.scan, args.feature_base_url)
     dictionaries = load_dictionaries(args)
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionaries = dictionaries.to(input_device(base_model))
-    graph = attribution_graph(
+    whole_graphs = attribution_graph(
         base_model,
         dictionaries,
-        args.prompt,
+        prompts,
         tokenizer=tokenizer,
-        targets=[*(args.targets or ()), *map(tuple, args.target_difference or ())] or None,
+        targets=[*(args.target or ()), *map(tuple, args.target_difference or ())] or None,
         max_logits=args.max_logits,
         max_features=args.max_features,
         progress=not args.json,
     )
-    pruned, share = graph.prune(args.nodes, args.edges), args.edges
-    while pruned.num_edges > MAX_EDGES:
-        # The page shows a limited number of edges, and the remaining share of their influence.
-        share *= 0.95
-        pruned = graph.prune(args.nodes, share)
-    validation = None
-    if args.validate and pruned.is_kind("feature")[pruned.source].any():
-        validation = validate_edges(base_model, dictionaries, pruned, args.validate)
-        graph, pruned = graph.with_validation(validation), pruned.with_validation(validation)
+    graphs, pruned, validations = [], [], []
+    for graph in whole_graphs:
+        part, validation = _for_page(args, base_model, dictionaries, graph)
+        graphs.append(graph if validation is None else graph.with_validation(validation))
+        pruned.append(part)
+        validations.append(validation)
     features = _explained(args, base_model, dictionaries, tokenizer, pruned) if args.features_from else None
-    graph.save_pretrained(output)
-    page = pruned.to_html(output / "graph.html", features)
+    if args.features_from and features is None:
+        note = f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
+        pruned = [part.with_note(note) for part in pruned]
+    # Labels of other dictionaries are refused before anything is written.
+    data = page_data(pruned, features, args.labels)
+    for slug, graph in zip(slugs, graphs, strict=True):
+        graph.save_pretrained(output if len(graphs) == 1 else output / slug)
+    page = write_graph(output / "graph.html", data)
     if args.viewer:
         write_viewer_files(
             output / "viewer",
-            {_slug(args.prompt): pruned},
+            dict(zip(slugs, pruned, strict=True)),
             features,
             scan=args.scan,
             feature_base_url=args.feature_base_url,
         )
-    found = _summary(graph, pruned, validation, page, dictionaries)
+    found = list(map(_summary, graphs, pruned, validations))
     if args.json:
-        print_json(found)
+        alone = found[0] if len(found) == 1 else {"graphs": found}
+        print_json({**alone, "page": str(page)})
     else:
-        _print(found, validation)
+        for prompt, summary, validation in zip(prompts, found, validations, strict=True):
+            if len(found) > 1:
+                echo(f"prompt: {prompt}", "")
+            _print(summary, validation)
+            echo()
+        echo(page)
     if args.open:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
 
 
-def _explained(args, base_model, dictionaries, tokenizer, graph):
-    """Return dictionary -> explanations of its features on the page."""
+def _prompts(args):
+    prompts = list(args.prompt)
+    if args.prompts_from:
+        try:
+            lines = Path(args.prompts_from).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise TranscoderError(
+                f"{args.prompts_from} could not be read ({error}): give a text file in UTF-8 with one prompt on each line."
+            ) from error
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise TranscoderError(
+            f"{args.prompts_from} has no prompt: write one on each line."
+            if args.prompts_from
+            else "There is no prompt: give a text, several texts, or --prompts-from."
+        )
+    return prompts
+
+
+def _for_page(args, base_model, dictionaries, graph):
+    """Prune a graph for the page and validate it; what cannot be done becomes a note on the page."""
+    from ..circuits.graphs.page_data import MAX_EDGES
+    from ..circuits.graphs.validation import validate_edges
+
+    pruned, share = graph.prune(args.nodes, args.edges), args.edges
+    while pruned.num_edges > MAX_EDGES:
+        # The page shows a limited number of edges, and the remaining share of their influence.
+        share *= 0.95
+        pruned = graph.prune(args.nodes, share)
+    if share < args.edges:
+        pruned = pruned.with_note(
+            f"A page shows up to {MAX_EDGES:,} edges: it has those with {share:.0%} of the influence, not {args.edges:.0%}."
+        )
+    if not args.validate:
+        return pruned, None
+    if not pruned.is_kind("feature")[pruned.source].any():
+        return pruned.with_note("The graph was not validated: no feature on the page has an edge that could be."), None
+    validation = validate_edges(base_model, dictionaries, pruned, args.validate)
+    return pruned.with_validation(validation), validation
+
+
+def _explained(args, base_model, dictionaries, tokenizer, graphs):
+    """Return dictionary -> explanations of its features on the page; `None` if it has no features."""
     from ..data.packing import pack_tokens
     from ..data.text import load_texts
     from ..features.feature_examples import explain_features
 
     wanted: dict[str, set[int]] = {}
-    has = graph.is_kind("feature")
-    for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
-        wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
+    for graph in graphs:
+        has = graph.is_kind("feature")
+        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
+            wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
     if not wanted:
         return None
     return explain_features(
@@ -189,8 +240,11 @@ def _explained(args, base_model, dictionaries, tokenizer, graph):
     )
 
 
-def _summary(graph, pruned, validation, page, dictionaries):
+def _summary(graph, pruned, validation):
+    from ..circuits.graphs.verdicts import graph_verdicts, left_out, missing_features
+
     return {
+        "prompt": "".join(graph.tokens),
         "targets": [
             {"label": target.label, "probability": target.probability, "weight": target.weight}
             for target in graph.targets
@@ -200,6 +254,9 @@ def _summary(graph, pruned, validation, page, dictionaries):
         "largest_row_error": graph.metadata.get("largest_row_error"),
         "warning": graph.warning,
         "scores": graph.whole_scores,
+        "verdicts": [verdict.to_dict() for verdict in graph_verdicts(pruned)],
+        "notes": [*filter(None, [missing_features(pruned)]), *pruned.metadata.get("notes", ())],
+        "left_out": left_out(pruned),
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [
             {
@@ -211,8 +268,6 @@ def _summary(graph, pruned, validation, page, dictionaries):
             for number, influence in pruned.strongest_features()
         ],
         "validation": validation and validation.summary(),
-        "no_features": _why_no_features(graph, pruned, dictionaries),
-        "page": str(page),
     }
 
 
@@ -221,41 +276,32 @@ def _print(found, validation):
     for target in found["targets"]:
         share = "" if target["probability"] is None else f"{target['probability']:7.1%}"
         echo(f"  {share:>7}  {target['label']!r}")
-    scores, pruned = found["scores"], found["pruned"]
     if found["warning"]:
         echo("", f"WARNING: {found['warning']}")
+    for note in found["notes"]:
+        echo("", note)
+    scores = found["scores"]
+    echo("", "verdict")
+    for verdict in found["verdicts"]:
+        echo(f"  {verdict['level']}  {verdict['text']}")
     echo(
         "",
         f"{found['nodes']:,} nodes, {found['edges']:,} edges: replacement {scores['replacement']:.3f}, completeness "
         f"{scores['completeness']:.3f}, {scores['rest']:.1%} of the influence not in the graph",
-        f"page: {pruned['num_nodes']:,} nodes, {pruned['num_edges']:,} edges ({pruned['edges']:.0%} of their influence); {pruned['dropped_error_nodes']:,} error nodes with "
-        f"{pruned['dropped_error_influence']:.1%} of the influence are not on it",
+        found["left_out"],
     )
     if found["strongest"]:
         echo("", "strongest features")
         for feature in found["strongest"]:
             echo(f"  {feature['influence']:6.3f}  {feature['label']}, activation {feature['activation']:.3g}")
-    if found["no_features"]:
-        echo("", found["no_features"])
     if validation is not None:
         echo("", *validation.to_text().split("\n"))
-    echo("", found["page"])
 
 
-def _why_no_features(graph, pruned, dictionaries):
-    """A sentence for a page without features, or `None` if it has some."""
-    if pruned.is_kind("feature").any():
-        return None
-    from ..lm.sites import Site
-
-    layers = {site.layer for each in dictionaries.values() for site in map(Site.parse, each.config.output_sites)}
-    carried = graph.influence()[graph.is_kind("feature")].sum().item()
-    return (
-        f"No feature is on the page, so there are no contexts and no validation: the dictionaries write at {len(layers)} of "
-        f"{graph.num_layers} layers, and their strongest features have too little influence ({carried:.1%} together). Try "
-        "--nodes 0.95, a prompt like the text that they were trained on, or dictionaries of more layers and more training."
-    )
-
-
-def _slug(prompt):
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "graph"
+def _slugs(prompts):
+    """Names of files, one for each prompt."""
+    slugs = []
+    for prompt in prompts:
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "graph"
+        slugs.append(slug if slug not in slugs else f"{slug}-{len(slugs) + 1}")
+    return slugs

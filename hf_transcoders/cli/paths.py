@@ -3,10 +3,10 @@
 import re
 
 from ..errors import TranscoderError
-from .arguments import output_arguments, prompt_arguments
+from .arguments import output_arguments, prompt_arguments, target_arguments
 from .common import load_base_model, load_dictionaries
 from .terminal import Parser, echo, print_json
-from .values import unicode_text, whole
+from .values import whole
 
 
 _CONDITION = re.compile(r"(kind|layer|position|index)\s*(==?|!=|<=?|>=?)\s*(\S+)")
@@ -19,21 +19,13 @@ def parse(argv, prog):
         "difference of two logits, or to a feature (Dunefsky et al. 2024). Attention patterns and norm scales are frozen.",
         epilog="examples:\n"
         '  hf-transcoders paths "Mary and John went out, John gave a drink to" --transcoders runs/set \\\n'
-        '      --target " Mary" --against " John"\n'
+        '      --target-difference " Mary" " John"\n'
         '  hf-transcoders paths "The war lasted from 1732 to 17" --transcoders runs/set --feature layers.8.mlp.transcoder 120\n'
         '  ... --only "kind=feature" --only "kind=head,layer>=8" --through "kind=head,layer=23,index=3" --graph',
     )
     prompt_arguments(parser)
     group = parser.add_argument_group("target")
-    group.add_argument(
-        "--target",
-        type=unicode_text,
-        metavar="TOKEN",
-        help="token to explain, often with a leading space; by default, the most likely next token",
-    )
-    group.add_argument(
-        "--against", type=unicode_text, metavar="TOKEN", help="token whose logit is subtracted from that of --target"
-    )
+    target_arguments(group)
     group.add_argument(
         "--feature", nargs=2, metavar=("DICTIONARY", "NUMBER"), help="feature to explain instead of a token"
     )
@@ -76,10 +68,8 @@ def run(args):
     from ..lm.devices import input_device
 
     only, through = [_filter(text) for text in args.only], [_filter(text) for text in args.through]
-    if args.feature and (args.target or args.against):
-        raise TranscoderError("Only one target can be explained: give either --feature or --target.")
-    if args.against and not args.target:
-        raise TranscoderError("--against needs --target, from whose logit it is subtracted: give that too.")
+    if sum(given is not None for given in (args.feature, args.target, args.target_difference)) > 1:
+        raise TranscoderError("Only one target can be explained: give --target, --target-difference or --feature.")
     if args.feature and not args.feature[1].isdecimal():
         raise TranscoderError(f"'{args.feature[1]}' is not the number of a feature: give --feature DICTIONARY NUMBER.")
     dictionaries = load_dictionaries(args)
@@ -88,8 +78,8 @@ def run(args):
     target = None
     if args.feature:
         target = Target.pre_activation(args.feature[0], int(args.feature[1]), args.token_position)
-    elif args.target:
-        tokens = (args.target,) if args.against is None else (args.target, args.against)
+    elif args.target is not None or args.target_difference is not None:
+        tokens = tuple(args.target_difference or [args.target])
         target = Target(tokens=tokens, position=args.token_position)
     elif args.token_position != -1:
         raise TranscoderError(

@@ -134,11 +134,13 @@ def _show(args):
 def _measure(args):
     from ..reports.sections import fact_text
     from ..tasks.measuring import measure
+    from ..tasks.performance import TaskPerformance, chance
 
     make = task_maker(args)
     model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     task = make(tokenizer)
     result = measure(model, task, args.batch_size, confidence=args.confidence, seed=args.seed, progress=not args.json)
+    warning = TaskPerformance(task.name, result, chance(task)).warning
     protocol = {
         "task": task.name,
         "model": model.config.name_or_path,
@@ -148,7 +150,7 @@ def _measure(args):
     }
     if args.json:
         figures = {which: {name: e.to_dict() for name, e in metrics.items()} for which, metrics in result.items()}
-        print_json({"protocol": protocol, **figures})
+        print_json({"protocol": protocol, "warning": warning, **figures})
         return
     echo(task.description, fact_text(protocol), "")
     rows = [
@@ -158,6 +160,8 @@ def _measure(args):
     ]
     print_table(["", *result], rows, left=1 + len(result))
     echo("", f"{args.confidence:.0%} intervals: Wilson for accuracies, bootstrap for other metrics.")
+    if warning:
+        echo("", f"WARNING: {warning}")
 
 
 def _functions():

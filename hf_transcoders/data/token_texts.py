@@ -29,13 +29,6 @@ def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
     return [texts.get(id_, f"<id {id_}>") for id_ in ids]
 
 
-def visible(text: str) -> str:
-    """A token as a label with visible spaces at its ends and visible line breaks: `␣the`, `⏎`."""
-    text = text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
-    before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
-    return "␣" * len(text) or "∅" if before == len(text) else "␣" * before + text.strip(" ") + "␣" * after
-
-
 def _piece(tokenizer, id_):
     """The entry of the vocabulary for an id; `None` if there is none."""
     try:

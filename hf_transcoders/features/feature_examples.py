@@ -16,6 +16,7 @@ from ..lm.modes import in_eval_mode
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
+from ..text.visible import visible
 from .activation_histograms import ActivationHistogram, RunningHistograms
 from .measured_change import MeasuredChange, measured_changes
 from .promoted_tokens import promoted_tokens
@@ -50,8 +51,9 @@ class FeatureContext:
 
     def to_text(self) -> str:
         """The activation and the text, for a terminal, with the token of the activation in `[[ ]]`."""
-        texts = [f"[[{text}]]" if i == self.peak else text for i, text in enumerate(self.tokens)]
-        return f"  {self.activations[self.peak]:8.3f}  " + printable("".join(texts).replace("\n", "⏎"))
+        tokens = [visible(token, in_text=True) for token in self.tokens]
+        texts = [f"[[{text}]]" if i == self.peak else text for i, text in enumerate(tokens)]
+        return f"  {self.activations[self.peak]:8.3f}  " + printable("".join(texts))
 
 
 @dataclass

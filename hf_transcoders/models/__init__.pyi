@@ -3,5 +3,5 @@ from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig as
 from .cross_layer.modeling_cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from .modeling_transcoder import TranscoderModel as TranscoderModel
 from .modeling_transcoder import TranscoderOutput as TranscoderOutput
+from .named_dictionaries import TranscoderSetOutput as TranscoderSetOutput
 from .transcoder_set import TranscoderSet as TranscoderSet
-from .transcoder_set import TranscoderSetOutput as TranscoderSetOutput

@@ -1,8 +1,26 @@
 """The `dict` methods of modules that hold several dictionaries by name."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from .modeling_transcoder import TranscoderModel
+import torch
+from transformers.utils import ModelOutput
+
+from .modeling_transcoder import TranscoderModel, TranscoderOutput
+
+
+@dataclass
+class TranscoderSetOutput(ModelOutput):
+    """
+    Output of a [`TranscoderSet`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the losses of the dictionaries.
+        outputs (`dict[str, TranscoderOutput]`): Outputs by name of the dictionary.
+    """
+
+    loss: torch.FloatTensor | None = None
+    outputs: dict[str, TranscoderOutput] | None = None
 
 
 class NamedDictionaries:

@@ -9,7 +9,7 @@ from ..errors import TranscoderError
 from ..files import inner_path, write_text
 from ..text.printable import printable
 from .configuration_transcoder import FORMAT_VERSION, TranscoderConfig, check_format_version
-from .saved_files import damaged, parse_saved
+from .saved_files import Files, damaged, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
@@ -70,3 +70,11 @@ def dictionary_name(config: TranscoderConfig) -> str:
     for ending in (".branch", ".out"):
         place = place.removesuffix(ending)
     return f"{place}.{'skip_transcoder' if config.skip_connection else 'transcoder'}"
+
+
+def has_index(files: Files) -> bool:
+    """Whether a folder or repo has the index of a set."""
+    try:
+        return files.find(INDEX_NAME, optional=True) is not None
+    except OSError:  # Said in a sentence where the index is opened.
+        return True

@@ -3,41 +3,25 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
 
 from ..errors import TranscoderError
 from ..files import is_inside, read_settled
 from ..text.printable import printable
 from .foreign import chosen, foreign_members, open_foreign, refuse_foreign_arguments, take_choice, take_given
-from .modeling_transcoder import TranscoderModel, TranscoderOutput
-from .named_dictionaries import NamedDictionaries
+from .modeling_transcoder import TranscoderModel
+from .named_dictionaries import NamedDictionaries, TranscoderSetOutput
 from .publishing import PublishMixin
 from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, open_files
-from .set_index import INDEX_NAME, dictionary_name, parse_index, write_index
+from .set_index import INDEX_NAME, dictionary_name, has_index, parse_index, write_index
 
 
 # A name is a folder, part of a key of the state dict and, with "/" for ".", a module name, and must be unique as each.
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
-
-
-@dataclass
-class TranscoderSetOutput(ModelOutput):
-    """
-    Output of a [`TranscoderSet`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the losses of the dictionaries.
-        outputs (`dict[str, TranscoderOutput]`): Outputs by name of the dictionary.
-    """
-
-    loss: torch.FloatTensor | None = None
-    outputs: dict[str, TranscoderOutput] | None = None
 
 
 class TranscoderSet(NamedDictionaries, PublishMixin, nn.Module):
@@ -212,14 +196,6 @@ def set_folders(folder: str | os.PathLike) -> dict[str, Path]:
     """
     folders = read_settled(folder, lambda opening: _folders(Files(folder), opening))
     return {name: Path(folder, place) for name, place in folders.items()}
-
-
-def has_index(files: Files) -> bool:
-    """Whether a folder or repo has the index of a set."""
-    try:
-        return files.find(INDEX_NAME, optional=True) is not None
-    except OSError:  # Said in a sentence where the index is opened.
-        return True
 
 
 def _chosen(available: Mapping[str, object], names: list[str] | None) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 from html import escape
 
+from ..text.visible import visible
 from .plots import is_finite
 from .sections import AttentionView, Heatmap, cell_text
 
@@ -126,8 +127,3 @@ def _cell_size(count, room):
 
 def tick_step(count):
     return max(1, math.ceil(count / _MOST_TICKS))
-
-
-def visible(token):
-    """A token's text with visible line breaks and tabs."""
-    return token.replace("\n", "⏎").replace("\t", "⇥") or "∅"

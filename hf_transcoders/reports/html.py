@@ -4,7 +4,8 @@ import functools
 from collections.abc import Iterable
 
 from ..evaluation.evaluation_report import format_number
-from .heatmap_svg import attention_svg, heatmap_svg, visible
+from ..text.visible import visible
+from .heatmap_svg import attention_svg, heatmap_svg
 from .sections import cell_text, fact_text
 
 
@@ -22,7 +23,8 @@ def page_templates():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["token"] = visible
+    # Tokens of running text.
+    environment.filters["token"] = lambda token: visible(token, in_text=True)
     environment.filters["number"] = format_number
     environment.filters["cell"] = cell_text
     environment.filters["fact"] = fact_text

@@ -100,7 +100,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: text, tables, curves, heatmaps and attention patterns, in this order.
+    """A section of the page: warning, text, tables, curves, heatmaps and attention patterns, in this order.
 
     Args:
         title (`str`): Heading.
@@ -109,6 +109,7 @@ class Section:
         heatmaps (`Sequence[Heatmap]`, *optional*): Heatmaps, two side by side on wide pages.
         attention (`Sequence[AttentionView]`, *optional*): Attention patterns, two side by side on wide pages.
         charts (`Sequence[LineChart]`, *optional*): Curves, two side by side on wide pages.
+        warning (`str`, *optional*): Sentence why the results must not be trusted.
     """
 
     title: str
@@ -117,6 +118,7 @@ class Section:
     heatmaps: Sequence[Heatmap] = ()
     attention: Sequence[AttentionView] = ()
     charts: Sequence[LineChart] = ()
+    warning: str = ""
 
 
 def tables_text(tables: Sequence[Table]) -> str:

@@ -19,6 +19,9 @@ from .ioi import indirect_object_identification as indirect_object_identificatio
 from .measuring import end_logits as end_logits
 from .measuring import measure as measure
 from .measuring import row_metrics as row_metrics
+from .performance import TaskPerformance as TaskPerformance
+from .performance import ability_warning as ability_warning
+from .performance import task_performance as task_performance
 from .subject_verb_agreement import subject_verb_agreement as subject_verb_agreement
 from .task import AnswerBatch as AnswerBatch
 from .task import Task as Task

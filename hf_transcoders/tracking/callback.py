@@ -13,12 +13,12 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import rewrite_logs
 
 from ..data.rows import one_dataset
-from ..data.token_texts import visible
 from ..errors import TranscoderError
 from ..evaluation.statistics import density_histogram
 from ..features.feature_examples import explain_features
 from ..reports.page import render_report
 from ..text import logging
+from ..text.visible import visible
 from ..version import versions
 from .alerts import AlertThresholds, AlertWatch
 from .local import LocalTracker

@@ -33,6 +33,18 @@ def test_patch_writes_page_json_and_csv_with_the_same_numbers(folder, tmp_path, 
         assert text in page
 
 
+def test_the_scores_of_the_model_stand_first(folder, tmp_path, capsys):
+    assert patch(folder, tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    first = out.splitlines()
+    assert first[0].split()[0] == "prompts" and [line.split()[0] for line in first[2:4]] == ["clean", "corrupted"]
+    # The model is random, and there are three prompts.
+    warning = out.index("WARNING: The model does not do the task 'ioi'")
+    assert warning < out.index("effect")
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["performance"]["warning"] in out and saved["performance"]["chance"] == 0.5
+
+
 @pytest.mark.parametrize(
     "more, axes",
     [

@@ -29,12 +29,17 @@ def test_it_writes_the_graph_and_its_page(folder, tmp_path, capsys):
     pruned = saved.prune(0.8, 0.98)
     assert printed["pruned"]["num_nodes"] == pruned.num_nodes < saved.num_nodes
     html = (tmp_path / "out" / "graph.html").read_text()
-    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    data = json.loads(html.split('id="graph-0">')[1].split("</script>")[0])
     assert len(data["nodes"]) == pruned.num_nodes and data["scores"] == pytest.approx(printed["scores"])
     # The validation of direct effects is exact, and every feature on the page is explained.
     assert printed["validation"]["direct"]["relative_error"] < 1e-3 and len(data["validation"]["edges"]) == 8
-    shown = {f"{n['dictionary']}/{n['index']}" for n in data["nodes"] if n["kind"] == "feature"}
-    assert shown == data["features"].keys() and any(f["contexts"] for f in data["features"].values())
+    shown = {
+        f"{data['dictionaries'][n['dictionary']]['name']}/{n['index']}"
+        for n in data["nodes"]
+        if n["kind"] == "feature"
+    }
+    explained = json.loads(html.split('id="data">')[1].split("</script>")[0])["features"]
+    assert shown == explained.keys() and any(f["contexts"] for f in explained.values())
     assert printed["strongest"][0]["label"] in [node["label"] for node in data["nodes"]]
     viewer = tmp_path / "out" / "viewer"
     (metadata,) = json.loads((viewer / "graph-metadata.json").read_text())["graphs"]
@@ -71,7 +76,7 @@ def test_files_for_neuronpedia(folder, tmp_path, capsys):
 def test_chosen_targets_and_plain_text(folder, tmp_path, capsys, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    more = ["--targets", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
+    more = ["--target", " Mary", "--target-difference", " Mary", " John", "--validate", "4", "--open"]
     assert graph(folder, tmp_path / "out", *more) == 0
     out = capsys.readouterr().out
     assert "' Mary'" in out and "' Mary - John'" in out and "completeness" in out and "strongest features" in out
@@ -120,13 +125,16 @@ def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--targets", "no such token"], "is not one token"),
+        (["--target", "no such token"], "is not one token"),
         (["--nodes", "80"], "between 0 and 1"),
         (["--max-features", "0"], "give at least 1"),
         (["--features-from", "nowhere.txt"], "nowhere.txt"),
         (["--feature-base-url", "https://example.org/f"], "give --viewer too"),
         (["--viewer", "--feature-base-url", "http://example.org/f"], "https://example.org/features"),
         (["--viewer", "--scan", "a b"], "cannot be a scan"),
+        (["--prompts-from", "nowhere.txt"], "nowhere.txt could not be read"),
+        (["--labels", "nowhere.json"], "nowhere.json"),
+        (["--target-difference", " Mary", " Mary"], "is always 0: give two different tokens"),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(folder, tmp_path, capsys, more, sentence):
@@ -140,3 +148,75 @@ def test_a_file_as_output(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert graph(folder, tmp_path / "file") == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_several_prompts_share_a_page(folder, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("When Mary and John went\n\nJohn gave a drink to\n")
+    more = ["--prompts-from", str(tmp_path / "prompts.txt"), "--validate", "0", "--viewer"]
+    assert graph(folder, tmp_path / "out", *more, "John gave a drink to", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [each["prompt"].replace(" ", "") for each in printed["graphs"]] == [
+        text.replace(" ", "")
+        for text in (PROMPT, "John gave a drink to", "When Mary and John went", "John gave a drink to")
+    ]
+    html = (tmp_path / "out" / "graph.html").read_text()
+    assert html.count('type="application/json"') == 5 and printed["page"] == str(tmp_path / "out" / "graph.html")
+    names = ["when-mary-and-john-went", "john-gave-a-drink-to", "john-gave-a-drink-to-4"]
+    for name in names:
+        saved = AttributionGraph.from_pretrained(tmp_path / "out" / name)
+        assert saved.num_nodes in [each["nodes"] for each in printed["graphs"]]
+    alone = AttributionGraph.from_pretrained(tmp_path / "out" / names[0])
+    assert graph(folder, tmp_path / "one", "--validate", "0", "--json", prompt="When Mary and John went") == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == pytest.approx(alone.scores())
+
+
+def test_a_page_without_features_says_so_and_what_was_not_done(folder, tmp_path, capsys):
+    more = ["--features-from", str(folder / "text.txt"), "--nodes", "0.01"]
+    assert graph(folder, tmp_path / "out", *more) == 0
+    out = capsys.readouterr().out
+    html = (tmp_path / "out" / "graph.html").read_text()
+    for sentence in (
+        "No feature is strong enough for the page: the set covers 3 of 3 layers",
+        "The graph was not validated: no feature on the page has an edge that could be.",
+        f"--features-from {folder / 'text.txt'} was not searched",
+    ):
+        assert sentence in out and sentence in html
+    assert "Try --nodes 0." in out
+    share = out.split("Try --nodes ")[1].split()[0]
+    assert graph(folder, tmp_path / "again", "--nodes", share, "--json", "--validate", "4") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["strongest"] and printed["notes"] == [] and printed["validation"]
+    shows = int(out.split("which shows ")[1].split()[0])
+    html = (tmp_path / "again" / "graph.html").read_text()
+    nodes = json.loads(html.split('id="graph-0">')[1].split("</script>")[0])["nodes"]
+    assert sum(node["kind"] == "feature" for node in nodes) == shows
+
+
+def test_verdicts_and_what_was_left_out_are_printed(folder, tmp_path, capsys):
+    assert graph(folder, tmp_path / "out", "--validate", "16") == 0
+    out = capsys.readouterr().out
+    assert graph(folder, tmp_path / "out", "--validate", "16", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [verdict["about"] for verdict in printed["verdicts"]] == ["completeness", "replacement", "validation"]
+    assert all(f"  {verdict['level']}  {verdict['text']}" in out for verdict in printed["verdicts"])
+    assert printed["left_out"] in out and f"{printed['pruned']['num_edges']:,} of {printed['edges']:,} edges" in out
+
+
+def test_labels_from_a_file(folder, tmp_path, capsys):
+    name = "layers.1.mlp.transcoder"
+    content = {
+        "format": "hf_transcoders graph labels",
+        "version": 1,
+        "labels": {name: {"3": "<i>three"}},
+        "graphs": [],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    assert graph(folder, tmp_path / "out", "--validate", "0", "--labels", str(tmp_path / "labels.json")) == 0
+    html = (tmp_path / "out" / "graph.html").read_text()
+    data = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert data["saved"]["labels"] == {name: {"3": "<i>three"}} and "<i>three" not in html
+    capsys.readouterr()
+    content["labels"] = {"layers.9.mlp.transcoder": {"3": "three"}}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    assert graph(folder, tmp_path / "no", "--labels", str(tmp_path / "labels.json")) == 2
+    assert "has labels for layers.9.mlp.transcoder" in capsys.readouterr().err and not (tmp_path / "no").exists()

@@ -20,7 +20,7 @@ TARGET = ["--target", " Mary"]
 
 
 def test_paths_are_printed_as_text_and_json(folder, capsys):
-    arguments = [*TARGET, "--against", " John", "--paths", "4", "--steps", "2", "--graph"]
+    arguments = ["--target-difference", " Mary", " John", "--paths", "4", "--steps", "2", "--graph"]
     assert paths(folder, *arguments, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert [len(level) for level in printed["levels"]] == [4, 4]
@@ -54,7 +54,7 @@ def test_a_feature_is_explained(folder, capsys):
     "more, sentence",
     [
         ([*TARGET, "--feature", "x", "5"], "Only one target"),
-        (["--against", " John"], "give that too"),
+        ([*TARGET, "--target-difference", " Mary", " John"], "Only one target"),
         (["--feature", "x", "five"], "'five' is not the number"),
         (["--feature", "nothing", "5"], "no dictionary 'nothing'"),
         (["--token-position", "3"], "give --target"),

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_transcoders.data.token_texts import token_texts, visible
+from hf_transcoders.data.token_texts import token_texts
 
 
 def byte_level():
@@ -76,9 +76,3 @@ def test_a_token_in_bytes():
             return ["?" for _ in rows]
 
     assert token_texts(Bytes(), [0, 1, 2, 1]) == [" a", "\\xe6\\x9d", "<id 2>", "\\xe6\\x9d"]
-
-
-def test_labels_show_spaces_and_line_breaks():
-    assert [visible(text) for text in ("the", " the", "  ", "\n\n", "a\tb ", "", "\r")] == [
-        "the", "␣the", "␣␣", "⏎⏎", "a⇥b␣", "∅", "␍",
-    ]  # fmt: skip

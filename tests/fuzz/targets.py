@@ -228,6 +228,35 @@ class Graph(Target):
                 page.read_text(encoding="utf-8"), viewer.read_text(encoding="utf-8")]  # fmt: skip
 
 
+class PageLabels(Target):
+    """What the page of a graph saves."""
+
+    weight = 0.5
+
+    def make(self, folder):
+        (folder / "saved").mkdir()
+        saved = {
+            "format": "hf_transcoders graph labels",
+            "version": 1,
+            "labels": {"layers.0.mlp.transcoder": {"3": "plural nouns", "12": "␣ <b>"}},
+            "graphs": [{"prompt": "a b", "pins": ["0_3_1", "1_7_2"], "groups": [{"name": "both", "members": ["0_3_1"]}]}],
+        }  # fmt: skip
+        (folder / "saved" / "labels.json").write_text(json.dumps(saved), encoding="utf-8")
+
+    def load(self, sample):
+        from hf_transcoders.circuits.graphs.page_labels import read_labels
+
+        return read_labels(sample / "labels.json")
+
+    def use(self, loaded, work):
+        from hf_transcoders.circuits.graphs.page_data import page_data
+        from hf_transcoders.reports.graph import write_graph
+        from tests.circuits.graphs.random_graph import random_graph
+
+        page = write_graph(work / "graph.html", {**page_data(random_graph(features=1)), "saved": loaded})
+        return [loaded, page.read_text(encoding="utf-8")]
+
+
 class PatchFile(Target):
     weight = 0.8
     keeps_nan = True
@@ -678,6 +707,7 @@ TARGETS: dict[str, Target] = {
     "info": Info(),
     "report": SavedReport(),
     "graph": Graph(),
+    "labels": PageLabels(),
     "patch": PatchFile(),
     "baseline": Baseline(),
     "checkpoint": Checkpoints(),

@@ -61,7 +61,7 @@ def test_attention_tells_every_share_and_the_last_row_on_the_text(tmp_path):
     view = AttentionView("head", ["a\n", " b", " c"], [[1.0, 0, 0], [0.25, 0.75, 0], [0.1, 0.2, 0.7]])
     titles = re.findall(r"<title>(.*?)</title>", attention_svg(view))
     assert titles == [
-        "a⏎ → a⏎: 1.0000", " b → a⏎: 0.2500", " b →  b: 0.7500", " c → a⏎: 0.1000", " c →  b: 0.2000", " c →  c: 0.7000",
+        "a⏎ → a⏎: 1.0000", "␣b → a⏎: 0.2500", "␣b → ␣b: 0.7500", "␣c → a⏎: 0.1000", "␣c → ␣b: 0.2000", "␣c → ␣c: 0.7000",
     ]  # fmt: skip
     page = write_page(tmp_path / "page.html", "t", [Section("s", attention=[view])]).read_text()
     assert re.findall(r'--a:([\d.]+)"', page) == ["0.100", "0.200", "0.700"]

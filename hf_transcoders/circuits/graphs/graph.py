@@ -13,10 +13,11 @@ import torch
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...files import write_text
+from ...text.visible import visible
 from .edge_validation import EdgeValidation
 from .graph_file import OPTIONAL_TENSORS, TENSORS, read_graph, save_graph
 from .influence import cumulative_shares, edge_influence, edge_shares, influence, row_magnitudes, scores
-from .nodes import KINDS, Node, TargetInfo, is_kind, node_label, one_line
+from .nodes import KINDS, Node, TargetInfo, is_kind, node_label
 from .pruning import prune
 from .row_sums import row_warning, warn
 
@@ -146,7 +147,7 @@ class AttributionGraph:
         """A short label for a node, such as `L8 feature 1203 at " gave"`."""
         node = self.node(number)
         if node.kind == "target":
-            return one_line(self.targets[node.index].label)
+            return visible(self.targets[node.index].label)
         return node_label(node.kind, node.layer, node.position, node.index, self.tokens, self.num_layers)
 
     def dictionary_number(self, name: str) -> int:
@@ -295,8 +296,8 @@ class AttributionGraph:
 
         Tokens, positions and targets stay. Features without an edge in or out, and other nodes without an edge out, are
         dropped too. Contributions of dropped nodes and edges go into `rest`, so that rows still sum. What was dropped is
-        counted in `metadata["pruning"]`, errors separately; `metadata["scores"]` are the scores of the whole graph, and
-        `cumulative_influence` says how much of its influence comes from each node and all stronger ones.
+        counted in `metadata["pruning"]`, errors and features separately; `metadata["scores"]` are the scores of the whole
+        graph, and `cumulative_influence` says how much of its influence comes from each node and all stronger ones.
 
         Args:
             nodes (`float`, *optional*, defaults to 0.8): Share of the cumulative influence that is kept with the nodes.
@@ -317,6 +318,7 @@ class AttributionGraph:
             fixed=fixed,
             needs_input=self.is_kind("feature") & self.expanded,
             is_error=self.is_kind("error", "mlp"),
+            is_feature=self.is_kind("feature"),
         )
         pruned = self.select(keep, keep_edges)._with_metadata(scores=self.whole_scores, pruning=report)
         if "pruning" in self.metadata:
@@ -340,6 +342,17 @@ class AttributionGraph:
         # Node numbers are left out: they refer to the validated graph, which may be a part of this one.
         edges = [{key: edge[key] for key in edge if key not in ("source", "target")} for edge in found["edges"]]
         return self._with_metadata(certificate=found["summary"], validated_edges=edges)
+
+    def with_note(self, note: str) -> "AttributionGraph":
+        """The graph with a sentence that its page and its files contain, such as why something was left out.
+
+        Args:
+            note (`str`): The sentence.
+
+        Returns:
+            [`AttributionGraph`]: a new graph.
+        """
+        return self._with_metadata(notes=[*self.metadata.get("notes", ()), note])
 
     def _with_metadata(self, **values):
         return dataclasses.replace(self, metadata={**self.metadata, **values})
@@ -382,25 +395,32 @@ class AttributionGraph:
     # Conveniences, whose imports are the only ones that point up from the graph.
 
     def to_html(
-        self, path: str | os.PathLike, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
+        self,
+        path: str | os.PathLike,
+        features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
+        labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None = None,
     ) -> Path:
         """Write the graph as one self-contained interactive HTML page. Prune a large graph first.
+
+        [`~hf_transcoders.circuits.graphs.write_graph_page`] writes several graphs as one page.
 
         Args:
             path (`str` or `os.PathLike`): The file to write.
             features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
                 Dictionary -> explanations ([`explain_features`]) of its features.
+            labels (`str`, `os.PathLike` or `Mapping[str, Mapping[int, str]]`, *optional*):
+                Labels of features: a file that a page saved, with pins and groups, or dictionary -> feature -> label.
 
         Returns:
             `Path`: the file.
 
         Raises:
-            [`TranscoderError`]: the graph has too many edges for a browser.
+            [`TranscoderError`]: the graph has too many edges for a browser, or `features` or `labels` are of other
+                dictionaries.
         """
-        from ...reports.graph.graph_page import write_graph
-        from .page_data import page_data
+        from .page_data import write_graph_page
 
-        return write_graph(path, page_data(self, features))
+        return write_graph_page(path, self, features, labels)
 
     def to_viewer_json(self, path: str | os.PathLike, slug: str | None = None, **kwargs) -> Path:
         """Write the graph as the JSON that published viewers of attribution graphs read. Prune a large graph first.

@@ -171,6 +171,17 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
             entry(pruning, name, int, where, low=0)
         for name in ("dropped_influence", "dropped_error_influence"):
             entry(pruning, name, float, where, low=-_ROUNDING, high=1 + _ROUNDING)
+        # Graphs that earlier versions pruned have neither.
+        for what in ("edge", "feature"):
+            if f"dropped_{what}s" in pruning:
+                entry(pruning, f"dropped_{what}s", int, where, low=0)
+                entry(pruning, f"dropped_{what}_influence", float, where, low=-_ROUNDING, high=1 + _ROUNDING)
+        for name in ("features_from", "features_edges"):
+            checked(pruning.get(name), float, f"'{name}' of {where}", null=True, low=0, high=1)
+        checked(pruning.get("features_then"), int, f"'features_then' of {where}", null=True, low=0)
+    checked(metadata.get("active_features", 0), int, f"'active_features' of {where}", low=0)
+    if "notes" in metadata:
+        entries(metadata, "notes", str, where)
     settings = checked(metadata.get("settings", {}), dict, f"'settings' of {where}")
     for name, low in (("max_logits", 1), ("max_features", 1), ("skip_first", 0)):
         if name in settings:

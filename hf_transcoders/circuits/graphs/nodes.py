@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...text.visible import visible
+
 
 #: Kinds of nodes. Files store indices into this tuple: add new kinds at the end only.
 KINDS = ("token", "position", "feature", "error", "mlp", "bias", "target")
@@ -73,12 +75,7 @@ def node_label(kind: str, layer: int, position: int, index: int, tokens: list[st
         return "bias after the last block" if layer == num_layers else f"L{layer} biases"
     # Nodes of graphs that are summed over positions have no position.
     somewhere = position >= 0 and tokens
-    at = f'at "{one_line(tokens[position])}" ({position})' if somewhere else "anywhere"
+    at = f'at "{visible(tokens[position], in_text=True)}" ({position})' if somewhere else "anywhere"
     if kind in ("token", "position"):
         return f"{kind} {at if somewhere else max(index, position)}"
     return f"L{layer} {f'feature {index}' if kind == 'feature' else kind} {at}"
-
-
-def one_line(text: str) -> str:
-    """Text with its line breaks escaped."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")

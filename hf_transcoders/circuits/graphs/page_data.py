@@ -1,6 +1,8 @@
-"""Plain data of an attribution graph for its page."""
+"""The page of one attribution graph or several: its plain data, and writing it."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...errors import TranscoderError
@@ -8,36 +10,81 @@ from ...features.feature_examples import FeatureExplanation
 from .graph import AttributionGraph
 from .node_ids import node_ids
 from .nodes import KINDS
+from .page_labels import page_labels
+from .verdicts import graph_verdicts, left_out, missing_features
 
 
 #: Largest number of edges that a browser draws without a pause.
 MAX_EDGES = 50_000
 # Metadata with places of their own on the page.
-_NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionaries", "warning")
+_NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionaries", "warning", "notes")
+
+
+def write_graph_page(
+    path: str | os.PathLike,
+    graphs: AttributionGraph | Sequence[AttributionGraph],
+    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
+    labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None = None,
+) -> Path:
+    """Write one graph or several as one self-contained interactive HTML page. Prune large graphs first.
+
+    Args:
+        path (`str` or `os.PathLike`): The file to write.
+        graphs ([`AttributionGraph`] or `Sequence[AttributionGraph]`):
+            The graphs, usually of several prompts, among which the page has a selector.
+        features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*):
+            Dictionary -> explanations ([`explain_features`]) of its features.
+        labels (`str`, `os.PathLike` or `Mapping[str, Mapping[int, str]]`, *optional*):
+            Labels of features: a file that a page saved, with pins and groups, or dictionary -> feature -> label.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        [`TranscoderError`]: a graph has too many edges for a browser, there is no graph, or `features` or `labels` are of other
+            dictionaries.
+
+    Example:
+
+    ```python
+    >>> graphs = attribution_graph(base, transcoders, ["The capital of France is", "The capital of Italy is"], tokenizer=tokenizer)
+    >>> write_graph_page("capitals.html", [graph.prune() for graph in graphs])
+    ```
+    """
+    from ...reports.graph.graph_page import write_graph
+
+    return write_graph(path, page_data(graphs, features, labels))
 
 
 def page_data(
-    graph: AttributionGraph, features: Mapping[str, Sequence[FeatureExplanation]] | None = None
+    graphs: AttributionGraph | Sequence[AttributionGraph],
+    features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
+    labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, Any]:
-    """The data that [`~hf_transcoders.reports.graph.render_graph`] takes.
-
-    Args:
-        graph ([`AttributionGraph`]): The graph.
-        features (`Mapping[str, Sequence[FeatureExplanation]]`, *optional*): Dictionary -> explanations of its features.
+    """The data that [`~hf_transcoders.reports.graph.render_graph`] takes; arguments and errors as for [`write_graph_page`].
 
     Returns:
         `dict`: plain values.
-
-    Raises:
-        [`TranscoderError`]: the graph has too many edges for a browser, or lacks a dictionary of `features`.
     """
+    graphs = [graphs] if isinstance(graphs, AttributionGraph) else list(graphs)
+    if not graphs:
+        raise TranscoderError("There is no graph for the page: give at least one.")
+    for name in features or {}:
+        if not any(name in graph.dictionaries for graph in graphs):
+            graphs[0].dictionary_number(name)  # Refuses names that no graph has.
+    return {
+        "graphs": [_graph_data(graph) for graph in graphs],
+        "features": _details(graphs, features or {}),
+        "saved": page_labels(labels, graphs),
+    }
+
+
+def _graph_data(graph):
     if graph.num_edges > MAX_EDGES:
         raise TranscoderError(
             f"The graph has {graph.num_edges:,} edges, and a page shows up to {MAX_EDGES:,}: make the page of "
             "`graph.prune()`, with smaller shares if needed."
         )
-    for name in features or {}:
-        graph.dictionary_number(name)  # Refuses names that the graph does not have.
     metadata = graph.metadata
     summary = metadata.get("certificate")
     known = {entry["name"]: entry for entry in metadata.get("dictionaries", ())}
@@ -57,9 +104,10 @@ def page_data(
             "weight": _rounded(graph.weight),
             "flow": _rounded(graph.edge_influence()),
         },
-        "features": _details(graph, features or {}),
         "scores": graph.whole_scores,
-        "pruning": metadata.get("pruning"),
+        "verdicts": [verdict.to_dict() for verdict in graph_verdicts(graph)],
+        "left_out": left_out(graph),
+        "notes": [*filter(None, [missing_features(graph)]), *metadata.get("notes", ())],
         "validation": summary and {"summary": summary, "edges": metadata.get("validated_edges", [])},
         "warning": graph.warning,
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
@@ -89,15 +137,18 @@ def _nodes(graph):
     ]
 
 
-def _details(graph, features):
-    """`dictionary/feature` -> explanation, for features that have a node."""
-    has = graph.is_kind("feature")
-    shown = set(zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True))
+def _details(graphs, features):
+    """`dictionary/feature` -> explanation, for features that have a node in one of the graphs."""
+    shown = set()
+    for graph in graphs:
+        has = graph.is_kind("feature")
+        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
+            shown.add((graph.dictionaries[dictionary], index))
     return {
-        f"{graph.dictionaries.index(name)}/{explanation.feature}": explanation.to_dict()
+        f"{name}/{explanation.feature}": explanation.to_dict()
         for name, explanations in features.items()
         for explanation in explanations
-        if (graph.dictionaries.index(name), explanation.feature) in shown
+        if (name, explanation.feature) in shown
     }
 
 

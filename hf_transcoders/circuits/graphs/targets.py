@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ...data.token_texts import visible
 from ...errors import TranscoderError
 from ...lm.architectures import architecture_of
 from ...lm.forwards import check_head
@@ -15,6 +14,7 @@ from ...lm.sites import Site
 from ...lm.stream import UNEMBEDDING
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...text import logging
+from ...text.visible import visible
 from ..prompt_tokens import token_labels
 from .linear_run import READS, LinearRun
 from .nodes import TargetInfo
@@ -23,6 +23,8 @@ from .read_vectors import FINAL, ReadVectors
 
 logger = logging.get_logger(__name__)
 
+# A target is questioned if it is this much more likely with or without a leading space.
+_MUCH_MORE_LIKELY = 10
 _FORMS = (["tokens"], ["dictionary", "feature"], ["vector"], ["vector", "site"])
 
 
@@ -225,7 +227,13 @@ def _resolve_tokens(run, target, position, tokenizer):
     check_head(run.model)
     head = run.model.get_output_embeddings()
     ids = [_token_id(token, tokenizer, map_size(head)[0]) for token in target.tokens]
+    if len(ids) == 2 and ids[0] == ids[1]:
+        raise TranscoderError(
+            f"The target {target.tokens[0]!r} minus {target.tokens[1]!r} is always 0: give two different tokens."
+        )
     probabilities = run.logits[position].float().softmax(-1)
+    for token, token_id in zip(target.tokens, ids, strict=True):
+        _warn_of_other_spelling(token, token_id, tokenizer, probabilities)
     multiplier = architecture_of(run.model).logit_multiplier
     tokens = linear_rows(head, torch.tensor(ids), UNEMBEDDING)
     rows = tokens.weight.float() * multiplier
@@ -284,11 +292,31 @@ def _token_id(token: str | int, tokenizer, vocabulary: int) -> int:
     ids = tokenizer.encode(token, add_special_tokens=False)
     if len(ids) != 1:
         parts = ", ".join(map(repr, token_labels(ids, tokenizer)))
-        raise TranscoderError(
-            f"{token!r} is not one token of this model but {len(ids)} ({parts}): give a single token, often one with a "
-            "leading space."
-        )
+        other = _other_spelling(token)
+        meant = "give a single token, often one with a leading space."
+        if other and len(tokenizer.encode(other, add_special_tokens=False)) == 1:
+            meant = f"did you mean {other!r}?"
+        raise TranscoderError(f"{token!r} is not one token of this model but {len(ids)} ({parts}): {meant}")
     return ids[0]
+
+
+def _other_spelling(token):
+    """The token with a leading space if it has none, and without it if it has one."""
+    return token[1:] if token.startswith(" ") else f" {token}"
+
+
+def _warn_of_other_spelling(token, token_id, tokenizer, probabilities):
+    """Warn where the token is hardly predicted, but is with or without a leading space."""
+    if isinstance(token, int) or not (other := _other_spelling(token)):
+        return
+    ids = tokenizer.encode(other, add_special_tokens=False)
+    if len(ids) != 1 or ids[0] == token_id:
+        return
+    found, more = float(probabilities[token_id]), float(probabilities[ids[0]])
+    if more > _MUCH_MORE_LIKELY * found:
+        logger.warning(
+            f"The target {token!r} has a probability of {found:.2g}, and {other!r} one of {more:.2g}: did you mean {other!r}?"
+        )
 
 
 def _or(value, default):

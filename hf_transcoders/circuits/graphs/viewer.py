@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...text.printable import printable
+from ...text.visible import visible
 from .graph import AttributionGraph
 from .influence import cumulative_shares
 from .node_ids import LayerNumbers, node_ids
@@ -159,8 +160,10 @@ def check_names(slug: str, scan: str | None = None, feature_base_url: str | None
 
 def feature_label(explanation: FeatureExplanation) -> str:
     """Label a feature as the graph page does: by the tokens with its top activations, and its promoted tokens."""
-    peaks = dict.fromkeys(_shown(context.tokens[context.peak]).strip() for context in explanation.contexts[:3])
-    raised = ", ".join(_shown(token).strip() for token, _ in explanation.top_tokens[:3])
+    peaks = dict.fromkeys(
+        visible(context.tokens[context.peak], in_text=True).strip() for context in explanation.contexts[:3]
+    )
+    raised = ", ".join(visible(token, in_text=True).strip() for token, _ in explanation.top_tokens[:3])
     quoted = ", ".join(f"“{token}”" for token in [*peaks][:2])
     return " ".join(filter(None, [quoted, raised and f"direct path → {raised}"]))
 
@@ -212,7 +215,7 @@ def _viewer_node(graph, number, name, numbers, labels):
             changed["clerp"] = f"Error of {graph.dictionaries[dictionary]}"
     elif kind == "token":
         # Graphs that are summed over positions have no prompt.
-        token = _shown(graph.tokens[position]) if graph.tokens else str(index)
+        token = visible(graph.tokens[position]) if graph.tokens else str(index)
         changed = {
             "feature": position if graph.tokens else index,
             "layer": "E",
@@ -235,7 +238,7 @@ def _viewer_node(graph, number, name, numbers, labels):
         token = name.split("_")[1]
         probability = _probability(target)
         # Viewers cut the label at "(p=".
-        text = _shown(target.label).replace("(p=", "( p=")
+        text = visible(target.label, in_text=True).replace("(p=", "( p=")
         changed = {
             "feature": int(token),
             "layer": str(graph.num_layers + 1),
@@ -291,10 +294,6 @@ def _first_position(graph):
 
 def _probability(target):
     return target.weight if target.probability is None else target.probability
-
-
-def _shown(text):
-    return text.replace("\n", "⏎").replace("\t", "⇥") or "∅"
 
 
 def dump(content: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from ...errors import TranscoderError
 from ...files import write_csv, write_text
+from ...tasks.answer_metrics import estimate
 from ...text.checked import checked, entries, entry
 from ...text.printable import printable
 from ...text.strict_json import finite, read_json, to_json
@@ -75,6 +76,19 @@ class PatchResult:
         low, high = change.quantile(ends, dim=1)
         return low.view(self.shape), high.view(self.shape)
 
+    @property
+    def warning(self) -> str | None:
+        """A warning if base and source runs do not differ, so that effects are shares of nothing; otherwise `None`."""
+        if self.source is None:
+            return None
+        change = estimate(self.source.double() - self.base.double())
+        if not change.low <= 0 <= change.high:
+            return None
+        return (
+            f"The {self.metric.replace('_', ' ')} of base and source runs does not differ: the 95% interval of the difference, "
+            f"{change}, includes 0. Effects are shares of this difference, so that they may be of any size."
+        )
+
     def top(self, k: int = 10, largest: bool | None = None) -> list[dict]:
         """Find the `k` places with the greatest effects.
 
@@ -103,6 +117,7 @@ class PatchResult:
             "axes": self.axes,
             "metric": self.metric,
             "protocol": self.protocol,
+            "warning": self.warning,
             "effects": finite(self.effects.tolist()),
             "base": finite(self.base.tolist()),
             "source": None if self.source is None else finite(self.source.tolist()),

@@ -14,10 +14,10 @@ from ...text.printable import printable
 from ..activations import Encoded, token_mean
 from ..foreign import open_foreign_cross_layer
 from ..modeling_transcoder import TranscoderModel, TranscoderOutput
-from ..named_dictionaries import NamedDictionaries
+from ..named_dictionaries import NamedDictionaries, TranscoderSetOutput
 from ..saved_files import Files, SavedDictionary
 from ..saved_model import SavedModel
-from ..transcoder_set import TranscoderSetOutput, has_index
+from ..set_index import has_index
 from .configuration_cross_layer import CrossLayerTranscoderConfig
 from .source import CrossLayerSource
 

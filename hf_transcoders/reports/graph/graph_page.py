@@ -1,4 +1,4 @@
-"""Render an attribution graph as one interactive HTML page."""
+"""Render attribution graphs as one interactive HTML page."""
 
 import base64
 import hashlib
@@ -13,11 +13,13 @@ from ..html import page_templates
 
 
 # Parts of the page's script, in order.
-_SCRIPTS = ("data", "state", "pruning", "layout", "nodes", "edges", "tooltip", "panel", "pinned", "main")
+_SCRIPTS = (
+    "data", "state", "saved", "pruning", "layout", "nodes", "edges", "tooltip", "panel", "pinned", "view", "panes", "main",
+)  # fmt: skip
 
 
 def write_graph(path: str | os.PathLike, data: Mapping[str, Any]) -> Path:
-    """Write a graph as one self-contained HTML file, which makes no requests.
+    """Write one graph or several as one self-contained HTML file, which makes no requests.
 
     Args:
         path (`str` or `os.PathLike`): The file to write.
@@ -30,22 +32,27 @@ def write_graph(path: str | os.PathLike, data: Mapping[str, Any]) -> Path:
 
 
 def render_graph(data: Mapping[str, Any]) -> str:
-    """Render a graph as the text of one HTML page.
+    """Render one graph or several as the text of one HTML page.
 
     Args:
         data (`Mapping[str, Any]`): Plain values, with
 
-            - `prompt` (`str`), `tokens` (`list[str]`), `num_layers` (`int`);
-            - `dictionaries`: `name` and further values of each;
-            - `targets`: `label`, `weight` and `probability` (or `None`) of each;
-            - `nodes`: `id`, `kind`, `label`, `layer`, `position`, `index`, `dictionary` (number or -1), `value`,
-              `influence`, `total` (or `None`) and `rest` of each;
-            - `edges`: equally long lists `source` and `target` (numbers of nodes), `weight`, and `flow`, the influence
-              that each edge carries;
+            - `graphs`: for each graph
+                - `prompt` (`str`), `tokens` (`list[str]`), `num_layers` (`int`);
+                - `dictionaries`: `name` and further values of each;
+                - `targets`: `label`, `weight` and `probability` (or `None`) of each;
+                - `nodes`: `id`, `kind`, `label`, `layer`, `position`, `index`, `dictionary` (number or -1), `value`,
+                  `influence`, `total` (or `None`) and `rest` of each;
+                - `edges`: equally long lists `source` and `target` (numbers of nodes), `weight`, and `flow`, the influence
+                  that each edge carries;
+                - `scores` (`replacement`, `completeness`, `rest`), `validation` (or `None`; the `summary` and the `edges` of
+                  an [`EdgeValidation`]), `facts` (further values to show);
+                - `verdicts`: `about`, `level` and `text` of each [`Verdict`]; `left_out` (or `None`), a sentence on what pruning
+                  dropped; `notes`, sentences on what the page lacks;
+                - `warning` (or `None`): a sentence why the graph must not be trusted;
             - `features`: `"dictionary/feature"` -> [`~hf_transcoders.features.FeatureExplanation`] as a `dict`;
-            - `scores` (`replacement`, `completeness`, `rest`), `pruning` (or `None`), `validation` (or `None`; the
-              `summary` and the `edges` of an [`EdgeValidation`]), `facts` (further values to show);
-            - `warning` (or `None`): a sentence why the graph must not be trusted.
+            - `saved`: `labels` (dictionary -> feature -> label) and, for some prompts in `graphs`, `prompt`, `pins` (ids of nodes)
+              and `groups` (`name` and `members`).
 
     Returns:
         `str`: HTML.
@@ -58,12 +65,18 @@ def render_graph(data: Mapping[str, Any]) -> str:
     )
     # The browser runs this script and no other, also where text in the page contains one.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    graphs = data["graphs"]
+    prompts = [graph["prompt"] for graph in graphs]
+    title = prompts[0] if len(prompts) == 1 else f"{prompts[0]} and {len(prompts) - 1} more"
     return environment.get_template("graph/graph.html").render(
-        title=data["prompt"],
+        title=title,
+        prompts=prompts,
+        has_warning=any(graph["warning"] for graph in graphs),
         script=Markup(script),
         digest=digest,
-        data=Markup(embedded_json(data)),
-        warning=data.get("warning"),
+        # Each graph is parsed when it is opened.
+        graphs=[Markup(embedded_json(graph)) for graph in graphs],
+        data=Markup(embedded_json({"prompts": prompts, "features": data["features"], "saved": data["saved"]})),
     )
 
 

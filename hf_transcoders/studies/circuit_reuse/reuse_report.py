@@ -51,7 +51,7 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table.headers, table.rows)
     sections = [
-        Section("Task performance of the model", tables=[accuracy_table(result)]),
+        Section("Task performance of the model", tables=[accuracy_table(result)], warning=" ".join(result.warnings)),
         Section(
             "Overlap of the two circuits",
             "Heads with the greatest effects in each stage that both tasks share, against chance.",

@@ -48,6 +48,7 @@ class CircuitReuse:
         published ([`Published`], *optional*): Published results on this model.
         protocol (`dict`): Settings of the study.
         attention (`list[AttentionView]`): Attention of the strongest heads in the first prompt of each task.
+        warnings (`list[str]`): A warning for each task that the model does not do.
     """
 
     accuracy: dict[str, dict[str, Estimate]]
@@ -59,11 +60,13 @@ class CircuitReuse:
     published: Published | None
     protocol: dict
     attention: list[AttentionView] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """All numbers as JSON, except those of each prompt in path patching."""
         return {
             "protocol": self.protocol,
+            "warnings": self.warnings,
             "accuracy": {task: _dicts(metrics) for task, metrics in self.accuracy.items()},
             "stages": {task: [stage_to_dict(stage) for stage in stages] for task, stages in self.stages.items()},
             "overlaps": _dicts(self.overlaps),

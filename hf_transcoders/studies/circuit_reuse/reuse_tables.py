@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ...circuits.patching.report import task_title
 from ...reports.sections import Table, tables_text
+from ...text.printable import printable
 from .roles import ROLES
 
 
@@ -27,6 +28,8 @@ def reuse_text(result: "CircuitReuse") -> str:
     tables += [faithfulness_table(result, task) for task in result.faithfulness]
     tables += [table for repair in result.repairs for table in repair_tables(result, repair)]
     text = tables_text([replace(table, note="") for table in tables])
+    if result.warnings:
+        text = "\n".join([*(f"WARNING: {printable(warning)}" for warning in result.warnings), "", text])
     if result.published is None:
         return text
     return "\n".join([text, "", f"Paper: {result.published.source}", _footnotes(result.published)])

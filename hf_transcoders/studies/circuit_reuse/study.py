@@ -16,6 +16,7 @@ from ...lm.wrappers import measures_model
 from ...tasks.colored_objects import colored_objects
 from ...tasks.ioi import indirect_object_identification
 from ...tasks.measuring import measure
+from ...tasks.performance import TaskPerformance, chance
 from .movers import mover_change
 from .overlap import overlaps
 from .published_heads import published_for
@@ -89,9 +90,11 @@ def reuse_circuit(
     colors = colored_objects(tokenizer, prompts, seed=seed, add_bos=add_bos)
     test_colors = colored_objects(tokenizer, repair_prompts, seed=seed + 1, add_bos=add_bos)
     tasks = {"ioi": ioi, "colored-objects": colors}
-    accuracy = {
-        name: measure(model, task, batch_size, seed=seed, progress=progress)["clean"] for name, task in tasks.items()
-    }
+    performances = [
+        TaskPerformance(name, measure(model, task, batch_size, seed=seed, progress=progress), chance(task))
+        for name, task in tasks.items()
+    ]
+    accuracy = {found.task: found.measured["clean"] for found in performances}
     stages = {name: trace_stages(model, task, progress=progress) for name, task in tasks.items()}
     by_name = {name: {stage.name: stage.result for stage in found} for name, found in stages.items()}
     first_ids = ioi.dataset[0]["clean_ids"]
@@ -159,6 +162,7 @@ def reuse_circuit(
             for task in tasks.values()
             for view in attention_views(model, tokenizer, task, _shown(repairs, stages, roles))
         ],
+        [found.warning for found in performances if found.warning],
     )
 
 

@@ -59,7 +59,7 @@ def save_greater_than(study: GreaterThanStudy, folder: str | os.PathLike) -> Pat
         note="Through the final norm with its scale in each prompt, minus the mean over endings.",
     )
     sections = [
-        Section("The task", tables=[scores_table(study)], charts=[years]),
+        Section("The task", tables=[scores_table(study)], charts=[years], warning=study.warning or ""),
         Section("Few features against few neurons", tables=[curve_table(study)], charts=[curves]),
         Section("The features", tables=[features_table(study)], heatmaps=[by_year, by_ending]),
     ]

@@ -7,6 +7,8 @@ import torch
 
 from ...reports.sections import Table, tables_text
 from ...tasks.answer_metrics import Estimate, estimate
+from ...tasks.performance import ability_warning
+from ...text.printable import printable
 from ..published import PublishedStudy, published_figure, with_published
 
 
@@ -87,6 +89,18 @@ class GreaterThanStudy:
         return estimate(torch.tensor(self.transcoder))
 
     @property
+    def warning(self) -> str | None:
+        """A warning if the model does not do the task; otherwise `None`."""
+        later = [sum(int(ending) > int(year[-2:]) for ending in self.endings) for year in self.years]
+        guessing = sum(later) / (len(self.years) * len(self.endings))
+        return ability_warning(
+            "greater-than",
+            ("probability difference", self.original_score),
+            ("accuracy among the endings", self.accuracy),
+            guessing,
+        )
+
+    @property
     def crossing(self) -> int | None:
         """Smallest k >= 1 at which features are no better than as many neurons, or `None`."""
         # An MLP may have fewer neurons than the dictionary has features, and then its curve is shorter.
@@ -102,13 +116,15 @@ class GreaterThanStudy:
 
     def to_text(self) -> str:
         """Format the main results as text for a terminal."""
-        return tables_text([scores_table(self), curve_table(self), features_table(self)])
+        text = tables_text([scores_table(self), curve_table(self), features_table(self)])
+        return text if self.warning is None else f"WARNING: {printable(self.warning)}\n\n{text}"
 
     __str__ = to_text
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results as JSON values."""
         return {
+            "warning": self.warning,
             **asdict(self),
             "original_score": self.original_score.to_dict(),
             "transcoder_score": self.transcoder_score.to_dict(),

@@ -146,7 +146,7 @@ def test_labels_are_one_line(graph):
     broken = dataclasses.replace(
         graph, tokens=["\n"] * len(graph.tokens), targets=[TargetInfo("a\n", 0, 1.0)] * len(graph.targets)
     )
-    assert broken.label(0) == 'token at "\\n" (0)' and broken.label(graph.num_nodes - 1) == "a\\n"
+    assert broken.label(0) == 'token at "⏎" (0)' and broken.label(graph.num_nodes - 1) == "a⏎"
 
 
 # ---------------------------------------------------------------------------------------------------- files

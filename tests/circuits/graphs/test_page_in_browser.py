@@ -3,9 +3,6 @@ The page of an attribution graph, opened in a real Chromium. Skipped where there
 another one: `CHROMIUM=/path/to/it`).
 """
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,10 +10,8 @@ from hf_transcoders.circuits.graphs.combine import union
 from hf_transcoders.circuits.graphs.edge_validation import EdgeValidation
 from hf_transcoders.features.feature_examples import FeatureContext, FeatureExplanation
 
+from .open_page import EVIL, mark, open_page, shot, shown, strongest_feature
 from .random_graph import random_graph
-
-
-EVIL = "</script><script>document.title = 'owned'</script><!--"
 
 
 @pytest.fixture(scope="module")
@@ -53,40 +48,8 @@ def address(graph, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, address):
-    """The page in a tab of a laptop's size. It must log nothing to the console and make no requests."""
-    tab = browser.new_page(viewport={"width": 1366, "height": 768})
-    said, asked = [], []
-    tab.on("console", lambda message: message.type == "error" and said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: request.url.startswith(("file:", "data:")) or asked.append(request.url))
-    tab.goto(address)
-    yield tab
-    assert tab.title() != "owned" and said == [] and asked == []
-    tab.close()
-
-
-def shot(page, name):
-    """Save a picture to the folder in `SCREENSHOTS`, if it is set."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder, name)))
-
-
-def mark(page, number):
-    return page.locator(f"#node-svg [data-number='{number}']")
-
-
-def shown(page):
-    return page.evaluate(
-        "[...document.querySelectorAll('#node-svg .node')].filter(n => n.style.display !== 'none').length"
-    )
-
-
-def strongest_feature(graph, dictionary=None):
-    influence = graph.influence().masked_fill(~graph.is_kind("feature"), -1)
-    if dictionary is not None:
-        influence = influence.masked_fill(graph.dictionary != graph.dictionaries.index(dictionary), -1)
-    return int(influence.argmax())
+    with open_page(browser, address) as tab:
+        yield tab
 
 
 def test_every_node_is_drawn_in_its_layer_and_over_its_token(page, graph):
@@ -131,7 +94,7 @@ def test_pointing_and_clicking_tell_of_a_node(page, graph):
     assert graph.label(number) in panel and "active on 1% of tokens, up to 3" in panel
     # Contexts and promoted tokens of a feature are inserted as text.
     assert EVIL in panel and page.locator("#panel mark").inner_text() == EVIL
-    assert page.locator("script").count() == 2
+    assert page.locator("script").count() == 3
     outgoing = graph.outgoing(number)
     assert f"{len(outgoing)} edges" in panel
     assert mark(page, number).get_attribute("aria-pressed") == "true"

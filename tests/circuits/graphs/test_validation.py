@@ -65,14 +65,14 @@ def test_a_validation_goes_with_the_graph_to_files_and_page(tmp_path):
     found = validate_edges(model, transcoders, graph.prune(), 4)
     graph.with_validation(found).save_pretrained(tmp_path)
     loaded = AttributionGraph.from_pretrained(tmp_path)
-    validation = page_data(loaded.prune())["validation"]
+    validation = page_data(loaded.prune())["graphs"][0]["validation"]
     assert validation["summary"]["direct"]["pearson"] == found.summary()["direct"]["pearson"]
     assert [edge["predicted"] for edge in validation["edges"]] == found.predicted.tolist()
     assert [(edge["source_label"], edge["target_label"]) for edge in validation["edges"]] == found.labels
     assert "attention and norms" in graph_card(loaded, "me/graph")
     # Graphs that were saved before edges were saved with the summary.
     del loaded.metadata["validated_edges"]
-    assert page_data(loaded.prune())["validation"]["edges"] == []
+    assert page_data(loaded.prune())["graphs"][0]["validation"]["edges"] == []
 
 
 def test_edges_that_cannot_be_validated_are_refused():

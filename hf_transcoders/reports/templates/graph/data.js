@@ -1,67 +1,103 @@
 "use strict";
-// The data of the page, and constants derived from it.
+// The data of the page: the open graph, and features and labels of all graphs.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
-const NODES = DATA.nodes;
-const EDGES = DATA.edges.source.map((source, i) => ({
-  source, target: DATA.edges.target[i], weight: DATA.edges.weight[i], flow: DATA.edges.flow[i],
-}));
+const PAGE = JSON.parse(byId("data").textContent);
+const NUM_GRAPHS = PAGE.prompts.length;
 const FIXED = new Set(["token", "target"]);
 // Tokens and targets are boxes at the borders. Tokens without a position, in a union of prompts, are points.
 const isBox = (node) => node.kind === "target" || (node.kind === "token" && node.position >= 0);
-const NUM_POSITIONS = NODES.reduce((most, node) => Math.max(most, node.position + 1), DATA.tokens.length);
-const BY_ID = new Map(NODES.map((node, number) => [node.id, number]));
-const TOTAL_INFLUENCE = NODES.reduce((sum, node) => sum + node.influence, 0);
-
-NODES.forEach((node, number) => {
-  node.number = number;
-  node.details = node.kind === "feature" ? DATA.features[`${node.dictionary}/${node.index}`] : undefined;
-  node.incoming = [];
-  node.outgoing = [];
-});
-for (const edge of EDGES) {
-  NODES[edge.target].incoming.push(edge);
-  NODES[edge.source].outgoing.push(edge);
-}
 const byStrength = (a, b) => Math.abs(b.weight) - Math.abs(a.weight);
-for (const node of NODES) {
-  node.incoming.sort(byStrength);
-  node.outgoing.sort(byStrength);
-  node.about = aboutNode(node);
-  node.haystack = haystack(node);
+// "dictionary/feature" -> label.
+const labels = new Map();
+const graphs = [];
+// Values of the open graph.
+let DATA, NODES, EDGES, NUM_POSITIONS, BY_ID, TOTAL_INFLUENCE;
+
+// Makes one of the graphs the open one. A graph is parsed when it is first opened.
+function openData(number) {
+  graphs[number] ??= readGraph(number);
+  ({ DATA, NODES, EDGES, NUM_POSITIONS, BY_ID, TOTAL_INFLUENCE } = graphs[number]);
+}
+
+function readGraph(number) {
+  const data = JSON.parse(byId(`graph-${number}`).textContent);
+  const nodes = data.nodes;
+  const edges = data.edges.source.map((source, i) => ({
+    source, target: data.edges.target[i], weight: data.edges.weight[i], flow: data.edges.flow[i],
+  }));
+  nodes.forEach((node, i) => {
+    node.number = i;
+    node.dictionaryName = data.dictionaries[node.dictionary]?.name ?? "";
+    node.key = node.kind === "feature" ? `${node.dictionaryName}/${node.index}` : null;
+    node.details = PAGE.features[node.key];
+    node.incoming = [];
+    node.outgoing = [];
+  });
+  for (const edge of edges) {
+    nodes[edge.target].incoming.push(edge);
+    nodes[edge.source].outgoing.push(edge);
+  }
+  for (const node of nodes) {
+    node.incoming.sort(byStrength);
+    node.outgoing.sort(byStrength);
+    describe(node);
+  }
+  return {
+    DATA: data, NODES: nodes, EDGES: edges,
+    NUM_POSITIONS: nodes.reduce((most, node) => Math.max(most, node.position + 1), data.tokens.length),
+    BY_ID: new Map(nodes.map((node) => [node.id, node.number])),
+    TOTAL_INFLUENCE: nodes.reduce((sum, node) => sum + node.influence, 0),
+  };
+}
+
+// Sets or removes the label of a feature, at all of its nodes in all graphs.
+function setLabel(key, text) {
+  if (text) labels.set(key, text);
+  else labels.delete(key);
+  for (const graph of graphs) {
+    for (const node of graph?.NODES ?? []) if (node.key === key) describe(node);
+  }
 }
 
 // A short label.
 function briefly(node) {
   if (node.position < 0 || node.kind === "target" || !DATA.tokens.length) return visible(node.label);
-  const token = visible(DATA.tokens[node.position]).trim();
+  const token = visible(DATA.tokens[node.position], true).trim();
   if (node.kind === "feature") return `L${node.layer} #${node.index} at ${token}`;
   if (node.kind === "error" || node.kind === "mlp") return `L${node.layer} ${node.kind} at ${token}`;
   return `${token} (${node.position})`;
 }
 
-// A short description of a feature: the tokens with its largest activations, and those that its direct path promotes.
-function aboutNode(node) {
-  const details = node.details;
-  if (!details) return "";
-  const peaks = [...new Set(details.contexts.slice(0, 3).map((context) => visible(context.tokens[context.peak]).trim()))];
-  const raised = details.top_tokens.slice(0, 3).map(([token]) => visible(token).trim());
-  return [peaks.length ? `“${peaks.slice(0, 2).join("”, “")}”` : "", raised.length ? `direct path → ${raised.join(", ")}` : ""]
-    .filter(Boolean).join(" ");
-}
-
-function haystack(node) {
-  const words = [node.label, node.id, node.kind, DATA.dictionaries[node.dictionary]?.name ?? ""];
+// The description of a node in one line, and the text that the search reads.
+function describe(node) {
+  node.about = aboutLines(node).join(" ");
+  const words = [node.label, node.id, node.kind, node.dictionaryName, labels.get(node.key) ?? ""];
   if (node.details) {
     words.push(...node.details.top_tokens.map(([token]) => token));
     words.push(...node.details.contexts.map((context) => context.tokens[context.peak]));
   }
-  return words.join(" \n").toLowerCase();
+  node.haystack = words.join(" \n").toLowerCase();
 }
 
-// A token with visible line breaks and tabs.
-function visible(token) {
-  return token.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || "∅";
+// The description of a feature: its label, the tokens with its largest activations, and its promoted tokens.
+function aboutLines(node) {
+  const lines = labels.has(node.key) ? [labels.get(node.key)] : [];
+  if (!node.details) return lines;
+  const peaks = [...new Set(node.details.contexts.slice(0, 3).map((context) => visible(context.tokens[context.peak], true).trim()))];
+  const raised = node.details.top_tokens.slice(0, 3).map(([token]) => visible(token, true).trim());
+  if (peaks.length) lines.push(`“${peaks.slice(0, 2).join("”, “")}”`);
+  if (raised.length) lines.push(`direct path → ${raised.join(", ")}`);
+  return lines;
+}
+
+// A token as a label in which white space can be seen, as `visible` of hf_transcoders/text/visible.py.
+function visible(text, inText = false) {
+  const signs = { "\n": "⏎", "\r": "␍", "\t": "⇥" };
+  const escaped = (code) => (code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`);
+  return text
+    .replace(/[\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]/g,
+      (character) => signs[character] ?? escaped(character.charCodeAt(0)))
+    .replace(inText ? /^ +$| {2,}/g : /^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 
 function number3(value) {
@@ -77,7 +113,8 @@ function signed(value) {
 
 function percent(share) {
   const value = 100 * share;
-  return `${value >= 10 || value === 0 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(1) : "<0.1"}%`;
+  if (value >= 9.95 || value === 0) return `${value.toFixed(0)}%`;
+  return value >= 0.001 ? `${Number(value.toPrecision(2))}%` : "<0.001%";
 }
 
 // An element. Text is inserted as text, never as markup.

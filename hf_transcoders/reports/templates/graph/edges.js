@@ -1,8 +1,13 @@
 // The edges as lines on a canvas of the size of the viewport, which stays in place while the graph scrolls.
 
 const canvas = byId("edge-canvas");
-const MOST_FLOW = Math.max(1e-30, EDGES.reduce((most, edge) => Math.max(most, edge.flow), 0));
+let mostFlow;
 let hovered = null;
+
+function openEdges() {
+  mostFlow = EDGES.reduce((most, edge) => Math.max(most, edge.flow), 1e-30);
+  hovered = null;
+}
 
 function drawEdges() {
   const ratio = window.devicePixelRatio || 1;
@@ -16,21 +21,20 @@ function drawEdges() {
   const pen = canvas.getContext("2d");
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  pen.translate(-stage.scrollLeft, -stage.scrollTop);
+  const scale = ratio * grid.zoom;
+  pen.setTransform(scale, 0, 0, scale, -stage.scrollLeft * ratio, -stage.scrollTop * ratio);
   const style = getComputedStyle(document.documentElement);
   const colours = { up: style.getPropertyValue("--positive"), down: style.getPropertyValue("--negative") };
   const chosen = hovered ?? state.selected;
-  const own = [];
+  const isOwn = (edge) => chosen !== null && (edge.source === chosen || edge.target === chosen);
+  // The edges of a node under the pointer are drawn, too.
+  const own = shown.edges.filter(isOwn);
+  const others = drawnEdges().filter((edge) => !isOwn(edge));
   // With more edges each is fainter.
-  const density = Math.min(2.5, 0.3 + 1400 / shown.edges.length);
+  const density = Math.min(2.5, 0.3 + 1400 / others.length);
   // Weak edges first, so that strong ones are drawn on top.
-  for (let i = shown.edges.length - 1; i >= 0; i -= 1) {
-    const edge = shown.edges[i];
-    if (chosen !== null && (edge.source === chosen || edge.target === chosen)) {
-      own.push(edge);
-      continue;
-    }
-    const strength = Math.sqrt(edge.flow / MOST_FLOW);
+  for (const edge of others.reverse()) {
+    const strength = Math.sqrt(edge.flow / mostFlow);
     const alpha = chosen === null && !state.search.trim() ? 0.045 + 0.65 * strength : 0.02 + 0.06 * strength;
     pen.globalAlpha = Math.min(0.9, alpha * density);
     line(pen, edge, colours, 0.5 + 3.2 * strength);

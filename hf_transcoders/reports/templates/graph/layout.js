@@ -7,17 +7,18 @@ const TOKEN_HEIGHT = 26;
 const TARGET_HEIGHT = 26;
 const MOST_PER_LINE = 24;
 const LEAST_PER_LINE = 3;
-const place = NODES.map(() => ({ x: 0, y: 0, width: 0, height: 0, r: 0 }));
-const grid = { width: 0, height: 0, rows: [], step: STEPS[0] };
+// The zoom multiplies all lengths of the graph on the screen.
+const grid = { width: 0, height: 0, rows: [], step: STEPS[0], zoom: 1 };
+let place;
 
 const measure = document.createElement("canvas").getContext("2d");
 measure.font = "12px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const textWidth = (text) => measure.measureText(text).width;
 
-const MOST_INFLUENCE = Math.max(1e-30, ...NODES.filter((node) => !isBox(node)).map((node) => node.influence));
-NODES.forEach((node) => {
-  place[node.number].r = 3.2 + 3.8 * Math.sqrt(node.influence / MOST_INFLUENCE);
-});
+function openLayout() {
+  const most = NODES.reduce((found, node) => (isBox(node) ? found : Math.max(found, node.influence)), 1e-30);
+  place = NODES.map((node) => ({ x: 0, y: 0, width: 0, height: 0, r: 3.2 + 3.8 * Math.sqrt(node.influence / most) }));
+}
 
 // Column -1 holds nodes without a position: biases, and all nodes of a union over positions.
 function layOut(width, height) {

@@ -13,13 +13,16 @@ function redraw() {
     byId(`${name}-value`).textContent = `${state[name]}%`;
   }
   if (byId("search").value !== state.search) byId("search").value = state.search;
+  byId("lines").value = String(state.lines);
   prune();
+  byId("edge-count").textContent = `of ${shown.edges.length.toLocaleString("en")}`;
   const found = state.search.trim() ? NODES.filter((node) => matches(node) && shown.nodes[node.number]).length : null;
   byId("search-count").textContent = found === null ? "" : `${found} found`;
   if (state.view === "graph") {
     drawNodes();
     drawStates();
     drawEdges();
+    drawZoom();
   }
   drawPinned();
 }
@@ -70,6 +73,18 @@ byId("group").addEventListener("click", () => act(() => {
   state.selected = null;
   marked.clear();
 }, "rename"));
+byId("lines").append(...LINES.map((count) => element("option", { value: count }, count === Infinity ? "all" : String(count))));
+byId("lines").addEventListener("change", (event) => act(() => { state.lines = Number(event.target.value); }));
+byId("prompt")?.addEventListener("change", (event) => changeGraph(Number(event.target.value)));
+byId("save").addEventListener("click", save);
+byId("load").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", async (event) => {
+  const [file] = event.target.files;
+  if (file) await load(file);
+  // The same file can be chosen again.
+  event.target.value = "";
+});
+byId("close-message").addEventListener("click", () => tell(""));
 for (const name of ["nodes", "edges"]) {
   byId(name).addEventListener("input", (event) => act(() => { state[name] = Number(event.target.value); }));
 }
@@ -127,7 +142,7 @@ svg.addEventListener("focusout", () => {
 svg.addEventListener("keydown", (event) => {
   const number = numberOf(event);
   if (number === null || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key.startsWith("Arrow")) {
+  if (event.key.startsWith("Arrow") && !event.shiftKey) {
     const next = nodeTowards(number, event.key);
     if (next !== null) focusNode(next);
   } else if (event.key === "Enter" || event.key === " ") {
@@ -136,7 +151,7 @@ svg.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches?.("input:not([type=checkbox]):not([type=range])") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches?.("input:not([type=checkbox]):not([type=range]), select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape") {
     const focused = svg.contains(document.activeElement) ? current : null;
     act(() => {
@@ -151,6 +166,20 @@ document.addEventListener("keydown", (event) => {
     if (number !== null) act(() => togglePin(number));
   } else if (event.key === "g") {
     changeView(state.view === "graph" ? "pinned" : "graph");
+  } else if (event.key === "e") {
+    byId("label")?.focus();
+    event.preventDefault();
+  } else if (event.key === "+" || event.key === "=") {
+    zoomBy(1.25);
+  } else if (event.key === "-") {
+    zoomBy(0.8);
+  } else if (event.key === "0") {
+    zoomTo(leastZoom());
+  } else if (event.shiftKey && event.key.startsWith("Arrow")) {
+    panBy(event.key);
+    event.preventDefault();
+  } else if ((event.key === "[" || event.key === "]") && NUM_GRAPHS > 1) {
+    changeGraph((state.graph + (event.key === "]" ? 1 : NUM_GRAPHS - 1)) % NUM_GRAPHS);
   } else if (event.key === "/") {
     byId("search").focus();
     event.preventDefault();
@@ -170,19 +199,55 @@ stage.addEventListener("scroll", () => soon(() => {
   stick();
   drawEdges();
 }));
-window.addEventListener("resize", () => soon(redraw));
+window.addEventListener("resize", () => {
+  describeSplitter();
+  soon(redraw);
+});
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawEdges);
 window.addEventListener("hashchange", () => {
   if (location.hash !== ownHash) restore();
 });
 
+// Opens the graph of another prompt. The one that was open keeps its pins.
+function changeGraph(number) {
+  keep();
+  state.graph = number;
+  openGraph();
+  act(() => {});
+  showStart();
+  announce(`prompt ${number + 1} of ${NUM_GRAPHS}: ${DATA.prompt}`);
+}
+
+function openGraph() {
+  openData(state.graph);
+  grid.zoom = 1;
+  openPruning();
+  openLayout();
+  openNodes();
+  openEdges();
+  takeKept();
+  if (byId("prompt")) byId("prompt").value = state.graph;
+  if (byId("warning")) {
+    byId("warning-text").textContent = DATA.warning ?? "";
+    byId("warning").hidden = !DATA.warning;
+  }
+  byId("notes").replaceChildren(...DATA.notes.map((note) => element("p", {}, note)));
+  byId("notes").hidden = !DATA.notes.length;
+  setCurrent(firstNode());
+}
+
 function restore() {
   readHash();
-  setCurrent(firstNode());
+  openGraph();
   redraw();
   drawPanel();
+  showStart();
+}
+
+function showStart() {
   // Targets are mostly at the last token.
   if (state.selected === null) stage.scrollLeft = stage.scrollWidth;
   else if (state.view === "graph") reveal(state.selected);
 }
 restore();
+restorePane();

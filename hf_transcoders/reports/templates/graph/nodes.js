@@ -17,13 +17,20 @@ function layerOf(node) {
   return node.kind === "token" ? tokenLayer : targetLayer;
 }
 
-const marks = NODES.map((node) => {
-  const mark = svgElement("g", { class: `node ${node.kind}`, role: "button", tabindex: -1, "data-number": node.number });
-  layerOf(node).append(mark);
-  return mark;
-});
+let marks = [];
 // The node that Tab focuses; arrow keys move on from there.
 let current = null;
+
+function openNodes() {
+  marks.forEach((mark) => mark.remove());
+  marks = NODES.map((node) => {
+    const mark = svgElement("g", { class: `node ${node.kind}`, role: "button", tabindex: -1, "data-number": node.number });
+    layerOf(node).append(mark);
+    return mark;
+  });
+  current = null;
+  drawn = { width: 0, height: 0, zoom: 0, nodes: [] };
+}
 
 function drawNode(node) {
   const mark = marks[node.number];
@@ -75,15 +82,16 @@ function shortened(text, room) {
 }
 
 // Lays out the graph again if the window or the visible nodes have changed.
-let drawn = { width: 0, height: 0, nodes: [] };
+let drawn;
 function drawNodes() {
   const { clientWidth: width, clientHeight: height } = stage;
-  const same = width === drawn.width && height === drawn.height && shown.nodes.every((is, i) => is === drawn.nodes[i]);
+  const same = width === drawn.width && height === drawn.height && grid.zoom === drawn.zoom && shown.nodes.every((is, i) => is === drawn.nodes[i]);
   if (same && drawn.nodes.length) return;
-  drawn = { width, height, nodes: shown.nodes };
+  drawn = { width, height, zoom: grid.zoom, nodes: shown.nodes };
   layOut(width, height);
-  svg.setAttribute("width", grid.width);
-  svg.setAttribute("height", grid.height);
+  svg.setAttribute("viewBox", `0 0 ${grid.width} ${grid.height}`);
+  svg.setAttribute("width", grid.width * grid.zoom);
+  svg.setAttribute("height", grid.height * grid.zoom);
   lanes.replaceChildren(
     ...grid.rows.filter((entry) => entry.lines && entry.at % 2 === 0)
       .map((entry) => svgElement("rect", { class: "lane", x: 0, y: entry.top, width: grid.width, height: entry.height })),
@@ -103,22 +111,22 @@ function drawNodes() {
 
 // Tokens and targets stay visible while the layers between them scroll.
 function stick() {
-  grid.tokenShift = Math.min(0, stage.scrollTop + stage.clientHeight - grid.height);
-  grid.targetShift = stage.scrollTop;
+  grid.tokenShift = Math.min(0, (stage.scrollTop + stage.clientHeight) / grid.zoom - grid.height);
+  grid.targetShift = stage.scrollTop / grid.zoom;
   tokenLayer.setAttribute("transform", `translate(0 ${grid.tokenShift})`);
   targetLayer.setAttribute("transform", `translate(0 ${grid.targetShift})`);
-  const labels = byId("layer-labels");
-  labels.style.transform = `translateX(${stage.scrollLeft}px)`;
-  const top = stage.scrollTop + grid.targetsHeight;
-  const bottom = stage.scrollTop + stage.clientHeight - TOKEN_HEIGHT - 20;
-  for (const label of labels.children) label.hidden = label.dataset.y < top || label.dataset.y > bottom;
+  const layers = byId("layer-labels");
+  layers.style.transform = `translateX(${stage.scrollLeft}px)`;
+  const top = stage.scrollTop / grid.zoom + grid.targetsHeight;
+  const bottom = (stage.scrollTop + stage.clientHeight) / grid.zoom - TOKEN_HEIGHT - 20;
+  for (const label of layers.children) label.hidden = label.dataset.y < top || label.dataset.y > bottom;
 }
 
 function drawLayerLabels() {
   const named = grid.rows.filter((entry) => entry.lines || (entry.at < 0 && grid.rows[0].lines));
   byId("layer-labels").replaceChildren(...named.map((entry) => {
     const label = element("span", { "data-y": entry.middle }, entry.at < 0 ? "emb" : entry.at === DATA.num_layers ? "out" : `L${entry.at}`);
-    label.style.top = `${entry.middle}px`;
+    label.style.top = `${entry.middle * grid.zoom}px`;
     return label;
   }));
 }
@@ -181,11 +189,11 @@ function focusNode(number) {
 
 // Scrolls to a node.
 function reveal(number) {
-  const { x } = place[number];
-  const y = whereY(number);
+  const x = place[number].x * grid.zoom;
+  const y = whereY(number) * grid.zoom;
   const margin = 50;
-  const low = stage.scrollTop + grid.targetsHeight;
-  const high = stage.scrollTop + stage.clientHeight - TOKEN_HEIGHT - 18;
+  const low = stage.scrollTop + grid.targetsHeight * grid.zoom;
+  const high = stage.scrollTop + stage.clientHeight - (TOKEN_HEIGHT + 18) * grid.zoom;
   if (!isBox(NODES[number])) {
     if (y < low + 12) stage.scrollTop -= low + margin - y;
     if (y > high - 12) stage.scrollTop += y - high + margin;

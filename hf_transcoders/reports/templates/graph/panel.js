@@ -15,7 +15,7 @@ function nodeParts(node) {
     token: "token embedding", position: "position embedding", feature: "feature", target: "target",
     error: "error of the dictionary", mlp: "output of an MLP without a dictionary", bias: "biases of a layer",
   };
-  const dictionary = DATA.dictionaries[node.dictionary]?.name;
+  const dictionary = node.dictionaryName;
   const isPinned = state.pins.includes(node.number);
   return [
     element("h2", {}, node.label),
@@ -24,11 +24,25 @@ function nodeParts(node) {
       element("button", { id: "pin", type: "button", "aria-pressed": isPinned, onclick: () => act(() => togglePin(node.number), "pin") },
         isPinned ? "Unpin" : "Pin"),
       element("button", { id: "clear", type: "button", onclick: () => select(null) }, "Clear")),
+    node.kind === "feature" ? labelField(node) : null,
     element("dl", {}, factsOf(node).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]), sumParts(node)),
     ...(node.details ? featureParts(node.details) : []),
     ...endsParts("Incoming edges", node.incoming, "source"),
     ...endsParts("Outgoing edges", node.outgoing, "target"),
   ];
+}
+
+// The label of a feature, which can be changed.
+function labelField(node) {
+  const field = element("input", {
+    id: "label", class: "rename", maxlength: LONGEST, autocomplete: "off", value: labels.get(node.key) ?? "",
+    placeholder: aboutLines(node).join(" ") || "no label", onfocus: (event) => event.target.select(), oninput: (event) => {
+      setLabel(node.key, event.target.value.trim());
+      writeHash();
+      redraw();
+    },
+  });
+  return element("label", { class: "label-field" }, element("span", { class: "soft" }, "label"), field);
 }
 
 // The sum of the row: its edges, and the effects that are not in the graph.
@@ -100,14 +114,16 @@ function listedContexts(details) {
 function contextToken(token, context, i, most) {
   const value = context.activations[i];
   const title = number3(value);
-  if (i === context.peak) return element("mark", { title }, visible(token));
-  if (value <= 0 || most <= 0) return visible(token);
+  const text = visible(token, true);
+  if (i === context.peak) return element("mark", { title }, text);
+  if (value <= 0 || most <= 0) return text;
   // feature.css paints by the style attribute.
-  return element("span", { title, style: `--a:${Math.min(1, value / most).toFixed(2)}` }, visible(token));
+  return element("span", { title, style: `--a:${Math.min(1, value / most).toFixed(2)}` }, text);
 }
 
 function groupParts(group) {
-  const name = element("input", { class: "rename", id: "rename", value: group.name, "aria-label": "Name of the group", oninput: (event) => {
+  const name = element("input", { class: "rename", id: "rename", value: group.name, "aria-label": "Name of the group", maxlength: LONGEST, autocomplete: "off",
+    onfocus: (event) => event.target.select(), oninput: (event) => {
     group.name = event.target.value.trim() || "Group";
     writeHash();
     drawPinned();
@@ -129,13 +145,16 @@ function groupParts(group) {
 }
 
 function overviewParts() {
-  const { scores, pruning } = DATA;
+  const { scores } = DATA;
   const count = (kind) => NODES.filter((node) => node.kind === kind).length;
   return [
     element("h2", {}, "Attribution graph"),
     element("p", { class: "soft" },
       "Each edge is the exact direct effect of one node on another, with frozen attention patterns and norm scales. " +
       "Select a node to see its incoming and outgoing edges."),
+    element("h3", {}, "Verdict"),
+    element("ul", { id: "verdicts" }, DATA.verdicts.map(({ level, text }) =>
+      element("li", { class: level }, element("strong", {}, level), " ", text))),
     element("div", { class: "legend", role: "img", "aria-label": "Legend" }, legendItems()),
     element("h3", {}, "Targets"),
     element("ul", { class: "ends-list" }, NODES.filter((node) => node.kind === "target").map((node) => {
@@ -143,16 +162,14 @@ function overviewParts() {
       return element("li", {}, element("button", { class: "end", type: "button", onclick: () => select(node.number, { focusPanel: true }) },
         element("span", { class: "weight" }, percent(probability ?? weight)), element("span", { class: "name" }, visible(node.label))));
     })),
+    DATA.left_out ? element("h3", {}, "Left out") : null,
+    DATA.left_out ? element("p", { id: "left-out" }, DATA.left_out) : null,
     element("h3", {}, "Scores"),
     element("dl", {}, rows([
       ["replacement", `${percent(scores.replacement)} of the influence comes from tokens, the rest from errors`],
       ["completeness", `${percent(scores.completeness)} of the inputs of nodes are not errors`],
       ["not in the graph", `${percent(scores.rest)} of the influence`],
     ])),
-    pruning ? element("p", {},
-      `Pruned to ${percent(pruning.nodes)} of the influence of nodes and ${percent(pruning.edges)} of the influence of edges: ` +
-      `${pruning.dropped_nodes.toLocaleString("en")} nodes with ${percent(pruning.dropped_influence)} of the influence were dropped, ` +
-      `${pruning.dropped_error_nodes.toLocaleString("en")} of them errors (${percent(pruning.dropped_error_influence)}).`) : null,
     ...validationParts(DATA.validation),
     element("h3", {}, "Contents"),
     element("dl", {}, rows([
@@ -166,8 +183,9 @@ function overviewParts() {
     element("h3", {}, "Keys"),
     element("dl", {}, rows([
       [keys("Tab"), "enter or leave the graph"], [keys("←", "↑", "→", "↓"), "move to the next node"], [keys("Enter"), "select"],
-      [keys("p"), "pin or unpin"], [keys("g"), "switch between graph and pinned nodes"], [keys("/"), "search; Enter moves to the next match"],
-      [keys("Esc"), "clear the selection"],
+      [keys("p"), "pin or unpin"], [keys("e"), "edit the label of the selected feature"], [keys("g"), "switch between graph and pinned nodes"], [keys("/"), "search; Enter moves to the next match"],
+      [keys("Esc"), "clear the selection"], [keys("+", "−", "0"), "zoom in, out, and to the whole graph, as the wheel does"],
+      [keys("Shift", "←"), "move the graph, as dragging does"], [keys("[", "]"), "previous and next prompt"],
     ])),
   ];
 }

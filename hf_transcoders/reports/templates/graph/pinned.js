@@ -2,7 +2,7 @@
 
 const area = byId("pinned-area");
 const pinnedSvg = byId("pinned-svg");
-const ITEM = { width: 192, height: 46, gapX: 26, gapY: 40 };
+const ITEM = { width: 212, height: 80, gapX: 26, gapY: 40 };
 const MOST_LABELS = 14;
 
 function pinnedItems() {
@@ -96,11 +96,7 @@ function nearItems(items, edges) {
 
 function itemBox(item, near) {
   const { group, node } = item;
-  const title = group ? group.name : node.about || briefly(node);
-  const target = node?.kind === "target" ? DATA.targets[node.index] : null;
-  const under = group ? `${group.members.length} nodes` : target
-    ? (target.probability === null ? "target" : `probability ${percent(target.probability)}`)
-    : node.about ? briefly(node) : node.kind === "feature" ? `activation ${number3(node.value)}` : node.kind;
+  const [title, ...under] = group ? [group.name, `${group.members.length} nodes`] : itemLines(node);
   const isOpen = near?.open === item;
   const box = element("div", {
     class: `pinned-item ${group ? "group" : node.kind} ${isOpen ? "selected" : ""} ${near && !near.near.has(item) ? "faded" : ""}`,
@@ -114,9 +110,20 @@ function itemBox(item, near) {
     if (group) {
       act(() => { openGroup = group; state.selected = null; });
     } else select(node.number);
-  } }, element("b", {}, visible(title)), element("small", {}, visible(under))));
+  } }, element("b", {}, visible(title, true)), under.map((line) => element("small", {}, visible(line, true)))));
   Object.assign(box.style, { left: `${item.x}px`, top: `${item.y}px`, width: `${ITEM.width}px`, height: `${ITEM.height}px` });
   return box;
+}
+
+// Up to three lines: label or tokens of a feature, its other descriptions, and its place.
+function itemLines(node) {
+  if (node.kind === "target") {
+    const { probability } = DATA.targets[node.index];
+    return [briefly(node), probability === null ? "target" : `probability ${percent(probability)}`];
+  }
+  const [first, ...more] = aboutLines(node);
+  if (first === undefined) return [briefly(node), node.kind === "feature" ? `activation ${number3(node.value)}` : node.kind];
+  return [first, ...(more.length ? [more.join(" ")] : []), briefly(node)];
 }
 
 function isMarked(item) {

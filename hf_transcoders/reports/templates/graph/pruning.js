@@ -1,9 +1,28 @@
 // Visible nodes and edges: the strongest that together have the chosen share of the influence.
 
-const shown = { nodes: new Array(NODES.length).fill(true), edges: EDGES };
+// Visible edges are sorted, strongest first.
+const shown = { nodes: [], edges: [] };
+let BY_INFLUENCE, BY_FLOW;
 
-const BY_INFLUENCE = NODES.filter((node) => !FIXED.has(node.kind)).sort((a, b) => b.influence - a.influence);
-const BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
+function openPruning() {
+  BY_INFLUENCE = NODES.filter((node) => !FIXED.has(node.kind)).sort((a, b) => b.influence - a.influence);
+  BY_FLOW = [...EDGES].sort((a, b) => b.flow - a.flow);
+}
+
+// Edges that are drawn at rest: the strongest, as many of each pinned node, and all of the selected one.
+function drawnEdges() {
+  const left = new Map(state.pins.map((number) => [number, state.lines]));
+  if (state.selected !== null) left.set(state.selected, Infinity);
+  return shown.edges.filter((edge, rank) => {
+    let drawn = rank < state.lines;
+    for (const end of [edge.source, edge.target]) {
+      if (!(left.get(end) > 0)) continue;
+      left.set(end, left.get(end) - 1);
+      drawn = true;
+    }
+    return drawn;
+  });
+}
 
 function prune() {
   const nodes = new Array(NODES.length).fill(true);

@@ -26,7 +26,7 @@ from hf_transcoders.studies.circuit_reuse import (
     save_reuse,
     trace_stages,
 )
-from hf_transcoders.studies.circuit_reuse.movers import spearman_correlation
+from hf_transcoders.studies.circuit_reuse.downstream import spearman_correlation
 from hf_transcoders.studies.circuit_reuse.repair import control_heads, outcome, random_tokens
 from hf_transcoders.studies.circuit_reuse.roles import acts
 from hf_transcoders.studies.circuit_reuse.stages import receiving_heads, strongest_heads

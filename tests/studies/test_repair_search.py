@@ -58,8 +58,8 @@ def answerable(model, task):
     for number, row in enumerate(task.dataset):
         given = [int(each[number]) for each in logits]
         other = next((token for token in given if token != given[0]), 3)
-        # The unchanged model is right on every other prompt.
-        right, wrong = (given[0], other) if number % 2 else (other, given[0])
+        # The unchanged model is right on the first prompt only.
+        right, wrong = (other, given[0]) if number else (given[0], other)
         rows.append({**row, "answer_ids": [right], "wrong_ids": [wrong], "candidate_ids": [wrong, right]})
     return Task(Dataset.from_list(rows), "answerable")
 
@@ -81,7 +81,6 @@ def test_forced_runs_equal_whole_forward_passes(family, query):
     for metric in ("logit_difference", "rank"):
         engine = PatchEngine(model, task, ablation="zero", metric=metric)
         found = engine.run(attention.plan(rows))
-        measured = PatchEngine(model, task, ablation="zero", metric=metric).readout
         for values, row in zip(found.values, rows, strict=True):
             with edited_attention(model, attention.edits(row)):
                 logits = end_logits(model, task)
@@ -92,9 +91,8 @@ def test_forced_runs_equal_whole_forward_passes(family, query):
                 real = answers.wrong >= 0
                 expected = logits.gather(1, answers.right)[:, 0] - (logits.gather(1, answers.wrong) * real).mean(1)
             torch.testing.assert_close(values, expected.float(), rtol=1e-5, atol=1e-5)
-        assert measured.name == metric
-        # The edits do something.
-        assert (found.values[:-1] != found.base).any(1).sum() > len(rows) / 2
+        if metric == "logit_difference":
+            assert (found.values[:-1] != found.base).any(1).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
@@ -161,8 +159,8 @@ def test_few_logits_decide_as_all_logits_do():
 def planted():
     """An OPT in which head 1.2 lowers the color it attends to, and copies of all listed colors come from head 0.1.
 
-    The model has only these: the head of layer 0 adds the three listed colors equally, so that the model cannot tell them
-    apart; forced onto the two wrong ones, head 1.2 lowers these.
+    The model has only these: the head of layer 0 adds all colors that it attends to, so that the model cannot tell the
+    listed ones apart; forced onto the two wrong ones, head 1.2 lowers these.
     """
     colors = colored_objects(TOKENIZER, 24)
     tokens = colors.tokens()
@@ -202,23 +200,19 @@ def planted():
 
 def test_the_planted_repair_is_found(planted):
     task, judged = colored_objects(TOKENIZER, 24), colored_objects(TOKENIZER, 40, seed=1)
+    wrong = {"wrong_colour": ("wrong_colour_1", "wrong_colour_2")}
     study = find_repair(
-        planted,
-        task,
-        judged,
-        tokens={"wrong_colour": ("wrong_colour_1", "wrong_colour_2")},
-        layers=[0, 1, 2],
-        head_draws=3,
+        planted, task, judged, tokens=wrong, layers=[0, 1, 2], objective="candidate_accuracy", head_draws=3
     )
     repair = study.search.repairs[0]
     assert repair.heads[0] == ForcedHead((1, 2), "wrong_colour")
     outcomes = {each.condition: each for each in study.outcomes["wrong_colour"]}
     assert outcomes["none"].candidate_accuracy.mean < 0.7
-    assert outcomes["repair"].candidate_accuracy.mean == 1 and outcomes["repair"].accuracy.mean == 1
-    assert outcomes["repair"].new_mistakes == 0 and outcomes["repair"].fixed > 10
+    assert outcomes["repair"].candidate_accuracy.mean == 1
+    assert repair.steps[1].fixed > 6 and repair.steps[1].new_mistakes == 0
     # Controls do nothing of the kind.
-    assert all(outcomes[f"random heads {draw}"].accuracy.mean < 0.7 for draw in (1, 2, 3))
-    assert outcomes["same heads to answer_colour"].accuracy.mean < 0.2
+    assert all(outcomes[f"random heads {draw}"].candidate_accuracy.mean < 0.7 for draw in (1, 2, 3))
+    assert outcomes["same heads to answer_colour"].candidate_accuracy.mean < 0.2
     # The only later heads are those of layer 2, which do nothing.
     assert study.downstream["wrong_colour"].compared == 4
 

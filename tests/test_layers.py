@@ -45,6 +45,7 @@ FACADES = {"circuits/graphs/graph.py"}
 # Circles that only type checkers follow.
 TYPE_CIRCLES = [
     {f"studies/circuit_reuse/{name}.py" for name in ("reuse_results", "reuse_tables")},
+    {f"studies/circuit_reuse/{name}.py" for name in ("found_repair", "repair_tables")},
     {f"models/{name}.py" for name in ("activations", "folding", "foreign", "modeling_transcoder")},
     {f"testing/local_hub/{name}.py" for name in ("connection", "routes", "server")},
 ]

@@ -175,11 +175,11 @@ CALLS = {
     "studies.circuit_reuse.study.reuse_circuit": lambda f, m, p: f(
         m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0, search_prompts=2
     ),
-    "studies.circuit_reuse.search.search_repair": lambda f, m, p: f(m, p.colors),
+    "studies.circuit_reuse.repair_search.search_repair": lambda f, m, p: f(m, p.colors),
     "studies.circuit_reuse.found_repair.find_repair": lambda f, m, p: f(
         m, p.colors, colored_objects(TOKENIZER, 2, seed=1), head_draws=1, token_draws=1
     ),
-    "studies.circuit_reuse.judge.forced_predictions": lambda f, m, p: f(
+    "studies.circuit_reuse.judged_repairs.forced_predictions": lambda f, m, p: f(
         m, p.colors, ForcedAttention(p.colors, {"object": ("object_1",)}), {"one": [ForcedHead((1, 1), "object")]}
     ),
     "studies.circuit_reuse.head_evidence.head_evidence": lambda f, m, p: f(

@@ -24,7 +24,7 @@ from hf_transcoders.studies.circuit_reuse import (
     trace_tasks,
 )
 from hf_transcoders.studies.circuit_reuse.found_repair import unseen
-from hf_transcoders.studies.circuit_reuse.judge import judge_conditions
+from hf_transcoders.studies.circuit_reuse.judged_repairs import judge_conditions
 from hf_transcoders.tasks import Task, accuracy, colored_objects, end_logits, indirect_object_identification
 from tests.circuits.patching.brute_force import tiny_task
 from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks

@@ -5,16 +5,16 @@ from .end_runs import Predictions, predict_at_end
 from .forced_heads import ForcedAttention, ForcedHead, token_sets
 from .found_repair import RepairStudy, find_repair
 from .head_evidence import HeadEvidence, StageEffect, head_evidence
-from .judge import forced_predictions
+from .judged_repairs import forced_predictions
 from .movers import MoverChange, mover_change
 from .overlap import Overlap, overlaps
 from .published_heads import GPT2_MEDIUM, Published, published_for
 from .repair import Outcome, forced, repair_outcomes
 from .repair_report import save_repair
+from .repair_search import FoundRepair, RepairSearch, SearchStep, search_repair
 from .reuse_report import save_reuse
 from .reuse_results import CircuitReuse, Repair
 from .roles import Roles, RoleTests, assign_roles, find_roles
-from .search import FoundRepair, RepairSearch, SearchStep, search_repair
 from .stages import Stage, trace_stages
 from .study import circuit_of, reuse_circuit
 from .traced_tasks import TracedTasks, trace_tasks

@@ -14,10 +14,10 @@ from ...tasks.task import Task
 from .downstream import DownstreamChange, downstream_change
 from .forced_heads import ForcedAttention, ForcedHead, token_sets
 from .head_evidence import HeadEvidence, head_evidence, with_first_token
-from .judge import forced_predictions, judge_conditions, outcomes_of
+from .judged_repairs import forced_predictions, judge_conditions, outcomes_of
 from .repair import Outcome
+from .repair_search import FoundRepair, RepairSearch, search_repair
 from .repair_tables import repair_text
-from .search import FoundRepair, RepairSearch, search_repair
 from .traced_tasks import TracedTasks
 
 

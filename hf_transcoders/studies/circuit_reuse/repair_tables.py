@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from ...circuits.patching.report import task_title
 from ...reports.sections import Table, tables_text
+from .outcome_rows import OUTCOME_COLUMNS, OUTCOME_HEADERS, head_name, outcome_rows, outcome_values
 from .published_heads import GPT2_MEDIUM
-from .reuse_tables import OUTCOME_COLUMNS, OUTCOME_HEADERS, head_name, outcome_rows, outcome_values
 
 
 if TYPE_CHECKING:

@@ -1,29 +1,18 @@
 """The tables of a study of circuit reuse."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...circuits.patching.report import task_title
 from ...reports.sections import Table, tables_text
+from .outcome_rows import OUTCOME_COLUMNS, OUTCOME_HEADERS, head_name, outcome_rows, outcome_values
 from .roles import ROLES
 
 
 if TYPE_CHECKING:
-    from .repair import Outcome
     from .reuse_results import CircuitReuse, Repair
 
 
-_CONTROLS = {
-    "inhibition alone, random heads": "random heads for inhibition",
-    "negative mover alone, random heads": "random heads for negative mover",
-}
-OUTCOME_HEADERS = ["edit", "accuracy", "among candidates", "right / wrong listed / other", "fixed", "new mistakes"]
-OUTCOME_COLUMNS = [
-    "edit", "heads", "accuracy", "low", "high", "candidate_accuracy", "candidate_low", "candidate_high",
-    "right", "wrong_listed", "other", "fixed", "new_mistakes",
-]  # fmt: skip
 _PATTERN_ROLES = ("induction", "duplicate token", "previous token")
 
 
@@ -168,31 +157,6 @@ def repair_tables(result: "CircuitReuse", repair: "Repair") -> list[Table]:
     return tables if repair.movers is None else [*tables, _mover_table(result, repair.movers)]
 
 
-def outcome_rows(outcomes: "Sequence[Outcome]") -> list[list]:
-    """Rows of a table with [`OUTCOME_HEADERS`]: each outcome, and then each control as the mean of its draws."""
-    rows, draws = [], {}
-    for each in outcomes:
-        drawn = re.fullmatch(r"(.*random (?:heads|tokens)) \d+", each.condition)
-        if drawn:
-            draws.setdefault(drawn[1], []).append(each)
-            continue
-        confusion = "{right} / {wrong_listed} / {other}".format(**each.confusion)
-        accuracies = [str(each.accuracy), str(each.candidate_accuracy)]
-        rows.append([each.condition, *accuracies, confusion, each.fixed, each.new_mistakes])
-    for control, found in draws.items():
-        kinds = ("right", "wrong_listed", "other")
-        row = [
-            f"{_CONTROLS.get(control, control)} ({len(found)} draws)",
-            _range([each.accuracy.mean for each in found]),
-            _range([each.candidate_accuracy.mean for each in found]),
-            " / ".join(f"{sum(each.confusion[kind] for each in found) / len(found):.1f}" for kind in kinds),
-            _counts([each.fixed for each in found]),
-            _counts([each.new_mistakes for each in found]),
-        ]
-        rows.append(row)
-    return rows
-
-
 def _mover_table(result, change):
     # A ratio of attributions has a meaning only if the first is positive.
     grown = change.attribution_after / change.attribution_before if change.attribution_before > 0 else None
@@ -232,19 +196,6 @@ def repair_csv(result: "CircuitReuse") -> Table:
     return Table("", ["selection", *OUTCOME_COLUMNS], rows)
 
 
-def outcome_values(each: "Outcome") -> list:
-    """The values of an outcome for a CSV file, in the order of [`OUTCOME_COLUMNS`]."""
-    return [
-        each.condition,
-        " ".join(map(head_name, each.heads)),
-        *(each.accuracy.mean, each.accuracy.low, each.accuracy.high),
-        *(each.candidate_accuracy.mean, each.candidate_accuracy.low, each.candidate_accuracy.high),
-        *each.confusion.values(),
-        each.fixed,
-        each.new_mistakes,
-    ]
-
-
 def scores_csv(result: "CircuitReuse") -> Table:
     """All scores of all heads."""
     evidence = result.roles.evidence
@@ -270,19 +221,6 @@ def _with_paper(result, title, headers, rows, note, keys):
     return Table(title, [*headers, "paper"], rows, note)
 
 
-def _range(values):
-    return f"{sum(values) / len(values):.3f} ({min(values):.3f}–{max(values):.3f})"
-
-
-def _counts(values):
-    return f"{sum(values) / len(values):.1f} ({min(values)}–{max(values)})"
-
-
 def _two(value):
     """A number with two decimals, without a minus sign for zero."""
     return f"{round(value, 2) + 0.0:.2f}"
-
-
-def head_name(head) -> str:
-    """A head as layer.head."""
-    return f"{head[0]}.{head[1]}"

@@ -2,7 +2,7 @@
 
 from .filters import PathFilter, select_paths
 from .path_graph import PathGraph, PathNode, merge_paths
-from .repair_search import GreedyPaths, greedy_paths
+from .search import GreedyPaths, greedy_paths
 from .steps import Path, Step
 
 

@@ -160,6 +160,13 @@ def _repair_arguments(actions):
         help="heads of each set that are tried after the first step",
     )
     group.add_argument(
+        "--beam",
+        type=whole(1),
+        metavar="N",
+        default=3,
+        help="combinations that are kept in each step; 1 is a greedy search",
+    )
+    group.add_argument(
         "--explained",
         type=whole(0),
         metavar="N",
@@ -271,6 +278,7 @@ def _repair(args):
         penalty=args.penalty,
         max_heads=args.max_heads,
         shortlist=args.shortlist,
+        beam=args.beam,
         explained=args.explained,
         traced=traced,
         seed=args.seed,

@@ -100,7 +100,7 @@ def test_the_search_equals_a_loop_over_forward_passes(family):
     model = tiny_model(family)
     task = answerable(model, tiny_task(lengths=(12, 9, 12, 10, 11, 9)))
     attention = ForcedAttention(task, SETS)
-    found = search_repair(model, task, tokens=SETS, layers=range(3), penalty=0.5, max_heads=2, shortlist=99)
+    found = search_repair(model, task, tokens=SETS, layers=range(3), penalty=0.5, max_heads=2, shortlist=99, beam=1)
     base = right_by_hooks(model, task, [])[0]
     assert 0 < base.sum() < len(task)
     scores = {}
@@ -133,6 +133,21 @@ def test_the_search_equals_a_loop_over_forward_passes(family):
 
             assert repair.steps[2].score == pytest.approx(max(map(score, pairs)))
     assert any(repair.heads for repair in found.repairs)
+    # With all of them kept, the best of all pairs is found.
+    wide = search_repair(
+        model, task, tokens=SETS, layers=range(3), penalty=0.5, max_heads=2, shortlist=99, beam=99
+    ).repairs[0]
+    assert wide.steps[-1].score >= found.repairs[0].steps[-1].score
+    pairs = [
+        [one, other]
+        for one, other in itertools.combinations(scores, 2)
+        if one.head != other.head and max(scores[one], scores[other]) > base.double().mean() + 1e-9
+    ]
+    best = 0
+    for pair in pairs:
+        right = right_by_hooks(model, task, attention.edits(pair))[0]
+        best = max(best, (right.double().mean() - 0.5 * (base & ~right).double().mean()).item())
+    assert wide.steps[-1].score == pytest.approx(max(best, *scores.values()))
     assert found.runs >= len(scores)
 
 

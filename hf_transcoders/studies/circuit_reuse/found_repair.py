@@ -79,6 +79,7 @@ def find_repair(
     penalty: float = 1.0,
     max_heads: int = 4,
     shortlist: int = 32,
+    beam: int = 3,
     explained: int = 3,
     head_draws: int = 10,
     token_draws: int = 5,
@@ -100,7 +101,7 @@ def find_repair(
             The prompts of the search.
         judged ([`Task`]):
             Other prompts of the same task, of another seed. Those that are in `task` too are left out.
-        query, tokens, layers, objective, penalty, max_heads, shortlist, batch_size:
+        query, tokens, layers, objective, penalty, max_heads, shortlist, beam, batch_size:
             The arguments of [`search_repair`].
         explained (`int`, *optional*, defaults to 3):
             Largest number of repairs that are measured beside controls and whose heads are described.
@@ -135,6 +136,7 @@ def find_repair(
         penalty=penalty,
         max_heads=max_heads,
         shortlist=shortlist,
+        beam=beam,
         **settings,
     )
     chosen = [repair for repair in search.repairs if repair.heads][:explained]
@@ -168,6 +170,7 @@ def find_repair(
             "penalty": penalty,
             "max_heads": max_heads,
             "shortlist": shortlist,
+            "beam": beam,
             "edits_tried": search.runs,
             "seed": seed,
             "intervals": "95%: Wilson for accuracies, bootstrap over prompts for path patching",

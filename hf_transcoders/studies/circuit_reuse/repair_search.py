@@ -46,7 +46,7 @@ class SearchStep:
 
 @dataclass(frozen=True)
 class FoundRepair:
-    """Forced heads that repair a task, found by greedy search.
+    """Forced heads that repair a task, found by a beam search.
 
     Args:
         tokens (`str`): Name of the set of tokens that the heads attend to, or `"any tokens"`.
@@ -90,14 +90,16 @@ def search_repair(
     penalty: float = 1.0,
     max_heads: int = 4,
     shortlist: int = 32,
+    beam: int = 3,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> RepairSearch:
     """Search for heads whose attention, forced onto other tokens, makes a model do a task.
 
     Every head of the searched layers is forced to attend, from the query token, only to each set of tokens. For each set,
-    the best head is kept, then the one that adds most to it, and so on, as long as the score rises. After the first step,
-    only the heads with the highest scores alone are tried. All edits run as rows of one forward pass from their layer on;
+    the best few heads are kept, then the best few combinations of one of them with another head, and so on, as long as the
+    score rises: two heads that differ by one prompt can lead to different repairs. After the first step, only the heads
+    with the highest scores alone are added. All edits run as rows of one forward pass from their layer on;
     tokens before the query token are not run again.
 
     Some sets give the answer away: a head that copies needs only to be forced onto the right word. Compare the sets.
@@ -124,6 +126,8 @@ def search_repair(
             Largest number of heads in the repair.
         shortlist (`int`, *optional*, defaults to 32):
             Number of forced heads of each set that are tried after the first step.
+        beam (`int`, *optional*, defaults to 3):
+            Number of combinations that are kept in each step; 1 is a greedy search.
         batch_size (`int`, *optional*):
             Number of edits times prompts in one forward pass. By default it follows from the memory.
         progress (`bool`, *optional*, defaults to `False`):
@@ -140,8 +144,10 @@ def search_repair(
         raise TranscoderError(f"There is no objective '{objective}': choose from {', '.join(OBJECTIVES)}.")
     if not 0 <= penalty < float("inf"):
         raise TranscoderError(f"penalty is {penalty}, but must be 0 or a positive number.")
-    if min(max_heads, shortlist) < 1:
-        raise TranscoderError(f"max_heads is {max_heads} and shortlist is {shortlist}, but both must be at least 1.")
+    if min(max_heads, shortlist, beam) < 1:
+        raise TranscoderError(
+            f"max_heads is {max_heads}, shortlist is {shortlist} and beam is {beam}, but each must be at least 1."
+        )
     depth, heads = num_layers(model), num_heads(model)[0]
     layers = sorted(set(range(depth // 4, depth) if layers is None else layers))
     if not layers:
@@ -169,8 +175,16 @@ def search_repair(
     for name in (*sets, *([ANY_TOKENS] if len(sets) > 1 else [])):
         chosen = [index for index, edit in enumerate(edits) if name in (edit.tokens, ANY_TOKENS)]
         first = {key: values[[0, *(1 + index for index in chosen)]] for key, values in measured.items()}
-        found, steps, tried = _greedy(
-            engine, attention, [edits[index] for index in chosen], first, objective, penalty, max_heads, shortlist
+        found, steps, tried = _grow(
+            engine,
+            attention,
+            [edits[index] for index in chosen],
+            first,
+            objective,
+            penalty,
+            max_heads,
+            shortlist,
+            beam,
         )
         repairs.append(FoundRepair(name, found, steps))
         runs += tried
@@ -178,29 +192,46 @@ def search_repair(
     return RepairSearch(repairs, sets, alone, runs)
 
 
-def _greedy(engine, attention, edits, measured, objective, penalty, max_heads, shortlist):
-    """Add the best forced head until none helps, given what each does alone: the heads, the steps, and the number of runs."""
+def _grow(engine, attention, edits, measured, objective, penalty, max_heads, shortlist, beam):
+    """Add forced heads to the best few combinations until none helps, given what each edit does alone.
+
+    Returns:
+        `tuple`: the forced heads and the steps of the combination with the highest score, and the number of runs.
+    """
     scores = _scores(measured, objective, penalty)
+    nothing = [], [_step(None, measured, scores, 0, objective)]
     order = scores[1:].argsort(descending=True, stable=True)[:shortlist].tolist()
-    listed, candidates = [edits[index] for index in order], edits
-    found, tried = [], 0
-    steps = [_step(None, measured, scores, 0, objective)]
+    listed = [edits[index] for index in order]
+    combinations, parents = [[edit] for edit in edits], [nothing] * len(edits)
+    best, tried = nothing, 0
     while True:
-        best = _best(measured, scores, objective)
-        # Scores are multiples of the share of one prompt, up to rounding.
-        if scores[best] <= steps[-1].score + 1e-9:
-            break
-        found.append(candidates[best - 1])
-        steps.append(_step(found[-1], measured, scores, best, objective))
-        taken = {each.head for each in found}
-        candidates = [edit for edit in listed if edit.head not in taken]
+        grown = []
+        for row in _ranked(measured, scores, objective):
+            heads, steps = parents[row - 1]
+            # Scores are multiples of the share of one prompt, up to rounding.
+            if len(grown) < beam and scores[row] > steps[-1].score + 1e-9:
+                new = combinations[row - 1]
+                grown.append((new, [*steps, _step(new[-1], measured, scores, row, objective)]))
+        if grown and grown[0][1][-1].score > best[1][-1].score + 1e-9:
+            best = grown[0]
         # Nothing is left to gain with all prompts right and no new mistakes.
-        if len(found) == max_heads or not candidates or scores[best] == 1:
+        if best[1][-1].score == 1:
             break
-        measured = _measure(engine, attention, [[*found, edit] for edit in candidates])
+        extended = {}
+        for path in grown:
+            if len(path[0]) < max_heads:
+                taken = {each.head for each in path[0]}
+                for edit in listed:
+                    if edit.head not in taken:
+                        # The order in which heads were added makes no difference.
+                        extended.setdefault(frozenset([*path[0], edit]), ([*path[0], edit], path))
+        if not extended:
+            break
+        combinations, parents = map(list, zip(*extended.values(), strict=True))
+        measured = _measure(engine, attention, combinations)
         scores = _scores(measured, objective, penalty)
-        tried += len(candidates)
-    return found, steps, tried
+        tried += len(combinations)
+    return *best, tried
 
 
 def _measure(engine, attention, rows):
@@ -216,11 +247,10 @@ def _scores(measured, objective, penalty):
     return right.double().mean(1) - penalty * (right[:1] & ~right).double().mean(1)
 
 
-def _best(measured, scores, objective):
-    """Index of the row with the highest score; among equal ones, the one with the highest other accuracy."""
-    other = measured[OBJECTIVES[1 - OBJECTIVES.index(objective)]].double().mean(1)
-    highest = scores >= scores.max() - 1e-9
-    return int(torch.where(highest, other, -1.0).argmax())
+def _ranked(measured, scores, objective):
+    """Rows by falling score and, among equal ones, by falling other accuracy; without the unchanged model."""
+    other = measured[OBJECTIVES[1 - OBJECTIVES.index(objective)]].double().mean(1).tolist()
+    return sorted(range(1, len(scores)), key=lambda row: (-round(scores[row].item(), 9), -other[row]))
 
 
 def _step(added, measured, scores, row, objective):

@@ -60,7 +60,7 @@ def found_table(study: "RepairStudy") -> Table:
     note = (
         f"Search: accuracy {searched_by} on the {study.protocol['prompts']} prompts of the search, which is too high because the "
         f"heads are the best of many. The other columns are of {study.protocol['judged_prompts']} other prompts, with Wilson's "
-        "95% intervals. Heads are in the order in which they were found. A set that holds the answer gives it away: a head "
+        "95% intervals; fixed prompts and new mistakes are counted in the full vocabulary. Heads are in the order in which they were found. A set that holds the answer gives it away: a head "
         "that copies needs no more than to attend to it."
     )
     return Table("Repairs found", headers, rows, note)

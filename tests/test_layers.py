@@ -60,6 +60,7 @@ TYPE_CIRCLES = [
             "cross_layer/source",
         )
     },  # fmt: skip
+    {f"studies/circuit_reuse/{name}.py" for name in ("found_repair", "repair_tables")},
     {f"testing/local_hub/{name}.py" for name in ("connection", "routes", "server")},
 ]
 # File names that several packages may use for different things: a package's door, and the entry of a study or a command.

@@ -20,7 +20,7 @@ from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
 from hf_transcoders.lm import record_frozen
 from hf_transcoders.lm.wrappers import NAMES, language_model
-from hf_transcoders.studies.circuit_reuse import forced, trace_stages
+from hf_transcoders.studies.circuit_reuse import ForcedAttention, ForcedHead, forced, trace_stages
 from hf_transcoders.tasks import colored_objects, indirect_object_identification
 from hf_transcoders.training import TranscoderTrainer, TranscoderTrainingArguments
 from hf_transcoders.training.memory_plan import plan_run
@@ -173,8 +173,22 @@ CALLS = {
         m, p.colors, [(1, 1)], [], head_draws=1, token_draws=1
     ),
     "studies.circuit_reuse.study.reuse_circuit": lambda f, m, p: f(
-        m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0
+        m, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0, search_prompts=2
     ),
+    "studies.circuit_reuse.repair_search.search_repair": lambda f, m, p: f(m, p.colors),
+    "studies.circuit_reuse.found_repair.find_repair": lambda f, m, p: f(
+        m, p.colors, colored_objects(TOKENIZER, 2, seed=1), head_draws=1, token_draws=1
+    ),
+    "studies.circuit_reuse.judged_repairs.forced_predictions": lambda f, m, p: f(
+        m, p.colors, ForcedAttention(p.colors, {"object": ("object_1",)}), {"one": [ForcedHead((1, 1), "object")]}
+    ),
+    "studies.circuit_reuse.head_evidence.head_evidence": lambda f, m, p: f(
+        m, [(1, 1)], {"colors": (p.colors, "END", ["first token"])}
+    ),
+    "studies.circuit_reuse.downstream.downstream_change": lambda f, m, p: f(
+        m, p.colors, forced(p.colors, [(1, 1)]), ["answer_colour"]
+    ),
+    "studies.circuit_reuse.traced_tasks.trace_tasks": lambda f, m, p: f(m, TOKENIZER, 2, depth=2),
     "studies.circuit_reuse.roles.find_roles": lambda f, m, p: f(
         m, p.ioi, trace_stages(m, p.ioi), p.colors, trace_stages(m, p.colors)
     ),

@@ -2,10 +2,10 @@
 
 from ..errors import TranscoderError
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
-from .common import load_model
+from .common import finish, load_model
 from .tasks import task_maker
 from .terminal import Parser, echo, print_json, print_table
-from .values import LibraryNames, output_folder, whole
+from .values import LibraryNames, not_negative, output_folder, whole
 
 
 _HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
@@ -20,9 +20,10 @@ def parse(argv, prog):
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --component z --position END\n"
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --component resid --position S2,END\n"
         "  hf-transcoders circuits patch ioi --model smollm2-135m-instruct --receivers logits\n"
-        "  hf-transcoders circuits reuse --model smollm2-135m-instruct --prompts 64",
+        "  hf-transcoders circuits reuse --model smollm2-135m-instruct --prompts 64\n"
+        "  hf-transcoders circuits repair colored-objects --model smollm2-135m-instruct --tokens wrong_colour",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{patch,reuse}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{patch,reuse,repair}")
     patch = actions.add_parser("patch", help="the effect of each head or point of a model on a task, as a heatmap")
     task_arguments(patch, prompts=64)
     model_arguments(patch, required=True)
@@ -87,15 +88,104 @@ def parse(argv, prog):
         default=32,
         help="number of prompts of each task for measuring faithfulness; 0 skips it",
     )
+    group.add_argument(
+        "--search-prompts",
+        type=whole(0),
+        metavar="N",
+        default=64,
+        help="number of prompts on which heads for the repair are searched, among all heads; 0 skips the search",
+    )
     add_shared(group, "batch_size", default=32)
     add_shared(group, "seed", "the same seed gives the same numbers", default=0)
     output_arguments(reuse, "report.html, results.json, CSV and PNG files", default="runs/reuse")
+    _repair_arguments(actions)
     return parser.parse_args(argv)
+
+
+def _repair_arguments(actions):
+    repair = actions.add_parser(
+        "repair",
+        help="search for heads that repair a task when their attention is forced onto other tokens",
+        description="Forces the attention of every head onto sets of named tokens, alone and together, keeps the heads that fix "
+        "the most prompts, judges them on prompts of another seed beside controls, and says what these heads do without the edit.",
+    )
+    task_arguments(repair, prompts=64)
+    model_arguments(repair, required=True)
+    group = repair.add_argument_group("search")
+    group.add_argument(
+        "--judge-prompts",
+        type=whole(1),
+        metavar="N",
+        default=128,
+        help="number of prompts of the next seed, for judging",
+    )
+    group.add_argument(
+        "--tokens",
+        metavar="NAMES",
+        help="sets of tokens to force attention onto, separated by commas: named positions of the task, such as question_object; "
+        "names without their numbers, such as wrong_colour for wrong_colour_1 and wrong_colour_2; or 'first token'. By default "
+        "all of them",
+    )
+    group.add_argument(
+        "--query", metavar="NAME", default="END", help="named position of the task from which attention is forced"
+    )
+    group.add_argument(
+        "--layers",
+        type=whole(0),
+        metavar="N",
+        nargs="+",
+        help="layers to search; by default, from a quarter of the depth up",
+    )
+    group.add_argument(
+        "--objective",
+        default="accuracy",
+        choices=["accuracy", "candidate_accuracy"],
+        help="accuracy to raise: in the full vocabulary, or among the candidates",
+    )
+    group.add_argument(
+        "--penalty",
+        type=not_negative,
+        metavar="X",
+        default=1.0,
+        help="what a new mistake costs, in prompts, besides its share of the accuracy",
+    )
+    group.add_argument(
+        "--max-heads", type=whole(1), metavar="N", default=4, help="largest number of heads in a repair"
+    )
+    group.add_argument(
+        "--shortlist",
+        type=whole(1),
+        metavar="N",
+        default=32,
+        help="heads of each set that are tried after the first step",
+    )
+    group.add_argument(
+        "--beam",
+        type=whole(1),
+        metavar="N",
+        default=3,
+        help="combinations that are kept in each step; 1 is a greedy search",
+    )
+    group.add_argument(
+        "--explained",
+        type=whole(0),
+        metavar="N",
+        default=3,
+        help="repairs that are measured beside controls and explained",
+    )
+    group.add_argument(
+        "--role-prompts",
+        type=whole(0),
+        metavar="N",
+        default=32,
+        help="number of prompts of IOI and Colored Objects for the roles of the heads found; 0 skips the roles",
+    )
+    output_arguments(repair, "report.html, results.json, CSV and PNG files", default="runs/repair")
 
 
 def run(args):
     output_folder(args.output)
-    {"patch": _patch, "reuse": _reuse}[args.action](args)
+    {"patch": _patch, "reuse": _reuse, "repair": _repair}[args.action](args)
 
 
 def _patch(args):
@@ -166,12 +256,42 @@ def _reuse(args):
         prompts=args.prompts,
         repair_prompts=args.repair_prompts,
         faithfulness_prompts=args.faithfulness_prompts,
+        search_prompts=args.search_prompts,
         seed=args.seed,
         batch_size=args.batch_size,
         progress=not args.json,
     )
-    page = save_reuse(result, args.output)
-    if args.json:
-        print_json({**result.to_dict(), "report": str(page)})
-    else:
-        echo(*result.to_text().split("\n"), "", page)
+    finish(args, result, save_reuse(result, args.output))
+
+
+def _repair(args):
+    from ..studies.circuit_reuse.forced_heads import choose_sets
+    from ..studies.circuit_reuse.found_repair import find_repair
+    from ..studies.circuit_reuse.repair_report import save_repair
+    from ..studies.circuit_reuse.traced_tasks import trace_tasks
+
+    make = task_maker(args)
+    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+    task = make(tokenizer)
+    tokens = None if args.tokens is None else choose_sets(task, args.tokens.split(","), args.query)
+    traced = None
+    if args.role_prompts:
+        traced = trace_tasks(model, tokenizer, args.role_prompts, depth=2, seed=args.seed, progress=not args.json)
+    study = find_repair(
+        model,
+        task,
+        make(tokenizer, size=args.judge_prompts, seed=args.seed + 1),
+        query=args.query,
+        tokens=tokens,
+        layers=args.layers,
+        objective=args.objective,
+        penalty=args.penalty,
+        max_heads=args.max_heads,
+        shortlist=args.shortlist,
+        beam=args.beam,
+        explained=args.explained,
+        traced=traced,
+        seed=args.seed,
+        progress=not args.json,
+    )
+    finish(args, study, save_repair(study, args.output))

@@ -72,6 +72,11 @@ def positive(text: str) -> float:
     return _real(text, 0, math.inf, "a number above 0")
 
 
+def not_negative(text: str) -> float:
+    """Type of options that take 0 or a positive number."""
+    return _real(text, math.nextafter(0, -1), math.inf, "a number of at least 0")
+
+
 def factor(text: str) -> float:
     """Type of options that take a positive factor."""
     return _real(text, 0, 1e9, "a number above 0 and below a billion")

@@ -75,11 +75,54 @@ def test_reuse_writes_a_folder(folder, tmp_path, capsys):
         "--device",
         "cpu",
     ]
-    arguments += ["--faithfulness-prompts", "2", "--dtype", "float32", "--output", str(output)]
+    arguments += [
+        "--faithfulness-prompts",
+        "2",
+        "--search-prompts",
+        "4",
+        "--dtype",
+        "float32",
+        "--output",
+        str(output),
+    ]
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert printed["search"]["protocol"]["prompts"] == 4 and printed["search"]["sets"].keys() == {"wrong_colour"}
     assert printed["overlaps"] == json.loads((output / "results.json").read_text())["overlaps"]
     assert {path.name for path in output.iterdir()} >= {"report.html", "results.json", "overlap.csv", "repair.csv"}
+
+
+def repair(folder, output, *more):
+    return main(
+        ["circuits", "repair", "ioi", "--model", str(folder / "model"), "--prompts", "4", "--judge-prompts", "5", "--dtype",
+         "float32", "--device", "cpu", "--role-prompts", "0", "--output", str(output), *more]
+    )  # fmt: skip
+
+
+def test_repair_writes_a_folder(folder, tmp_path, capsys):
+    more = ["--tokens", "IO,first token", "--layers", "1", "2", "--objective", "candidate_accuracy", "--penalty", "0"]
+    assert repair(folder, tmp_path / "repair", "--json", *more) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["outcomes"] == json.loads((tmp_path / "repair" / "results.json").read_text())["outcomes"]
+    assert printed["sets"] == {"IO": ["IO"], "first token": ["first token"]}
+    assert set(printed["outcomes"]) == {"IO", "first token", "any tokens"}
+    assert printed["protocol"]["prompts"] == 4 and printed["protocol"]["judged_prompts"] == 5
+    assert printed["alone"]["accuracy"][0][0] == [None] * 4
+    assert {path.name for path in (tmp_path / "repair").iterdir()} >= {"report.html", "results.json", "outcomes.csv"}
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        (["--tokens", "S9"], "has no tokens 'S9' up to END"),
+        (["--query", "S9"], "has no position 'S9'"),
+        (["--query", "S1", "--tokens", "S2"], "has no tokens 'S2' up to S1"),
+        (["--layers", "9"], "layer 9 does not exist"),
+    ],
+)
+def test_mistakes_of_repair_are_one_sentence(folder, tmp_path, capsys, more, sentence):
+    assert repair(folder, tmp_path / "out", *more) == 2
+    assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from hf_transcoders.studies.circuit_reuse import (
     save_reuse,
     trace_stages,
 )
-from hf_transcoders.studies.circuit_reuse.movers import spearman_correlation
+from hf_transcoders.studies.circuit_reuse.downstream import spearman_correlation
 from hf_transcoders.studies.circuit_reuse.repair import control_heads, outcome, random_tokens
 from hf_transcoders.studies.circuit_reuse.roles import acts
 from hf_transcoders.studies.circuit_reuse.stages import receiving_heads, strongest_heads
@@ -332,7 +332,9 @@ def test_published_heads_are_of_one_model_only():
 
 def test_the_whole_study_and_its_folder(model, tmp_path):
     model.config.name_or_path = "<script>alert(1)</script>"
-    found = reuse_circuit(model, TOKENIZER, prompts=4, repair_prompts=4, faithfulness_prompts=3, random_circuits=1)
+    found = reuse_circuit(
+        model, TOKENIZER, prompts=4, repair_prompts=4, faithfulness_prompts=3, random_circuits=1, search_prompts=4
+    )
     page = save_reuse(found, tmp_path / "reuse").read_text()
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
     data = json.loads((tmp_path / "reuse" / "results.json").read_text())
@@ -350,7 +352,8 @@ def test_the_whole_study_and_its_folder(model, tmp_path):
             else:
                 assert f"{accuracy['mean']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]" in page
             assert sum(each["confusion"].values()) == 4
-    assert "paper" not in page.lower()
+    # The figures of the paper stand beside the repairs found by search, and nowhere else.
+    assert found.search is not None and page.lower().count("paper") == 1
     assert (tmp_path / "reuse" / "ioi_1_logits.csv").exists()
     assert "Overlap" in found.to_text() and str(found) == found.to_text()
     with pytest.raises(TranscoderError, match="at least two"):
@@ -363,7 +366,7 @@ def test_with_the_papers_model_its_figures_stand_beside(tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.config.name_or_path = "openai-community/gpt2-medium"
-    found = reuse_circuit(model, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0)
+    found = reuse_circuit(model, TOKENIZER, prompts=2, repair_prompts=2, faithfulness_prompts=0, search_prompts=0)
     assert [repair.selection for repair in found.repairs][-1] == "published"
     assert found.repairs[-1].negative == [(19, 1)]
     page = save_reuse(found, tmp_path / "reuse").read_text()

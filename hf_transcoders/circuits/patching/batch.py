@@ -190,6 +190,9 @@ class Batch:
             width = self.recording.parts["key" if headed else "resid_pre"][0].shape[-1]
             width = self.recording.masks[0].shape[-1] if component == "pattern" else width
             values = plan.values[which].to(device).transpose(0, 1)[..., :width]
+            if component == "pattern" and position is not None:
+                # Nothing can attend to later tokens or to those outside a sliding window.
+                values = values * (self.recording.masks[layer][position] == 0)
             values = values if position is not None else blocks.window.take(values)
             return blocks.joined_pattern(values) if component == "pattern" else values
         head = plan.head[which].to(device)

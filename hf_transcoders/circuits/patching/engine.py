@@ -56,7 +56,7 @@ class PatchEngine:
         *,
         direction: Literal["noising", "denoising"] = "noising",
         ablation: str = "counterfactual",
-        metric: str | Callable | None = None,
+        metric: str | Callable | Readout | None = None,
         batch_size: int | None = None,
         max_memory: int | None = None,
         seed: int | None = None,
@@ -76,7 +76,7 @@ class PatchEngine:
         self.direction = direction
         self.ablation = ablation
         self.progress = progress
-        self.readout = Readout(model, task, metric)
+        self.readout = metric if isinstance(metric, Readout) else Readout(model, task, metric)
         own, other = ("clean", "corrupted") if direction == "noising" else ("corrupted", "clean")
         self.runs = PromptRuns(model, task.tokens(own))
         self.last = self.runs.last

@@ -59,8 +59,8 @@ class Readout:
         self._columns = None
         if named and metric in _TOKENS_READ:
             ids = torch.cat([getattr(self._answers, name).flatten() for name in _TOKENS_READ[metric]])
-            self._columns = ids[ids >= 0].unique()
-            self._answers = self._answers.map(self._numbered)
+            columns = self._columns = ids[ids >= 0].unique()
+            self._answers = self._answers.map(lambda ids: numbers_among(ids, columns))
 
     @torch.no_grad()
     def __call__(self, hidden: torch.Tensor, prompts: torch.Tensor, base: torch.Tensor | None = None) -> torch.Tensor:
@@ -76,22 +76,27 @@ class Readout:
         """
         count, rows, width = hidden.shape
         prompt = torch.arange(count, device=hidden.device).repeat_interleave(rows)
-        reference = self.logits(base) if self._needs_base else None
-        head = self.model.get_output_embeddings()
-        few = self._columns is not None and is_plain(head)
-        size = max(1, _MOST_LOGITS // (len(self._columns) if few else map_size(head)[0]))
+        reference = self.logits(base, self._columns) if self._needs_base else None
+        size = self._rows_at_once(self._columns)
         values = []
         for flat, chosen in zip(hidden.reshape(-1, width).split(size), prompt.split(size), strict=True):
             rows_of = prompts.to(chosen.device)[chosen]
             answers = self._answers.map(lambda ids, rows_of=rows_of: ids[rows_of])
             base_logits = None if reference is None else reference[chosen]
-            values.append(self._metric(self.logits(flat), answers, base_logits).float())
+            values.append(self._metric(self.logits(flat, self._columns), answers, base_logits).float())
         return torch.cat(values).view(count, rows)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of residual streams after the last block, `(rows, hidden)` to `(rows, columns needed)`.
+    def logits(self, hidden: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the logits of residual streams after the last block.
 
         The forward pass of the model computes them, including final norm, soft-caps and scales, without running its blocks.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(rows, hidden)`): Residual streams after the last block.
+            columns (`torch.LongTensor` of shape `(columns,)`, *optional*): Ids of the tokens. By default the whole vocabulary.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, columns)`.
         """
         rows = hidden[:, None]
         with ExitStack() as stack:
@@ -99,12 +104,19 @@ class Readout:
                 block = locate(self.model, Site("resid_pre", layer)).module
                 wrap_forward(stack, block, lambda inner, *args, **kwargs: rows)
             head = self.model.get_output_embeddings()
-            if self._columns is not None:
-                outputs = outputs_at(head, self._columns)
+            if columns is not None:
+                outputs = outputs_at(head, columns)
                 wrap_forward(stack, head, lambda inner, states: outputs(states))
             return forward_logits(self.model, inputs_embeds=torch.zeros_like(rows), use_cache=False)[:, 0]
 
-    def _numbered(self, ids):
-        """Token ids as indices into the computed logits, -1 for padding and for tokens whose logit is not computed."""
-        places = torch.searchsorted(self._columns, ids.clamp(min=0)).clamp(max=len(self._columns) - 1)  # pyright: ignore[reportCallIssue]
-        return torch.where((ids >= 0) & (self._columns[places] == ids), places, -1)
+    def _rows_at_once(self, columns=None):
+        """Number of residual streams whose logits are computed at once."""
+        head = self.model.get_output_embeddings()
+        few = columns is not None and is_plain(head)
+        return max(1, _MOST_LOGITS // (len(columns) if few else map_size(head)[0]))
+
+
+def numbers_among(ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Find the places of token ids in sorted `columns`, -1 for padding and for tokens that are not there."""
+    places = torch.searchsorted(columns, ids.clamp(min=0)).clamp(max=len(columns) - 1)
+    return torch.where((ids >= 0) & (columns[places] == ids), places, -1)

@@ -1,4 +1,4 @@
-"""Effects of an edit on the movers after it: their attention, and their logit attribution."""
+"""Effects of the edit of the paper on the movers after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ...circuits.patching.attention_edits import AttentionEdit, edited_attention
-from ...circuits.patching.head_scores import attention_between, logit_attribution
+from ...circuits.patching.attention_edits import AttentionEdit
 from ...circuits.patching.results import Head
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
-from .end_runs import edit_of_rows
+from .downstream import downstream_change
 from .repair import RIGHT_COLOR, WRONG_COLORS
 
 
@@ -73,18 +72,9 @@ def mover_change(
     movers = [head for head in movers if head[0] >= first and head not in edited]
     if not movers:
         return None
-    attention, adds = {"before": [], "after": []}, {"before": [], "after": []}
-    for rows in torch.arange(len(task)).split(batch_size):
-        rows = rows.tolist()
-        part = task.select(rows)
-        for when, edits in (("before", []), ("after", [edit_of_rows(edit, rows)])):
-            with edited_attention(model, edits):
-                attention[when].append(
-                    attention_between(model, part, "END", [RIGHT_COLOR, *WRONG_COLORS], batch_size=batch_size)
-                )
-                adds[when].append(logit_attribution(model, part, batch_size=batch_size).values[:, :-1])
-    attention = {when: torch.cat(each, dim=-1).mean(-1) for when, each in attention.items()}
-    adds = {when: torch.cat(each, dim=-1).mean(-1) for when, each in adds.items()}
+    change = downstream_change(model, task, edit, [RIGHT_COLOR, *WRONG_COLORS], importance, batch_size, seed)
+    attention = {"before": change.attention_before, "after": change.attention_after}
+    adds = {"before": change.attribution_before, "after": change.attribution_after}
     by_head = [
         {
             "head": list(head),
@@ -94,12 +84,6 @@ def mover_change(
         }
         for head in movers
     ]
-    after = torch.ones_like(importance, dtype=torch.bool)
-    after[:first] = False
-    for head in edited:
-        after[head] = False
-    change, importance = (adds["after"] - adds["before"])[after], importance[after]
-    spearman, p_value = spearman_correlation(change, importance, seed=seed)
 
     def mean(name):
         return sum(each[name] for each in by_head) / len(by_head)
@@ -112,32 +96,8 @@ def mover_change(
         wrong_after=mean("wrong_after"),
         attribution_before=sum(each["attribution_before"] for each in by_head),
         attribution_after=sum(each["attribution_after"] for each in by_head),
-        spearman=spearman,
-        p_value=p_value,
-        compared=len(change),
+        spearman=change.spearman,
+        p_value=change.p_value,
+        compared=change.compared,
         by_head=by_head,
     )
-
-
-def spearman_correlation(
-    first: torch.Tensor, second: torch.Tensor, permutations: int = 5000, seed: int = 0
-) -> tuple[float, float]:
-    """Compute Spearman's rank correlation of two lists, with mean ranks for equal values, and its p-value from shuffles."""
-    one, other = _ranks(first), _ranks(second)
-    one, other = one - one.mean(), other - other.mean()
-    scale = (one.norm() * other.norm()).item()
-    if scale == 0:
-        return float("nan"), float("nan")
-    value = (one @ other).item() / scale
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(permutations, len(other), generator=generator).argsort(dim=1)
-    shuffled = (other[order] @ one) / scale
-    # The tolerance is for rounding errors.
-    return value, (1 + (shuffled.abs() >= abs(value) - 1e-12).sum().item()) / (1 + permutations)
-
-
-def _ranks(values):
-    values = values.double()
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[place]

@@ -25,14 +25,14 @@ RIGHT_COLOR = "answer_colour"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Performance of a model on Colored Objects under one edit.
+    """Performance of a model on a task under one edit.
 
     Args:
         condition (`str`): Name of the edit.
         heads (`list[Head]`): The edited heads.
         accuracy ([`Estimate`]): Accuracy in the full vocabulary, with Wilson's interval.
-        candidate_accuracy ([`Estimate`]): Accuracy among the three listed colors, with Wilson's interval.
-        confusion (`dict[str, int]`): Number of answers that are `right`, a `wrong_listed` color, or `other`.
+        candidate_accuracy ([`Estimate`]): Accuracy among the candidates, such as the listed colors, with Wilson's interval.
+        confusion (`dict[str, int]`): Number of answers that are `right`, `wrong_listed` (another candidate), or `other`.
         fixed, new_mistakes (`int`): Number of prompts that are wrong without the edit and right with it, and the reverse.
     """
 

@@ -7,6 +7,7 @@ from ...circuits.patching.report import result_heatmap, task_title
 from ...files import write_csv
 from ...reports.results_folder import write_results
 from ...reports.sections import Section
+from .repair_report import repair_sections
 from .reuse_results import CircuitReuse
 from .reuse_tables import (
     accuracy_table,
@@ -70,12 +71,14 @@ def save_reuse(result: CircuitReuse, folder: str | os.PathLike) -> Path:
         )
     sections.append(
         Section(
-            "The repair of Colored Objects",
+            "The repair of Colored Objects with heads found through IOI",
             "From the last token, inhibition heads and negative movers are forced to attend to the two wrong colors. The edit "
             "uses the right answer: this is a diagnostic, not a mitigation.",
             tables=[table for repair in result.repairs for table in repair_tables(result, repair)],
         )
     )
+    if result.search is not None:
+        sections += repair_sections(result.search)
     sections.append(
         Section(
             "Path patching, stage by stage",

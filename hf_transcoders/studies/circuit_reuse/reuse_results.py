@@ -6,6 +6,7 @@ from ...circuits.patching.faithfulness import Faithfulness
 from ...circuits.patching.results import Head
 from ...reports.sections import AttentionView
 from ...tasks.answer_metrics import Estimate
+from .found_repair import RepairStudy
 from .movers import MoverChange
 from .overlap import Overlap
 from .published_heads import Published
@@ -46,6 +47,7 @@ class CircuitReuse:
             task.
         repairs (`list[Repair]`): The repair with each selection of heads.
         published ([`Published`], *optional*): Published results on this model.
+        search ([`RepairStudy`], *optional*): Heads for the repair that were found by search, not through IOI.
         protocol (`dict`): Settings of the study.
         attention (`list[AttentionView]`): Attention of the strongest heads in the first prompt of each task.
         warnings (`list[str]`): A warning for each task that the model does not do.
@@ -58,6 +60,7 @@ class CircuitReuse:
     faithfulness: dict[str, list[Faithfulness]]
     repairs: list[Repair]
     published: Published | None
+    search: RepairStudy | None
     protocol: dict
     attention: list[AttentionView] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -73,6 +76,7 @@ class CircuitReuse:
             "roles": self.roles.to_dict(),
             "faithfulness": {task: _dicts(found) for task, found in self.faithfulness.items()},
             "repairs": _dicts(self.repairs),
+            "search": None if self.search is None else self.search.to_dict(),
             "published": None if self.published is None else asdict(self.published),
         }
 

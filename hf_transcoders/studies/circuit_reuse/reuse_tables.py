@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ...circuits.patching.report import task_title
 from ...reports.sections import Table, tables_text
 from ...text.printable import printable
+from .outcome_rows import OUTCOME_COLUMNS, OUTCOME_HEADERS, head_name, outcome_rows, outcome_values
 from .roles import ROLES
 
 
@@ -13,12 +14,6 @@ if TYPE_CHECKING:
     from .reuse_results import CircuitReuse, Repair
 
 
-_CONTROLS = {
-    "random heads": "random heads",
-    "random tokens": "random tokens",
-    "inhibition alone, random heads": "random heads for inhibition",
-    "negative mover alone, random heads": "random heads for negative mover",
-}
 _PATTERN_ROLES = ("induction", "duplicate token", "previous token")
 
 
@@ -30,6 +25,8 @@ def reuse_text(result: "CircuitReuse") -> str:
     text = tables_text([replace(table, note="") for table in tables])
     if result.warnings:
         text = "\n".join([*(f"WARNING: {printable(warning)}" for warning in result.warnings), "", text])
+    if result.search is not None:
+        text = f"{text}\n\n{result.search}"
     if result.published is None:
         return text
     return "\n".join([text, "", f"Paper: {result.published.source}", _footnotes(result.published)])
@@ -70,7 +67,9 @@ def overlap_table(result: "CircuitReuse") -> Table:
 
 def roles_table(result: "CircuitReuse") -> Table:
     """Heads of each role."""
-    rows = [[role, ", ".join(map(_head, heads)) or "none", ROLES[role]] for role, heads in result.roles.heads.items()]
+    rows = [
+        [role, ", ".join(map(head_name, heads)) or "none", ROLES[role]] for role, heads in result.roles.heads.items()
+    ]
     tests = result.roles.tests
     note = (
         f"A head acts in a stage if it is in the top {tests.share:.0%} by magnitude and its 95% interval excludes 0. Attention "
@@ -93,7 +92,7 @@ def scores_table(result: "CircuitReuse") -> Table:
         for head in heads:
             roles.setdefault(head, []).append(role)
     rows = [
-        [_head(head), ", ".join(roles[head]), *(f"{evidence[name][head].item():.2f}" for name in names)]
+        [head_name(head), ", ".join(roles[head]), *(f"{evidence[name][head].item():.2f}" for name in names)]
         for head in sorted(roles)
     ]
     middle = [f"{evidence[name].median().item():.2f}" for name in names]
@@ -102,7 +101,7 @@ def scores_table(result: "CircuitReuse") -> Table:
         "Previous token, duplicate token and induction: mean attention on repeated random tokens. From the weights alone, and "
         "not used as tests: how often the query of a name matches its own key better than the keys of all other names; "
         "attention to the previous position in a text of mean tokens; and the greatest K-composition (Elhage et al., 2021) "
-        f"with the previous-token heads {', '.join(map(_head, result.roles.previous))}."
+        f"with the previous-token heads {', '.join(map(head_name, result.roles.previous))}."
     )
     return Table("Scores of these heads", ["head", "roles", *names], rows, note)
 
@@ -115,7 +114,7 @@ def published_heads_tables(result: "CircuitReuse") -> list[Table]:
     for role, heads in result.published.heads.items():
         found = result.roles.heads.get(role, [])
         shared = [head for head in heads if head in found]
-        rows.append([role, ", ".join(map(_head, heads)), f"{len(shared)} of {len(heads)}"])
+        rows.append([role, ", ".join(map(head_name, heads)), f"{len(shared)} of {len(heads)}"])
     headers = ["role", "published heads", "found here"]
     return [Table(f"Published: {result.published.source}", headers, rows, _footnotes(result.published))]
 
@@ -145,38 +144,19 @@ def faithfulness_table(result: "CircuitReuse", task: str) -> Table:
 def repair_tables(result: "CircuitReuse", repair: "Repair") -> list[Table]:
     """Outcomes and mover changes of the repair with one selection of heads."""
     chosen = (
-        f"inhibition {', '.join(map(_head, repair.inhibition)) or 'none'}; "
-        f"negative mover {', '.join(map(_head, repair.negative)) or 'none'}"
+        f"inhibition {', '.join(map(head_name, repair.inhibition)) or 'none'}; "
+        f"negative mover {', '.join(map(head_name, repair.negative)) or 'none'}"
     )
     title = f"Heads by {repair.selection}: {chosen}"
     if not repair.outcomes:
         return [Table(title, ["outcome"], [["No head passes the tests, so there is nothing to edit."]])]
-    rows, draws = [], {}
-    for each in repair.outcomes:
-        if each.condition[-1].isdigit():
-            draws.setdefault(each.condition.rstrip("0123456789 "), []).append(each)
-            continue
-        confusion = "{right} / {wrong_listed} / {other}".format(**each.confusion)
-        accuracies = [str(each.accuracy), str(each.candidate_accuracy)]
-        rows.append([each.condition, *accuracies, confusion, each.fixed, each.new_mistakes])
-    for control, found in draws.items():
-        kinds = ("right", "wrong_listed", "other")
-        row = [
-            f"{_CONTROLS[control]} ({len(found)} draws)",
-            _range([each.accuracy.mean for each in found]),
-            _range([each.candidate_accuracy.mean for each in found]),
-            " / ".join(f"{sum(each.confusion[kind] for each in found) / len(found):.1f}" for kind in kinds),
-            _counts([each.fixed for each in found]),
-            _counts([each.new_mistakes for each in found]),
-        ]
-        rows.append(row)
-    headers = ["edit", "accuracy", "among candidates", "right / wrong listed / other", "fixed", "new mistakes"]
+    rows = outcome_rows(repair.outcomes)
     note = (
         "Accuracy in the full vocabulary with Wilson's 95% interval. Controls: mean of the draws, with the lowest and the "
         "highest in parentheses; random heads are other heads of the same layers, all of them if there are few; repair.csv "
         "lists each draw."
     )
-    tables = [_with_paper(result, title, headers, rows, note, [row[0] for row in rows])]
+    tables = [_with_paper(result, title, OUTCOME_HEADERS, rows, note, [row[0] for row in rows])]
     return tables if repair.movers is None else [*tables, _mover_table(result, repair.movers)]
 
 
@@ -208,29 +188,15 @@ def _mover_table(result, change):
         "Movers are the heads after the edited ones with the greatest effect on the logits of Colored Objects. Spearman: "
         "change of logit attribution against effect on the logits in path patching, over heads after the edit."
     )
-    title = f"Movers after the edit: {', '.join(map(_head, change.movers))}"
+    title = f"Movers after the edit: {', '.join(map(head_name, change.movers))}"
     keys = ["attention to the right colour", "attention to wrong colours", "logit attribution", "spearman"]
     return _with_paper(result, title, ["", "before", "after", "change"], rows, note, keys)
 
 
 def repair_csv(result: "CircuitReuse") -> Table:
     """Outcomes of all repairs, with every draw."""
-    rows = [
-        [
-            repair.selection,
-            each.condition,
-            " ".join(map(_head, each.heads)),
-            *(each.accuracy.mean, each.accuracy.low, each.accuracy.high),
-            *(each.candidate_accuracy.mean, each.candidate_accuracy.low, each.candidate_accuracy.high),
-            *each.confusion.values(),
-            each.fixed,
-            each.new_mistakes,
-        ]
-        for repair in result.repairs
-        for each in repair.outcomes
-    ]
-    headers = ["selection", "edit", "heads", "accuracy", "low", "high", "candidate_accuracy", "candidate_low"]
-    return Table("", [*headers, "candidate_high", "right", "wrong_listed", "other", "fixed", "new_mistakes"], rows)
+    rows = [[repair.selection, *outcome_values(each)] for repair in result.repairs for each in repair.outcomes]
+    return Table("", ["selection", *OUTCOME_COLUMNS], rows)
 
 
 def scores_csv(result: "CircuitReuse") -> Table:
@@ -258,18 +224,6 @@ def _with_paper(result, title, headers, rows, note, keys):
     return Table(title, [*headers, "paper"], rows, note)
 
 
-def _range(values):
-    return f"{sum(values) / len(values):.3f} ({min(values):.3f}–{max(values):.3f})"
-
-
-def _counts(values):
-    return f"{sum(values) / len(values):.1f} ({min(values)}–{max(values)})"
-
-
 def _two(value):
     """A number with two decimals, without a minus sign for zero."""
     return f"{round(value, 2) + 0.0:.2f}"
-
-
-def _head(head):
-    return f"{head[0]}.{head[1]}"

@@ -48,6 +48,7 @@ def trace_stages(
     receiver_share: float = 0.02,
     repeated: str | None = None,
     freeze_mlps: bool = False,
+    depth: int = len(STAGES),
     **settings,
 ) -> list[Stage]:
     """Trace a task by path patching, stage by stage.
@@ -70,11 +71,13 @@ def trace_stages(
             Name of the position of the repeated word.
         freeze_mlps (`bool`, *optional*, defaults to `False`):
             Whether the MLPs between sender and receivers keep their output of the base run.
+        depth (`int`, *optional*, defaults to 4):
+            Largest number of stages.
         settings:
             Settings of [`Patching`], such as `batch_size`, `metric` and `progress`.
 
     Returns:
-        `list[Stage]`: four stages, or fewer if no head of a stage has a positive effect and a layer below it.
+        `list[Stage]`: `depth` stages, or fewer if no head of a stage has a positive effect and a layer below it.
     """
     repeated = repeated or REPEATED.get(task.name)
     if repeated is None:
@@ -83,9 +86,11 @@ def trace_stages(
         )
     if not 0 < receiver_share <= 1:
         raise TranscoderError(f"receiver_share is {receiver_share}, but must be above 0 and at most 1.")
+    if not 1 <= depth <= len(STAGES):
+        raise TranscoderError(f"depth is {depth}, but must be between 1 and {len(STAGES)}.")
     patching = Patching(model, task, **settings)
     stages = []
-    for name, component, position in STAGES:
+    for name, component, position in STAGES[:depth]:
         if component is None:
             receivers = ["logits"]
         else:

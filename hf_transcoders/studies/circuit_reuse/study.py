@@ -17,13 +17,15 @@ from ...tasks.colored_objects import colored_objects
 from ...tasks.ioi import indirect_object_identification
 from ...tasks.measuring import measure
 from ...tasks.performance import TaskPerformance, chance
+from .found_repair import find_repair
 from .movers import mover_change
 from .overlap import overlaps
 from .published_heads import published_for
-from .repair import forced, repair_outcomes
+from .repair import WRONG_COLORS, forced, repair_outcomes
 from .reuse_results import CircuitReuse, Repair
-from .roles import RoleTests, find_roles
-from .stages import Stage, head_count, receiving_heads, strongest_heads, trace_stages
+from .roles import RoleTests
+from .stages import Stage, head_count, receiving_heads, strongest_heads
+from .traced_tasks import trace_tasks
 
 
 @measures_model
@@ -34,6 +36,7 @@ def reuse_circuit(
     prompts: int = 64,
     repair_prompts: int = 200,
     faithfulness_prompts: int = 32,
+    search_prompts: int = 64,
     shares: Sequence[float] = (0.01, 0.02, 0.05, 0.10),
     circuit_shares: Sequence[float] = (0.02, 0.10),
     random_circuits: int = 3,
@@ -58,6 +61,8 @@ def reuse_circuit(
             Number of prompts of Colored Objects for the repair.
         faithfulness_prompts (`int`, *optional*, defaults to 32):
             Number of prompts of each task for faithfulness; 0 skips it.
+        search_prompts (`int`, *optional*, defaults to 64):
+            Number of prompts of Colored Objects on which heads for the repair are searched ([`find_repair`]); 0 skips it.
         shares (`Sequence[float]`, *optional*):
             Thresholds of the overlap, as shares of heads.
         circuit_shares (`Sequence[float]`, *optional*):
@@ -83,23 +88,18 @@ def reuse_circuit(
 
     Source: [Circuit Component Reuse Across Tasks in Transformer Language Models](https://arxiv.org/abs/2310.08744).
     """
-    if min(prompts, repair_prompts) < 2 or faithfulness_prompts < 0:
+    if min(prompts, repair_prompts) < 2 or min(faithfulness_prompts, search_prompts) < 0:
         raise TranscoderError("Intervals need at least two prompts for tracing and two for the repair: give more.")
     attention_modules(model)
-    ioi = indirect_object_identification(tokenizer, prompts, "s2_io_flip", seed=seed, add_bos=add_bos)
-    colors = colored_objects(tokenizer, prompts, seed=seed, add_bos=add_bos)
+    traced = trace_tasks(model, tokenizer, prompts, tests=tests, add_bos=add_bos, seed=seed, progress=progress)
+    tasks, stages, roles = traced.tasks, traced.stages, traced.roles
     test_colors = colored_objects(tokenizer, repair_prompts, seed=seed + 1, add_bos=add_bos)
-    tasks = {"ioi": ioi, "colored-objects": colors}
     performances = [
         TaskPerformance(name, measure(model, task, batch_size, seed=seed, progress=progress), chance(task))
         for name, task in tasks.items()
     ]
     accuracy = {found.task: found.measured["clean"] for found in performances}
-    stages = {name: trace_stages(model, task, progress=progress) for name, task in tasks.items()}
     by_name = {name: {stage.name: stage.result for stage in found} for name, found in stages.items()}
-    first_ids = ioi.dataset[0]["clean_ids"]
-    bos = tokenizer.bos_token_id if first_ids[0] == tokenizer.bos_token_id else None
-    roles = find_roles(model, ioi, stages["ioi"], colors, stages["colored-objects"], tests, bos, seed)
 
     faithfulness = {}
     if faithfulness_prompts:
@@ -129,6 +129,17 @@ def reuse_circuit(
             edit = forced(part, list(dict.fromkeys([*inhibition, *negative])))
             change = mover_change(model, part, edit, movers, logits.effects, batch_size, seed)
         repairs.append(Repair(selection, inhibition, negative, outcomes, change))
+    search = None
+    if search_prompts:
+        search = find_repair(
+            model,
+            colored_objects(tokenizer, search_prompts, seed=seed, add_bos=add_bos),
+            test_colors,
+            tokens={"wrong_colour": WRONG_COLORS},
+            traced=traced,
+            seed=seed,
+            progress=progress,
+        )
     protocol = {
         "model": model.config.name_or_path,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -138,9 +149,10 @@ def reuse_circuit(
         "prompts": prompts,
         "repair_prompts": repair_prompts,
         "faithfulness_prompts": faithfulness_prompts,
+        "search_prompts": search_prompts,
         "seed": seed,
         "repair_seed": seed + 1,
-        "begins_with_bos": bos is not None,
+        "begins_with_bos": traced.begins_with_bos,
         "ioi_corruption": "s2_io_flip (tracing), abc (faithfulness)",
         "colored_objects_corruption": "other_object",
         "receivers": "the strongest 2% of heads with a positive effect, at least three",
@@ -156,6 +168,7 @@ def reuse_circuit(
         faithfulness,
         repairs,
         published,
+        search,
         protocol,
         [
             view

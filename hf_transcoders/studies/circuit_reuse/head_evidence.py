@@ -96,13 +96,14 @@ def head_evidence(
             {name: {key: table[head].item() for key, table in each.items()} for name, each in attention.items()},
             [role for role, passing in roles.items() if head in passing],
             {name: table[head].item() for name, table in evidence.items()},
-            {
-                name: StageEffect(*(each[head].item() for each in tables[:3]), int(tables[3][head]), tables[3].numel())
-                for name, tables in effects.items()
-            },
+            {name: _effect(*tables, head) for name, tables in effects.items()},
         )
         for head in heads
     ]
+
+
+def _effect(effects, low, high, ranks, head):
+    return StageEffect(effects[head].item(), low[head].item(), high[head].item(), int(ranks[head]), ranks.numel())
 
 
 def with_first_token(task: Task) -> Task:

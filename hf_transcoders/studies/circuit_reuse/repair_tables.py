@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from ...circuits.patching.report import task_title
 from ...reports.sections import Table, tables_text
 from .outcome_rows import OUTCOME_COLUMNS, OUTCOME_HEADERS, head_name, outcome_rows, outcome_values
@@ -178,7 +180,7 @@ def _moved(change, count=4):
     heads = change.most_changed()
     if not heads:
         return []
-    moved = sum((change.attention_after[head] - change.attention_before[head]).abs() for head in heads)
+    moved = torch.stack([change.attention_after[head] - change.attention_before[head] for head in heads]).abs().sum(0)
     return sorted(moved.argsort(descending=True)[:count].tolist())
 
 

@@ -96,7 +96,7 @@ def head_evidence(
             {name: {key: table[head].item() for key, table in each.items()} for name, each in attention.items()},
             [role for role, passing in roles.items() if head in passing],
             {name: table[head].item() for name, table in evidence.items()},
-            {name: _effect(*tables, head) for name, tables in effects.items()},
+            {name: _effect(*tables, head) for name, tables in effects.items()},  # pyright: ignore[reportCallIssue]
         )
         for head in heads
     ]

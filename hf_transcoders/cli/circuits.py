@@ -130,7 +130,7 @@ def _repair_arguments(actions):
         "--query", metavar="NAME", default="END", help="named position of the task from which attention is forced"
     )
     group.add_argument(
-        "--layers",
+        "--search-layers",
         type=whole(0),
         metavar="N",
         nargs="+",
@@ -283,7 +283,7 @@ def _repair(args):
         make(tokenizer, size=args.judge_prompts, seed=args.seed + 1),
         query=args.query,
         tokens=tokens,
-        layers=args.layers,
+        layers=args.search_layers,
         objective=args.objective,
         penalty=args.penalty,
         max_heads=args.max_heads,

@@ -62,6 +62,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+        self._intermixed = False
 
     def parse_known_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
@@ -71,9 +72,17 @@ class Parser(argparse.ArgumentParser):
         if self._subparsers is None:
             self._refuse_unknown(options)
         known, further = super().parse_known_args([*options, *words[len(options) :]], namespace)
-        if further and not further[0].startswith("-"):
+        if further and not further[0].startswith("-") and not self._intermixed:
             self.error(f"'{further[0]}' is one argument too many")
         return known, further
+
+    def parse_known_intermixed_args(self, args=None, namespace=None):
+        # Positional arguments are left over by the first of two passes.
+        self._intermixed = True
+        try:
+            return super().parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
 
     def _refuse_unknown(self, words):
         """Name a mistyped option first: what else seems wrong, such as another option missing, often follows from it."""

@@ -74,7 +74,7 @@ def positive(text: str) -> float:
 
 def not_negative(text: str) -> float:
     """Type of options that take 0 or a positive number."""
-    return _real(text, math.nextafter(0, -1), math.inf, "a number of at least 0")
+    return _real(text, math.nextafter(0, -1), 1e9, "a number of at least 0 and below a billion")
 
 
 def factor(text: str) -> float:

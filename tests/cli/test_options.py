@@ -309,7 +309,7 @@ def test_yaml_values_are_those_of_the_command_line(monkeypatch, tmp_path, capsys
 
 def test_yaml_and_command_line_agree(monkeypatch, tmp_path):
     options = {
-        "layers": [1, 2], "num_features": 512, "k": 16, "learning_rate": 3e-4, "bf16": False, "max_tokens": 1000, "seed": 7,
+        "layers": [1, 2], "num_features": 512, "k": 16, "learning_rate": 3e-4, "bf16": False, "max_tokens": 10_000, "seed": 7,
         "model": "some/model", "report_to": ["none"], "sequence_length": 64, "skip_connection": True, "warmup_steps": 0.1,
     }  # fmt: skip
     _, from_yaml = yaml_of(monkeypatch, tmp_path, json.dumps(options | {"output_dir": str(tmp_path / "out")}))

@@ -19,6 +19,7 @@ from tests.studies.test_circuit_reuse import TOKENIZER, model_for_tasks
 T = "--transcoders"
 TRAIN = ["train", "--model", "model", "--data", "text.txt", "--layers", "1", "--num-features", "16", "--k", "4"]
 TRAIN += ["--use-cpu", "--report-to", "none", "--max-tokens", "64", "--sequence-length", "16"]
+TRAIN += ["--per-device-train-batch-size", "32"]
 CONVERT = ["convert", "set", "out"]
 PATCH = ["circuits", "patch", "ioi", "--model", "model", "--output", "out"]
 GRAPH = ["graph", "The war", T, "set", "--model", "model", "--output", "out"]
@@ -53,7 +54,7 @@ MISTAKES = [
     ("plan --process 2", r"did you mean --processes\?"),
     ("features --transcoders set --feature 3", r"did you mean --features\?"),
     ("graph x --transcoder set", r"did you mean --transcoders\?"),
-    ("graph x --transcoders set --target are", r"did you mean --targets\?"),
+    ("graph x --transcoders set --targets are", r"did you mean --target\?"),
     ("paths x --transcoders set --targets are", r"did you mean --target\?"),
     ("push one me/x --privat", r"did you mean --private\?"),
     ("convert set out --too saelens", r"did you mean --to\?"),
@@ -66,7 +67,7 @@ MISTAKES = [
     # A value is missing
     ("evaluate", "give --transcoders"),
     ("evaluate --transcoders", "--transcoders: expected one argument"),
-    ("graph --transcoders set", "give prompt"),
+    ("graph --transcoders set", "There is no prompt"),
     ("convert set out", "give --to"),
     ("convert set --to saelens", "give target"),
     ("push one", "give repo_id"),
@@ -172,11 +173,11 @@ MISTAKES = [
     (FEATURES, "choose one with --dictionary"),
     ([*FEATURES, "--features", "3", "--max-features", "4"], "not allowed with"),
     ([*FEATURES, "--dictionary", "layers.1.mlp.transcoder", "--features", "100000"], "100000"),
-    ([*GRAPH, "--max-logits", "3", "--targets", " a"], "--max-logits applies when no targets are given"),
+    ([*GRAPH, "--max-logits", "3", "--target", " a"], "--max-logits applies when no targets are given"),
     ([*GRAPH, "--max-tokens", "100"], "that of --features-from|text of --features-from"),
-    ([*GRAPH, "--targets", " supercalifragilistic"], "supercalifragilistic"),
+    ([*GRAPH, "--target", " supercalifragilistic"], "supercalifragilistic"),
     (["graph", "", *GRAPH[2:]], "The prompt is empty"),
-    ([*PATHS, "--against", " a"], "--against needs --target"),
+    ([*PATHS, "--against", " a"], "there is no option --against"),
     ([*PATHS, "--feature", "layers.1.mlp.transcoder", "x"], "'x' is not the number of a feature"),
     ([*PATHS, "--feature", "layers.7.mlp.transcoder", "1"], "layers.7.mlp.transcoder"),
     ([*PATHS, "--only", "sort=head"], "'sort=head' cannot be read"),

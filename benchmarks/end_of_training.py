@@ -45,7 +45,9 @@ def main():
     each = seconds(lambda: [explain_features(model, d, rows, tokenizer, **options) for d in dictionaries.values()])
     print(f"one dictionary: {one:.1f} s")
     print(f"{len(dictionaries)} dictionaries, a pass for each (before): {each:.1f} s, {each / one:.1f} times as long")
-    print(f"{len(dictionaries)} dictionaries, one pass (now): {all_at_once:.1f} s, {all_at_once / one:.1f} times as long")
+    print(
+        f"{len(dictionaries)} dictionaries, one pass (now): {all_at_once:.1f} s, {all_at_once / one:.1f} times as long"
+    )
 
 
 def seconds(function):

@@ -74,7 +74,8 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
     """
     from ..models.foreign import holds_dictionaries
     from ..models.modeling_transcoder import TranscoderModel
-    from ..models.transcoder_set import INDEX_NAME, TranscoderSet
+    from ..models.set_index import INDEX_NAME
+    from ..models.transcoder_set import TranscoderSet
 
     local = Path(path)
     if local.is_dir() and not (local / INDEX_NAME).exists() and not holds_dictionaries(local):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import TranscoderError
-from ..evaluation.caveats import caveats
+from ..evaluation.result_caveats import caveats
 from ..lm.devices import input_device
 from .arguments import dictionary_arguments, measuring_arguments, model_arguments, output_arguments, text_arguments
 from .common import load_base_model, load_dictionaries, make_evaluator

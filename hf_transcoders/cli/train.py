@@ -200,7 +200,7 @@ def _config_file(argv) -> str | None:
 
 
 def run(args):
-    from ..evaluation.caveats import caveats
+    from ..evaluation.result_caveats import caveats
     from ..tracking.local import FOLDER, PAGES
     from ..training.run_folder import check_run_folder
     from ..training.trainer import TranscoderTrainer

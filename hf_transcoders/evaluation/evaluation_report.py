@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import TranscoderError
 from ..files import atomic_directory, read_settled, signature, write_text
 from ..models.saved_files import parse_saved
-from ..models.transcoder_set import INDEX_NAME, set_folders
+from ..models.set_index import INDEX_NAME
+from ..models.transcoder_set import set_folders
 from ..text.columns import aligned, paired
 from ..text.markdown import escape, table
 from ..text.printable import printable

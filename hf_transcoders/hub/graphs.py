@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo
 
 from ..errors import TranscoderError
-from ..models.transcoder_set import INDEX_NAME
+from ..models.set_index import INDEX_NAME
 from .cards.card import generated
 from .commit import Destination, pending_commit
 

@@ -17,7 +17,8 @@ from ..files import is_inside
 from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import tensor_shapes
 from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
-from ..models.transcoder_set import INDEX_NAME, parse_index, set_folders
+from ..models.set_index import INDEX_NAME, parse_index
+from ..models.transcoder_set import set_folders
 from ..text import logging
 from ..text.printable import printable
 from ..text.strict_json import read_json, to_json

@@ -8,6 +8,7 @@ from ..files import is_inside
 from ..text.strict_json import read_json
 from .configuration_transcoder import TranscoderConfig
 from .saved_files import CONFIG_NAME, WEIGHT_FILES
+from .set_index import INDEX_NAME, dictionary_name, parse_index
 
 
 def saved_dictionaries(folder: Path) -> dict[str, str]:
@@ -38,8 +39,6 @@ def outdated_files(folder: Path, written: Collection[str]) -> list[str]:
     Returns:
         `list[str]`: paths inside the folder.
     """
-    from .transcoder_set import INDEX_NAME
-
     earlier = {place for place in saved_dictionaries(folder).values() if place not in written}
     files = [
         path.relative_to(folder).as_posix()
@@ -54,8 +53,6 @@ def outdated_files(folder: Path, written: Collection[str]) -> list[str]:
 
 def _members(folder: Path) -> dict[str, str]:
     """Name -> folder of the dictionaries of the set in a folder, without those that lie outside of it."""
-    from .transcoder_set import INDEX_NAME, parse_index
-
     path = folder / INDEX_NAME
     try:
         members = parse_index(path.read_bytes(), str(path)) if path.is_file() else {}
@@ -67,8 +64,6 @@ def _members(folder: Path) -> dict[str, str]:
 
 def _own_name(folder: Path) -> str | None:
     """The name of the single dictionary in a folder; `None` if there is none, or another model."""
-    from .transcoder_set import dictionary_name
-
     try:
         fields = read_json(folder / CONFIG_NAME)
     except TranscoderError:

@@ -15,7 +15,7 @@ from ..lm.architectures import site_width
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import TranscoderModel
-from ..models.transcoder_set import dictionary_name
+from ..models.set_index import dictionary_name
 
 
 # Options that only some activations have.

@@ -10,7 +10,7 @@ from ..files import is_inside
 from ..hub.cards.card import README, is_generated
 from ..models.saved_files import CONFIG_NAME
 from ..models.saved_folder import outdated_files, saved_dictionaries
-from ..models.transcoder_set import INDEX_NAME
+from ..models.set_index import INDEX_NAME
 from ..text import logging
 from ..text.printable import printable
 from ..text.strict_json import read_json

@@ -21,7 +21,8 @@ from ..lm.model_fingerprint import model_facts
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
 from ..models.modeling_transcoder import TranscoderModel
-from ..models.transcoder_set import TranscoderSet, write_index
+from ..models.set_index import write_index
+from ..models.transcoder_set import TranscoderSet
 from ..reports.page import write_report
 from ..reports.pareto.fronts import ParetoFronts, measured_in, pareto_fronts
 from ..reports.pareto.write import write_pareto

@@ -24,14 +24,15 @@ from ..data.rows import is_several, one_dataset, refuse_splits
 from ..data.text import hub_dataset_id
 from ..dictionaries import check_fits
 from ..errors import TranscoderError
-from ..evaluation.caveats import caveats
 from ..evaluation.evaluator import EvaluationReport, TranscoderEvaluator
+from ..evaluation.result_caveats import caveats
 from ..files import write_text
 from ..hub.cards.make import make_card
 from ..lm.devices import moved
 from ..lm.wrappers import language_model
 from ..models.modeling_transcoder import TranscoderModel
-from ..models.transcoder_set import TranscoderSet, dictionary_name
+from ..models.set_index import dictionary_name
+from ..models.transcoder_set import TranscoderSet
 from ..text import logging
 from ..tracking.callback import TranscoderTrackingCallback
 from ..tracking.trackio import TranscoderTrackioCallback

@@ -21,7 +21,7 @@ from ..hub.public import hidden_names, public_values
 from ..hub.push_files import dictionary_files, link_or_copy, run_records
 from ..hub.upload import push_folder
 from ..models.saved_files import CONFIG_NAME
-from ..models.transcoder_set import INDEX_NAME
+from ..models.set_index import INDEX_NAME
 from ..text import logging
 from ..text.strict_json import read_json
 from ..tracking.run import Run, recorded_run

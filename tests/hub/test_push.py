@@ -14,7 +14,7 @@ from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet
 from hf_transcoders.hub.cards import is_generated, is_unedited, own_card
 from hf_transcoders.hub.push_files import run_records
 from hf_transcoders.hub.upload import push
-from hf_transcoders.models.transcoder_set import INDEX_NAME
+from hf_transcoders.models.set_index import INDEX_NAME
 from hf_transcoders.testing import local_hub
 from hf_transcoders.tracking import LocalTracker, Run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import TranscoderError
 from ...files import is_inside, write_text
 from ...models.saved_files import CONFIG_NAME
-from ...models.transcoder_set import INDEX_NAME
+from ...models.set_index import INDEX_NAME
 from ...text import logging
 from ...text.printable import printable
 from ...text.strict_json import read_json

@@ -14,7 +14,8 @@ from ...evaluation.report_file import check_evaluation
 from ...models.configuration_transcoder import TranscoderConfig
 from ...models.modeling_transcoder import TranscoderModel, tensor_shapes
 from ...models.saved_files import SavedDictionary, expect, saved_dtype
-from ...models.transcoder_set import TranscoderSet, dictionary_name
+from ...models.set_index import dictionary_name
+from ...models.transcoder_set import TranscoderSet
 from ...text import logging
 from ...tracking.run import Run
 from ..public import hidden_names, public_name, public_values

@@ -1,7 +1,7 @@
 """The limitations of the dictionaries of a card, and what was not measured."""
 
-from ...evaluation.caveats import caveats
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
+from ...evaluation.result_caveats import caveats
 from ...text.markdown import Markdown, code, escape
 from .facts import CardFacts
 from .wording import listed

@@ -7,7 +7,8 @@ from pathlib import Path
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS, EvaluationReport
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.saved_files import Files, open_dictionary
-from ...models.transcoder_set import INDEX_NAME, TranscoderSet, open_set
+from ...models.set_index import INDEX_NAME
+from ...models.transcoder_set import TranscoderSet, open_set
 from ...reports.page import MEANINGS
 from ...text.markdown import Markdown, code, escape
 from ...text.strict_json import read_json

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hf_transcoders import TranscoderConfig
-from hf_transcoders.evaluation.caveats import caveats
+from hf_transcoders.evaluation.result_caveats import caveats
 
 
 def config(steps=1000, **changes):
@@ -41,7 +41,8 @@ def test_each_kind(kind, given, metrics, tokens, line):
 def test_a_large_set_has_one_line_for_each_kind():
     names = [f"layers.{i}" for i in range(30)]
     found = caveats(
-        {name: config(steps=3) for name in names}, {name: {"fvu": 1 + i / 100, "l0": 4.0} for i, name in enumerate(names)}
+        {name: config(steps=3) for name in names},
+        {name: {"fvu": 1 + i / 100, "l0": 4.0} for i, name in enumerate(names)},
     )
     assert found == {
         "useless": "All 30 dictionaries: worse than predicting the mean activation (FVU 1 to 1.29).",

@@ -214,9 +214,10 @@ class TranscoderTrainingArguments(TrainingArguments):
             package = {"comet_ml": "comet", "azure_ml": "azureml"}.get(name, name)
             is_available = getattr(integrations, f"is_{package}_available", None)
             if is_available is not None and not is_available():
+                key = ", and set COMET_API_KEY, which Transformers asks for offline too" if name == "comet_ml" else ""
                 raise TranscoderError(
-                    f"The tracker '{name}' of `report_to` is not installed: install it (`pip install {name.replace('_', '-')}`), or "
-                    "leave it out."
+                    f"The tracker '{name}' of `report_to` is not available: install it (`pip install {name.replace('_', '-')}`)"
+                    f"{key}, or leave it out."
                 )
 
     @property

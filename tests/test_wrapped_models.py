@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hf_transcoders
-from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
+from hf_transcoders import CrossLayerTranscoderConfig, TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.circuits import AttentionEdit, FeatureEdit, PatchPlan
 from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.data import ActivationHarvester
@@ -231,6 +231,9 @@ CALLS = {
     "models.configuration_transcoder.TranscoderConfig.for_model": lambda f, m, p: TranscoderConfig.for_model(
         m, READ, WRITE, num_features=24, k=4
     ).to_dict(),
+    "models.cross_layer.configuration_cross_layer.CrossLayerTranscoderConfig.for_model": lambda f, m, p: (
+        CrossLayerTranscoderConfig.for_model(m, num_features=24, k=4).to_dict()
+    ),
     "tasks.task.TokenBatch.forward_batches": lambda f, m, p: [
         places for places, _ in p.task.tokens("clean").forward_batches(m)
     ],

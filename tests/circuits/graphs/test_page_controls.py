@@ -403,7 +403,7 @@ def test_pinned_cards_show_the_promoted_tokens(page, graphs):
     page.locator("#pin").click()
     page.locator("#view-pinned").click()
     lines = page.locator(".pinned-item b, .pinned-item small")
-    assert lines.all_inner_texts()[1] == "“␣␣␣” → promoted, words, ⏎⏎"
+    assert lines.all_inner_texts()[1] == "“␣␣␣” direct path → promoted, words, ⏎⏎"
     cut = "line => line.scrollWidth > line.clientWidth || line.scrollHeight > line.clientHeight + 1"
     assert not any(line.evaluate(cut) for line in lines.all()[1:])
     box = page.locator(".pinned-item").bounding_box()

@@ -194,7 +194,7 @@ class TranscoderTrackingCallback(TrainerCallback):
         if run.is_sharded:
             return {}
         try:
-            found = explain_features(
+            found = explain_features(  # pyright: ignore[reportCallIssue]
                 run.base_model,
                 run.dictionaries,
                 held_out,

@@ -107,12 +107,6 @@ def test_a_set_with_two_kinds_at_one_place_needs_a_kind(folder, tmp_path, capsys
     assert "has no dictionary of --kind sae: it has layers.0.mlp.transcoder, " in capsys.readouterr().err
 
 
-def test_a_page_without_features_says_why(folder, tmp_path, capsys):
-    """With so little influence kept, only targets and tokens stay."""
-    assert graph(folder, tmp_path / "out", "--nodes", "0.001", "--features-from", str(folder / "text.txt")) == 0
-    assert "No feature is on the page" in (out := capsys.readouterr().out) and "write at 3 of 3 layers" in out
-
-
 def test_a_page_shows_no_more_edges_than_a_browser_draws(folder, tmp_path, capsys, monkeypatch):
     from hf_transcoders.circuits.graphs import page_data
 

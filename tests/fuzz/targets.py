@@ -440,7 +440,7 @@ class CommandLineFile(Target):
         (folder / "yaml").mkdir()
         (folder / "yaml" / "train.yaml").write_text(
             "model: some/model\ndata: docstrings\nlayers: [1, 2]\nkind: transcoder\nnum_features: 64\nk: 4\noutput_dir: runs/x\n"
-            "max_tokens: 640\nlearning_rate: 1e-3\nwarmup_steps: 0.1\nuse_cpu: true\nreport_to: none\nseed: 3\n"
+            "max_tokens: 6400\nlearning_rate: 1e-3\nwarmup_steps: 0.1\nuse_cpu: true\nreport_to: none\nseed: 3\n"
             "activation: topk\nskip_connection: false\nlr_scheduler_type: linear\nsave_steps: 0.5\n"
         )
 

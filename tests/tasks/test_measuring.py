@@ -173,4 +173,4 @@ def test_mistakes_are_one_sentence(folder, capsys, words, message):
 
 def test_a_model_that_does_not_exist(tmp_path, capsys):
     assert main(["tasks", "show", "ioi", "--model", str(tmp_path / "absent")]) == 2
-    assert "The tokenizer of" in capsys.readouterr().err
+    assert "There is no folder" in capsys.readouterr().err

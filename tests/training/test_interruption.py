@@ -15,6 +15,14 @@ from tests.training.test_trainer import make_trainer, same_weights, weights
 SAVING = {"max_steps": 20, "save_strategy": "steps", "save_steps": 15, "save_total_limit": 1}
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Heeds Ctrl-C, which shells ignore in commands that they start in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Signals(TrainerCallback):
     """Sends signals to this process at a step."""
 

@@ -100,7 +100,17 @@ def repair(folder, output, *more):
 
 
 def test_repair_writes_a_folder(folder, tmp_path, capsys):
-    more = ["--tokens", "IO,first token", "--layers", "1", "2", "--objective", "candidate_accuracy", "--penalty", "0"]
+    more = [
+        "--tokens",
+        "IO,first token",
+        "--search-layers",
+        "1",
+        "2",
+        "--objective",
+        "candidate_accuracy",
+        "--penalty",
+        "0",
+    ]
     assert repair(folder, tmp_path / "repair", "--json", *more) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["outcomes"] == json.loads((tmp_path / "repair" / "results.json").read_text())["outcomes"]
@@ -117,7 +127,7 @@ def test_repair_writes_a_folder(folder, tmp_path, capsys):
         (["--tokens", "S9"], "has no tokens 'S9' up to END"),
         (["--query", "S9"], "has no position 'S9'"),
         (["--query", "S1", "--tokens", "S2"], "has no tokens 'S2' up to S1"),
-        (["--layers", "9"], "layer 9 does not exist"),
+        (["--search-layers", "9"], "layer 9 does not exist"),
     ],
 )
 def test_mistakes_of_repair_are_one_sentence(folder, tmp_path, capsys, more, sentence):

@@ -21,8 +21,11 @@ def explained(what: str, name: str):
     if name not in OFFLINE_MODELS:
         refuse_missing(name, advice)
     config = Path(name, "config.json")
-    if config.is_file() and read_json(config).get("model_type") == "transcoder":
-        raise TranscoderError(f"{name} holds a dictionary, not a language model: {advice}.")
+    if config.is_file():
+        from ..models.saved_files import DICTIONARY_TYPES
+
+        if read_json(config).get("model_type") in DICTIONARY_TYPES:
+            raise TranscoderError(f"{name} holds a dictionary, not a language model: {advice}.")
     try:
         yield
     except TranscoderError:

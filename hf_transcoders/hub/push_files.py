@@ -15,7 +15,7 @@ from huggingface_hub import get_token
 from ..errors import TranscoderError
 from ..files import is_inside
 from ..models.model_types import model_type_of
-from ..models.saved_files import CONFIG_NAME, Files, expect, open_dictionary, parse_saved
+from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, expect, open_dictionary, parse_saved
 from ..models.set_index import INDEX_NAME, parse_index
 from ..models.transcoder_set import set_folders
 from ..text import logging
@@ -212,7 +212,7 @@ def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
     found = {prefix + INDEX_NAME, *(prefix + name for name in CODE_FILES)} & there if folders else set()
     if prefix + CONFIG_NAME in there:
         kind = parse_saved(read(prefix + CONFIG_NAME), f"{CONFIG_NAME} in the repo").get("model_type")
-        if kind != "transcoder":
+        if kind not in DICTIONARY_TYPES:
             raise TranscoderError(
                 f"The repo holds a model of another kind ({kind}) at that path, which a push would overwrite: push to a "
                 "repo of its own, or give a `subfolder`."

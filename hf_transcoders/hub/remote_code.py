@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import TranscoderError
 from ..files import write_text
+from ..models.cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
 
 
 CONFIGURATION_FILE, MODELING_FILE = "configuration_transcoder.py", "modeling_transcoder.py"
@@ -43,7 +44,7 @@ def write_remote_code(folder: str | os.PathLike) -> None:
     configs = list(Path(folder).rglob("config.json"))
     for config in configs:
         values = json.loads(config.read_text(encoding="utf-8"))
-        if values.get("model_type") == "cross_layer_transcoder":
+        if values.get("model_type") == CrossLayerTranscoderConfig.model_type:
             raise TranscoderError(
                 "The code of cross-layer transcoders is not published with them: leave `remote_code` out, and load them where "
                 "hf_transcoders is installed."

@@ -33,8 +33,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 #: Arguments of `from_pretrained` for the location of the files.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
-# Model types of the dictionaries of this library.
-_MODEL_TYPES = "transcoder", "cross_layer_transcoder"
+#: Values of `model_type` in the `config.json` of dictionaries of this library.
+DICTIONARY_TYPES = "transcoder", "cross_layer_transcoder"
 
 # Torch puts tensors at multiples of this many bytes.
 _ALIGNMENT = 64
@@ -207,7 +207,7 @@ def open_files(files: Files, variant: str | None = None, opening=lambda path: pa
     fields = parse_saved(path.read_bytes(), str(path))
     # First, because a newer format may differ in everything else.
     check_format_version(fields.get("format_version", FORMAT_VERSION))
-    if (kind := fields.get("model_type", _MODEL_TYPES[0])) not in _MODEL_TYPES:
+    if (kind := fields.get("model_type", DICTIONARY_TYPES[0])) not in DICTIONARY_TYPES:
         raise TranscoderError(
             f"{printable(files.place)} holds a model of type '{printable(kind)[:40]}', not a dictionary: give the folder or "
             "repo of a dictionary."

@@ -7,7 +7,7 @@ from ..errors import TranscoderError
 from ..files import is_inside
 from ..text.strict_json import read_json
 from .configuration_transcoder import TranscoderConfig
-from .saved_files import CONFIG_NAME, WEIGHT_FILES
+from .saved_files import CONFIG_NAME, DICTIONARY_TYPES, WEIGHT_FILES
 from .set_index import INDEX_NAME, dictionary_name, parse_index
 
 
@@ -68,8 +68,7 @@ def _own_name(folder: Path) -> str | None:
         fields = read_json(folder / CONFIG_NAME)
     except TranscoderError:
         return None
-    # Kinds of dictionaries are called `transcoder` or end in it.
-    if not str(fields.get("model_type")).endswith(TranscoderConfig.model_type):
+    if fields.get("model_type") not in DICTIONARY_TYPES:
         return None
     try:
         return dictionary_name(TranscoderConfig.from_dict(fields))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import TranscoderError
 from ..files import is_inside
 from ..hub.cards.card import README, is_generated
-from ..models.saved_files import CONFIG_NAME
+from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES
 from ..models.saved_folder import outdated_files, saved_dictionaries
 from ..models.set_index import INDEX_NAME
 from ..text import logging
@@ -122,7 +122,7 @@ def _refuse_other_models(folder: Path) -> None:
         kind = read_json(folder / CONFIG_NAME).get("model_type")
     except TranscoderError:
         return
-    if isinstance(kind, str) and not kind.endswith("transcoder"):
+    if isinstance(kind, str) and kind not in DICTIONARY_TYPES:
         raise TranscoderError(
             f"{printable(folder)} holds a model of type '{printable(kind)[:40]}', whose files those of a dictionary would "
             "replace: give another folder."

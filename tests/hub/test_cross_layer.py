@@ -7,9 +7,10 @@ import pytest
 import torch
 from huggingface_hub import hf_hub_download
 
-from hf_transcoders import CrossLayerTranscoder, TranscoderError
+from hf_transcoders import CrossLayerTranscoder, CrossLayerTranscoderConfig, TranscoderConfig, TranscoderError
 from hf_transcoders.cli import main
 from hf_transcoders.hub import card_of_folder, make_card, push
+from hf_transcoders.models.saved_files import DICTIONARY_TYPES
 from tests.models.cross_layer.setups import activations, cross_layer
 
 
@@ -40,8 +41,22 @@ def test_a_push_can_be_loaded(saved, hub):
     given = activations(model)
     assert torch.equal(model(given).loss, loaded(given).loss)
     assert "Cross-layer transcoder" in Path(hf_hub_download("me/clt", "README.md")).read_text()
+    with torch.no_grad():
+        model.sources[0].b_dec.add_(1)
+    push(model, "me/clt")
+    again = CrossLayerTranscoder.from_pretrained("me/clt")
+    assert torch.equal(again.sources[0].b_dec, model.sources[0].b_dec)
     with pytest.raises(TranscoderError, match="leave `remote_code` out"):
         push(model, "me/clt", remote_code=True)
+
+
+def test_it_is_not_a_language_model(saved, capsys):
+    assert main(["tasks", "show", "ioi", "--model", str(saved[1])]) == 2
+    assert "holds a dictionary, not a language model" in capsys.readouterr().err
+
+
+def test_the_types_of_dictionaries_are_those_of_their_configurations():
+    assert DICTIONARY_TYPES == (TranscoderConfig.model_type, CrossLayerTranscoderConfig.model_type)
 
 
 def test_info_and_convert(saved, tmp_path, capsys):

@@ -70,21 +70,18 @@ def load_tokenizer(name: str, revision: str | None = None):
 
 
 def load_dictionaries(args):
-    """Load what `--transcoders` names, a set, a single dictionary as a set of one, or a cross-layer transcoder, of the kind of `--kind`."""
-    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    """Load the dictionaries that `--transcoders` names as [`open_dictionaries`] does, only those of `--kind` if it is given."""
     from ..models.transcoder_set import TranscoderSet
 
     loaded = open_dictionaries(args.transcoders, args.transcoders_revision)
-    if args.kind is None or isinstance(loaded, CrossLayerTranscoder):
-        if args.kind == "sae":
-            raise TranscoderError(f"{args.transcoders} holds a cross-layer transcoder, not SAEs: leave --kind out.")
+    if args.kind is None:
         return loaded
     chosen = {name: each for name, each in loaded.items() if each.config.is_autoencoder == (args.kind == "sae")}
     if not chosen:
         raise TranscoderError(
             f"{args.transcoders} has no dictionary of --kind {args.kind}: it has {', '.join(loaded)}."
         )
-    return TranscoderSet(chosen).eval()
+    return loaded if len(chosen) == len(loaded) else TranscoderSet(chosen).eval()
 
 
 def open_dictionaries(path: str, revision: str | None = None, **options):

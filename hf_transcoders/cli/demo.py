@@ -154,17 +154,14 @@ def _graph(base_model, transcoders, tokenizer, text, output):
 
     graph = attribution_graph(base_model, transcoders, _PROMPT, tokenizer=tokenizer)
     pruned = graph.prune()
-    features: dict[str, list[int]] = {}
-    for number in pruned.is_kind("feature").nonzero()[:, 0].tolist():
-        node = pruned.node(number)
-        features.setdefault(node.dictionary, []).append(node.index)
+    features = pruned.feature_numbers()
     count = int(pruned.is_kind("feature").sum())
     explained = {}
     if features:
         validation = validate_edges(base_model, transcoders, pruned, 32)
         graph, pruned = graph.with_validation(validation), pruned.with_validation(validation)
         explained = explain_features(
-            base_model, transcoders, text, tokenizer, features={name: sorted(set(its)) for name, its in features.items()},
+            base_model, transcoders, text, tokenizer, features=features,
             num_contexts=4, max_tokens=10_000, num_measured=1,
         )  # fmt: skip
     graph.save_pretrained(output / "graph")

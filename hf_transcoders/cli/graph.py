@@ -223,9 +223,8 @@ def _explained(args, base_model, dictionaries, tokenizer, graphs):
 
     wanted: dict[str, set[int]] = {}
     for graph in graphs:
-        has = graph.is_kind("feature")
-        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
-            wanted.setdefault(graph.dictionaries[dictionary], set()).add(index)
+        for name, numbers in graph.feature_numbers().items():
+            wanted.setdefault(name, set()).update(numbers)
     if not wanted:
         return None
     return explain_features(
@@ -233,7 +232,7 @@ def _explained(args, base_model, dictionaries, tokenizer, graphs):
         dictionaries,
         pack_tokens(load_texts(args.features_from), tokenizer, _SEQUENCE_LENGTH),
         tokenizer,
-        features={name: sorted(indices) for name, indices in wanted.items()},
+        features={name: sorted(numbers) for name, numbers in wanted.items()},
         max_tokens=args.max_tokens or 20_000,
         num_measured=3 if args.measured_contexts is None else args.measured_contexts,
         progress=not args.json,
@@ -241,7 +240,7 @@ def _explained(args, base_model, dictionaries, tokenizer, graphs):
 
 
 def _summary(graph, pruned, validation):
-    from ..circuits.graphs.verdicts import graph_verdicts, left_out, missing_features
+    from ..circuits.graphs.verdicts import graph_verdicts, left_out, notes
 
     return {
         "prompt": "".join(graph.tokens),
@@ -255,7 +254,7 @@ def _summary(graph, pruned, validation):
         "warning": graph.warning,
         "scores": graph.whole_scores,
         "verdicts": [verdict.to_dict() for verdict in graph_verdicts(pruned)],
-        "notes": [*filter(None, [missing_features(pruned)]), *pruned.metadata.get("notes", ())],
+        "notes": notes(pruned),
         "left_out": left_out(pruned),
         "pruned": {"num_nodes": pruned.num_nodes, "num_edges": pruned.num_edges, **pruned.metadata["pruning"]},
         "strongest": [

@@ -575,8 +575,9 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
 
     def _summarize(self) -> None:
         """Writes how the dictionaries were trained into their configurations."""
+        summary = self._training_summary()
         for dictionary in self.dictionaries.values():
-            dictionary.config.training_summary = self._training_summary()
+            dictionary.config.training_summary = copy.deepcopy(summary)
 
     def _training_summary(self) -> dict:
         args = self.args

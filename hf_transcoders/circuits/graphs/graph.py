@@ -242,6 +242,15 @@ class AttributionGraph:
         order = influences.argsort(descending=True)[:count]
         return list(zip(features[order].tolist(), influences[order].tolist(), strict=True))
 
+    def feature_numbers(self) -> dict[str, list[int]]:
+        """Dictionary -> numbers of its features that are nodes, at whichever positions, in ascending order."""
+        features = self.is_kind("feature")
+        pairs = torch.stack([self.dictionary[features], self.index[features]], dim=1).unique(dim=0).tolist()
+        found: dict[str, list[int]] = {}
+        for dictionary, feature in pairs:
+            found.setdefault(self.dictionaries[dictionary], []).append(feature)
+        return found
+
     def edge_influence(self) -> torch.Tensor:
         """Influence on the targets that each edge carries, `(edges,)` in float64."""
         return edge_influence(*self._flow)

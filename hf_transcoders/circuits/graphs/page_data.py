@@ -11,7 +11,7 @@ from .graph import AttributionGraph
 from .node_ids import node_ids
 from .nodes import KINDS
 from .page_labels import page_labels
-from .verdicts import graph_verdicts, left_out, missing_features
+from .verdicts import graph_verdicts, left_out, notes
 
 
 #: Largest number of edges that a browser draws without a pause.
@@ -107,7 +107,7 @@ def _graph_data(graph):
         "scores": graph.whole_scores,
         "verdicts": [verdict.to_dict() for verdict in graph_verdicts(graph)],
         "left_out": left_out(graph),
-        "notes": [*filter(None, [missing_features(graph)]), *metadata.get("notes", ())],
+        "notes": notes(graph),
         "validation": summary and {"summary": summary, "edges": metadata.get("validated_edges", [])},
         "warning": graph.warning,
         "facts": {key: value for key, value in metadata.items() if key not in _NO_FACTS and value is not None},
@@ -139,11 +139,7 @@ def _nodes(graph):
 
 def _details(graphs, features):
     """`dictionary/feature` -> explanation, for features that have a node in one of the graphs."""
-    shown = set()
-    for graph in graphs:
-        has = graph.is_kind("feature")
-        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
-            shown.add((graph.dictionaries[dictionary], index))
+    shown = {(name, feature) for graph in graphs for name, its in graph.feature_numbers().items() for feature in its}
     return {
         f"{name}/{explanation.feature}": explanation.to_dict()
         for name, explanations in features.items()

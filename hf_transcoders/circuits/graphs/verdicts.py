@@ -158,6 +158,18 @@ def missing_features(graph: "AttributionGraph") -> str | None:
     )
 
 
+def notes(graph: "AttributionGraph") -> list[str]:
+    """What the reader of a graph should know: why it has no features, and what was noted when it was made.
+
+    Args:
+        graph ([`AttributionGraph`]): The graph, pruned or not.
+
+    Returns:
+        `list[str]`: sentences.
+    """
+    return [*filter(None, [missing_features(graph)]), *graph.metadata.get("notes", ())]
+
+
 def left_out(graph: "AttributionGraph") -> str | None:
     """What pruning left out of a graph, with the share of influence that it kept; `None` if it was not pruned.
 

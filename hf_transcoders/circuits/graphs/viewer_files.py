@@ -146,10 +146,11 @@ def _features(graphs, features, numbers):
     """Number -> JSON object of each explained feature of a dictionary with nodes, and of each feature in the graphs."""
     found = {}
     for graph in graphs.values():
-        has = graph.is_kind("feature")
-        for dictionary, index in zip(graph.dictionary[has].tolist(), graph.index[has].tolist(), strict=True):
-            number = cantor(numbers.layer(dictionary), numbers.feature(dictionary, index))
-            found[number] = _unexplained(number, graph.dictionaries[dictionary])
+        for name, features_of in graph.feature_numbers().items():
+            dictionary = graph.dictionary_number(name)
+            for feature in features_of:
+                number = cantor(numbers.layer(dictionary), numbers.feature(dictionary, feature))
+                found[number] = _unexplained(number, name)
     first = next(iter(graphs.values()))
     for name, explanations in features.items():
         dictionary = first.dictionary_number(name)

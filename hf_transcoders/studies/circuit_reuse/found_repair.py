@@ -194,7 +194,7 @@ def unseen(judged: Task, task: Task) -> Task:
 
 
 def _judge(model, judged, attention, repairs, chosen, sets, head_draws, token_draws, seed, settings):
-    """Outcomes of each repair, by the name of its tokens, all of them as rows of one forward pass."""
+    """Outcomes of each repair, by the name of its tokens, beside controls if it is a chosen one."""
     generator = random.Random(seed)
     conditions = {}
     for repair in repairs:
@@ -204,13 +204,18 @@ def _judge(model, judged, attention, repairs, chosen, sets, head_draws, token_dr
             )
         else:
             conditions[repair.tokens] = {"repair": repair.heads} if repair.heads else {}
+    return _outcomes(model, judged, attention, conditions, settings)
+
+
+def _outcomes(model, task, attention, conditions, settings):
+    """Outcomes on a task without an edit and under named edits, by the tokens of each repair: rows of one forward pass."""
     rows = {("", "none"): []}
     rows |= {(tokens, name): heads for tokens, each in conditions.items() for name, heads in each.items()}
-    found = forced_predictions(model, judged, attention, rows, **settings)
+    found = forced_predictions(model, task, attention, rows, **settings)
     before = found["", "none"]
     return {
         tokens: outcomes_of(
-            {"none": [], **each}, {"none": before, **{name: found[tokens, name] for name in each}}, before, judged
+            {"none": [], **each}, {"none": before, **{name: found[tokens, name] for name in each}}, before, task
         )
         for tokens, each in conditions.items()
     }
@@ -244,15 +249,10 @@ def _downstream(model, task, query, sets, chosen, traced, seed, progress):
 def _in_ioi(model, ioi, chosen, settings):
     """Outcomes on IOI with the heads of each repair forced onto each set of tokens there."""
     sets = token_sets(ioi)
-    rows = {("", "none"): []}
-    for repair in chosen:
-        for name in sets:
-            rows[repair.tokens, f"same heads to {name}"] = [ForcedHead(each.head, name) for each in repair.heads]
-    found = forced_predictions(model, ioi, ForcedAttention(ioi, sets), rows, **settings)
-    before = found["", "none"]
-    outcomes = {}
-    for repair in chosen:
-        own = {"none": []} | {name: heads for (tokens, name), heads in rows.items() if tokens == repair.tokens}
-        predicted = {name: before if name == "none" else found[repair.tokens, name] for name in own}
-        outcomes[repair.tokens] = outcomes_of(own, predicted, before, ioi)
-    return outcomes
+    conditions = {
+        repair.tokens: {
+            f"same heads to {name}": [ForcedHead(each.head, name) for each in repair.heads] for name in sets
+        }
+        for repair in chosen
+    }
+    return _outcomes(model, ioi, ForcedAttention(ioi, sets), conditions, settings)

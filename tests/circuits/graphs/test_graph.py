@@ -225,3 +225,10 @@ def test_missing_and_newer_files_are_refused(graph, tmp_path):
     change_json(tmp_path, format_version=99)
     with pytest.raises(TranscoderError, match="written in format 99.*upgrade it"):
         AttributionGraph.from_pretrained(tmp_path)
+
+
+def test_feature_numbers_are_those_of_the_nodes():
+    graph = random_graph()
+    nodes = [graph.node(number) for number in range(graph.num_nodes) if graph.node(number).kind == "feature"]
+    expected = {name: sorted({n.index for n in nodes if n.dictionary == name}) for name in graph.dictionaries}
+    assert nodes and graph.feature_numbers() == {name: its for name, its in expected.items() if its}

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from hf_transcoders import TranscoderError
 from hf_transcoders.circuits.graphs import KINDS, AttributionGraph, TargetInfo, attribution_graph
 from hf_transcoders.circuits.graphs.pruning import _threshold
+from tests.circuits.graphs.random_graph import random_graph
 from tests.circuits.graphs.setups import mixes
 from tests.tiny_models import tiny_model, tiny_tokens
 

@@ -77,6 +77,7 @@ def run(args):
         base_model=base_model,
         args=TranscoderTrainingArguments(
             output_dir=str(output / "dictionaries"),
+            overwrite=True,  # A demo can be run again.
             max_tokens=args.max_tokens,
             learning_rate=4e-3,
             logging_steps=0.05,

@@ -133,14 +133,13 @@ def _show(args):
 
 def _measure(args):
     from ..reports.sections import fact_text
-    from ..tasks.measuring import measure
-    from ..tasks.performance import TaskPerformance, chance
+    from ..tasks.performance import task_performance
 
     make = task_maker(args)
     model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     task = make(tokenizer)
-    result = measure(model, task, args.batch_size, confidence=args.confidence, seed=args.seed, progress=not args.json)
-    warning = TaskPerformance(task.name, result, chance(task)).warning
+    performance = task_performance(model, task, args.batch_size, args.confidence, args.seed, progress=not args.json)
+    result, warning = performance.measured, performance.warning
     protocol = {
         "task": task.name,
         "model": model.config.name_or_path,

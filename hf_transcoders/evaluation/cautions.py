@@ -32,7 +32,7 @@ def cautions(
         tokens (`int`, *optional*): Number of held-out tokens that they were measured on.
 
     Returns:
-        `dict[str, str]`: kind of the caveat -> one line. Empty if there is none.
+        `dict[str, str]`: kind of the caution -> one line. Empty if there is none.
     """
     measured = {name: metrics.get(name) or {} for name in configs}
     fvus = {name: values["fvu"] for name, values in measured.items() if values.get("fvu") is not None}

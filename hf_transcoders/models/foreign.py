@@ -24,9 +24,9 @@ from ..formats.tensor_files import LazyTensor
 from ..formats.writing import PlainDictionary
 from ..text.logging import get_logger
 from ..text.printable import printable
-from .configuration_transcoder import DTYPES, TranscoderConfig
+from .configuration_transcoder import DTYPES, TranscoderConfig, facts_of
 from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
-from .saved_files import CONFIG_NAME, Files, SavedDictionary, parse_saved
+from .saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, SavedDictionary, parse_saved
 
 
 if TYPE_CHECKING:
@@ -321,11 +321,9 @@ def take_given(kwargs: dict[str, Any]) -> Given:
         return Given(base_model=model, **said)
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise TranscoderError("`base_model` must be the name of a language model, or a loaded one.")
-    known = TranscoderConfig.for_model(model, "layers.0.mlp.in")
-    base = {name: getattr(known, f"base_model_{name}") for name in ("name_or_path", "revision", "type")}
-    return Given(
-        base_fields={f"base_model_{name}": value for name, value in base.items()}, norm_of=_norm_of(model), **said
-    )
+    facts = facts_of(model)
+    known = {name: facts[name] for name in ("base_model_name_or_path", "base_model_revision", "base_model_type")}
+    return Given(base_fields=known, norm_of=_norm_of(model), **said)
 
 
 def _norm_of(model: PreTrainedModel) -> Callable[[str], Norm]:
@@ -357,7 +355,7 @@ def _is_own(files: Files) -> bool:
         settings = parse_saved(path.read_bytes(), str(path))
     except (TranscoderError, OSError):
         return True
-    return settings.get("model_type") == TranscoderConfig.model_type or "format_version" in settings
+    return settings.get("model_type") in DICTIONARY_TYPES or "format_version" in settings
 
 
 def _complete(

@@ -67,19 +67,20 @@ class TaskPerformance:
         }
 
 
-def task_performance(model, task: Task, batch_size: int = 32, progress: bool = False) -> TaskPerformance:
+def task_performance(
+    model, task: Task, batch_size: int = 32, confidence: float = 0.95, seed: int = 0, progress: bool = False
+) -> TaskPerformance:
     """Measure how well a model does a task.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.
         task ([`Task`]): Prompts and answers.
-        batch_size (`int`, *optional*, defaults to 32): Number of rows in one forward pass.
-        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+        batch_size, confidence, seed, progress: As for [`measure`].
 
     Returns:
         [`TaskPerformance`]
     """
-    return TaskPerformance(task.name, measure(model, task, batch_size, progress=progress), chance(task))
+    return TaskPerformance(task.name, measure(model, task, batch_size, confidence, seed, progress), chance(task))
 
 
 def chance(task: Task) -> float | None:

@@ -15,8 +15,7 @@ from ...lm.attention import attention_modules, num_heads
 from ...lm.wrappers import measures_model
 from ...tasks.colored_objects import colored_objects
 from ...tasks.ioi import indirect_object_identification
-from ...tasks.measuring import measure
-from ...tasks.performance import TaskPerformance, chance
+from ...tasks.performance import task_performance
 from .found_repair import find_repair
 from .movers import mover_change
 from .overlap import overlaps
@@ -94,11 +93,10 @@ def reuse_circuit(
     traced = trace_tasks(model, tokenizer, prompts, tests=tests, add_bos=add_bos, seed=seed, progress=progress)
     tasks, stages, roles = traced.tasks, traced.stages, traced.roles
     test_colors = colored_objects(tokenizer, repair_prompts, seed=seed + 1, add_bos=add_bos)
-    performances = [
-        TaskPerformance(name, measure(model, task, batch_size, seed=seed, progress=progress), chance(task))
-        for name, task in tasks.items()
-    ]
-    accuracy = {found.task: found.measured["clean"] for found in performances}
+    performances = {
+        name: task_performance(model, task, batch_size, seed=seed, progress=progress) for name, task in tasks.items()
+    }
+    accuracy = {name: found.measured["clean"] for name, found in performances.items()}
     by_name = {name: {stage.name: stage.result for stage in found} for name, found in stages.items()}
 
     faithfulness = {}
@@ -175,7 +173,7 @@ def reuse_circuit(
             for task in tasks.values()
             for view in attention_views(model, tokenizer, task, _shown(repairs, stages, roles))
         ],
-        [found.warning for found in performances if found.warning],
+        [found.warning for found in performances.values() if found.warning],
     )
 
 

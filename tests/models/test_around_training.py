@@ -55,7 +55,6 @@ def test_initialize_from_activations(activation, normalization, pre_bias):
         close(magnitude.mean(0), torch.zeros(N))
 
 
-
 @pytest.mark.parametrize("normalization", ["none", "scale", "standardize"])
 @pytest.mark.parametrize("variance", [None, 2.5])
 def test_a_trained_dictionary_keeps_its_weights(normalization, variance):

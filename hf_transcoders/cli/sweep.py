@@ -122,7 +122,8 @@ def make_grid(options, base_model):
 def describe_grid(grid, groups, base_model) -> dict:
     """Sizes of the dictionaries, group by group."""
     from ..lm.architectures import site_width
-    from ..training.grid import TRAINING_BYTES_PER_PARAMETER, count_parameters
+    from ..models.model_types import count_parameters
+    from ..training.grid import TRAINING_BYTES_PER_PARAMETER
 
     parameters = {name: count_parameters(config) for name, config in grid.configs.items()}
     sites = {site for config in grid.configs.values() for site in (config.input_site, config.output_site)}

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from ..errors import TranscoderError
+from ..mapped_memory import release_pages
 from ..text.printable import printable
 
 
@@ -34,21 +35,37 @@ class LazyTensor:
         shape (`tuple[int, ...]`): Shape of the tensor that `read` returns.
         dtype (`torch.dtype`): Type of its numbers.
         read (`Callable[[], torch.Tensor]`): Reads the tensor.
+        is_mapped (`bool`, *optional*, defaults to `False`): Whether `read` returns memory that is mapped from the file.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
+    is_mapped: bool = False
 
     @property
     def T(self) -> "LazyTensor":
         """The transpose of a matrix, in memory of its own."""
-        return replace(self, shape=self.shape[::-1], read=lambda: self.read().T.contiguous())
+        return replace(
+            self, shape=self.shape[::-1], read=self._reading(lambda matrix: matrix.T.contiguous()), is_mapped=False
+        )
 
     def then(self, change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype | None = None) -> "LazyTensor":
         """The result of a change that keeps the shape, and the type of the numbers unless one is given."""
         dtype = dtype or self.dtype
-        return replace(self, dtype=dtype, read=lambda: change(self.read()).to(dtype))
+        return replace(self, dtype=dtype, read=self._reading(lambda tensor: change(tensor).to(dtype)), is_mapped=False)
+
+    def _reading(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Reads the tensor and changes it, without keeping both a mapped tensor and its copy in memory."""
+
+        def read():
+            tensor = self.read()
+            changed = change(tensor)
+            if self.is_mapped and changed.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+                release_pages(tensor)
+            return changed
+
+        return read
 
 
 class Weights:
@@ -136,7 +153,9 @@ def _open_safetensors(path: Path) -> Weights:
         header = opened.get_slice(name)
         dtype = _SAFETENSORS_DTYPES.get(header.get_dtype())
         if dtype is not None:
-            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, lambda name=name: opened.get_tensor(name))
+            tensors[name] = LazyTensor(
+                tuple(header.get_shape()), dtype, lambda name=name: opened.get_tensor(name), True
+            )
     return Weights(path, tensors, {name: None for name in opened.keys() if name not in tensors})
 
 

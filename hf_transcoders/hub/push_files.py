@@ -14,8 +14,8 @@ from huggingface_hub import get_token
 
 from ..errors import TranscoderError
 from ..files import is_inside
-from ..models.model_types import model_type_of
-from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, expect, open_dictionary, parse_saved
+from ..models.model_types import saved_config
+from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, open_dictionary, parse_saved
 from ..models.set_index import INDEX_NAME, parse_index
 from ..models.transcoder_set import set_folders
 from ..text import logging
@@ -132,9 +132,7 @@ def check_weights(files: Mapping[str, Path]) -> None:
     """Refuses dictionaries whose weights do not match their configurations, by the headers of the files."""
     for path, file in files.items():
         if PurePosixPath(path).name == CONFIG_NAME:
-            saved = open_dictionary(Files(file.parent))
-            model_type = model_type_of(saved.fields)
-            expect(saved, model_type.tensor_shapes(model_type.config_class.from_dict(saved.fields)))
+            saved_config(open_dictionary(Files(file.parent)))
 
 
 def _content(values: Mapping[str, Any], names: Mapping[str, str], **options) -> bytes:

@@ -389,6 +389,9 @@ class _Slices:
     def get_slice(self, name: str) -> "_Header":
         return _Header(self._tensors[name])
 
+    def is_mapped(self, name: str) -> bool:
+        return self._tensors[name].is_mapped
+
     def get_tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name].read()
 

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_files, extract_commit_hash
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import inner_path, read_settled
 from ..hub_ids import refuse_missing
+from ..mapped_memory import release_pages
 from ..text.printable import printable
 from ..text.strict_json import parse_json
 from .configuration_transcoder import FORMAT_VERSION, check_format_version
@@ -278,6 +279,8 @@ def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
         mapped = opened.get_tensor(name)
         if mapped.data_ptr() % _ALIGNMENT:
             tensors[name], found = _copy_within_bounds(mapped)
+            if isinstance(opened, safe_open) or opened.is_mapped(name):
+                release_pages(mapped)
         else:
             tensors[name], found = mapped, bounds(mapped)
         check_numbers(saved.place, name, tensors[name], found)

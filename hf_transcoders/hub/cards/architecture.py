@@ -1,11 +1,8 @@
 """The sites, formulas and architecture of the dictionaries of a card."""
 
-import math
-
 from ...models.configuration_transcoder import TranscoderConfig
 from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
-from ...models.cross_layer.source import source_parameter_shapes
-from ...models.modeling_transcoder import parameter_shapes
+from ...models.model_types import count_parameters
 from ...text.markdown import Markdown, code, escape, table
 from .facts import CardFacts, grouped
 from .wording import dtype_name, kind, listed, place_and_name, written_places
@@ -142,13 +139,8 @@ def _properties(config: TranscoderConfig) -> dict[str, str]:
         "AuxK coefficient": f"{config.auxk_coefficient:g} ({config.auxk} dead features a token)"
         if config.auxk_coefficient
         else "0",
-        "parameters": f"{_parameters(config):,}",
+        "parameters": f"{count_parameters(config):,}",
     }
     if config.matryoshka_sizes:
         properties["Matryoshka prefixes"] = ", ".join(f"{size:,}" for size in config.matryoshka_sizes)
     return properties
-
-
-def _parameters(config: TranscoderConfig) -> int:
-    shapes = source_parameter_shapes if isinstance(config, CrossLayerSourceConfig) else parameter_shapes
-    return sum(math.prod(shape) for shape in shapes(config).values() if shape is not None)  # pyright: ignore[reportArgumentType]

@@ -20,7 +20,7 @@ from ..lm.partial_forward import (
     restart_at,
     vocabulary_size,
 )
-from ..lm.sites import Site
+from ..lm.sites import output_sites
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel
 
@@ -92,7 +92,7 @@ def measured_changes(
 
 def _predictions(base_model, dictionary, features, listed):
     """Yields the features' places of some contexts, and their logits `(contexts, vocabulary)` with and without the feature."""
-    sites = [Site.parse(site) for site in dictionary.config.output_sites]
+    sites = output_sites(dictionary)
     device = dictionary.device
     numbers = torch.tensor([features[place] for place, _, _ in listed], device=device)
     values = torch.tensor([value for _, _, value in listed], device=device)[:, None]

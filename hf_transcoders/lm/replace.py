@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import TranscoderError
 from .architectures import locate, site_width
 from .hooks import write_at
-from .sites import Site, parse_sites
+from .sites import Site, input_site, parse_sites
 from .splicing import SplicedDictionary
 from .threads import OfThread
 from .wrappers import opens_on_model
@@ -122,7 +122,7 @@ def replace(
     for text, given in replacements.items():
         site = Site.parse(text)
         for dictionary in [given] if isinstance(given, nn.Module) else given:
-            source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+            source = input_site(dictionary)
             _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
             _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
             sites_of.setdefault(dictionary, []).append(site)
@@ -135,7 +135,7 @@ def replace(
     spliced = []
     for dictionary, sites in sites_of.items():
         work = _Reconstruction(replacement, dictionary, {site: sums[site] for site in sites}, features)
-        source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
+        source = input_site(dictionary)
         spliced.append(SplicedDictionary(base_model, source, sites, work.compute, work.write))
     with ExitStack() as stack:
         for dictionary in spliced:

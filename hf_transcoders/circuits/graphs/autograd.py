@@ -14,7 +14,7 @@ from ...lm.freeze import frozen, record_frozen
 from ...lm.hooks import Location, read_at, wrap_forward, write_at
 from ...lm.linear_maps import is_offloaded, is_quantized, loaded
 from ...lm.order import POINTS
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site
 from ...models.linear_parts import decoder_rows
 from .linear_run import READS, LinearRun
 from .read_vectors import FINAL, ReadVectors
@@ -153,7 +153,7 @@ class AutogradRows:
         for part in writer.parts:
             written = written.index_add(0, part.position, parts[part.dictionary])
             if part.skip is not None:
-                source = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+                source = input_site(self.run.dictionaries[part.dictionary])
                 written = written + works * (places[source.layer, source.point] @ part.skip.T)
         return written
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import Dictionaries
 from ...errors import TranscoderError
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
@@ -291,7 +291,7 @@ class _Lift:
         self.direct = torch.zeros(len(row), device=row.device)
         self.groups = targets.places()
         self.input_sites = {
-            part.dictionary: Site.parse(run.dictionaries[part.dictionary].config.input_site)
+            part.dictionary: input_site(run.dictionaries[part.dictionary])
             for writer in run.writers.values()
             for part in writer.parts
             if part.skip is not None

@@ -18,7 +18,7 @@ from ...lm.linear_maps import is_quantized
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.order import POINTS
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site, output_sites
 from ...lm.stream import map_after, multiplier_after, norm_after, norm_before
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
@@ -131,7 +131,7 @@ def _check(model, dictionaries):
     sites, places = {}, {}
     for name, dictionary in dictionaries.items():
         config = dictionary.config
-        source, targets = Site.parse(config.input_site), [Site.parse(site) for site in config.output_sites]
+        source, targets = input_site(dictionary), output_sites(dictionary)
         if config.skip_connection and source.point not in READS:
             raise TranscoderError(f"The skip connection of '{name}' reads '{source}', after an MLP: it is not linear.")
         for target in targets:

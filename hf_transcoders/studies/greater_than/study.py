@@ -15,7 +15,7 @@ from ...lm.hooks import Location
 from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
-from ...lm.sites import Site
+from ...lm.sites import Site, output_site
 from ...lm.stream import UNEMBEDDING, map_after
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
@@ -282,7 +282,7 @@ def _output_place(model, transcoder) -> Site:
             "The study measures the transcoder of one MLP, and a layer of a cross-layer transcoder writes at several: give a "
             "transcoder of one layer."
         )
-    place = Site.parse(transcoder.config.output_site)
+    place = output_site(transcoder)
     if place.point not in ("mlp.out", "mlp.branch"):
         raise TranscoderError(
             f"The dictionary writes '{place}', but the study replaces an MLP: choose one that writes mlp.out or mlp.branch."

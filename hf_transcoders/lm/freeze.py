@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
-from .architectures import architecture_of, locate, num_layers
+from .architectures import architecture_of, decoder_blocks, final_norm, locate, num_layers
 from .attention import attention_modules, edit_attention
 from .capture import capture
 from .devices import input_device
@@ -232,11 +232,8 @@ def _norms(model) -> list[nn.Module]:
         architecture.attention_post_norm,
         architecture.mlp_post_norm,
     } - {None}
-    blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(num_layers(model))]
-    return [
-        *(block.get_submodule(name) for block in blocks for name in sorted(names)),
-        model.base_model.get_submodule(architecture.final_norm),
-    ]
+    blocks = decoder_blocks(model)
+    return [*(block.get_submodule(name) for block in blocks for name in sorted(names)), final_norm(model)]
 
 
 def _norm_at(linear, bias, hidden_states):

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...lm.sites import Site, input_site
+from ...lm.sites import Site
 from ...models.linear_parts import decoder_rows
 from .linear_run import LinearRun, Writer
 from .read_vectors import FINAL, ReadVectors
@@ -197,7 +197,7 @@ class Walk:
         for part in writer.parts:
             if part.skip is None:
                 continue
-            read = input_site(self.run.dictionaries[part.dictionary])
+            read = self.run.input_sites[part.dictionary]
             place = (read.layer, read.point)
             skipped = (gradient * works[:, None]) @ part.skip
             self.skipped[place] = self.skipped[place] + skipped if place in self.skipped else skipped

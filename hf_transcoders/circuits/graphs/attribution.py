@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
 from ...lm.forwards import has_head
-from ...lm.sites import Site, input_site
+from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import encoder_rows
 from ...version import versions
@@ -162,7 +162,7 @@ class _Rows:
             if segment.kind in ("error", "mlp"):
                 self.is_error[segment.start : segment.end] = True
             if segment.kind == "feature":
-                site = input_site(run.dictionaries[segment.features.dictionary])
+                site = run.input_sites[segment.features.dictionary]
                 if site.point in READS:
                     self.layer[segment.start : segment.end] = site.layer
                     self.position[segment.start : segment.end] = segment.features.position

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import Dictionaries
 from ...errors import TranscoderError
-from ...lm.sites import Site, input_site
+from ...lm.sites import Site
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...text.printable import printable
@@ -224,7 +224,7 @@ class _Written:
     by_site: dict[Site | None, tuple[torch.Tensor, torch.Tensor]]
 
     def at(self, site: Site | None, like: torch.Tensor) -> torch.Tensor:
-        """What all sources write at a site, `(edges, width)`: zeros for those that write elsewhere."""
+        """The writes of all sources at a site, `(edges, width)`: zeros for those that write elsewhere."""
         written = torch.zeros_like(like)
         if site in self.by_site:
             edges, vectors = self.by_site[site]
@@ -290,14 +290,14 @@ class _Lift:
         self.values: list[torch.Tensor] = []
         self.direct = torch.zeros(len(row), device=row.device)
         self.groups = targets.places()
-        self.input_sites = {
-            part.dictionary: input_site(run.dictionaries[part.dictionary])
+        # What skip connections read, by site.
+        self.read: dict[Site, torch.Tensor] = {}
+        self.read_by_skips = {
+            run.input_sites[part.dictionary]
             for writer in run.writers.values()
             for part in writer.parts
             if part.skip is not None
         }
-        # What skip connections read, by site.
-        self.read: dict[Site, torch.Tensor] = {}
         stream = sources.at(None, run.token_embedding.new_zeros(len(row), run.token_embedding.shape[-1]))
         for layer, maps in enumerate(run.layers):
             stream = self._block(layer, maps, stream)
@@ -329,7 +329,7 @@ class _Lift:
         """Forward step at a site: reach its targets, then replace the value by what sources write there."""
         self._reach(layer, point, vectors)
         site = Site(point, layer)
-        if site in self.input_sites.values():
+        if site in self.read_by_skips:
             self.read[site] = vectors
         writer = self.run.writers.get(site)
         if writer is None:
@@ -338,7 +338,7 @@ class _Lift:
         for part in writer.parts:
             if part.skip is not None:
                 works = writer.works[self.sources.position, None].float()
-                written = written + works * (self.read[self.input_sites[part.dictionary]] @ part.skip.T)
+                written = written + works * (self.read[self.run.input_sites[part.dictionary]] @ part.skip.T)
         return written
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
+from ...lm.architectures import locate
 from ...lm.freeze import FrozenRun, frozen, record_frozen
 from ...lm.modes import in_eval_mode
 from ...lm.sites import Site, input_site, output_sites
@@ -223,7 +224,8 @@ class _Editor:
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
         source = input_site(self.dictionary)
-        SplicedDictionary(model, source, self.sites, self._compute, self._write).attach(stack)
+        locations = {site: locate(model, site) for site in self.sites}
+        SplicedDictionary(source, locate(model, source), locations, self._compute, self._write).attach(stack)
 
     def _compute(self, inputs):
         """The inputs, and edited tokens with the changes of their features, if there are any."""

@@ -32,7 +32,7 @@ class OVCircuits:
         values = values.repeat_interleave(len(outputs) // len(values), dim=0)
         if head is not None:
             values, outputs = values[head, None], outputs[head, None]
-        # (heads, head_dim, hidden) both: what values read from the stream, and what is written for them.
+        # (heads, head_dim, hidden) both: read vectors of the values, and the vectors that are written for them.
         self.values = read_directions(model, into, values)
         self.outputs = written_directions(model, out, outputs)
         self.reads, self.writes = reading_stage(model, into), writing_stage(model, out)

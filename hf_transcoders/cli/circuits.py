@@ -107,7 +107,7 @@ def _repair_arguments(actions):
         "repair",
         help="search for heads that repair a task when their attention is forced onto other tokens",
         description="Forces the attention of every head onto sets of named tokens, alone and together, keeps the heads that fix "
-        "the most prompts, judges them on prompts of another seed beside controls, and says what these heads do without the edit.",
+        "the most prompts, judges them on prompts of another seed, compares them with controls, and describes the roles of these heads without the edit.",
     )
     task_arguments(repair, prompts=64)
     model_arguments(repair, required=True)
@@ -171,7 +171,7 @@ def _repair_arguments(actions):
         type=whole(0),
         metavar="N",
         default=3,
-        help="repairs that are measured beside controls and explained",
+        help="number of repairs that are compared with controls and explained",
     )
     group.add_argument(
         "--role-prompts",

@@ -33,7 +33,7 @@ _MAX_ELEMENTS = 2**24
 
 @dataclass
 class MeasuredChange:
-    """What a feature changes in the next-token predictions of the model, at contexts with its top activations.
+    """The effect of a feature on the next-token predictions of the model, at contexts with its top activations.
 
     Args:
         contexts (`int`): Number of contexts.

@@ -101,7 +101,7 @@ def direct_path_scores(
 
 
 def _stream_rows(base_model, dictionary, features):
-    """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32."""
+    """The writes of features to the residual stream per unit of activation, `(features, hidden)` in fp32."""
     written = []
     # What is written at several sites adds up in the stream.
     for site in output_sites(dictionary):

@@ -215,7 +215,7 @@ def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
     for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
         if kwargs.pop(name, None) is not None:
             raise TranscoderError(
-                f"`{name}=` says what the files of another library leave out, and this dictionary was saved by hf_transcoders: "
+                f"`{name}=` gives information that the files of another library leave out, and this dictionary was saved by hf_transcoders: "
                 f"leave `{name}` out."
             )
 

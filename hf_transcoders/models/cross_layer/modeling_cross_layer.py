@@ -181,7 +181,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         return targets
 
     def _residuals(self, number, targets, totals) -> torch.Tensor:
-        """What is missed at all sites that a layer writes at, `(rows, sites * d_out)`; nothing where there are no targets."""
+        """The error at all sites that a layer writes at, `(rows, sites * d_out)`; nothing where there are no targets."""
         sites = range(number, number + len(self.config.written_sites(number)))
         parts = [
             torch.zeros_like(totals[site], dtype=torch.float32)

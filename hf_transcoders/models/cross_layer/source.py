@@ -46,7 +46,7 @@ class CrossLayerSource(TranscoderModel):
         return self.W_dec.flatten(1)
 
     def at(self, site: str) -> "SourceAtSite":
-        """What linear maps need of the dictionary with the decoder of one of its sites.
+        """The tensors that linear maps need, with the decoder of one site.
 
         Args:
             site (`str`): One of `config.output_sites`.

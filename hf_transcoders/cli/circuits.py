@@ -8,7 +8,6 @@ from .terminal import Parser, echo, print_json, print_table
 from .values import LibraryNames, not_negative, output_folder, whole
 
 
-_HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
 _SWEEPS = {"resid": "residual", "resid_mid": "residual", "mlp": "mlps", "attn": "attention"}
 
 
@@ -31,8 +30,9 @@ def parse(argv, prog):
     group.add_argument(
         "--component",
         default="z",
-        choices=[*_HEAD_COMPONENTS, *_SWEEPS],
-        help="component to patch: the attention-weighted values (z), query, key, value or pattern of each head; the residual "
+        metavar="NAME",
+        choices=LibraryNames("..lm.sites", "HEAD_POINTS", *_SWEEPS),
+        help="component to patch, one of %(choices)s: the attention-weighted values (z), query, key, value or pattern of each head; the residual "
         "stream before each block (resid) or between its attention and MLP (resid_mid); or the output of each MLP or attention "
         "layer",
     )
@@ -56,7 +56,8 @@ def parse(argv, prog):
     group.add_argument(
         "--direction",
         default="noising",
-        choices=["noising", "denoising"],
+        metavar="NAME",
+        choices=LibraryNames("..circuits.patching.engine", "Direction"),
         help="noising: corrupted activations into the clean run; denoising: clean activations into the corrupted run",
     )
     group.add_argument(
@@ -139,8 +140,9 @@ def _repair_arguments(actions):
     group.add_argument(
         "--objective",
         default="accuracy",
-        choices=["accuracy", "candidate_accuracy"],
-        help="accuracy to raise: in the full vocabulary, or among the candidates",
+        metavar="NAME",
+        choices=LibraryNames("..studies.circuit_reuse.repair_search", "OBJECTIVES"),
+        help="metric to raise, one of %(choices)s: in the full vocabulary, or among the candidates",
     )
     group.add_argument(
         "--penalty",

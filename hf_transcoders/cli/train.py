@@ -12,7 +12,12 @@ from .arguments import DTYPES, SHARED, add_shared, declare_shared
 from .common import load_model
 from .config_file import read_defaults
 from .terminal import Parser, echo, print_json, quiet_transformers
-from .values import output_folder, whole_number
+from .values import LibraryNames, output_folder, whole_number
+
+
+def _of_config(field: str) -> LibraryNames:
+    """The values that a field of the configuration takes."""
+    return LibraryNames("..models.configuration_transcoder", f"TranscoderConfig.{field}")
 
 
 @dataclass
@@ -34,7 +39,7 @@ class DictionaryOptions:
         default="topk",
         metadata={
             "help": "activation function of the features",
-            "choices": ["topk", "batchtopk", "relu", "jumprelu", "gated"],
+            "choices": _of_config("activation"),
         },
     )
     k: int | None = None
@@ -44,11 +49,11 @@ class DictionaryOptions:
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "scaling of inputs and outputs", "choices": ["none", "scale", "standardize"]},
+        metadata={"help": "scaling of inputs and outputs", "choices": _of_config("normalization")},
     )
     loss_reduction: str = field(
         default="normalized",
-        metadata={"help": "scale of the squared error", "choices": ["normalized", "mean", "sum", "target_norm"]},
+        metadata={"help": "scale of the squared error", "choices": _of_config("loss_reduction")},
     )
 
 

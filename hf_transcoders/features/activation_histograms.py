@@ -1,4 +1,4 @@
-"""Histograms of the activations of features, counted in one pass over text whose largest activation is not known before."""
+"""Histograms of the activations of features, counted in one pass without knowing the largest activation in advance."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Measure what features do in the model: the change of its predictions where they are ablated."""
+"""Measure the effects of features in the model: the change of its predictions when they are ablated."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -113,7 +113,7 @@ def _predictions(base_model, dictionary, features, listed):
 
 
 def _without(written, last):
-    """A function that subtracts what features wrote at some tokens."""
+    """A function that subtracts the writes of features at some tokens."""
 
     def subtract(value):
         change = written.to(value.device, value.dtype)

@@ -131,7 +131,7 @@ class RunningTop:
         self.positions = torch.cat([self.positions, positions]).gather(0, order)
 
     def choose(self, count: int | None) -> list[int]:
-        """Indices into `features` of those that fire, from frequent to rare: all, or `count` evenly spaced ones, if possible
+        """Indices into `features` of the active ones, from frequent to rare: all, or `count` evenly spaced ones, if possible
         of those with all their contexts."""
         order = self.fired.argsort(descending=True, stable=True)
         firing = order[self.fired[order] > 0]

@@ -18,7 +18,7 @@ from ..errors import TranscoderError
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
-    """Turns errors of the Hub client into a [`TranscoderError`] of one sentence that says what to do."""
+    """Turns errors of the Hub client into a one-sentence [`TranscoderError`] that says how to fix them."""
     try:
         yield
     except TranscoderError:

@@ -55,7 +55,7 @@ class FrozenRun:
 @measures_model
 @torch.no_grad()
 def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
-    """Run a model once and record what [`frozen`] needs.
+    """Run a model once and record the values that [`frozen`] needs.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

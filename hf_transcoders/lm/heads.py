@@ -64,7 +64,7 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 def check_projected(model: PreTrainedModel, part: str) -> None:
-    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is not a linear map of what attention reads."""
+    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is not a linear map of the input of attention."""
     if _projection_name(architecture_of(model), part) is None:
         raise TranscoderError(
             f"The {part} of the heads of this {model.config.model_type} model is not known to be one projection of what "

@@ -40,7 +40,7 @@ def block_of(model: PreTrainedModel, site: Site | str) -> int:
 
 def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
     """
-    Whether the logits of a model are a function of what its decoder returns, so that they can be computed for some
+    Whether the logits of a model are a function of the output of its decoder, so that they can be computed for some
     positions, and later.
 
     Models of registered families are so. Others are tried once, on the first tokens of `input_ids (batch, seq)`.
@@ -62,7 +62,7 @@ def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
 
 def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
     """
-    What the model's head reads, `(batch, seq, hidden_size)`, without the cost of logits; of a model whose head cannot be
+    Inputs of the model's head, `(batch, seq, hidden_size)`, without the cost of logits; of a model whose head cannot be
     run apart from its decoder, the logits. `inputs` are what else the model takes.
     """
     if not runs_head_apart(model, input_ids):

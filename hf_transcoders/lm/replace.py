@@ -255,7 +255,7 @@ def writers_by_site(dictionaries: Iterable[nn.Module]) -> dict[str, list[nn.Modu
 
 
 class _Reconstruction:
-    """One dictionary at work: its output in a forward pass, and what it adds to the sum at each of its sites."""
+    """One spliced dictionary: its output in a forward pass, and its part of the sum at each of its sites."""
 
     def __init__(self, replacement, dictionary, sums, features):
         self.replacement = replacement
@@ -278,7 +278,7 @@ class _Reconstruction:
 
 
 class _Sum:
-    """The sum of what dictionaries write at one site, which takes the place of the value there."""
+    """The sum of the writes of dictionaries at one site, which replaces the activation there."""
 
     def __init__(self, replacement, site, writers, error):
         self.replacement = replacement

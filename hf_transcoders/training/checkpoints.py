@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues bit for bit, however it ended."""
+"""Checkpoints from which a run continues bit for bit, also after it was killed."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Print each log as one readable line above the progress bar, and say what takes long."""
+"""Print each log as one readable line above the progress bar, and announce long steps."""
 
 import contextlib
 import sys

@@ -275,7 +275,7 @@ def _batches(run, targets, row, size):
 
 
 class _Lift:
-    """A forward pass of what sources write through everything but heads: at their own tokens alone.
+    """A forward pass of the vectors that sources write, through everything except heads: at their own tokens only.
 
     Attributes:
         values (`list[torch.Tensor]`): By layer, what each source adds to the values of heads, `(edges, kv_heads * head_dim)`.
@@ -319,14 +319,14 @@ class _Lift:
         return vectors if norm is None else norm[self.sources.position, 0](vectors)
 
     def _reach(self, layer, point, vectors):
-        """Add what reaches the targets that read at a place."""
+        """Add the contributions to the targets that read at a site."""
         rows = self.groups.get((layer, point))
         if rows is not None:
             here = torch.isin(self.row, rows) & (self.targets.position[self.row] == self.sources.position)
             self.direct += here * (vectors * self.targets.vector[self.row]).sum(-1)
 
     def _pass(self, layer, point, vectors):
-        """Forward step at a site: reach its targets, then replace the value by what sources write there."""
+        """Forward step at a site: reach its targets, then replace the value by the writes of the sources."""
         self._reach(layer, point, vectors)
         site = Site(point, layer)
         if site in self.read_by_skips:
@@ -343,7 +343,7 @@ class _Lift:
 
 
 class _Splitting(Visitor):
-    """Splits edges over heads: the product of what a source adds to a head's values and the gradient of the target there.
+    """Splits edges over heads: a source's contribution to the values of a head, times the gradient of the target there.
 
     Args:
         row, position (`torch.LongTensor` of shape `(edges,)`): Target, and token of the source, of each edge.

@@ -163,7 +163,7 @@ def _features(graphs, features, numbers):
 
 
 def _unexplained(number, dictionary):
-    """A feature that no text was searched for. The client would fail without a file; it does not need what is unknown."""
+    """A feature that no text was searched for. The client would fail without a file, and accepts one without contexts."""
     return {
         "index": number,
         "transcoder_id": dictionary,

@@ -199,7 +199,7 @@ def _mlp_sites(dictionary) -> list[Site]:
 
 
 class _Editor:
-    """Applies the edits of one dictionary: changes of activations in a forward pass, and what they add at each output site.
+    """Applies the edits of one dictionary: changes of activations in a forward pass, and the vectors that they add at each output site.
 
     Args:
         dictionary ([`TranscoderModel`]): The dictionary.

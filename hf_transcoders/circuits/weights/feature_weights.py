@@ -103,7 +103,7 @@ class FeatureWeights:
         return self._writes_up_to(name, features, None)
 
     def _writes_up_to(self, name, features, stage: int | None) -> torch.Tensor:
-        """The sum of what features write at the sites that are written by a stage of the model; at all by default."""
+        """The sum of the decoder rows of features at the sites that are written before a stage of the model; at all sites by default."""
         dictionary, numbers = self.dictionary(name), self._numbers(name, features)
         written = []
         for site in self._sites(name):

@@ -49,7 +49,7 @@ class OVCircuits:
         return readers @ self.outputs.mT
 
     def pull(self, readers: torch.Tensor) -> torch.Tensor:
-        """`W_OV^T f`: what readers `(n, hidden)` read through each head from the tokens it attends to, `(heads, n, hidden)`."""
+        """`W_OV^T f`: read vectors `(n, hidden)` pulled back through each head to the tokens that it attends to, `(heads, n, hidden)`."""
         return self.outputs_read_by(readers) @ self.values
 
     def norms(self, readers: torch.Tensor) -> torch.Tensor:

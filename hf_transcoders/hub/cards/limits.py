@@ -1,4 +1,4 @@
-"""The limitations of the dictionaries of a card, and what was not measured."""
+"""The limitations of the dictionaries of a card, and the properties that were not measured."""
 
 from ...evaluation.cautions import cautions
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS

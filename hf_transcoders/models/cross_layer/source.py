@@ -68,7 +68,7 @@ class CrossLayerSource(TranscoderModel):
 
     def written(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
         """
-        What the features of one batch write, and the bias and skip connection at the own site.
+        The writes of the features of one batch, with the bias and skip connection at the own site.
 
         Args:
             encoded ([`Encoded`]): Features.

@@ -1,4 +1,4 @@
-"""Find repairs of a task without being told the heads: search, judge on other prompts, and say what the heads do."""
+"""Find repairs of a task without given heads: search, judge on other prompts, and describe the heads."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +88,7 @@ def find_repair(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> RepairStudy:
-    """Search for heads that repair a task when their attention is forced onto other tokens, and judge what is found.
+    """Search for heads that repair a task when their attention is forced onto other tokens, and judge the results.
 
     Heads are searched on one set of prompts ([`search_repair`]) and judged on another. The best repairs are compared with
     controls: equally many random heads of the same layers, and the same heads on the other tokens and on random tokens. An

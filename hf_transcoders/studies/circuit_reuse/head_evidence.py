@@ -60,7 +60,7 @@ def head_evidence(
     batch_size: int = 32,
     seed: int = 0,
 ) -> list[HeadEvidence]:
-    """Collect what heads do without an edit.
+    """Collect evidence on heads without an edit.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.

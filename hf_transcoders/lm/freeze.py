@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
 from .architectures import architecture_of, decoder_blocks, final_norm, locate, num_layers
-from .attention import attention_modules, edit_attention
+from .attention import edit_attention
 from .capture import capture
 from .devices import input_device
 from .forwards import ForwardTokens, before_forward
@@ -73,7 +73,6 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
             their patterns are frozen, or a site does not exist.
     """
     check_tokens(model, list(input_ids))
-    attention_modules(model)
     check_projected(model, "value")
     layers = range(num_layers(model))
     outputs = [Site("mlp.out", layer) for layer in layers]

@@ -55,22 +55,30 @@ def record(
     Raises:
         [`TranscoderError`]: a dictionary does not fit the model, or cannot be part of a linear model of it.
     """
-    sites = _check(base_model, dictionaries)
+    sites = _check(dictionaries)
     check_tokens(base_model, prompts, extrapolate=False)
-    blocks = _block_parts(base_model)
+    blocks, parallel = _block_parts(base_model), has_parallel_residual(base_model)
     runs = {}
     for batch in text_batches(base_model, [prompt.cpu() for prompt in prompts]):
-        kept, logits = _keep(base_model, sites, batch)
+        kept, logits = _keep(base_model, sites, batch, parallel)
         for row, (number, length) in enumerate(zip(batch.numbers, batch.lengths, strict=True)):
             ids = batch.input_ids[row, :length]
             some_logits = None if logits is None else logits[row, :length]
             runs[number] = _run_of(
-                base_model, dictionaries, sites, kept.of_prompt(row, length), blocks, ids, some_logits, skip_first
+                base_model,
+                dictionaries,
+                sites,
+                kept.of_prompt(row, length),
+                blocks,
+                parallel,
+                ids,
+                some_logits,
+                skip_first,
             )
     return [runs[number] for number in range(len(prompts))]
 
 
-def _keep(model, sites, batch):
+def _keep(model, sites, batch, parallel):
     """Run a batch of prompts: its activations, and the logits `(batch, seq, vocab)` of a model with a language-model head."""
     kept = _Kept()
     layers = range(num_layers(model))
@@ -78,7 +86,7 @@ def _keep(model, sites, batch):
         stack.enter_context(edit_attention(model, pattern=kept.keep_pattern))
         points = {Site(point, layer) for layer in layers for point in ("resid_pre", "mlp.in", "mlp.out", "mlp.branch")}
         points |= {Site(point, layer) for layer in layers for point in ("attn.in", "attn.out", "attn.branch")}
-        if not has_parallel_residual(model):
+        if not parallel:
             points |= {Site("resid_mid", layer) for layer in layers}
         points |= {Site("resid_post", layer) for layer in layers}
         points |= {site for source, targets in sites.values() for site in (source, *targets)}
@@ -137,9 +145,8 @@ class _KeptPrompt:
         return self.values[Site(point, layer)]
 
 
-def _check(model, dictionaries):
+def _check(dictionaries):
     """Input site and output sites by dictionary name, if all dictionaries can be part of a linear model."""
-    attention_modules(model)
     sites, places = {}, {}
     for name, dictionary in dictionaries.items():
         config = dictionary.config
@@ -156,7 +163,7 @@ def _check(model, dictionaries):
                 raise TranscoderError(
                     f"'{name}' writes to '{target}' before it reads '{source}': it cannot be spliced in."
                 )
-            place = _place(model, target)
+            place = _place(target)
             before, its = places.setdefault(place, (name, target))
             together = dictionary.group is not None and dictionary.group == dictionaries[before].group
             if before != name and not (together and its == target):
@@ -171,16 +178,15 @@ def _order(site):
     return list(POINTS).index(site.point)
 
 
-def _place(model, site):
+def _place(site):
     """A key that is equal for sites of which one write would undo the other."""
     if site.point in ("mlp.out", "mlp.branch", "attn.out", "attn.branch"):
         return site.layer, site.point.split(".")[0]
     return site.layer + (site.point == "resid_post"), "resid"
 
 
-def _run_of(model, dictionaries, sites, kept, blocks, ids, logits, skip_first):
+def _run_of(model, dictionaries, sites, kept, blocks, parallel, ids, logits, skip_first):
     names = list(dictionaries)
-    parallel = has_parallel_residual(model)
     layers = [_linear_layer(block, kept, layer, parallel) for layer, block in enumerate(blocks)]
     writers = {}
     for number, name in enumerate(names):

@@ -122,8 +122,8 @@ class CrossLayerSource(TranscoderModel):
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         raise TranscoderError(
-            "One layer of a cross-layer transcoder has no reconstruction of its own: call the whole, or the layer for what it "
-            "writes at each site."
+            "One layer of a cross-layer transcoder has no separate reconstruction: call the whole, or the layer for its writes "
+            "at each site."
         )
 
     def losses_of(

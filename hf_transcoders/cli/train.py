@@ -108,7 +108,9 @@ class TrainOptions(RunOptions):
         default="layer",
         metadata={
             "help": "features that batchtopk chooses among in a cross-layer transcoder: those of a layer, or of all layers",
-            "choices": ["layer", "all"],
+            "choices": LibraryNames(
+                "..models.cross_layer.configuration_cross_layer", "CrossLayerTranscoderConfig.batchtopk_scope"
+            ),
         },
     )
     tanh_coefficient: float = field(

@@ -95,7 +95,7 @@ def model_arguments(parser: argparse.ArgumentParser, required: bool = False, dty
 
 
 def dictionary_arguments(parser: argparse.ArgumentParser, choose: str | None = None, more: str = "") -> None:
-    """Add the options for trained dictionaries; `choose` is what `--dictionary` adds to its help, if it is an option."""
+    """Add the options for trained dictionaries; `choose` extends the help of `--dictionary`, and adds this option."""
     group = parser.add_argument_group("dictionaries")
     add_shared(group, "transcoders", more, required=True)
     add_shared(group, "transcoders_revision")

@@ -1,4 +1,4 @@
-"""`hf-transcoders features`: contexts of features, the tokens that they promote, and what they change in the model."""
+"""`hf-transcoders features`: contexts of features, the tokens that they promote, and their effects in the model."""
 
 from .arguments import (
     add_shared,

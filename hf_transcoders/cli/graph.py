@@ -194,7 +194,7 @@ def _prompts(args):
 
 
 def _for_page(args, base_model, dictionaries, graph):
-    """Prune a graph for the page and validate it; what cannot be done becomes a note on the page."""
+    """Prune a graph for the page and validate it; anything that is not possible becomes a note on the page."""
     from ..circuits.graphs.page_data import MAX_EDGES
     from ..circuits.graphs.validation import validate_edges
 

@@ -58,7 +58,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options with hyphens or underscores, and says in one sentence what is wrong with a command line."""
+    """Takes options with hyphens or underscores, and reports errors of a command line in one sentence."""
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
             self._intermixed = False
 
     def _refuse_unknown(self, words):
-        """Name a mistyped option first: what else seems wrong, such as another option missing, often follows from it."""
+        """Report a mistyped option first: other errors, such as a missing option, often follow from it."""
         for word in words:
             name = word.partition("=")[0]
             if re.fullmatch(r"--?[a-zA-Z][\w-]*", name) and name not in self._option_string_actions:

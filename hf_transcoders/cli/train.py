@@ -12,7 +12,12 @@ from .arguments import DTYPES, SHARED, add_shared, declare_shared
 from .common import load_model
 from .config_file import read_defaults
 from .terminal import Parser, echo, print_json, quiet_transformers
-from .values import output_folder, whole_number
+from .values import LibraryNames, output_folder, whole_number
+
+
+def _of_config(field: str) -> LibraryNames:
+    """The values that a field of the configuration takes."""
+    return LibraryNames("..models.configuration_transcoder", f"TranscoderConfig.{field}")
 
 
 #: The kind of dictionaries that is one model of several layers.
@@ -41,7 +46,7 @@ class DictionaryOptions:
         default="topk",
         metadata={
             "help": "activation function of the features",
-            "choices": ["topk", "batchtopk", "relu", "jumprelu", "gated"],
+            "choices": _of_config("activation"),
         },
     )
     k: int | None = None
@@ -51,11 +56,11 @@ class DictionaryOptions:
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "scaling of inputs and outputs", "choices": ["none", "scale", "standardize"]},
+        metadata={"help": "scaling of inputs and outputs", "choices": _of_config("normalization")},
     )
     loss_reduction: str = field(
         default="normalized",
-        metadata={"help": "scale of the squared error", "choices": ["normalized", "mean", "sum", "target_norm"]},
+        metadata={"help": "scale of the squared error", "choices": _of_config("loss_reduction")},
     )
 
 
@@ -103,7 +108,9 @@ class TrainOptions(RunOptions):
         default="layer",
         metadata={
             "help": "features that batchtopk chooses among in a cross-layer transcoder: those of a layer, or of all layers",
-            "choices": ["layer", "all"],
+            "choices": LibraryNames(
+                "..models.cross_layer.configuration_cross_layer", "CrossLayerTranscoderConfig.batchtopk_scope"
+            ),
         },
     )
     tanh_coefficient: float = field(

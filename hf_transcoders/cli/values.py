@@ -1,12 +1,14 @@
 """Types of command-line values, and checks of output folders before any work starts."""
 
 import argparse
+import dataclasses
 import importlib
 import math
 import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, get_args
 
 from ..errors import TranscoderError
 
@@ -52,7 +54,8 @@ class LibraryNames:
 
     Args:
         module (`str`): Module, relative to the package.
-        name (`str`): Its collection of names.
+        name (`str`):
+            Its collection of names, a `Literal` of them, or a field of a dataclass with such a type (`"TranscoderConfig.activation"`).
         first (`str`): Names that the command adds before these.
     """
 
@@ -61,7 +64,11 @@ class LibraryNames:
 
     def __iter__(self):
         yield from self.first
-        yield from getattr(importlib.import_module(self.module, __package__), self.name)
+        name, _, field = self.name.partition(".")
+        names: Any = getattr(importlib.import_module(self.module, __package__), name)
+        if field:
+            names = next(each.type for each in dataclasses.fields(names) if each.name == field)
+        yield from get_args(names) or names
 
     def __contains__(self, value):
         return value in tuple(self)

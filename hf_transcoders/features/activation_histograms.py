@@ -1,4 +1,4 @@
-"""Histograms of the activations of features, counted in one pass over text whose largest activation is not known before."""
+"""Histograms of the activations of features, counted in one pass without knowing the largest activation in advance."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ NUM_BINS = 128
 
 @dataclass
 class ActivationHistogram:
-    """How often a feature fires how strongly.
+    """The distribution of the activations of a feature.
 
     Args:
         counts (`list[int]`):
@@ -24,7 +24,7 @@ class ActivationHistogram:
     width: float
 
     def quantiles(self, shares: list[float]) -> list[float]:
-        """Quantiles of the activations on the tokens that the feature fires on.
+        """Quantiles of the activations on the tokens on which the feature is active.
 
         Args:
             shares (`list[float]`): Shares of those tokens, above 0 and up to 1.

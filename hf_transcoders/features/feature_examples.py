@@ -154,7 +154,7 @@ def explain_features(
     seed: int = 0,
     progress: bool = True,
 ) -> list[FeatureExplanation] | dict[str, list[FeatureExplanation]]:
-    """Find contexts of features in a sample of all of a text, the tokens they promote, and what they change in the model.
+    """Find contexts of features in a sample of all of a text, the tokens they promote, and their effects in the model.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):

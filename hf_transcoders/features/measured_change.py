@@ -1,4 +1,4 @@
-"""Measure what features do in the model: the change of its predictions where they are ablated."""
+"""Measure the effects of features in the model: the change of its predictions when they are ablated."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from ..lm.partial_forward import (
     restart_at,
     vocabulary_size,
 )
-from ..lm.sites import Site
+from ..lm.sites import output_sites
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel
 
@@ -33,7 +33,7 @@ _MAX_ELEMENTS = 2**24
 
 @dataclass
 class MeasuredChange:
-    """What a feature changes in the next-token predictions of the model, at contexts with its top activations.
+    """The effect of a feature on the next-token predictions of the model, at contexts with its top activations.
 
     Args:
         contexts (`int`): Number of contexts.
@@ -92,7 +92,7 @@ def measured_changes(
 
 def _predictions(base_model, dictionary, features, listed):
     """Yields the features' places of some contexts, and their logits `(contexts, vocabulary)` with and without the feature."""
-    sites = [Site.parse(site) for site in dictionary.config.output_sites]
+    sites = output_sites(dictionary)
     device = dictionary.device
     numbers = torch.tensor([features[place] for place, _, _ in listed], device=device)
     values = torch.tensor([value for _, _, value in listed], device=device)[:, None]
@@ -113,7 +113,7 @@ def _predictions(base_model, dictionary, features, listed):
 
 
 def _without(written, last):
-    """A function that subtracts what features wrote at some tokens."""
+    """A function that subtracts the writes of features at some tokens."""
 
     def subtract(value):
         change = written.to(value.device, value.dtype)

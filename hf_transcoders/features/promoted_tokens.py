@@ -10,7 +10,7 @@ from ..errors import TranscoderError
 from ..lm.architectures import architecture_of
 from ..lm.devices import input_device
 from ..lm.linear_maps import map_size
-from ..lm.sites import Site
+from ..lm.sites import output_sites
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel
@@ -51,7 +51,7 @@ def promoted_tokens(
         feature, with their z-scores. They are empty, and a warning says why, where the dictionary does not write to
         the residual stream or the model's family is not known.
     """
-    for site in map(Site.parse, dictionary.config.output_sites):
+    for site in output_sites(dictionary):
         if why_not := _why_no_logits(base_model, dictionary, site):
             logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
             return [[] for _ in features], [[] for _ in features]
@@ -101,10 +101,10 @@ def direct_path_scores(
 
 
 def _stream_rows(base_model, dictionary, features):
-    """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32."""
+    """The writes of features to the residual stream per unit of activation, `(features, hidden)` in fp32."""
     written = []
     # What is written at several sites adds up in the stream.
-    for site in map(Site.parse, dictionary.config.output_sites):
+    for site in output_sites(dictionary):
         rows = decoder_rows(dictionary, features, site).to(input_device(base_model))
         written.append(written_directions(base_model, site, rows) if site.module is None else rows)
     return torch.stack(written).sum(0)

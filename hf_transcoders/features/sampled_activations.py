@@ -58,7 +58,7 @@ class SampledTop(RunningTop):
         self.values, self.rows, self.positions = kept
 
     def _distinct(self, kept, new):
-        """Merge what is kept, tensors `(kept, features)`, with what is new, `(blocks, features)`, by the first tensor.
+        """Merge kept tensors `(kept, features)` with new ones `(blocks, features)`, ordered by the first tensor.
 
         Of those with one context or document, only the first stays. The last two tensors are blocks and positions.
         """

@@ -21,7 +21,7 @@ _ROW = 2**32
 
 @dataclass(frozen=True)
 class TextSample:
-    """Blocks from all of a dataset, and what tells their contexts apart.
+    """Blocks from all of a dataset, and the data that distinguishes their contexts.
 
     Args:
         blocks ([`TokenBlocks`]): The blocks.

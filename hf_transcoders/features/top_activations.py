@@ -10,7 +10,7 @@ from ..data.token_blocks import BlockBatch, TokenBlocks
 from ..data.token_texts import token_texts
 from ..lm.capture import capture
 from ..lm.modes import in_eval_mode
-from ..lm.sites import Site
+from ..lm.sites import Site, input_site
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from .activation_histograms import RunningHistograms
@@ -131,7 +131,7 @@ class RunningTop:
         self.positions = torch.cat([self.positions, positions]).gather(0, order)
 
     def choose(self, count: int | None) -> list[int]:
-        """Indices into `features` of those that fire, from frequent to rare: all, or `count` evenly spaced ones, if possible
+        """Indices into `features` of the active ones, from frequent to rare: all, or `count` evenly spaced ones, if possible
         of those with all their contexts."""
         order = self.fired.argsort(descending=True, stable=True)
         firing = order[self.fired[order] > 0]
@@ -154,7 +154,7 @@ def dictionary_inputs(
     base_model: PreTrainedModel, dictionaries: Iterable[TranscoderModel], batch: BlockBatch
 ) -> dict[Site, torch.Tensor]:
     """Inputs `(blocks, seq, d_in)` of several dictionaries by site, from one forward pass."""
-    sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
+    sites = {input_site(dictionary) for dictionary in dictionaries}
     with capture(base_model, sites) as captured:
         base_model(**batch.inputs)
         return {site: captured.of_tokens(site, batch.input_ids.shape) for site in captured}
@@ -166,7 +166,7 @@ def feature_activations(
     """Activations of some features, a few blocks at a time: the numbers of the blocks `(blocks,)` and the activations
     `(blocks, seq, features)`, which are 0 on tokens that do not count."""
     rows = torch.tensor(batch.numbers)
-    read = inputs[Site.parse(dictionary.config.input_site)].to(dictionary.device)
+    read = inputs[input_site(dictionary)].to(dictionary.device)
     some = max(1, _MAX_ELEMENTS // (read.shape[1] * dictionary.config.num_features))
     every = features == list(range(dictionary.config.num_features))
     for part, part_rows, mask in zip(read.split(some), rows.split(some), batch.mask.split(some), strict=True):

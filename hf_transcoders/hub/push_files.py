@@ -213,7 +213,7 @@ def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
         if kind not in DICTIONARY_TYPES:
             raise TranscoderError(
                 f"The repo holds a model of another kind ({kind}) at that path, which a push would overwrite: push to a "
-                "repo of its own, or give a `subfolder`."
+                "separate repo, or give a `subfolder`."
             )
         folders.add(prefix.rstrip("/"))
     for path in there:

@@ -150,7 +150,7 @@ class JumpReLU(Activation):
 
 
 class Gated(Activation):
-    """A gate that decides which features fire and a magnitude that says how much (arXiv 2404.16014, Eq. 6 and 8)."""
+    """A gate that decides which features are active and a magnitude for their activation (arXiv 2404.16014, Eq. 6 and 8)."""
 
     parameters = {"r_mag": 0.0, "b_mag": 0.0}
     pre_activation_parameters = ("b_mag",)

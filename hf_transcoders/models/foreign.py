@@ -211,11 +211,11 @@ def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.Pa
 
 
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
-    """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
+    """Refuses arguments that do not apply to a dictionary of this library; its sites are fields of its configuration."""
     for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
         if kwargs.pop(name, None) is not None:
             raise TranscoderError(
-                f"`{name}=` says what the files of another library leave out, and this dictionary was saved by hf_transcoders: "
+                f"`{name}=` gives information that the files of another library leave out, and this dictionary was saved by hf_transcoders: "
                 f"leave `{name}` out."
             )
 
@@ -245,7 +245,7 @@ def holds_dictionaries(folder: str | os.PathLike) -> bool:
 @dataclass(frozen=True)
 class ForeignFacts:
     """
-    What is known of a dictionary of another library before its weights are read.
+    Facts about a dictionary of another library that are known before its weights are read.
 
     Args:
         format (`str`): Name of its format.
@@ -264,7 +264,7 @@ class ForeignFacts:
 
 def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
     """
-    What the dictionaries of other libraries in a folder or repo are, by name, from their settings and the headers of their
+    Facts about the dictionaries of other libraries in a folder or repo, by name, from their settings and the headers of their
     weights. Of several on the Hub nothing is downloaded: only their names tell something.
 
     Args:

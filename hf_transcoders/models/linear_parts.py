@@ -33,7 +33,7 @@ def encoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -
 def decoder_rows(
     model: TranscoderModel, features: torch.Tensor | None = None, site: object | None = None
 ) -> torch.Tensor:
-    """Decoder rows of features: what each writes at a site per unit of its activation.
+    """Decoder rows of features: the write of each at a site per unit of its activation.
 
     Args:
         model ([`TranscoderModel`]): The dictionary.

@@ -422,7 +422,7 @@ class TranscoderModel(SavedModel):
         return self.config.auxk_coefficient * min(1.0, dead_features.numel() / self.config.auxk)
 
     def _dead_prediction(self, rows: torch.Tensor, dead_features: torch.Tensor) -> torch.Tensor:
-        """What the top dead features of each row write, `(rows, d_out)`, in fp32."""
+        """The reconstruction by the top dead features of each row, `(rows, d_out)`, in fp32."""
         k = min(self.config.auxk, dead_features.numel())
         # `index_select`, because the backward pass of plain indexing is several times slower on CPU.
         encoder = self.encoder_weight.index_select(0, dead_features)

@@ -366,7 +366,7 @@ def _open_shards(files: Files, index: Path, opening) -> dict[str, Any]:
     for name in names:
         if "/" in name or not name.endswith(".safetensors"):
             raise TranscoderError(
-                f"{printable(index)} names the shard '{printable(name)[:100]}', which must be a safetensors file beside it: "
+                f"{printable(index)} names the shard '{printable(name)[:100]}', which must be a safetensors file in the same folder: "
                 "copy or download the dictionary again."
             )
     try:

@@ -1,4 +1,4 @@
-"""Loading and saving of models of this library: what their `from_pretrained` and `save_pretrained` have in common."""
+"""Load and save models of this library: the shared parts of `from_pretrained` and `save_pretrained`."""
 
 import math
 from dataclasses import fields

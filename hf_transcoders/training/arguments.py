@@ -209,7 +209,7 @@ class TranscoderTrainingArguments(TrainingArguments):
                 continue
             if name not in known:
                 raise TranscoderError(
-                    f"`report_to` is '{name}', which is no tracker: choose from {', '.join(known)} or none."
+                    f"`report_to` is '{name}', which is not a tracker: choose from {', '.join(known)} or none."
                 )
             package = {"comet_ml": "comet", "azure_ml": "azureml"}.get(name, name)
             is_available = getattr(integrations, f"is_{package}_available", None)

@@ -9,7 +9,7 @@ from ..models.modeling_transcoder import TranscoderModel, TranscoderOutput
 
 class DictionaryMonitor:
     """
-    Tracks metrics between two logs, and the number of tokens since each feature last fired. Only
+    Tracks metrics between two logs, and the number of tokens since each feature was last active. Only
     [`~DictionaryMonitor.refresh`] and [`~DictionaryMonitor.pop`], which are called every few steps, wait for the device.
 
     Args:

@@ -224,7 +224,7 @@ def test_the_log_holds_numbers_of_the_run(trained):
 def test_missing_pieces_are_named(base):
     card = render_card(dictionary(base))
     assert "**Not evaluated**" in card and "training log was not recorded" in card
-    assert "How these weights were trained was not recorded" in card
+    assert "The training of these weights was not recorded" in card
     assert "model-index" not in card and "FVU" not in card
     # One of two is measured.
     both = TranscoderSet({"a": dictionary(base), "b": dictionary(base, seed=1)})

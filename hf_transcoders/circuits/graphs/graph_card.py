@@ -1,14 +1,19 @@
 """The card of a published attribution graph."""
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub import ModelCardData
 
 from ...hub_ids import is_hub_id
 from ...text.markdown import code, escape, table
 from .edge_validation import HELD_FIXED
-from .graph import AttributionGraph
 
 
-def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
+
+
+def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
     """The README.md of a graph: its targets, its scores and validation, and how to open it.
 
     Args:

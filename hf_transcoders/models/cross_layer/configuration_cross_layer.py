@@ -153,7 +153,7 @@ class CrossLayerTranscoderConfig(TranscoderConfig):
         if self.window is not None and self.window < 0:
             raise TranscoderError(f"`window` is {self.window}; give 0 or more later layers, or leave it out for all.")
         if self.target_variance is not None:
-            raise TranscoderError("Each output site has a variance of its own: give `target_variances`.")
+            raise TranscoderError("Each output site has its own variance: give `target_variances`.")
         if self.target_variances is not None and (
             len(self.target_variances) != len(reads) or not all(value > 0 for value in self.target_variances)
         ):
@@ -218,6 +218,6 @@ class CrossLayerSourceConfig(TranscoderConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         raise TranscoderError(
-            "One layer of a cross-layer transcoder has no files of its own: load the whole with "
+            "One layer of a cross-layer transcoder has no separate files: load the whole with "
             "CrossLayerTranscoder.from_pretrained."
         )

@@ -46,7 +46,7 @@ class CrossLayerSource(TranscoderModel):
         return self.W_dec.flatten(1)
 
     def at(self, site: str) -> "SourceAtSite":
-        """What linear maps need of the dictionary with the decoder of one of its sites.
+        """The tensors that linear maps need, with the decoder of one site.
 
         Args:
             site (`str`): One of `config.output_sites`.
@@ -68,7 +68,7 @@ class CrossLayerSource(TranscoderModel):
 
     def written(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
         """
-        What the features of one batch write, and the bias and skip connection at the own site.
+        The writes of the features of one batch, with the bias and skip connection at the own site.
 
         Args:
             encoded ([`Encoded`]): Features.
@@ -122,8 +122,8 @@ class CrossLayerSource(TranscoderModel):
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         raise TranscoderError(
-            "One layer of a cross-layer transcoder has no reconstruction of its own: call the whole, or the layer for what it "
-            "writes at each site."
+            "One layer of a cross-layer transcoder has no separate reconstruction: call the whole, or the layer for its writes "
+            "at each site."
         )
 
     def losses_of(

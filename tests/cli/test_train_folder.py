@@ -80,4 +80,4 @@ def test_a_stream_shorter_than_the_held_out_part(workplace, tmp_path, capsys):
 
 def test_a_tracker_that_does_not_exist(workplace, tmp_path, capsys):
     assert main(train_arguments(workplace, tmp_path / "run", "--report-to", "trackoi")) == 2
-    assert "is 'trackoi', which is no tracker" in capsys.readouterr().err
+    assert "is 'trackoi', but must be one of" in capsys.readouterr().err

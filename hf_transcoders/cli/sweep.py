@@ -5,7 +5,7 @@ from dataclasses import fields
 from ..errors import TranscoderError
 from .common import load_model
 from .terminal import echo, print_json, print_table
-from .train import DictionaryOptions, load_rows, parse_command, sites_of
+from .train import DictionaryOptions, RunOptions, load_rows, parse_command, sites_of
 from .values import output_folder, whole
 
 
@@ -32,6 +32,7 @@ def parse(argv, prog):
         argv = ["--config", *argv]
     return parse_command(
         argv,
+        RunOptions,
         _declare,
         prog=prog,
         description="Trains every combination of the given layers, kinds, widths and sparsities on the same forward passes of "

@@ -27,14 +27,14 @@ SMALLER = {
     "num_features=2304": "num_features=256",
     "max_tokens=400_000": "max_tokens=4096, report_to='none', eval_tokens=600, eval_loss_tokens=300, "
     "initialization_tokens=1024",
-    'load_texts("docstrings")': 'load_texts("docstrings", limit=60)',
+    'load_texts("docstrings")': 'load_texts("docstrings", limit=24)',
     'load_texts("docstrings", limit=500), tokenizer)': 'load_texts("docstrings", limit=20), tokenizer), '
     "max_tokens=600, max_loss_tokens=300",
     "size=200": "size=8",
     "reuse_circuit(base, tokenizer)": "reuse_circuit(base, tokenizer, prompts=2, repair_prompts=2, faithfulness_prompts=2, "
     "search_prompts=2, random_circuits=1)",
     "--num-features 2304": "--num-features 256",
-    "--max-tokens 400000": "--max-tokens 4096 --documents 60 --eval-tokens 600 --eval-loss-tokens 300 "
+    "--max-tokens 400000": "--max-tokens 4096 --documents 24 --eval-tokens 600 --eval-loss-tokens 300 "
     "--initialization-tokens 1024",
     "evaluate --transcoders runs/cli": "evaluate --max-tokens 600 --loss-tokens 300 --transcoders runs/cli",
     "features --transcoders runs/cli": "features --max-tokens 1000 --max-features 4 --transcoders runs/cli",

@@ -239,7 +239,9 @@ def test_weights_that_are_not_those_of_the_name_are_said(base):
     model.config.base_model_name_or_path = "someone/model"
     model.config.base_model_weights = "the 4-bit copy of <a> package"
     card = render_card(model)
-    assert f"were not those of that name, but of {escape('the 4-bit copy of <a> package')}: with" in " ".join(card.split())
+    assert f"were not those of that name, but of {escape('the 4-bit copy of <a> package')}: with" in " ".join(
+        card.split()
+    )
     assert "<a>" not in card
 
 

@@ -115,15 +115,23 @@ def test_importing_the_package_is_quick(statement):
 
 
 def quick_commands():
-    """Command lines that show help or find a mistake, except of commands that take every argument of the Trainer."""
+    """Command lines that show help or find a mistake."""
     yield from ([], ["--help"], ["--version"], ["nonsense"], ["--debug", "info"])
     for name in _COMMANDS:
-        if name not in ("train", "sweep", "plan"):
-            yield [name, "--help"]
-            yield [name, "--no-such-option"]
+        yield [name, "--help"]
+        yield [name, "--no-such-option"]
     for line in ("runs list --help", "tasks show --help", "circuits reuse --help", "study blind --help", "evaluate"):
         yield line.split()
     yield ["evaluate", "--transcoders", "x", "--max-tokens", "eight"]
+    for command in ("train", "sweep", "plan"):
+        for wrong in (
+            "--learning-rat 1",
+            "--k four",
+            "--save-strategy sometimes",
+            "--bf16 perhaps",
+            "--learning-rate nan",
+        ):
+            yield [command, *wrong.split()]
 
 
 def test_help_and_mistakes_are_quick():

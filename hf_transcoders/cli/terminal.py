@@ -2,18 +2,17 @@
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
 
 from ..errors import TranscoderError
 from ..text.columns import aligned
 from ..text.printable import printable
+from ..text.similar import did_you_mean
 from ..text.strict_json import to_json
 
 
@@ -121,12 +120,6 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^the following arguments are required: ", "give ", message)
         message = re.sub(r"^argument (\S+): ", r"\1: ", message)
         raise TranscoderError(f"{message} (see `{self.prog} --help`).")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question for the most similar known word, to append to a message; empty if none is similar."""
-    similar = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f": did you mean {similar[0]}?" if similar else ""
 
 
 def quiet_transformers() -> None:

@@ -99,6 +99,14 @@ def share(text: str) -> float:
     return _real(text, math.nextafter(0, -1), math.nextafter(1, 2), "a number between 0 and 1")
 
 
+def truth(text: str) -> bool:
+    """Type of options that are on or off, in words that Transformers takes."""
+    for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"'{text[:40]}' is neither true nor false; give one of these")
+
+
 def _real(text, above, below, what):
     try:
         number = float(text)

@@ -36,6 +36,8 @@ def test_train_a_single_dictionary_and_print_json(workplace, tmp_path, capsys):
     assert main(train_arguments(workplace, tmp_path, "--json")) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["fvu"] > 0
+    assert report["cautions"]["steps"] == "layers.1.mlp.transcoder: trained for 20 steps only."
+    assert report["cautions"]["tokens"].startswith("Measured on ")
     assert TranscoderModel.from_pretrained(tmp_path).config.k == 4
 
 
@@ -69,6 +71,7 @@ def test_evaluate(workplace, trained, capsys, tmp_path):
     ]  # fmt: skip
     assert main([*command, "--json", "--output", str(tmp_path / "out")]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert "held-out tokens only" in printed.pop("cautions")["tokens"]
     assert printed == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     metrics = printed["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]
     assert metrics["l0"] == 4 and 0 <= metrics["top1_agreement"] <= 1

@@ -233,6 +233,18 @@ def test_missing_pieces_are_named(base):
     assert "Not evaluated: `b`." in card and "| FVU | " + format_number(report.metrics["a"]["fvu"]) in card
 
 
+def test_weights_that_are_not_those_of_the_name_are_said(base):
+    model = dictionary(base)
+    assert "were not those of that name" not in render_card(model)
+    model.config.base_model_name_or_path = "someone/model"
+    model.config.base_model_weights = "the 4-bit copy of <a> package"
+    card = render_card(model)
+    assert f"were not those of that name, but of {escape('the 4-bit copy of <a> package')}: with" in " ".join(
+        card.split()
+    )
+    assert "<a>" not in card
+
+
 def test_numbers_that_are_not_finite_are_left_out(base, tmp_path):
     model = dictionary(base)
     report = TranscoderEvaluator(base, token_rows(4), progress=False).evaluate(model)

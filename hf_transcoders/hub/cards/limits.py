@@ -38,9 +38,7 @@ def _of_base(facts: CardFacts) -> str:
         if facts.revision
         else "the revision that was current at the time; which one was not recorded"
     )
-    origins = listed(
-        map(escape, dict.fromkeys(c.base_model_weights for c in facts.configs.values() if c.base_model_weights))
-    )
+    origins = listed(dict.fromkeys(c.base_model_weights for c in facts.configs.values() if c.base_model_weights))
     weights = (
         f" The weights it had in training were not those of that name, but of {origins}: with the original weights, the "
         "numbers are others."

@@ -44,7 +44,10 @@ class DictionaryOptions:
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "scaling of inputs and outputs", "choices": ["none", "scale", "standardize"]},
+        metadata={
+            "help": "scaling of inputs and outputs, by site or of each token",
+            "choices": ["none", "scale", "standardize", "token_scale", "token_standardize"],
+        },
     )
     loss_reduction: str = field(
         default="normalized",

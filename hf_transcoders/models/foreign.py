@@ -159,7 +159,7 @@ def _refuse_filled(folder: str | os.PathLike) -> None:
 
 
 def _plain(model: "TranscoderModel") -> PlainDictionary:
-    if model.config.normalization != "none":
+    if model.config.has_site_scales:
         model = copy.deepcopy(model).fold_normalization_()
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name == "threshold"}

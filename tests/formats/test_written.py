@@ -121,14 +121,23 @@ def test_one_of_several_files_is_named(tmp_path):
     assert TranscoderModel.from_pretrained(tmp_path / "layer_1.pt", base_model=base).config.d_in == D
 
 
-def test_openai(tmp_path, inputs):
-    compute = write_openai(tmp_path / "8.pt")
+@pytest.mark.parametrize("activation", ["ReLU", "TopK"])
+def test_openai(activation, tmp_path, inputs):
+    compute = write_openai(tmp_path / "8.pt", activation)
     model = TranscoderModel.from_pretrained(
         tmp_path, input_site="layers.1.resid_post", base_model="openai-community/gpt2"
     )
-    assert_computes(model, inputs, compute(inputs))
+    assert_computes(model, 3 * inputs + 1, compute(3 * inputs + 1))
+    assert model.config.normalization == ("token_standardize" if activation == "TopK" else "none")
+
+
+@pytest.mark.parametrize(
+    "state", [{"activation": "Softplus"}, {"activation_state_dict": {"k": 4, "postact_fn": "Identity"}}]
+)
+def test_openai_activations_that_are_not_known(state, tmp_path):
     write_openai(tmp_path / "8.pt", "TopK")
-    with pytest.raises(TranscoderError, match="'TopK' with inputs scaled for each token by itself"):
+    torch.save(torch.load(tmp_path / "8.pt") | state, tmp_path / "8.pt")
+    with pytest.raises(TranscoderError, match="has the activation '(Softplus|Identity)', which cannot be loaded"):
         TranscoderModel.from_pretrained(tmp_path, **SITES)
 
 
@@ -190,6 +199,31 @@ def test_an_sae_of_a_centered_stream(family, tmp_path):
     # TransformerLens centers the weights of models with LayerNorm alone.
     centred = stream.double() - stream.double().mean(-1, keepdim=True)
     assert_computes(model, stream, compute(centred if family == "gpt2" else stream), 3e-5)
+
+
+def test_tokens_that_are_normalized_read_a_centered_stream_as_it_is(tmp_path):
+    base, (stream,) = model_and_activations("gpt2", "layers.1.resid_post")
+    centred = stream.double() - stream.double().mean(-1, keepdim=True)
+    normalized = centred / (stream.double().std(-1, keepdim=True) + 1e-5)
+    compute = write_old_saelens(tmp_path, "blocks.1.hook_resid_post", normalize_activations="layer_norm")
+    model = TranscoderModel.from_pretrained(tmp_path, folded=True, base_model=base)
+    features, output = compute(normalized)
+    mean, deviation = stream.mean(-1, keepdim=True), stream.std(-1, keepdim=True)
+    assert_computes(model, stream, (features, output * deviation + mean), 3e-5)
+    with pytest.raises(TranscoderError, match="give `base_model=` the loaded model"):
+        TranscoderModel.from_pretrained(tmp_path, folded=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "hook"), [("layer_norm", "ln2.hook_normalized"), ("constant_norm_rescale", "hook_resid_post")]
+)
+def test_what_no_weights_can_undo_is_refused(how, hook, tmp_path):
+    write_old_saelens(tmp_path, f"blocks.1.{hook}", normalize_activations=how)
+    base, _ = model_and_activations("gpt2", "layers.1.resid_post")
+    with pytest.raises(
+        TranscoderError, match="(before the gain of a norm|centered), which cannot be undone in the weights"
+    ):
+        TranscoderModel.from_pretrained(tmp_path, folded=True, base_model=base)
 
 
 def test_an_sae_of_what_a_norm_gives_before_its_gain(tmp_path):

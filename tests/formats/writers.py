@@ -99,9 +99,18 @@ def write_openai(path, activation="ReLU"):
     torch.save(state | ({"activation_state_dict": {"k": 4}} if activation == "TopK" else {}), path)
 
     def compute(x):
-        centred = x.double() - made["pre_bias"].double()
-        features = relu(centred @ made["encoder.weight"].double().T + made["latent_bias"].double())
-        return features, features @ made["decoder.weight"].double().T + made["pre_bias"].double()
+        x, mean, deviation = x.double(), 0.0, 1.0
+        if activation == "TopK":
+            mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            x = (x - mean) / (deviation + 1e-5)
+        centred = x - made["pre_bias"].double()
+        pre = centred @ made["encoder.weight"].double().T + made["latent_bias"].double()
+        if activation == "TopK":
+            largest = pre.topk(4).indices
+            pre = torch.zeros_like(pre).scatter(-1, largest, pre.gather(-1, largest))
+        features = relu(pre)
+        output = features @ made["decoder.weight"].double().T + made["pre_bias"].double()
+        return features, output * deviation + mean
 
     return compute
 

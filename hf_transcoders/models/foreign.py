@@ -17,7 +17,7 @@ from ..files import atomic_directory
 from ..formats.choice import PathFacts, choose, path_facts
 from ..formats.cross_layer import PlainCrossLayer
 from ..formats.detect import WRITERS, detect, members
-from ..formats.detect_cross_layer import CROSS_LAYER_FORMATS, detect_cross_layer, write_cross_layer
+from ..formats.detect_cross_layer import CROSS_LAYER_WRITERS, detect_cross_layer, write_cross_layer
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
@@ -41,7 +41,7 @@ FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scali
 CHOICE_ARGUMENTS = ("layers", "width", "l0")
 
 #: Formats that can be written, of sets or of cross-layer transcoders.
-FORMATS = tuple(dict.fromkeys([*WRITERS, *CROSS_LAYER_FORMATS]))
+FORMATS = tuple(dict.fromkeys([*WRITERS, *CROSS_LAYER_WRITERS]))
 
 logger = get_logger(__name__)
 

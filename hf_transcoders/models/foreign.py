@@ -25,8 +25,9 @@ from ..formats.writing import PlainDictionary
 from ..text.logging import get_logger
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig, facts_of
-from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
+from .cross_layer.configuration_cross_layer import CrossLayerSourceConfig, CrossLayerTranscoderConfig
 from .saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, SavedDictionary, parse_saved
+from .set_index import dictionary_name
 
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 #: What the user may say of a dictionary whose files do not say it, of the arguments of `from_pretrained`.
-FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor")
+FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor", "k")
 
 #: What chooses among the dictionaries of a repo, of the arguments of `from_pretrained`.
 CHOICE_ARGUMENTS = ("layers", "width", "l0")
@@ -131,24 +132,36 @@ def open_foreign(module: ModuleType, folder: Folder, given: Given) -> SavedDicti
     dictionary = module.read(folder, given)
     files = folder.files
     place = f"{files.place}/{folder.file}" if folder.file else files.place
-    return SavedDictionary(files.path, place, _complete(dictionary, module.NAME, files), _slices(dictionary))
+    return SavedDictionary(files.path, place, _complete(dictionary, given, module.NAME, files), _slices(dictionary))
 
 
 @torch.no_grad()
-def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | os.PathLike, to: str) -> None:
+def write_foreign(
+    dictionaries: "Mapping[str, TranscoderModel] | TranscoderModel | CrossLayerTranscoder",
+    folder: str | os.PathLike,
+    to: str,
+) -> None:
     """
     Writes dictionaries in the format of another library; all of them or, where it cannot express one, nothing.
 
     Args:
-        dictionaries (`Mapping[str, TranscoderModel]`): Name -> dictionary.
+        dictionaries (`Mapping[str, TranscoderModel]`, [`TranscoderModel`] or [`CrossLayerTranscoder`]):
+            Dictionaries by name, or one.
         folder (`str` or `os.PathLike`): The folder to write.
-        to (`str`): One of `WRITERS`.
+        to (`str`): One of `FORMATS`.
     """
+    config = getattr(dictionaries, "config", None)
+    if isinstance(config, CrossLayerTranscoderConfig):
+        return _write_cross_layer(dictionaries, folder, to)  # pyright: ignore[reportArgumentType]
+    if isinstance(config, CrossLayerSourceConfig):
+        raise TranscoderError("One layer of a cross-layer transcoder cannot be saved alone: save the whole.")
+    if isinstance(config, TranscoderConfig):
+        dictionaries = {dictionary_name(config): dictionaries}  # pyright: ignore[reportAssignmentType]
     if to not in WRITERS:
         raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
     _refuse_filled(folder)
     with atomic_directory(folder) as partial:
-        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _refuse_filled(folder: str | os.PathLike) -> None:
@@ -186,21 +199,13 @@ def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDicti
                 f"{printable(files.place)} holds no cross-layer transcoder to choose from: leave out {', '.join(choice)}."
             )
         return None
-    dictionary = module.read(folder, take_given(kwargs), take_choice(kwargs))
-    fields = _complete(dictionary, module.NAME, files, CrossLayerTranscoderConfig)
+    given = take_given(kwargs)
+    dictionary = module.read(folder, given, take_choice(kwargs))
+    fields = _complete(dictionary, given, module.NAME, files, CrossLayerTranscoderConfig)
     return SavedDictionary(files.path, files.place, fields, _slices(dictionary))
 
 
-@torch.no_grad()
-def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
-    """
-    Writes a cross-layer transcoder in the format of another library, or, where it cannot be expressed, nothing.
-
-    Args:
-        model ([`CrossLayerTranscoder`]): What to write.
-        folder (`str` or `os.PathLike`): The folder to write.
-        to (`str`): `"circuit-tracer"` or `"gemma-scope"`.
-    """
+def _write_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
     _refuse_filled(folder)
     if model.config.normalization != "none":
         model = copy.deepcopy(model).fold_normalization_()
@@ -211,8 +216,8 @@ def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.Pa
 
 
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
-    """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
-    for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
+    """Refuses what says nothing about a dictionary of this library; the others are fields of its configuration."""
+    for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site", "k"}:
         if kwargs.pop(name, None) is not None:
             raise TranscoderError(
                 f"`{name}=` says what the files of another library leave out, and this dictionary was saved by hf_transcoders: "
@@ -359,13 +364,18 @@ def _is_own(files: Files) -> bool:
 
 
 def _complete(
-    dictionary: ForeignDictionary, format: str, files: Files, config_class: type[TranscoderConfig] = TranscoderConfig
+    dictionary: ForeignDictionary,
+    given: Given,
+    format: str,
+    files: Files,
+    config_class: type[TranscoderConfig] = TranscoderConfig,
 ) -> dict[str, Any]:
     """Fields of a whole configuration, with where the dictionary comes from."""
     origin = {"converted_from": format, "source": files.path}
     if files.hub.get("revision"):
         origin["source_revision"] = files.hub["revision"]
-    config = config_class(**dictionary.fields, training_summary=origin | dictionary.facts)
+    said = {} if given.k is None else {"k": given.k}
+    config = config_class(**(dictionary.fields | said), training_summary=origin | dictionary.facts)
     values = {name: getattr(config, name) for name in config_class.own_fields()}
     dtypes = {
         name.rpartition(".")[2]: str(tensor.dtype).removeprefix("torch.")

@@ -15,8 +15,10 @@ from .writers import (
     write_gpt2_transcoder,
     write_linear_pair,
     write_llama_scope,
+    write_llama_scope_r1,
     write_old_saelens,
     write_openai,
+    write_qwen_scope,
 )
 
 
@@ -159,6 +161,65 @@ def test_llama_scope(hooks, sites, tmp_path, inputs):
     model = TranscoderModel.from_pretrained(tmp_path, base_model="meta-llama/Llama-3.1-8B")
     assert_computes(model, inputs, compute(inputs))
     assert (model.config.input_site, model.config.output_site) == sites
+
+
+def test_qwen_scope(tmp_path, inputs):
+    for layer in (0, 11):
+        compute = write_qwen_scope(tmp_path / f"layer{layer}.sae.pt")
+    model = TranscoderModel.from_pretrained(tmp_path / "layer11.sae.pt", k=5, **SITES)
+    assert_computes(model, inputs, compute(inputs))
+    assert TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", k=9, **SITES).config.k == 9
+    with pytest.raises(TranscoderError, match="does not say how many features are active for each token: give `k=`"):
+        TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", **SITES)
+    with pytest.raises(TranscoderError, match="where it reads: give `input_site=`"):
+        TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", k=5, base_model="Qwen/Qwen3-1.7B-Base")
+    # Elsewhere, the number in the files is replaced, or has no meaning.
+    write_gemma_scope_1(tmp_path / "params.npz")
+    with pytest.raises(TranscoderError, match="`k` has no meaning for activation 'jumprelu'"):
+        TranscoderModel.from_pretrained(tmp_path / "params.npz", k=5, **SITES)
+
+
+def test_other_orientations_of_four_tensors_are_not_taken_for_qwen_scope(tmp_path):
+    write_qwen_scope(tmp_path / "a.pt")
+    tensors = torch.load(tmp_path / "a.pt")
+    torch.save(
+        {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}, tmp_path / "a.pt"
+    )
+    with pytest.raises(TranscoderError, match="fits none of the known formats"):
+        TranscoderModel.from_pretrained(tmp_path / "a.pt", k=5, **SITES)
+
+
+def test_llama_scope_r1(tmp_path, inputs):
+    compute = write_llama_scope_r1(tmp_path)
+    said = {"base_model": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "folded": False}
+    model = TranscoderModel.from_pretrained(tmp_path, scaling_factor=1.7, **said)
+    assert_computes(model, inputs, compute(inputs, 1.7))
+    assert model.config.input_site == model.config.output_site == "layers.8.resid_post"
+    with pytest.raises(TranscoderError, match="average norm of the activations at .*: give `scaling_factor=`"):
+        TranscoderModel.from_pretrained(tmp_path, **said)
+    norms = {"dataset_average_activation_norm": {"in": 4.0, "out": 4.0}}
+    compute = write_llama_scope_r1(tmp_path, dtype=torch.bfloat16, **norms)
+    model = TranscoderModel.from_pretrained(tmp_path, **said)
+    assert model.dtype == torch.bfloat16
+    features, output = compute(inputs, D**0.5 / 4)
+    found = model(inputs)
+    assert (found.features - features).abs().mean() < 0.02 * features.abs().mean()
+    assert (found.reconstruction - output).norm() < 0.05 * output.norm()
+
+
+@torch.no_grad()
+def test_gemma_scope_of_embeddings_reads_what_the_first_layer_does(tmp_path):
+    place = tmp_path / "embedding" / "width_4k" / "average_l0_44"
+    compute = write_gemma_scope_1(place / "params.npz")
+    base, (stream,) = model_and_activations("gemma2", "layers.0.resid_pre")
+    rows = base.get_input_embeddings().weight[1:25].detach()
+    model = TranscoderModel.from_pretrained(tmp_path, subfolder="embedding/width_4k/average_l0_44", base_model=base)
+    features, output = compute(rows)
+    assert_computes(model, stream, (features, output * D**0.5))
+    assert model.config.output_site == "layers.0.resid_pre"
+    # At the embedding itself, the rows are read as they are.
+    plain = TranscoderModel.from_pretrained(place, base_model=base, input_site="module:model.embed_tokens:out")
+    assert_computes(plain, rows, (features, output))
 
 
 def test_a_whole_repo_of_dictionaries_is_a_set(tmp_path, inputs):

@@ -132,6 +132,48 @@ def write_linear_pair(path, encoder="encoder_linear", decoder="decoder_linear"):
     return compute
 
 
+def write_qwen_scope(path, k=5):
+    made = random_tensors(W_enc=(N, D), W_dec=(D, N), b_enc=(N,), b_dec=(D,))
+    torch.save(made, path)
+
+    def compute(x):
+        pre = x.double() @ made["W_enc"].double().T + made["b_enc"].double()
+        features = relu(torch.zeros_like(pre).scatter(-1, pre.topk(k).indices, pre.topk(k).values))
+        return features, features @ made["W_dec"].double().T + made["b_dec"].double()
+
+    return compute
+
+
+def write_llama_scope_r1(folder, hook="blocks.8.hook_resid_post", dtype=torch.float32, **settings):
+    """The files of Llama Scope R1-Distill: settings of lm-saes beside two linear layers and logarithms of thresholds."""
+    made = random_tensors(
+        **{"encoder.weight": (N, D), "encoder.bias": (N,), "decoder.weight": (D, N), "decoder.bias": (D,)},
+        log_jumprelu_threshold=(N,),
+    )
+    made = {name: tensor.to(dtype) for name, tensor in made.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(made, folder / "sae_weights.safetensors")
+    settings = {
+        "sae_type": "sae",
+        "act_fn": "jumprelu",
+        "d_model": D,
+        "expansion_factor": N // D,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+        "sparsity_include_decoder_norm": False,
+        **settings,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+
+    def compute(x, factor):
+        encoder, bias, decoder, output_bias, logarithm = (tensor.double() for tensor in made.values())
+        pre = (x.double() * factor) @ encoder.T + bias
+        features = pre * (pre > logarithm.exp())
+        return features, (features @ decoder.T + output_bias) / factor
+
+    return compute
+
+
 def write_llama_scope(folder, hook_in, hook_out, norm_in=3.0, norm_out=2.0, threshold=0.4):
     made = random_tensors(
         **{"encoder.weight": (N, D), "encoder.bias": (N,), "decoder.weight": (D, N), "decoder.bias": (D,)}

@@ -1,6 +1,7 @@
 """decode-clt: a folder with `cfg.json` and the checkpoint of a cross-layer transcoder, and `norm_stats.json` if it was normalized."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -22,9 +23,12 @@ CONFIG, STATISTICS = "cfg.json", "norm_stats.json"
 FILES = r"(clt_checkpoint_(latest|\d+)|model)\.safetensors"
 _LATEST = "clt_checkpoint_latest.safetensors"
 
+_ENCODER = r"encoder_module\.encoders\.\d+\.weight"
 _THRESHOLD = "theta_manager.log_threshold"
 # What they add to a standard deviation before they divide by it.
 _EPSILON = 1e-6
+# What mean and deviation are kept below; infinite numbers and NaN are not.
+_LARGEST = torch.finfo(torch.float32).max
 _OLD_NORMALIZATIONS = {
     "auto": "mean_std",
     "estimated_mean_std": "mean_std",
@@ -44,11 +48,13 @@ def read(folder: Folder, given: Given, choice: dict) -> ForeignDictionary:
     weights = open_weights(folder.find(_LATEST if _LATEST in names else folder.only(FILES)))
     activation = _activation(settings, source)
     count = setting(settings, "num_layers", int, source)
-    if not 1 <= count <= len(weights.tensors):
+    held = sum(bool(re.fullmatch(_ENCODER, name)) for name in weights.tensors)
+    if not held or count != held:
         raise TranscoderError(
-            f"{source} says {count} layers, and {printable(weights.path)} has others: copy or download it again."
+            f"{source} says {count} layers, and {printable(weights.path)} has the encoders of {held}: copy or download it again."
         )
-    norms = _norms(folder, settings, source, count, given)
+    width = weights.matrix("encoder_module.encoders.0.weight")[1]
+    norms = _norms(folder, settings, source, count, width, given)
     tying = setting(settings, "decoder_tying", str, source, "none")
     if tying not in ("none", "per_source", "per_target"):
         raise TranscoderError(
@@ -95,14 +101,13 @@ def _site(settings: dict[str, Any], source: str, name: str, layer: int) -> str |
 
 
 def _norms(
-    folder: Folder, settings: dict[str, Any], source: str, count: int, given: Given
+    folder: Folder, settings: dict[str, Any], source: str, count: int, width: int, given: Given
 ) -> list[tuple[Norm, Norm]] | None:
     """What the activations of each layer were divided by, and their means; `None` where they were taken as they are."""
     how = setting(settings, "normalization_method", str, source, "none")
     how = _OLD_NORMALIZATIONS.get(how, how)
     if how == "none":
         return None
-    width = setting(settings, "d_model", int, source)
     if how == "sqrt_d_model":
         # Multiplied by it, and not brought to it.
         norm = Norm(torch.full((width,), 1 / math.sqrt(width)), torch.zeros(width), False)
@@ -131,7 +136,7 @@ def _norm(statistics: dict[str, Any], layer: int, side: str, width: int, source:
     its = setting(setting(statistics, str(layer), dict, source), side, dict, source)
     mean, deviation = (setting(its, name, list, source) for name in ("mean", "std"))
     for values in (mean, deviation):
-        if len(values) != width or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        if len(values) != width or not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
             raise TranscoderError(
                 f"{source} does not hold {width} numbers for the {side} of layer {layer}: copy it again."
             )

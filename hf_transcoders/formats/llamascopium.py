@@ -167,10 +167,10 @@ def norm_factor(
         return given.scaling_factor or 1.0
     else:
         raise TranscoderError(
-            f"{source} does not say the average norm of the activations at {printable(hook)}: give `scaling_factor=`, the square root "
+            f"{source} does not say the average norm of the activations at {printable(hook)[:60]}: give `scaling_factor=`, the square root "
             "of their width over that norm."
         )
-    return math.sqrt(width) / positive_norm(average, str(hook), source)
+    return math.sqrt(width) / positive_norm(average, str(hook)[:60], source)
 
 
 def scale(tensors: dict[str, LazyTensor], factor_in: float, factors_out: list[float]) -> None:

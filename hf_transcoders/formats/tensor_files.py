@@ -232,7 +232,9 @@ def _open_torch(path: Path, classes) -> Weights:
         start = file.read(2)
     if start == b"\x1f\x8b":
         source, mapped = io.BytesIO(_unzip(path)), False
-    elif start != b"PK":
+    elif start == b"PK":
+        _refuse_packed(path)
+    else:
         mapped = False  # Files of torch before 1.6 are no archives.
     with torch.serialization.safe_globals(list(classes)):
         content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
@@ -246,6 +248,17 @@ def _open_torch(path: Path, classes) -> Weights:
             extra[name] = value
     version = extra.get("version")
     return Weights(path, tensors, extra, version if isinstance(version, str) else None)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuses an archive that unpacks to more than its size: torch stores its entries as they are."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise TranscoderError(
+            f"{printable(path)} unpacks to {size} bytes, more than the size of the file, which torch does not write: get it from where it "
+            "was published."
+        )
 
 
 def _flat(content: object) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def foreign_folder(files: Files, choice: Mapping[str, Any] | None = None) -> tup
             f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
             "file, or all of them with TranscoderSet.from_pretrained."
         )
+    if module is None and not own:
+        _refuse_cross_layer(files, folder)
     if choice:
         raise TranscoderError(
             f"{printable(files.place)} holds one dictionary, so there is nothing to choose: leave out {', '.join(choice)}."
@@ -105,7 +107,20 @@ def foreign_members(files: Files) -> dict[str, tuple[ModuleType, Folder]]:
         files ([`Files`]): Where the set lies.
     """
     folder, own = _listed(files)
-    return {} if folder is None or own else members(folder)
+    if folder is None or own:
+        return {}
+    found = members(folder)
+    if not found:
+        _refuse_cross_layer(files, folder)
+    return found
+
+
+def _refuse_cross_layer(files: Files, folder: Folder) -> None:
+    if (module := detect_cross_layer(folder)) is not None:
+        raise TranscoderError(
+            f"{printable(files.place)} holds a cross-layer transcoder of {module.NAME}: load it with "
+            "CrossLayerTranscoder.from_pretrained."
+        )
 
 
 def _listed(files: Files) -> tuple[Folder | None, bool]:
@@ -156,12 +171,14 @@ def write_foreign(
     if isinstance(config, CrossLayerSourceConfig):
         raise TranscoderError("One layer of a cross-layer transcoder cannot be saved alone: save the whole.")
     if isinstance(config, TranscoderConfig):
-        dictionaries = {dictionary_name(config): dictionaries}  # pyright: ignore[reportAssignmentType]
+        named = {dictionary_name(config): dictionaries}
+    else:
+        named = dict(dictionaries.items())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     if to not in WRITERS:
         raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
     _refuse_filled(folder)
     with atomic_directory(folder) as partial:
-        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)  # pyright: ignore[reportAttributeAccessIssue]
+        WRITERS[to].write({name: _plain(model) for name, model in named.items()}, partial)  # pyright: ignore[reportArgumentType]
 
 
 def _refuse_filled(folder: str | os.PathLike) -> None:
@@ -193,6 +210,11 @@ def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDicti
     folder, own = _listed(files)
     module = None if folder is None or own else detect_cross_layer(folder)
     if module is None or folder is None:
+        if folder is not None and not own and (other := detect(folder)) is not None:
+            raise TranscoderError(
+                f"{printable(files.place)} holds a dictionary of {other.NAME} that is no cross-layer transcoder: load it with "
+                "TranscoderModel.from_pretrained."
+            )
         refuse_foreign_arguments(kwargs)
         if choice := take_choice(kwargs):
             raise TranscoderError(

@@ -3,7 +3,7 @@
 from ..errors import TranscoderError
 from .arguments import add_shared, output_arguments
 from .terminal import Parser, echo, print_json
-from .values import LibraryNames, factor, whole
+from .values import LibraryNames, factor
 
 
 _NATIVE = "native"
@@ -53,7 +53,7 @@ def parse(argv, prog):
         help="the dictionary was trained on a model without folded norms",
     )
     group.add_argument("--scaling-factor", type=factor, help="factor on the inputs of the dictionary")
-    group.add_argument("--k", type=whole(1), help="active features per token of a TopK dictionary")
+    add_shared(group, "k", "where a file of a TopK dictionary does not say it")
     output_arguments(parser)
     return parser.parse_args(argv)
 

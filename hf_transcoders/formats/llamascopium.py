@@ -19,6 +19,9 @@ CONFIG = "config.json"
 FILES = r"sae_weights\.(safetensors|pt)"
 NEWEST = 2
 
+# The settings of SAELens, which has weights of the same name.
+_SAELENS = "cfg.json"
+
 LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 NORM = "dataset_average_activation_norm"
 # Files before version 2 have the tensors of two linear layers.
@@ -29,8 +32,10 @@ _NEVER = torch.finfo(torch.float32).max
 
 
 def detect(folder: Folder) -> bool:
-    # Other libraries have files of these names.
-    return CONFIG in folder and bool(folder.matching(FILES)) and "act_fn" in folder.json(CONFIG)
+    if CONFIG not in folder or not folder.matching(FILES):
+        return False
+    # Other libraries have files of these names. On the Hub, settings are not downloaded to list what is there.
+    return "act_fn" in folder.json(CONFIG) if folder.files.is_local else _SAELENS not in folder
 
 
 def read(folder: Folder, given: Given) -> ForeignDictionary:

@@ -326,16 +326,25 @@ def _describe_cross_layer(module: ModuleType, folder: Folder) -> dict[str, Forei
     name = folder.name
     try:
         dictionary = module.read(folder, Given(complete=False), {})
-        config = CrossLayerTranscoderConfig(**dictionary.fields)
+        configs = _described_layers(dictionary.fields)
     except TranscoderError as error:
         return {name: ForeignFacts(module.NAME, path_facts(name), trouble=str(error))}
-    sizes = [0] * config.num_sources
+    sizes = [0] * len(configs)
     for key, tensor in dictionary.tensors.items():
         sizes[int(key.split(".")[1])] += math.prod(tensor.shape)
     return {
-        name: ForeignFacts(module.NAME, PathFacts(layer=number), config.source(number), size)
-        for (number, name), size in zip(enumerate(config.names), sizes, strict=True)
+        name: ForeignFacts(module.NAME, PathFacts(layer=number), configs[name], sizes[number])
+        for number, name in enumerate(configs)
     }
+
+
+def _described_layers(fields: Mapping[str, Any]) -> dict[str, TranscoderConfig]:
+    """The configurations of the layers of a cross-layer transcoder, by name; without sites where its files name none."""
+    if None in fields["input_sites"] or None in fields["output_sites"]:
+        own = {name: fields[name] for name in TranscoderConfig.own_fields() if name in fields}
+        return {f"layer_{number}": TranscoderConfig(**own) for number in range(len(fields["input_sites"]))}
+    config = CrossLayerTranscoderConfig(**fields)
+    return {name: config.source(number) for number, name in enumerate(config.names)}
 
 
 def take_given(kwargs: dict[str, Any]) -> Given:

@@ -56,6 +56,7 @@ TYPE_CIRCLES = [
             "foreign",
             "modeling_transcoder",
             "named_dictionaries",
+            "publishing",
             "saved_model",
             "transcoder_set",
             "cross_layer/from_set",

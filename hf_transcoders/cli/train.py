@@ -58,7 +58,10 @@ class DictionaryOptions:
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "scaling of inputs and outputs", "choices": _of_config("normalization")},
+        metadata={
+            "help": "scaling of inputs and outputs, by site or by token",
+            "choices": _of_config("normalization"),
+        },
     )
     loss_reduction: str = field(
         default="normalized",

@@ -105,7 +105,7 @@ def _stream_rows(base_model, dictionary, features):
     written = []
     # What is written at several sites adds up in the stream.
     for site in output_sites(dictionary):
-        rows = decoder_rows(dictionary, features, site).to(input_device(base_model))
+        rows = decoder_rows(dictionary, features, site, up_to_scale=True).to(input_device(base_model))
         written.append(written_directions(base_model, site, rows) if site.module is None else rows)
     return torch.stack(written).sum(0)
 

@@ -16,6 +16,7 @@ from . import folding
 from .activations import ACTIVATIONS, Activation, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 from .saved_model import SavedModel
+from .token_norms import TokenStatistics, token_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -67,7 +68,7 @@ def parameter_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...] | No
 def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each buffer of a dictionary."""
     shapes = {"threshold": ()} if config.activation == "batchtopk" else {}
-    if config.normalization != "none":
+    if config.has_site_scales:
         for side, width in (("input", config.d_in), ("output", config.d_out)):
             shapes |= {f"{side}_mean": (width,), f"{side}_scale": (width,)}
     return shapes
@@ -162,7 +163,7 @@ class TranscoderModel(SavedModel):
             init.constant_(getattr(self, name), getattr(config, start) if isinstance(start, str) else start)
         if config.activation == "batchtopk":
             init.zeros_(self.threshold)
-        if config.normalization != "none":
+        if config.has_site_scales:
             init.zeros_(self.input_mean)
             init.zeros_(self.output_mean)
             init.ones_(self.input_scale)
@@ -186,22 +187,38 @@ class TranscoderModel(SavedModel):
 
     def normalize_input(self, inputs: torch.Tensor) -> torch.Tensor:
         """Normalizes and centers inputs as `W_enc` expects them."""
-        if self.config.normalization != "none":
+        if self.config.has_site_scales:
             inputs = (inputs.float() - self.input_mean) / self.input_scale
+        elif self.config.normalization != "none":
+            token = token_statistics(self.config.normalization, inputs)
+            inputs = (inputs.float() - token.mean) / token.divisor
         inputs = inputs.to(self.W_enc.dtype)
         return inputs if self.b_pre is None else inputs - self.b_pre
 
-    def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
-        """Normalizes targets to the scale of the loss."""
-        if self.config.normalization != "none":
-            targets = (targets.float() - self.output_mean) / self.output_scale
-        return targets
+    def normalize_output(self, targets: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalizes targets to the scale of the loss; where each token has a scale of its own, by that of its input."""
+        if self.config.has_site_scales:
+            return (targets.float() - self.output_mean) / self.output_scale
+        if self.config.normalization == "none":
+            return targets
+        token = self._token_statistics(inputs)
+        return (targets.float() - token.mean) / token.divisor
 
-    def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        """Converts a reconstruction back to the units of the output site."""
-        if self.config.normalization != "none":
-            reconstruction = reconstruction * self.output_scale + self.output_mean
-        return reconstruction
+    def denormalize_output(self, reconstruction: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """Converts a reconstruction back to the units of the output site; where each token has a scale, by its input."""
+        if self.config.has_site_scales:
+            return reconstruction * self.output_scale + self.output_mean
+        if self.config.normalization == "none":
+            return reconstruction
+        token = self._token_statistics(inputs)
+        return reconstruction * token.scale + token.mean
+
+    def _token_statistics(self, inputs: torch.Tensor | None) -> TokenStatistics:
+        if inputs is None:
+            raise TranscoderError(
+                f"This dictionary scales each token by itself (`normalization='{self.config.normalization}'`): give the inputs as well."
+            )
+        return token_statistics(self.config.normalization, inputs)
 
     def pre_activations(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs @ W_enc.T + b_enc` for inputs normalized by [`~TranscoderModel.normalize_input`]."""
@@ -229,7 +246,7 @@ class TranscoderModel(SavedModel):
         Args:
             features (`torch.Tensor` of shape `(..., num_features)`): Feature activations.
             inputs (`torch.Tensor` of shape `(..., d_in)`, *optional*):
-                Activations at the input site, required by a dictionary with a skip connection.
+                Activations at the input site, required by a dictionary with a skip connection or a scale for each token.
 
         Returns:
             `torch.Tensor` of shape `(..., d_out)`.
@@ -245,7 +262,7 @@ class TranscoderModel(SavedModel):
             )
         centered = None if self.W_skip is None else self.normalize_input(inputs)
         reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
-        return self.denormalize_output(self._add_linear_part(reconstruction, centered))
+        return self.denormalize_output(self._add_linear_part(reconstruction, centered), inputs)
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
         """Normalized reconstruction of normalized inputs `(rows, d_in)`."""
@@ -297,7 +314,8 @@ class TranscoderModel(SavedModel):
         config = self.config
         self._check_width(inputs, config.d_in, "inputs")
         lead = inputs.shape[:-1]
-        rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
+        flat_inputs = inputs.reshape(-1, inputs.shape[-1])
+        rows = self.normalize_input(flat_inputs)
         encoded = self.activation.encode(self, rows)
         normalized = self._decode_rows(encoded, rows)
 
@@ -309,7 +327,8 @@ class TranscoderModel(SavedModel):
                 self._check_tokens(mask.shape, lead, "mask")
             if not len(rows):
                 raise TranscoderError("There are no tokens for a loss: give at least one, or no `targets`.")
-            flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
+            flat_targets = targets.reshape(-1, targets.shape[-1])
+            flat_targets = self.normalize_output(flat_targets, flat_inputs).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             batch_mean = partial(token_mean, mask=flat_mask, across_processes=across_processes)
             losses = self._losses(
@@ -319,7 +338,7 @@ class TranscoderModel(SavedModel):
 
         return TranscoderOutput(
             loss=loss,
-            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
+            reconstruction=self.denormalize_output(normalized, flat_inputs).view(*lead, config.d_out),
             losses=losses,
             **self._features_of(encoded, lead, output_features),
         )
@@ -483,7 +502,7 @@ class TranscoderModel(SavedModel):
         is_new = self._is_new()
         if is_new:
             self._measure_scales_(inputs, targets)
-        targets = self.normalize_output(targets)
+        targets = self.normalize_output(targets, inputs)
         mean_target = targets.mean(0)
         if config.target_variance is None:
             config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
@@ -555,7 +574,12 @@ class TranscoderModel(SavedModel):
     # ------------------------------------------------------------------------------------------------ same function, other weights
 
     def fold_normalization_(self) -> "TranscoderModel":
-        """Folds input and output normalization into the weights without changing the function."""
+        """
+        Folds input and output normalization into the weights without changing the function.
+
+        Raises:
+            [`TranscoderError`]: each token has a scale of its own, which no weights can hold.
+        """
         return folding.fold_normalization_(self)
 
     def fold_pre_bias_(self) -> "TranscoderModel":

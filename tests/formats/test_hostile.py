@@ -116,8 +116,14 @@ def test_whole_numbers_in_place_of_weights(weights):
         (
             "saelens_standard",
             "cfg.json",
+            {"normalize_activations": "covariance_whitening"},
+            "`normalize_activations` 'covariance_whitening', which is not known",
+        ),
+        (
+            "saelens_transcoder",
+            "cfg.json",
             {"normalize_activations": "layer_norm"},
-            "'layer_norm', which scales each token",
+            "'layer_norm', which for a transcoder scales each token of the input and not the output",
         ),
         (
             "saelens_standard",

@@ -22,6 +22,8 @@ def cases():
         yield "dictionary-learning", activation, make(activation, pre_bias=True, normalization="scale")
     for activation in ("relu", "jumprelu"):
         yield "saelens", f"{activation}_skip_transcoder", make(activation, MLP, skip_connection=True, pre_bias=True)
+    for normalization, activation in (("token_standardize", "topk"), ("token_scale", "jumprelu")):
+        yield "saelens", normalization, make(activation, pre_bias=True, normalization=normalization)
     yield "sparsify", "sae", make("topk", pre_bias=True, normalization="standardize")
     yield "sparsify", "sae_with_skip", make("topk", pre_bias=True, skip_connection=True)
     yield "sparsify", "skip_transcoder", make("topk", MLP, skip_connection=True, normalization="standardize")

@@ -71,13 +71,23 @@ def architecture(facts: CardFacts) -> Markdown:
     return Markdown(text)
 
 
+# What a normalization does to the input, and what undoes it on the output.
+_BY_SITE = ("(input - input_mean) / input_scale", "* output_scale + output_mean")
+_NORMALIZATION_STEPS = {
+    "scale": _BY_SITE,
+    "standardize": _BY_SITE,
+    "token_scale": ("input / rms(input)", "* rms(input)"),
+    "token_standardize": ("(input - mean(input)) / (std(input) + 1e-5)", "* std(input) + mean(input)"),
+}
+
+
 def _formula(config: TranscoderConfig) -> str:
     """The function of a dictionary, one step per line."""
     lines = []
-    scaled = config.normalization != "none"
+    steps = _NORMALIZATION_STEPS.get(config.normalization)
     x = "input"
-    if scaled:
-        lines.append("x        = (input - input_mean) / input_scale")
+    if steps:
+        lines.append(f"x        = {steps[0]}")
         x = "x"
     if config.pre_bias:
         lines.append(f"x        = {x} - b_pre")
@@ -98,7 +108,7 @@ def _formula(config: TranscoderConfig) -> str:
         output += " + b_dec"
     if config.skip_connection:
         output += f" + W_skip {x}"
-    lines.append(f"output   = {output}" if not scaled else f"output   = ({output}) * output_scale + output_mean")
+    lines.append(f"output   = ({output}) {steps[1]}" if steps else f"output   = {output}")
     if config.tied:
         lines.append("W_dec    = W_enc, with rows of unit norm")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from ...errors import TranscoderError
 from ..configuration_transcoder import TranscoderConfig, facts_of
+from ..token_norms import TOKEN_NORMS
 
 
 @strict
@@ -169,8 +170,12 @@ class CrossLayerTranscoderConfig(TranscoderConfig):
                 raise TranscoderError(
                     f"`{name}={getattr(self, name)!r}` is not supported in a cross-layer transcoder: leave it out."
                 )
-        if self.activation == "gated" or self.decoder_init == "transpose":
-            field = "activation" if self.activation == "gated" else "decoder_init"
+        unsupported = {
+            "activation": self.activation == "gated",
+            "decoder_init": self.decoder_init == "transpose",
+            "normalization": self.normalization in TOKEN_NORMS,
+        }
+        for field in (name for name, is_set in unsupported.items() if is_set):
             raise TranscoderError(
                 f"`{field}={getattr(self, field)!r}` is not supported in a cross-layer transcoder: choose another."
             )

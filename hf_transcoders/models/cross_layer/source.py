@@ -84,13 +84,13 @@ class CrossLayerSource(TranscoderModel):
         own = super()._add_linear_part(own, inputs)
         return torch.cat([own, later], dim=1) if later.shape[1] else own
 
-    def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
+    def normalize_output(self, targets: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Normalizes targets of the own site to the scale of the loss."""
         if self.config.normalization != "none":
             targets = (targets.float() - self.output_mean) / self.output_scale[0]
         return targets
 
-    def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
+    def denormalize_output(self, reconstruction: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Converts a reconstruction of the own site back to its units."""
         if self.config.normalization != "none":
             reconstruction = reconstruction * self.output_scale[0] + self.output_mean

@@ -181,8 +181,8 @@ def test_two_formats_in_one_folder(tmp_path):
 
 def test_what_only_other_libraries_leave_out_is_not_ignored(tmp_path):
     make().save_pretrained(tmp_path)
-    refused("`folded=` says what the files of another library leave out", tmp_path, folded=True)
-    refused("`base_model=` says", tmp_path, base_model="gpt2")
+    refused("`folded=` gives information that the files of another library leave out", tmp_path, folded=True)
+    refused("`base_model=` gives information", tmp_path, base_model="gpt2")
     refused("`variant=` is a part", FIXTURES / "saelens_standard", variant="fp16")
 
 

@@ -243,6 +243,11 @@ CALLS = {
     "tracking.probe.TranscoderProbeCallback.on_evaluate": None,
     "tracking.probe.TranscoderProbeCallback.on_step_end": None,
     "tracking.probe.TranscoderProbeCallback.on_train_begin": None,
+    "training.baseline_dictionaries.fit_baselines": lambda f, m, p: [
+        baselines[name].state_dict()
+        for baselines in f(m, ROWS, [WRITE], ["pca", "random", "identity"], batch_size=4, progress=False).values()
+        for name in baselines
+    ],
     "training.grid.expand_grid": lambda f, m, p: [
         config.to_dict() for config in f(m, [(READ, WRITE)], num_features=24, k=4).configs.values()
     ],

@@ -14,6 +14,7 @@ from .terminal import Parser, echo, printable_logs, quiet_transformers
 _COMMANDS = {
     "demo": "train, evaluate and inspect dictionaries of a real model in a few minutes, without the Hub",
     "train": "train transcoders or SAEs on a language model",
+    "baselines": "make dictionaries to compare trained ones with: components, random directions, neurons",
     "plan": "estimate the memory, disk space and duration of a training run",
     "sweep": "train a grid of dictionaries on one stream of activations and draw their Pareto fronts",
     "runs": "list, compare and plot recorded runs",

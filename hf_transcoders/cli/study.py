@@ -10,6 +10,8 @@ _ACTIONS = {
     "greater-than": "compare few features of a transcoder with few neurons of its MLP, on prompts about years",
     "replacement": "measure the loss with transcoders in place of MLPs: each layer alone, and all of them",
     "feature-patching": "make a model predict the counterfactual answer with few features, against components and neurons",
+    "feature-effects": "ablate features until they are off, and list the next tokens that this raises and lowers",
+    "feature-tree": "find the earlier features that make a feature fire, beside attribution edges",
     "blind": "predict from weights alone when features are active, and score the predictions on text",
 }
 

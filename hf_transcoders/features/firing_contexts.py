@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.token_blocks import TokenBlocks
+from ..data.token_texts import token_texts
 from ..lm.capture import capture
 from ..lm.modes import in_eval_mode
 from ..models.modeling_transcoder import TranscoderModel
@@ -28,6 +29,11 @@ class FiringContext:
 
     tokens: torch.Tensor
     activation: float
+
+    def to_text(self, tokenizer: PreTrainedTokenizerBase, window: int = 12) -> str:
+        """The last tokens as text, with the last of them in `[[ ]]`."""
+        texts = token_texts(tokenizer, self.tokens[-window:].tolist())
+        return "".join([*texts[:-1], f"[[{texts[-1]}]]"])
 
 
 @torch.no_grad()

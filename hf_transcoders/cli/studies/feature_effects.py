@@ -22,7 +22,7 @@ def add_arguments(parser):
     model_arguments(parser)
     text_arguments(parser, max_tokens=20_000)
     group = measuring_arguments(parser, "study")
-    group.add_argument("--contexts", type=whole(1), metavar="N", default=20, help="contexts per feature")
+    add_shared(group, "contexts", default=20)
     group.add_argument(
         "--max-rounds", type=whole(1), metavar="N", default=20, help="times that a feature is taken away, at most"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from ...errors import TranscoderError
 from ..arguments import add_shared, dictionary_arguments, model_arguments, output_arguments
 from ..common import finish, load_base_model, load_dictionaries, open_dictionaries
-from ..values import output_folder, positive, whole
+from ..values import factor, output_folder, whole
 
 
 def add_arguments(parser):
@@ -28,7 +28,7 @@ def add_arguments(parser):
     add_shared(group, "prompts", default=10)
     group.add_argument(
         "--thresholds",
-        type=positive,
+        type=factor,
         nargs="+",
         metavar="NATS",
         default=[1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0],
@@ -45,7 +45,7 @@ def add_arguments(parser):
         help="random orders in which features are visited, besides that by attribution",
     )
     group.add_argument(
-        "--group-size",
+        "--tried-together",
         type=whole(1),
         metavar="N",
         default=32,
@@ -66,7 +66,7 @@ def run(args):
 
     folder = output_folder(args.output)
     dictionaries = load_dictionaries(args)
-    found = {args.transcoders: dictionaries, **{path: open_dictionaries(path) for path in args.against}}
+    found = [(args.transcoders, dictionaries), *((path, open_dictionaries(path)) for path in args.against)]
     base_model, tokenizer = load_base_model(args, dictionaries)
     task = indirect_object_identification(tokenizer, size=args.prompts, corruption="io_other", seed=args.seed)
     study = feature_patching_study(
@@ -76,7 +76,7 @@ def run(args):
         thresholds=args.thresholds,
         random_orders=args.random_orders,
         single_signs=args.single_signs,
-        group_size=args.group_size,
+        group_size=args.tried_together,
         max_patched=args.max_patched,
         seed=args.seed,
         progress=not args.json,
@@ -87,7 +87,7 @@ def run(args):
 def _named(found):
     """Dictionaries of several folders by name: that of the folder if it has one dictionary, else that in the set."""
     named = {}
-    for path, dictionaries in found.items():
+    for path, dictionaries in found:
         for name, dictionary in dictionaries.items():
             name = Path(path).name if len(dictionaries) == 1 else name
             if name in named:

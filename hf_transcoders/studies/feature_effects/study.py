@@ -1,8 +1,6 @@
 """What single features do to the next-token logits: taken away until they are off, beside their direct path."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +11,7 @@ from ...data.token_texts import token_texts
 from ...dictionaries import fitting_dictionaries
 from ...errors import TranscoderError
 from ...evaluation.rank_correlation import spearman_correlation
-from ...features.firing_contexts import FiringContext, firing_contexts
+from ...features.firing_contexts import firing_contexts
 from ...features.measured_change import ablated_predictions
 from ...features.promoted_tokens import stream_rows, why_no_logits
 from ...lm.capture import capture
@@ -25,79 +23,11 @@ from ...lm.stream import direct_logits
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
 from ...models.modeling_transcoder import TranscoderModel
+from .effects_results import FeatureEffect, FeatureEffects, TokenChanges
 
 
 #: Tokens that the model gives a smaller probability, with and without the feature, are not listed.
 MIN_PROBABILITY = 1e-4
-
-TokenChanges = list[tuple[str, float]]
-
-
-@dataclass
-class FeatureEffect:
-    """
-    What one feature does to the next-token logits. Logits are less their mean over the vocabulary, which does not matter for
-    probabilities, and changes are means over contexts.
-
-    Args:
-        feature (`int`): Number of the feature.
-        contexts (`int`): Number of contexts with the feature.
-        example (`str`): The strongest context.
-        activation (`float`): Mean activation in them.
-        removed (`float`): Mean activation that was taken away until the feature was off.
-        rounds (`float`): Mean number of times that it had to be taken away.
-        still_active (`float`): Share of contexts in which it was active after the last round.
-        kl (`float`): Mean KL divergence from the predictions with the feature to those without, in nats.
-        raised, lowered (`list[tuple[str, float]]`):
-            Tokens whose logits ablation raises and lowers most, of those that the model finds likely enough there.
-        direct_raised, direct_lowered (`list[tuple[str, float]]`):
-            The same by the direct path of minus the decoder row, per unit of activation and without the norm's scale.
-        spearman (`float`): Rank correlation over the vocabulary of the change with that of the direct path; NaN without one.
-        spearman_likely (`float`): The same over likely tokens.
-    """
-
-    feature: int
-    contexts: int
-    example: str
-    activation: float
-    removed: float
-    rounds: float
-    still_active: float
-    kl: float
-    raised: TokenChanges
-    lowered: TokenChanges
-    direct_raised: TokenChanges
-    direct_lowered: TokenChanges
-    spearman: float
-    spearman_likely: float
-
-
-@dataclass
-class FeatureEffects:
-    """
-    Effects of features on logits.
-
-    Args:
-        features (`list[FeatureEffect]`): Effects by feature; features that never fire are left out.
-        silent (`list[int]`): Features that never fired in the text.
-        protocol (`dict`): Model, dictionary, text and settings.
-    """
-
-    features: list[FeatureEffect]
-    silent: list[int]
-    protocol: dict[str, Any]
-
-    def to_text(self) -> str:
-        """Format the tables and the protocol as text for a terminal."""
-        from .effects_report import effects_text
-
-        return effects_text(self)
-
-    __str__ = to_text
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all results as JSON values."""
-        return asdict(self)
 
 
 @measures_model
@@ -208,7 +138,7 @@ def _effects(base_model, dictionary, features, contexts, tokenizer, num_tokens, 
             FeatureEffect(
                 feature=feature,
                 contexts=len(its),
-                example=_shown(its[0], tokenizer),
+                example=its[0].to_text(tokenizer),
                 activation=sum(context.activation for context in its) / len(its),
                 removed=removed[mine].mean().item(),
                 rounds=rounds[mine].float().mean().item(),
@@ -296,9 +226,3 @@ def _extreme(change, among, tokenizer, count, sign) -> TokenChanges:
     best = (sign * change[among]).topk(min(count, len(among)))
     ids = among[best.indices].tolist()
     return list(zip(token_texts(tokenizer, ids), (sign * best.values).tolist(), strict=True))
-
-
-def _shown(context: FiringContext, tokenizer, window: int = 12) -> str:
-    """The end of a context, with its last token in brackets."""
-    texts = token_texts(tokenizer, context.tokens[-window:].tolist())
-    return "".join([*texts[:-1], f"[[{texts[-1]}]]"])

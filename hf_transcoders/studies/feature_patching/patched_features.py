@@ -176,7 +176,8 @@ class PatchedFeatures:
                         model, input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                     )
                 rows = torch.arange(len(places), device=logits.device)
-                kl = kl_of_logits(logits[rows, batch.positions["END"]], engine.readout.target[places])
+                target = engine.readout.target[places]  # pyright: ignore[reportAttributeAccessIssue]
+                kl = kl_of_logits(logits[rows, batch.positions["END"]], target)
                 (gradient,) = torch.autograd.grad(kl.sum(), added)
                 values = self.changes.values[places, : gradient.shape[1]]
                 products = gradient.float() @ self.changes.rows.T

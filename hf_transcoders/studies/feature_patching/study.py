@@ -15,6 +15,7 @@ from ...models.direction_dictionary import num_signed_directions
 from ...models.modeling_transcoder import TranscoderModel
 from ...tasks.performance import task_performance
 from ...tasks.task import Task
+from ...text.printable import printable
 from .patched_features import CounterfactualKL, PatchedFeatures
 from .patching_results import FeaturePatchingStudy, PatchedDictionary, PatchingCurve, PatchingPoint, patching_area
 from .threshold_sweep import threshold_sweep
@@ -87,15 +88,15 @@ def feature_patching_study(
     performance = task_performance(model, task)
     engine = PatchEngine(model, task, metric=CounterfactualKL(model, task))
     found = []
-    with in_eval_mode(*named.values()), tqdm(total=len(named), desc="dictionaries", disable=not progress) as bar:
+    with in_eval_mode(*named.values()), tqdm(unit="set", disable=not progress) as bar:
         for name, dictionary in named.items():
             signed = num_signed_directions(dictionary) is not None
             for pairs in _units(signed, single_signs):
                 patched = PatchedFeatures(engine, dictionary, pairs)
                 orders = _orders(patched, random_orders, seed)
                 label = f"± {name}" if signed and not pairs else name
-                found.append(_measured(label, patched, orders, thresholds, group_size, max_patched))
-            bar.update()
+                bar.set_description(f"patching {printable(label)}")
+                found.append(_measured(label, patched, orders, thresholds, group_size, max_patched, bar))
     protocol = {
         **engine.protocol(),
         "thresholds": ", ".join(f"{threshold:g}" for threshold in thresholds) + " nats",
@@ -120,14 +121,19 @@ def _orders(patched: PatchedFeatures, random_orders: int, seed: int) -> dict[str
     return orders
 
 
-def _measured(name, patched: PatchedFeatures, orders, thresholds, group_size, max_patched) -> PatchedDictionary:
+def _measured(name, patched: PatchedFeatures, orders, thresholds, group_size, max_patched, bar) -> PatchedDictionary:
     changes = patched.changes
     none = torch.zeros(1, len(changes.rows), dtype=torch.bool)
     kl_none = patched.kl(none).item()
     curves = []
+
+    def measure(kept):
+        bar.update(len(kept))
+        return patched.kl(kept)
+
     for order, visits in orders.items():
         before = patched.measured
-        path = threshold_sweep(patched.kl, visits, thresholds, group_size)
+        path = threshold_sweep(measure, visits, thresholds, group_size)
         points = [PatchingPoint(each.size, each.kl, changes.edit_size(each.kept), each.threshold) for each in path]
         if points[-1].patched:
             points.append(PatchingPoint(0, kl_none, 0.0))

@@ -45,6 +45,7 @@ def firing_contexts(
     count: int,
     *,
     lowest_share: float = 0.5,
+    outlier_factor: float | None = 10.0,
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[int, list[FiringContext]]:
@@ -59,6 +60,10 @@ def firing_contexts(
         count (`int`): Largest number of contexts of each feature.
         lowest_share (`float`, *optional*, defaults to 0.5):
             Smallest activation, as a share of the largest in the text. Cunningham et al. (2023) draw from [M / 2, M].
+        outlier_factor (`float`, *optional*, defaults to 10.0):
+            Factor of a batch's median norm above which tokens are not searched, as [`ActivationHarvester`] leaves them out of
+            training: on the few tokens that models use as attention sinks, nearly every feature has its largest activation.
+            `None` searches all.
         batch_size (`int`, *optional*, defaults to 8): Blocks per forward pass.
         seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
@@ -74,7 +79,11 @@ def firing_contexts(
         for batch in blocks.batches(base_model, batch_size):
             base_model(**batch.inputs)
             inputs = activations.of_tokens(site, batch.input_ids.shape)
-            found = some_features(dictionary, inputs, wanted).where(batch.mask[..., None].to(dictionary.device), 0)
+            mask = batch.mask.to(inputs.device)
+            if outlier_factor is not None and mask.any():
+                norms = inputs.float().norm(dim=-1)
+                mask = mask & (norms <= outlier_factor * norms[mask].median())
+            found = some_features(dictionary, inputs, wanted).where(mask[..., None].to(dictionary.device), 0)
             values, places = found.max(1)
             strongest[batch.numbers], positions[batch.numbers] = values.cpu(), places.cpu()
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ import torch
 from hf_transcoders import capture
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.features.firing_contexts import firing_contexts
+from tests.studies.feature_patching.test_feature_patching import sae_of
 from tests.studies.greater_than.setups import transcoder_of
 from tests.tiny_models import tiny_model
 
@@ -40,3 +41,17 @@ def test_contexts_are_strong_and_one_of_a_block():
             assert [value for _, value in got] == sorted((value for _, value in got), reverse=True)
     one, other = (firing_contexts(model, dictionary, [0], blocks, 3, seed=seed)[0] for seed in (0, 1))
     assert [each.activation for each in one] != [each.activation for each in other]
+
+
+@torch.no_grad()
+def test_outliers_are_left_out_as_in_training():
+    model = tiny_model("llama").eval()
+    with torch.no_grad():
+        # Token 5 enters the stream, and the site, with much more than the usual norm.
+        model.get_input_embeddings().weight[5] *= 1000
+    stream = sae_of(model, "layers.0.resid_post")
+    rows = [{"input_ids": [*row["input_ids"][:6], 5, *row["input_ids"][7:]]} for row in ROWS]
+    blocks = TokenBlocks(rows, max_tokens=1000, skip_first=1)
+    for factor, outliers in ((None, True), (10.0, False)):
+        found = firing_contexts(model, stream, [0, 1, 2, 3], blocks, 50, outlier_factor=factor)
+        assert any(int(each.tokens[-1]) == 5 for its in found.values() for each in its) == outliers

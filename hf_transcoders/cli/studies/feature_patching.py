@@ -49,7 +49,7 @@ def add_arguments(parser):
         type=whole(1),
         metavar="N",
         default=32,
-        help="features that are tried together first; 1 tries each alone",
+        help="features that are tried together first, at most; 1 tries each alone",
     )
     group.add_argument(
         "--max-patched", type=whole(1), metavar="N", default=512, help="number of features that the area goes to"

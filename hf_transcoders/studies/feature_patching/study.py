@@ -62,7 +62,7 @@ def feature_patching_study(
             estimated to change least.
         single_signs (`bool`, *optional*, defaults to `False`):
             Whether to patch the two signs of a direction one by one as well, as features of their own (`±`).
-        group_size (`int`, *optional*, defaults to 32): Number of features that are tried together first; 1 tries each alone.
+        group_size (`int`, *optional*, defaults to 32): Largest number of features that are tried together first; 1 tries each alone.
         max_patched (`int`, *optional*, defaults to 512): Limit of the area under the curve.
         seed (`int`, *optional*, defaults to 0): Seed of the random orders.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.

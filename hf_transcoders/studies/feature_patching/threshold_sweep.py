@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 
 
+# Groups at the start of each threshold, so that few units are tried one by one.
+_GROUPS = 16
+
+
 @dataclass(frozen=True)
 class PatchedSet:
     """
@@ -38,11 +42,12 @@ def threshold_sweep(
     """
     Removes units from the set of all, threshold by threshold.
 
-    At each threshold, groups of `group_size` remaining units are visited in order. A group is removed if the KL divergence
-    rises by less than the threshold for each of its units; of those that are not, each is split in halves, and these are
-    visited after all groups, down to single units. So a unit that stays was tried alone and mattered by at least the
-    threshold. With `group_size=1` this is the algorithm of Conmy et al. (2023) as Cunningham et al. (2023) use it, with a test
-    for each unit and threshold; groups remove at once what raises the KL by no more than the single tests would have allowed.
+    At each threshold, groups of at most `group_size` remaining units, and at least 16 groups if there are as many units, are
+    visited in order. A group is removed if the KL divergence rises by less than the threshold for each of its units; of those
+    that are not, each is split in halves, and these are visited after all groups, down to single units. So a unit that stays
+    was tried alone and mattered by at least the threshold. With `group_size=1` this is the algorithm of Conmy et al. (2023) as
+    Cunningham et al. (2023) use it, with a test for each unit and threshold; groups remove at once what raises the KL by no
+    more than the single tests would have allowed.
 
     As long as nothing is removed, all tests are of the same set, so they are measured together. Tests that a removal makes
     obsolete are repeated: the result does not depend on `max_sets`.
@@ -51,7 +56,7 @@ def threshold_sweep(
         measure (`Callable`): Returns the KL `(sets,)` of sets `(sets, units)` bool.
         order (`torch.LongTensor` of shape `(units,)`): Units in the order in which they are visited.
         thresholds (`Sequence[float]`): Thresholds, ascending.
-        group_size (`int`, *optional*, defaults to 32): Number of units that are tried together first.
+        group_size (`int`, *optional*, defaults to 32): Largest number of units that are tried together first.
         max_sets (`int`, *optional*, defaults to 16): Largest number of sets that are measured together.
 
     Returns:
@@ -62,7 +67,8 @@ def threshold_sweep(
     path = [PatchedSet(kept, current)]
     for threshold in thresholds:
         remaining = order[kept[order]]
-        waiting = deque(remaining.split(group_size)) if len(remaining) else deque()
+        size = min(group_size, max(1, len(remaining) // _GROUPS))
+        waiting = deque(remaining.split(size)) if len(remaining) else deque()
         ahead = 1
         while waiting:
             tried = [waiting.popleft() for _ in range(min(ahead, len(waiting)))]

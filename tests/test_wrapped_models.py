@@ -71,8 +71,8 @@ def public_functions():
     return found
 
 
-def dictionary_of(model):
-    config = TranscoderConfig.for_model(model, READ, WRITE, num_features=24, activation="relu")
+def dictionary_of(model, read=READ, write=WRITE):
+    config = TranscoderConfig.for_model(model, read, write, num_features=24, activation="relu")
     dictionary = TranscoderModel(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -86,6 +86,7 @@ class Parts:
 
     def __init__(self, plain, folder):
         self.dictionary = dictionary_of(plain)
+        self.later = dictionary_of(plain, "layers.2.mlp.in", "layers.2.mlp.branch")
         self.dictionaries = TranscoderSet([self.dictionary])
         self.task, self.folder = tiny_task(), folder
         self.ids = IDS[0].tolist()
@@ -197,6 +198,24 @@ CALLS = {
     "studies.blind.study.blind_study": lambda f, m, p: f(
         m, p.dictionaries, next(iter(p.dictionaries)), ROWS, TOKENIZER, num_features=2, null_features=3, **_QUIET
     ),
+    "studies.feature_effects.study.feature_effects_study": lambda f, m, p: f(
+        m, p.dictionary, ROWS, TOKENIZER, [1, 2], num_contexts=3, max_tokens=64
+    ),
+    "studies.feature_patching.study.feature_patching_study": lambda f, m, p: f(
+        m, p.task, {"one": p.dictionary}, thresholds=(0.1,), random_orders=0, progress=False
+    ),
+    "studies.feature_tree.study.feature_tree_study": lambda f, m, p: f(
+        m,
+        {"one": p.dictionary, "two": p.later},
+        ROWS,
+        TOKENIZER,
+        "two",
+        1,
+        depth=1,
+        num_contexts=2,
+        max_tokens=64,
+        progress=False,
+    ),
     "studies.greater_than.study.greater_than_study": lambda f, m, p: f(
         m, p.dictionary, TOKENIZER, max_k=2, num_features=1, **_QUIET
     ),
@@ -243,6 +262,11 @@ CALLS = {
     "tracking.probe.TranscoderProbeCallback.on_evaluate": None,
     "tracking.probe.TranscoderProbeCallback.on_step_end": None,
     "tracking.probe.TranscoderProbeCallback.on_train_begin": None,
+    "training.baseline_dictionaries.fit_baselines": lambda f, m, p: [
+        baselines[name].state_dict()
+        for baselines in f(m, ROWS, [WRITE], ["pca", "random", "identity"], batch_size=4, progress=False).values()
+        for name in baselines
+    ],
     "training.grid.expand_grid": lambda f, m, p: [
         config.to_dict() for config in f(m, [(READ, WRITE)], num_features=24, k=4).configs.values()
     ],

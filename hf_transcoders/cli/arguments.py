@@ -19,6 +19,7 @@ class Option(NamedTuple):
 SHARED = {
     "add_bos": Option("begin prompts with the beginning-of-sequence token; by default, as the tokenizer does"),
     "batch_size": Option("rows per forward pass", "N", whole(1)),
+    "contexts": Option("contexts per feature", "N", whole(1)),
     "corruption": Option("what the corrupted prompt changes, for tasks with several corruptions", "NAME"),
     "data": Option(
         "text: a Hub dataset id, a file or folder (.txt, .jsonl, .parquet, .csv), or `docstrings`, the English docstrings of "

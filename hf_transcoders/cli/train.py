@@ -55,6 +55,14 @@ class DictionaryOptions:
     l1_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L1 penalty, for relu and gated"})
     l0_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L0 penalty, for jumprelu"})
     target_l0: float | None = field(default=None, metadata={"help": "target L0 of the penalty, for jumprelu"})
+    auxk_coefficient: float = field(
+        default=0.03125, metadata={"help": "coefficient of the AuxK loss, which revives dead features; 0 for none"}
+    )
+    tied: bool = field(
+        default=False,
+        metadata={"help": "tie the decoder to the encoder, with rows of unit norm, as in the SAEs of 2023"},
+    )
+    decoder_bias: bool = field(default=True, metadata={"help": "give the output a bias; the SAEs of 2023 have none"})
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
@@ -401,8 +409,8 @@ def shared_options(options: DictionaryOptions) -> dict:
     return {
         name: getattr(options, name)
         for name in (
-            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
-            "loss_reduction",
+            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "auxk_coefficient", "tied",
+            "decoder_bias", "normalization", "loss_reduction",
         )
     }  # fmt: skip
 

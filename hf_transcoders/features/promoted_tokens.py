@@ -52,7 +52,7 @@ def promoted_tokens(
         the residual stream or the model's family is not known.
     """
     for site in output_sites(dictionary):
-        if why_not := _why_no_logits(base_model, dictionary, site):
+        if why_not := why_no_logits(base_model, dictionary, site):
             logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
             return [[] for _ in features], [[] for _ in features]
     promoted, suppressed = [], []
@@ -85,7 +85,7 @@ def direct_path_scores(
         `torch.Tensor` of shape `(some features, vocabulary)`: z-scores, of the features in their order. A token that all
         features weigh alike has the z-score 0.
     """
-    rows = _stream_rows(base_model, dictionary, torch.arange(dictionary.config.num_features, device=dictionary.device))
+    rows = stream_rows(base_model, dictionary, torch.arange(dictionary.config.num_features, device=dictionary.device))
     mean_row = rows.mean(0, keepdim=True)
     mean = direct_logits(base_model, mean_row)[0]
     some = max(1, _MAX_ELEMENTS // len(mean))
@@ -100,7 +100,7 @@ def direct_path_scores(
         yield z.masked_fill_(alike, 0.0)
 
 
-def _stream_rows(base_model, dictionary, features):
+def stream_rows(base_model, dictionary, features):
     """The writes of features to the residual stream per unit of activation, `(features, hidden)` in fp32."""
     written = []
     # What is written at several sites adds up in the stream.
@@ -110,7 +110,7 @@ def _stream_rows(base_model, dictionary, features):
     return torch.stack(written).sum(0)
 
 
-def _why_no_logits(base_model, dictionary, site) -> str | None:
+def why_no_logits(base_model, dictionary, site) -> str | None:
     """Why decoder rows have no direct effect on logits, or `None` if they have."""
     head, width = base_model.get_output_embeddings(), dictionary.config.d_out
     if head is None:

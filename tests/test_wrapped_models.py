@@ -211,6 +211,9 @@ CALLS = {
     "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
         m, ROWS, max_tokens=64, **_QUIET
     ).evaluate(p.dictionaries),
+    "features.collect.collect_examples": lambda f, m, p: f(
+        m, p.dictionaries, ROWS, TOKENIZER, max_tokens=64, **_QUIET
+    ),
     "features.feature_examples.explain_features": lambda f, m, p: f(
         m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
     ),

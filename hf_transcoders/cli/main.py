@@ -19,6 +19,7 @@ _COMMANDS = {
     "runs": "list, compare and plot recorded runs",
     "evaluate": "measure the sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "show top activations and promoted tokens of features",
+    "explain": "explain features by rules or a chat model, and score the explanations beside controls",
     "push": "publish a dictionary or set on the Hub",
     "convert": "convert a dictionary or set from or to the format of another library",
     "tasks": "list tasks for circuits, show their prompts, and measure a model on them",

@@ -28,7 +28,7 @@ from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
 from ..text.strict_json import to_json
-from .example_files import save_examples
+from .example_files import EXAMPLES_NAME, load_examples, read_example_facts, save_examples
 from .examples import ExampleText, FeatureExamples
 from .running_examples import ExampleSizes, RunningExamples
 from .text_sample import TextSample, sample_text
@@ -86,7 +86,7 @@ def collect_examples(
             Seed of the drawn rows and of all random examples.
         output_dir (`str` or `os.PathLike`, *optional*):
             Folder in which the examples are saved. A pass into it that was interrupted goes on where it was saved last, with
-            the same result, bit for bit, as without interruption.
+            the same result, bit for bit, as without interruption, and a complete one is read instead of repeated.
         save_seconds (`float`, *optional*, defaults to 120):
             Seconds between saves of an unfinished pass.
         progress (`bool`, *optional*, defaults to `True`):
@@ -123,6 +123,9 @@ def collect_examples(
         }
         settings = {"sizes": asdict(sizes), "batch_size": batch_size, "skip_first": skip_first, "seed": seed}
         facts = example_facts(base_model, named, tokenizer, sample, settings)
+        if output_dir is not None and Path(output_dir, EXAMPLES_NAME).exists():
+            if not differences(read_example_facts(output_dir), facts):
+                return load_examples(output_dir)
         unfinished = None if output_dir is None else _Unfinished(Path(output_dir), facts, running, save_seconds)
         read_all(base_model, running, sample, batch_size, unfinished=unfinished, progress=progress)
     text = ExampleText.of(sample)
@@ -193,13 +196,14 @@ def example_facts(
     text = new_hash()
     for row, mask in zip(sample.blocks.texts, sample.blocks.masks, strict=True):
         text.update(len(row).to_bytes(8, "little") + row.numpy().tobytes() + mask.numpy().tobytes())
-    return {
+    facts = {
         "base_model": {"name": base_model.config.name_or_path or None, **model_facts(base_model)},
         "dictionaries": {name: dictionary_digest(dictionary) for name, dictionary in named.items()},
         "tokenizer": tokenizer_digest(tokenizer),
         "text": digest_of(text),
         "settings": dict(settings),
     }
+    return json.loads(to_json(facts))
 
 
 def dictionary_digest(dictionary: TranscoderModel) -> str:

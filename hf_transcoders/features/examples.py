@@ -30,7 +30,7 @@ class ExampleWindow:
         peak (`int`): Index of the token that the example is for; of a silent window, 0.
         row (`int`): Row of the dataset.
         start (`int`): Position of the first token in the row, without padding.
-        document (`int`): Number of the document that the token at `peak` belongs to.
+        documents (`tuple[int, ...]`): Numbers of the documents that its tokens belong to, the one of the token at `peak` first.
     """
 
     tokens: list[int]
@@ -38,7 +38,12 @@ class ExampleWindow:
     peak: int
     row: int
     start: int
-    document: int
+    documents: tuple[int, ...]
+
+    @property
+    def document(self) -> int:
+        """Number of the document that the token at `peak` belongs to."""
+        return self.documents[0]
 
     @property
     def value(self) -> float:
@@ -220,13 +225,14 @@ class FeatureExamples:
         """How often a feature fires how strongly."""
         return histogram_of(self.bins[feature], int(self.exponents[feature]))
 
-    def windows(self, feature: int, group: str) -> list[ExampleWindow]:
+    def windows(self, feature: int, group: str, as_drawn: bool = False) -> list[ExampleWindow]:
         """
         Examples of a feature.
 
         Args:
             feature (`int`): Number of the feature.
             group (`str`): Name of the group, as in [`ExampleSizes`], except `interval`.
+            as_drawn (`bool`, *optional*, defaults to `False`): Whether random ones are in the order in which they were drawn.
 
         Returns:
             `list[ExampleWindow]`: strongest first; windows in which the feature is silent in the order of their choice.
@@ -242,7 +248,9 @@ class FeatureExamples:
             known = ", ".join(name for name in self.groups if name != "interval")
             raise TranscoderError(f"There are no examples of the kind '{group}': choose from {known}.")
         found = list(self._windows(self.groups[group], (feature,), silent=group in SILENT_GROUPS))
-        return found if group in SILENT_GROUPS else sorted(found, key=lambda window: -window.value)
+        if as_drawn or group in SILENT_GROUPS:
+            return found
+        return sorted(found, key=lambda window: -window.value)
 
     def quantiles(self, feature: int, count: int = 5, size: int = 5) -> dict[str, list[ExampleWindow]]:
         """
@@ -312,6 +320,7 @@ class FeatureExamples:
             if not silent:
                 start = int(window_start(torch.tensor(position), torch.tensor(end - begin), size))
             tokens = self.text.tokens[begin + start : min(begin + start + size, end)].tolist()
+            its = self.text.documents[begin + start : begin + start + len(tokens)].tolist()
             activations = [0.0] * len(tokens)
             if not silent:
                 activations = (group.windows[place][number, : len(tokens)].float() * value).tolist()
@@ -321,7 +330,7 @@ class FeatureExamples:
                 peak=position - start,
                 row=int(self.text.rows[row]),
                 start=start,
-                document=int(self.text.documents[begin + position]),
+                documents=tuple(dict.fromkeys([int(self.text.documents[begin + position]), *its])),
             )
 
     def _drop_stale(self) -> None:

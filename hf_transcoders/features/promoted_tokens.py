@@ -52,7 +52,7 @@ def promoted_tokens(
         the residual stream or the model's family is not known.
     """
     for site in map(Site.parse, dictionary.config.output_sites):
-        if why_not := _why_no_logits(base_model, dictionary, site):
+        if why_not := why_no_logits(base_model, dictionary, site):
             logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
             return [[] for _ in features], [[] for _ in features]
     promoted, suppressed = [], []
@@ -110,7 +110,7 @@ def _stream_rows(base_model, dictionary, features):
     return torch.stack(written).sum(0)
 
 
-def _why_no_logits(base_model, dictionary, site) -> str | None:
+def why_no_logits(base_model, dictionary, site) -> str | None:
     """Why decoder rows have no direct effect on logits, or `None` if they have."""
     head, width = base_model.get_output_embeddings(), dictionary.config.d_out
     if head is None:

@@ -1,12 +1,12 @@
 """`hf-transcoders explain`: explain features, and score the explanations beside honest controls."""
 
-import re
 from pathlib import Path
 
 from ..errors import TranscoderError
 from .arguments import (
     add_shared,
     declare_shared,
+    feature_arguments,
     measuring_arguments,
     model_arguments,
     output_arguments,
@@ -24,16 +24,6 @@ from .terminal import Parser, echo, print_json
 from .values import output_folder, whole
 
 
-_SAMPLE = re.compile(r"sample:(.+)", re.ASCII)
-
-
-def features_or_sample(text: str) -> int | tuple[str, int]:
-    """Type of `--features`: the number of a feature, or `sample:N` for N random ones."""
-    if sample := _SAMPLE.fullmatch(text):
-        return "sample", whole(1)(sample[1])
-    return whole(0)(text)
-
-
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
@@ -41,24 +31,23 @@ def parse(argv, prog):
         "tokens, de-embeddings, and their best combination) and, if asked for, by a chat model. Scores every explanation on documents "
         "that its explainer has not seen, beside a table of tokens and a language model with random weights. Saves the explanations "
         "beside the dictionary, where graphs and pushes find them. An interrupted run goes on if it is repeated.",
-        epilog="example:\n  hf-transcoders explain runs/l8 --features sample:200 --data wikitext.txt",
+        epilog="example:\n  hf-transcoders explain runs/l8 --max-features 200 --data wikitext.txt",
     )
     declare_shared(parser.add_argument("transcoders"))
     group = parser.add_argument_group("dictionaries")
     add_shared(group, "transcoders_revision")
     add_shared(group, "kind", "by default, all of a set", choices=["transcoder", "sae"])
     add_shared(group, "dictionary", "required if the set has several")
-    group = parser.add_argument_group("features")
-    add_shared(
-        group, "features", "or sample:N for N random ones that fire; by default, sample:200", nargs="+",
-        default=[("sample", 200)],
-    )  # fmt: skip
-    group._group_actions[-1].type = features_or_sample
+    feature_arguments(parser, "a random sample of features that are active in the text", 200)
     model_arguments(parser)
     text_arguments(parser, max_tokens=500_000)
     group = measuring_arguments(parser, "explanations and scores")
     group.add_argument(
-        "--window", type=whole(8, 4096), metavar="N", default=64, help="tokens of an example; the 2023 paper has 64"
+        "--example-tokens",
+        type=whole(8, 4096),
+        metavar="N",
+        default=64,
+        help="tokens of an example, as in the 2023 paper",
     )
     add_shared(group, "seed", "the same seed gives the same numbers", default=0)
     group.add_argument("--no-control", action="store_true", help="leave out the language model with random weights")
@@ -85,9 +74,6 @@ def parse(argv, prog):
 def run(args):
     if args.chat_url and not args.chat_model:
         raise TranscoderError("--chat-url is the address of a service: give the name of its model by --chat-model.")
-    samples = [each for each in args.features if isinstance(each, tuple)]
-    if samples and len(args.features) > 1:
-        raise TranscoderError("Give --features either numbers of features, or sample:N alone.")
     output = output_folder(args.output)
     import torch
 
@@ -95,8 +81,8 @@ def run(args):
     from ..features.collect import dictionary_digest, tokenizer_digest
     from ..features.explain.explanation_file import chosen_explanations, save_explanations
     from ..features.explain.random_control import random_control
+    from ..features.explain.score_means import mean_scores
     from ..features.explain.scoring import rule_explainers, rule_scorers, sample_features, score_explanations
-    from ..features.explain.summary import mean_scores
     from ..features.explain.surprisal import SurprisalScorer
     from ..lm.devices import input_device
     from ..reports.explanation_sections import explanation_sections, score_table
@@ -107,18 +93,18 @@ def run(args):
     name = choose_dictionary(dictionaries, args.dictionary)
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionary = dictionaries[name].to(input_device(base_model))
-    wanted = [each for each in args.features if not isinstance(each, tuple)]
+    wanted = args.features or []
     size = dictionary.config.num_features
     if too_large := [feature for feature in wanted if feature >= size]:
         raise TranscoderError(f"Feature {too_large[0]} does not exist: '{name}' has the features 0 to {size - 1}.")
     rows = load_text(args, tokenizer)
-    sizes = ExampleSizes(window=min(args.window, args.sequence_length))
+    sizes = ExampleSizes(window=min(args.example_tokens, args.sequence_length))
     options = {"sizes": sizes, "max_tokens": args.max_tokens, "batch_size": args.batch_size, "skip_first": args.skip_first,
                "special_token_ids": tokenizer.all_special_ids, "seed": args.seed, "progress": not args.json}  # fmt: skip
     examples = collect_examples(
         base_model, {name: dictionary}, rows, tokenizer, output_dir=output / "examples", **options
     )[name]
-    features = wanted or sample_features(examples, samples[0][1], args.seed)
+    features = wanted or sample_features(examples, args.max_features, args.seed)
     explainers, chat_scorers = rule_explainers(base_model, dictionary, tokenizer, features), []
     if args.chat_model:
         chat_explainer, chat_scorers = _chat(args, output, tokenizer)
@@ -182,7 +168,7 @@ def run(args):
         return
     scored = sum(result.skipped is None for result in results)
     echo(*tables_text([score_table(f"{scored} of {len(results)} features", results, control)]).split("\n"), "")
-    from ..features.explain.summary import skip_reasons
+    from ..features.explain.score_means import skip_reasons
 
     echo(*(f"skipped: {count} times: {why}" for why, count in skip_reasons(results).items()))
     echo(*([f"The explanations are saved in {saved}"] if saved else []), page)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..features.explain.score_means import mean_scores, skip_reasons
 from ..features.explain.scoring import FLOOR, FeatureScores
-from ..features.explain.summary import mean_scores, skip_reasons
 from .sections import Section, Table
 
 

@@ -26,13 +26,13 @@ def place(tmp_path_factory):
 
 def explain(place, output, *more, data="train.txt"):
     return main(
-        ["explain", str(place / "one"), "--data", str(place / data), "--sequence-length", "16", "--window", "8", "--device",
+        ["explain", str(place / "one"), "--data", str(place / data), "--sequence-length", "16", "--example-tokens", "8", "--device",
          "cpu", "--output", str(output), *more]
     )  # fmt: skip
 
 
 def test_it_writes_scores_and_explanations(place, tmp_path, capsys):
-    assert explain(place, tmp_path / "out", "--features", "sample:6", "--surprisal", "--json") == 0
+    assert explain(place, tmp_path / "out", "--max-features", "6", "--surprisal", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     means = {(mean["explainer"], mean["score"]): mean for mean in printed["means"]}
     floor = means["token-table floor", "simulation.top_and_random"]
@@ -50,7 +50,7 @@ def test_it_writes_scores_and_explanations(place, tmp_path, capsys):
     assert len(load_examples(tmp_path / "out" / "examples")) == 1
     # Repeated, it reads what is there; the text is the same as without --json.
     before = (tmp_path / "out" / "scored.jsonl").read_bytes()
-    assert explain(place, tmp_path / "out", "--features", "sample:6", "--surprisal") == 0
+    assert explain(place, tmp_path / "out", "--max-features", "6", "--surprisal") == 0
     assert (tmp_path / "out" / "scored.jsonl").read_bytes() == before
     text = capsys.readouterr().out
     assert "token-table floor" in text and "random weights" in text and "feature_explanations.json" in text
@@ -68,14 +68,13 @@ def test_features_by_number_without_control(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--features", "sample:0"], "0 is out of range"),
-        (["--features", "sample:x"], "'x' is not a whole number"),
-        (["--features", "sample:3", "4"], "either numbers of features, or sample:N alone"),
+        (["--max-features", "0"], "0 is out of range"),
+        (["--max-features", "3", "--features", "4"], "not allowed with argument"),
         (["--features", "24"], "Feature 24 does not exist"),
         (["--chat-url", "http://localhost:1/v1"], "give the name of its model by --chat-model"),
         (["--chat-url", "localhost", "--chat-model", "m", "--features", "1"], "is not the address of a service"),
         (
-            ["--max-tokens", "100", "--features", "sample:4", "--no-control"],
+            ["--max-tokens", "100", "--max-features", "4", "--no-control"],
             "None of the 4 features could be explained",
         ),
     ],

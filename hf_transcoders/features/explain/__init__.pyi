@@ -25,13 +25,13 @@ from .predictor_scorers import DetectionScorer as DetectionScorer
 from .predictor_scorers import FuzzingScorer as FuzzingScorer
 from .predictor_scorers import SimulationScorer as SimulationScorer
 from .random_control import random_control as random_control
+from .score_means import MeanScore as MeanScore
+from .score_means import mean_scores as mean_scores
 from .scoring import FeatureScores as FeatureScores
 from .scoring import rule_explainers as rule_explainers
 from .scoring import rule_scorers as rule_scorers
 from .scoring import sample_features as sample_features
 from .scoring import score_explanations as score_explanations
-from .summary import MeanScore as MeanScore
-from .summary import mean_scores as mean_scores
 from .surprisal import SurprisalScorer as SurprisalScorer
 from .token_classes import TokenClasses as TokenClasses
 from .token_classes import TokenClassExplainer as TokenClassExplainer

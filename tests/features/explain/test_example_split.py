@@ -40,7 +40,7 @@ def test_ranks_are_those_of_the_paper(examples):
     fit = lambda ranks: [r for r in ranks if not seen & set(top[r - 1].documents)]  # noqa: E731
     expected = [*fit([3, 7, 11, 15, 19]), *fit([4, 8, 12, 16, 20])][:5]
     assert [top.index(window) + 1 for window in split.test_top] == expected and expected[0] == 3
-    drawn = [w for w in examples.windows(TOKEN, "random_windows", as_drawn=True)]
+    drawn = examples.windows(TOKEN, "random_windows", as_drawn=True)
     left = [w for w in drawn if not seen & set(w.documents)]
     left = [w for w in left if (w.row, w.position) not in {(t.row, t.position) for t in split.test_top}]
     assert split.test_random == [left[i] for i in (1, 4, 7, 10, 13)]

@@ -67,7 +67,7 @@ def test_labels_of_graphs(saved, base, tmp_path):
     dictionary, folder = saved
     named = {"layers.1": dictionary}
     assert saved_labels(folder, named, 200) == {"layers.1": {3: "names <b>", 1: "months"}}
-    assert saved_labels(folder, named, 6) == {"layers.1": {3: "nam...", 1: "months"}}
+    assert saved_labels(folder, named, 7) == {"layers.1": {3: "name...", 1: "months"}}
     assert saved_labels("some/hub-id", named, 200) == {}
     both = TranscoderSet({"a": dictionary, "b": random_dictionary(base, 2)})
     both.save_pretrained(tmp_path / "set")

@@ -148,7 +148,7 @@ def run(args):
         "windows": f"{sizes.window} tokens, one of each document",
         "control": None
         if control is None
-        else "the same architecture with random weights, random features as sparse as these",
+        else "blocks with random weights of the same mean and deviation, untrained features as sparse as these",
         "chat model": args.chat_model,
         "seed": args.seed,
         "versions": f"torch {torch.__version__}",

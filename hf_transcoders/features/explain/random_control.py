@@ -1,5 +1,7 @@
 """The control of scores: features of a language model with random weights."""
 
+import copy
+
 import torch
 from transformers import PreTrainedModel
 
@@ -10,14 +12,17 @@ from ..examples import FeatureExamples
 
 
 @takes_model
+@torch.no_grad()
 def random_control(
     base_model: PreTrainedModel, dictionary: TranscoderModel, examples: FeatureExamples, seed: int = 0
 ) -> tuple[PreTrainedModel, TranscoderModel]:
     """
-    A language model of the same architecture with random weights, and random features of it as sparse as those of a dictionary.
+    A copy of a language model with random weights, and random features of it as sparse as those of a dictionary.
 
-    Random transformers pass on which token they read, so that explanations by tokens score well on them. What a score means is
-    seen only beside theirs.
+    Every matrix of its blocks is drawn anew, with the mean and deviation that it had; embeddings, norms and biases stay, as in the
+    control of [Heap et al. (2025)](https://arxiv.org/abs/2501.17727) that keeps the embeddings. They train a dictionary on the
+    random model, which scores higher than the untrained one here: for that, train one on the returned model, and score its
+    examples in place of these.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]): Causal language model.
@@ -32,7 +37,12 @@ def random_control(
     devices = [base_model.device] if base_model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        model = type(base_model)(base_model.config).to(base_model.device, base_model.dtype).eval()
+        model = copy.deepcopy(base_model).eval()
+        ends = model.get_input_embeddings(), model.get_output_embeddings()
+        embeddings = {id(each.weight) for each in ends if each is not None}
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and id(parameter) not in embeddings:
+                parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
         sites = dictionary.config.input_site, dictionary.config.output_sites[0]
         k = max(1, min(dictionary.config.num_features, round(float(examples.density.sum()))))
         config = TranscoderConfig.for_model(

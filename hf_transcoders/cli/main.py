@@ -26,7 +26,7 @@ _COMMANDS = {
     "circuits": "find the heads that implement a task, and compare the circuits of two tasks",
     "graph": "compute the attribution graph of a prompt, as an interactive page",
     "paths": "find the strongest paths through features, heads and tokens to a logit or feature",
-    "study": "run case studies of transcoders: greater-than, whole-model replacement, blind case studies",
+    "study": "run case studies: greater-than, whole-model replacement, blind case studies, auto-interpretation",
     "info": "describe a dictionary, a set or this machine",
 }
 

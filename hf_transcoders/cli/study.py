@@ -9,6 +9,7 @@ from .terminal import Parser
 _ACTIONS = {
     "greater-than": "compare few features of a transcoder with few neurons of its MLP, on prompts about years",
     "replacement": "measure the loss with transcoders in place of MLPs: each layer alone, and all of them",
+    "autointerp": "compare how well the features of several kinds of dictionaries can be explained",
     "blind": "predict from weights alone when features are active, and score the predictions on text",
 }
 

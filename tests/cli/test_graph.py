@@ -221,7 +221,9 @@ def test_labels_from_a_file(folder, tmp_path, capsys):
 def test_explanations_that_were_saved_label_the_features(folder, tmp_path, capsys):
     loaded = TranscoderSet.from_pretrained(folder / "set")
     name, dictionary = next(iter(loaded.items()))
-    explanations = {i: SavedExplanation("planted <b>label</b>", "combination") for i in range(dictionary.config.num_features)}
+    explanations = {
+        i: SavedExplanation("planted <b>label</b>", "combination") for i in range(dictionary.config.num_features)
+    }
     path = save_explanations(explanations, dictionary, set_folders(folder / "set")[name])
     try:
         assert graph(folder, tmp_path / "out", "--max-features", "60") == 0

@@ -14,6 +14,7 @@ from ...errors import TranscoderError
 from ...fingerprint import digest_of
 from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
+from ...lm.wrappers import language_model
 from ...text.checked import entry
 from ...text.printable import printable
 from ...text.strict_json import parse_json, to_json
@@ -111,7 +112,7 @@ class LocalChat:
                 "instructions."
             )
         self.name = str(tokenizer.name_or_path)
-        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.model, self.tokenizer, self.max_tokens = language_model(model), tokenizer, max_tokens
 
     @torch.no_grad()
     def answer(self, messages: Messages) -> str:

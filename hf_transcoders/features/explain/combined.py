@@ -27,9 +27,7 @@ class CombinedExplainer:
         self.explainers = list(explainers)
 
     def fit(self, split: ExampleSplit) -> Explanation:
-        # By documents, so that what is chosen is what carries over to others.
-        half = [window for window in split.train if all(document % 2 for document in window.documents)]
-        held_out = [window for window in split.train if all(document % 2 == 0 for document in window.documents)]
+        half, held_out = _halves(split.train)
         real = [activation for window in held_out for activation in window.activations]
         fitted = [explainer.fit(replace(split, train=half)).predict for explainer in self.explainers]
         predicted = [
@@ -45,6 +43,17 @@ class CombinedExplainer:
         chosen = [self.explainers[number].fit(split) for number in best]
         predict = SumPredictor(tuple(each.predict for each in chosen if each.predict))
         return Explanation(self.name, " ".join(each.text for each in chosen), predict)
+
+
+def _halves(windows):
+    """Windows of every second document, and those of other documents: what is chosen is what carries over."""
+    half = [window for window in windows if window.document % 2] or windows
+    seen = {document for window in half for document in window.documents}
+    # Where documents are so short that all windows have several, the halves share some.
+    for others in ([w for w in windows if not seen & set(w.documents)], [w for w in windows if w.document % 2 == 0]):
+        if others:
+            return half, others
+    return half, windows
 
 
 def _known(score):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import TranscoderError
 from ...fingerprint import differences
+from ...lm.wrappers import takes_model
 from ...models.modeling_transcoder import TranscoderModel
 from ...text.checked import entry
 from ...text.printable import printable
@@ -65,6 +66,7 @@ class FeatureScores:
         return dict(vars(self))
 
 
+@takes_model
 def rule_explainers(
     base_model: PreTrainedModel,
     dictionary: TranscoderModel,

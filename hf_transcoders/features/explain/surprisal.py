@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.batches import text_batches
 from ...lm.modes import in_eval_mode
+from ...lm.wrappers import language_model
 from .correlation import area_under_roc
 from .example_split import ExampleSplit
 from .explanation import Explanation
@@ -32,7 +33,7 @@ class SurprisalScorer:
     name = "surprisal"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = language_model(model), tokenizer
 
     def score(self, explanation: Explanation, split: ExampleSplit) -> dict[str, float]:
         windows = split.test_active + split.test_silent

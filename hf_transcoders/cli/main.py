@@ -20,13 +20,14 @@ _COMMANDS = {
     "runs": "list, compare and plot recorded runs",
     "evaluate": "measure the sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "show top activations and promoted tokens of features",
+    "explain": "explain features by rules or a chat model, and score the explanations beside controls",
     "push": "publish a dictionary or set on the Hub",
     "convert": "convert a dictionary or set from or to the format of another library",
     "tasks": "list tasks for circuits, show their prompts, and measure a model on them",
     "circuits": "find the heads that implement a task, and compare the circuits of two tasks",
     "graph": "compute the attribution graph of a prompt, as an interactive page",
     "paths": "find the strongest paths through features, heads and tokens to a logit or feature",
-    "study": "run case studies of papers: greater-than, replacement, feature patching, effects and trees, blind",
+    "study": "run case studies of papers: greater-than, replacement, explanations, feature patching, effects and trees, blind",
     "info": "describe a dictionary, a set or this machine",
 }
 

@@ -12,6 +12,7 @@ _ACTIONS = {
     "feature-patching": "make a model predict the counterfactual answer with few features, against components and neurons",
     "feature-effects": "ablate features until they are off, and list the next tokens that this raises and lowers",
     "feature-tree": "find the earlier features that make a feature fire, beside attribution edges",
+    "autointerp": "compare how well the features of several kinds of dictionaries can be explained",
     "blind": "predict from weights alone when features are active, and score the predictions on text",
 }
 

@@ -15,7 +15,14 @@ from huggingface_hub import get_token
 from ..errors import TranscoderError
 from ..files import is_inside
 from ..models.model_types import saved_config
-from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, open_dictionary, parse_saved
+from ..models.saved_files import (
+    CONFIG_NAME,
+    DICTIONARY_TYPES,
+    EXPLANATIONS_NAME,
+    Files,
+    open_dictionary,
+    parse_saved,
+)
 from ..models.set_index import INDEX_NAME, parse_index
 from ..models.transcoder_set import set_folders
 from ..text import logging
@@ -31,8 +38,8 @@ logger = logging.get_logger(__name__)
 
 # Files of one dictionary, as `save_pretrained` names them.
 _DICTIONARY_FILE = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
-    + "|".join(map(re.escape, CODE_FILES))
+    rf"config\.json|{re.escape(EXPLANATIONS_NAME)}|"
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|" + "|".join(map(re.escape, CODE_FILES))
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Files of a training run that are useful to others.

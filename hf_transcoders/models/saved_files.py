@@ -28,6 +28,8 @@ CONFIG_NAME = "config.json"
 WEIGHT_FILES = "model*.safetensors*"
 WEIGHTS_NAME, SHARDS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_config.json"
+#: Explanations of the features, beside the weights.
+EXPLANATIONS_NAME = "feature_explanations.json"
 #: Ends of the names of weight files, by which a path to a file in a repo is told from one to a folder.
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 

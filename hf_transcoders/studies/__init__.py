@@ -1,5 +1,7 @@
 """Case studies of published papers on any model with dictionaries."""
 
+from .autointerp.autointerp_report import save_autointerp
+from .autointerp.study import AutointerpStudy, ExplainedDictionary, autointerp_study
 from .blind.study import BlindFeature, BlindStudy, blind_study
 from .feature_effects.effects_report import save_feature_effects
 from .feature_effects.effects_results import FeatureEffect, FeatureEffects
@@ -19,12 +21,14 @@ from .replacement.study import ReplacedLayers, ReplacementStudy, replacement_stu
 
 
 __all__ = [
+    "AutointerpStudy",
     "BlindFeature",
     "BlindStudy",
     "FeatureEffect",
     "FeatureEffects",
     "FeaturePatchingStudy",
     "FeatureTree",
+    "ExplainedDictionary",
     "GreaterThanStudy",
     "PatchedDictionary",
     "PatchingCurve",
@@ -34,6 +38,7 @@ __all__ = [
     "ReplacementStudy",
     "TreeNode",
     "YearFeature",
+    "autointerp_study",
     "blind_study",
     "feature_effects_study",
     "feature_patching_study",
@@ -44,6 +49,7 @@ __all__ = [
     "save_feature_effects",
     "save_feature_patching",
     "save_feature_tree",
+    "save_autointerp",
     "save_greater_than",
     "save_replacement",
 ]

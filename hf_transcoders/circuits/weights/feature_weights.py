@@ -26,6 +26,7 @@ from ...lm.stream import (
     writing_stage,
     written_directions,
 )
+from ...lm.token_embeddings import embedding_scores
 from ...lm.wrappers import language_model
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...models.modeling_transcoder import TranscoderModel
@@ -34,7 +35,7 @@ from ..prompt_tokens import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
 from .mean_contributions import MeanContributions, SourceContributions, mean_scaled_activations
 from .ov_circuits import OVCircuits
-from .token_effects import TokenScores, embedding_scores, extreme_tokens
+from .token_effects import TokenScores, extreme_tokens
 
 
 # A layer (all of its heads), or a layer and a head.

@@ -8,12 +8,12 @@ from tqdm.auto import tqdm
 
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...circuits.weights.ov_circuits import OVCircuits
-from ...circuits.weights.token_effects import embeddings, vocabulary_parts
 from ...errors import TranscoderError
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
 from ...lm.sites import Site, input_site, output_site
 from ...lm.stream import multiplier_after, norm_after, norm_before, reading_stage, writing_stage
+from ...lm.token_embeddings import embeddings, vocabulary_parts
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,7 @@ def weighted_rows(
     )
 
 
-def paired_dots(
-    offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
+def paired_dots(offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """`rows[b] . table[i]` for every pair (b, i), shape `(n_pairs,)`."""
     rows, table = rows.contiguous(), table.to(rows.dtype)
     if rows.dtype in (torch.float32, torch.float64) and (rows.is_cuda or torch.backends.mkl.is_available()):

@@ -12,9 +12,7 @@ def weighted_rows(
     return (_dense(offsets, indices, values.to(table.dtype), table.shape[0]) @ table).to(values.dtype)
 
 
-def paired_dots(
-    offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
+def paired_dots(offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """See [`ops.pairs.paired_dots`]."""
     return (rows.to(table.dtype) @ table.T)[row_numbers(offsets, indices.numel()), indices].to(rows.dtype)
 

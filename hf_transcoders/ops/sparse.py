@@ -199,9 +199,9 @@ def sparse_decode_error(
         for term in terms:
             total = total + term
         return total, (total.float() - targets).square().sum(-1)
-    start = sum(terms, start=torch.zeros((), dtype=weight.dtype, device=weight.device)).expand(
-        (len(targets), shape[1]) if any(term.dim() == 2 for term in terms) else (shape[1],)
-    )
+    start = weight.new_zeros(shape[1])
+    for term in terms:
+        start = start + term
     return _SparseDecodeError.apply(offsets, indices, values, weight, start, targets, order or SharedOrder())
 
 
@@ -285,7 +285,7 @@ class _SparseDecodeError(torch.autograd.Function):
         from .triton.decode_error import decode_error
 
         table = weight.to(table_dtype(weight))
-        total, residual, squared = decode_error(offsets, indices, values, table, start, targets)
+        total, residual, squared = decode_error(offsets, indices, values, table, start, targets.contiguous())
         ctx.save_for_backward(offsets, indices, values, table, residual)
         ctx.start, ctx.order = (start.dim(), start.dtype), order
         ctx.set_materialize_grads(False)

@@ -144,7 +144,9 @@ class CrossLayerSource(TranscoderModel):
         squared = (reconstruction.float() - targets).square().sum(-1)
         losses = self._losses(rows, targets, encoded, reconstruction, squared, mask, batch_mean, None, sparsity_scale)
         if self.config.tanh_coefficient:
-            losses["tanh_loss"] = sparsity_scale * token_mean(self.tanh_penalty(encoded.to_dense(self.config.num_features)), mask)
+            losses["tanh_loss"] = sparsity_scale * token_mean(
+                self.tanh_penalty(encoded.to_dense(self.config.num_features)), mask
+            )
         if residuals is not None:
             losses["auxk_loss"] = token_mean(self._auxk(rows, residuals, dead_features, batch_mean), mask)
         return losses

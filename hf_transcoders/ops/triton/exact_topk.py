@@ -46,21 +46,23 @@ def topk_scores(
 
 def kept_of_a_tile(k: int, tiles: int, columns: int) -> int | None:
     """
-    How many scores to keep of each tile: 4, 8 or 16, so that less than one row in ten thousand is expected to fail. `None` if
+    How many scores to keep of each tile: 4, 8 or 16, so that less than one row in a million is expected to fail. `None` if
     even 16 are too few.
 
     With features in random order, the number of a row's top k in one tile is a Poisson variable with mean `k / tiles`, and a
     row fails when it reaches the number that is kept, in any tile.
     """
     for kept in (4, 8, 16):
-        if kept <= columns and kept * tiles >= k and tiles * _poisson_tail(k / tiles, kept) < 1e-4:
+        if kept <= columns and kept * tiles >= k and tiles * _poisson_tail(k / tiles, kept) < 1e-6:
             return kept
     return None
 
 
 def _poisson_tail(mean: float, least: int) -> float:
     """Probability that a Poisson variable is at least `least`."""
-    return sum(math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in range(least, least + 40))
+    return sum(
+        math.exp(number * math.log(mean) - mean - math.lgamma(number + 1)) for number in range(least, least + 40)
+    )
 
 
 def _ranked_keys(inputs, weight, bias, k):

@@ -14,9 +14,7 @@ def weighted_rows(
     return segment_sums(in_pieces(offsets, len(indices)), indices, values.contiguous(), table.contiguous())
 
 
-def paired_dots(
-    offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
+def paired_dots(offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """See [`ops.pairs.paired_dots`]; in fp32."""
     return pair_dots(row_numbers(offsets, len(indices)), indices, rows.contiguous(), table.contiguous())
 

@@ -120,7 +120,16 @@ def segment_sums(
             )  # fmt: skip
         if count:
             segment_sums_kernel[(count, across)](
-                segments.offsets, segments.piece_offsets, sources, values, table, partial, out, width, PIECE=piece, **sizes
+                segments.offsets,
+                segments.piece_offsets,
+                sources,
+                values,
+                table,
+                partial,
+                out,
+                width,
+                PIECE=piece,
+                **sizes,
             )
     return out
 

@@ -98,8 +98,8 @@ def sparse_encode_above(
     Pre-activations above a threshold, where a kernel finds them while the product is made: JumpReLU and BatchTopK at
     inference. There is no gradient.
 
-    Under autocast features are found in low precision and their values computed again in full; those that then are not above
-    the threshold are zero.
+    Features are found in the precision of the product, and their values computed again in that of the weights; those that
+    then are not above the threshold are zero.
 
     Args:
         inputs, weight, bias: See [`sparse_encode`].
@@ -353,13 +353,11 @@ def _choose_above(inputs, weight, bias, threshold):
     dtype = product_dtype(weight)
     threshold = threshold.float().expand(len(weight)).contiguous()
     with torch.autocast(inputs.device.type, enabled=False):
-        offsets, indices, values = above_threshold(
+        offsets, indices = above_threshold(
             inputs.to(dtype).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(), threshold, "tf32"
         )
-        if dtype != weight.dtype:
-            values = _exact_values(offsets, indices, inputs, weight, bias)
-            values = values.masked_fill(values <= threshold[indices], 0.0)
-    return offsets, indices, values.to(weight.dtype)
+        values = _exact_values(offsets, indices, inputs, weight, bias)
+    return offsets, indices, values.masked_fill(values <= threshold[indices], 0.0)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
 from .segment_sums import settings_of, sum_of_pairs
 
 
@@ -59,6 +59,6 @@ def decode_error(
     with on_device_of(values):
         decode_error_kernel[(rows, squared.shape[1])](
             offsets, indices, values, table, start, width if start.dim() == 2 else 0, targets, out, residual, squared,
-            width, **sizes,
+            width, **sizes, **COMPILER_OPTIONS,
         )  # fmt: skip
     return out, residual, squared.sum(1)

@@ -4,10 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
 
 
-_PAIRS, _WIDTH = 16, 128
+_PAIRS, _WIDTH = 16, 256
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def pair_dots(
         sizes = settings_of(rows.shape[1])
         with on_device_of(rows):
             pair_dots_kernel[(tiles_of(len(indices), sizes["PAIRS"]),)](
-                row_numbers, indices, rows, table, out, len(indices), rows.shape[1], **sizes
+                row_numbers, indices, rows, table, out, len(indices), rows.shape[1], **sizes, **COMPILER_OPTIONS
             )
     return out
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
 
 
 # Pairs in one piece of a segment. A feature that is active in a third of the tokens would else keep one program busy long
@@ -116,7 +116,7 @@ def segment_sums(
         if len(partial):
             further_pieces_kernel[(len(partial), across)](
                 segments.offsets, segments.owners, segments.piece_offsets, sources, values, table, partial, count, width,
-                PIECE=piece, **sizes,
+                PIECE=piece, **sizes, **COMPILER_OPTIONS,
             )  # fmt: skip
         if count:
             segment_sums_kernel[(count, across)](
@@ -129,7 +129,7 @@ def segment_sums(
                 out,
                 width,
                 PIECE=piece,
-                **sizes,
+                **sizes, **COMPILER_OPTIONS,
             )
     return out
 

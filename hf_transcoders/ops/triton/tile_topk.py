@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import INTERPRETED, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, INTERPRETED, on_device_of, tiles_of
 from .product_tile import product_tile, tile_position
 
 
@@ -87,6 +87,7 @@ def tile_topk(
         tile_topk_kernel[grid](
             inputs, weight, bias, keys, rows, features, width, tiles, KEPT=kept, WIDE=wide, COLUMNS=columns,
             EVEN=width % settings["DEPTH"] == 0, PRECISION=precision, UPCAST=INTERPRETED, **settings,
+            **COMPILER_OPTIONS,
         )  # fmt: skip
     return keys
 

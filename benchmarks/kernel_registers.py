@@ -142,7 +142,9 @@ def main():
         json.dump(table, sys.stdout, indent=2)
         return
     print(f"Triton {triton.__version__}\n")
-    print("| kernel | GPU | warps | registers | stack, bytes | shared memory, KiB | wgmma |\n|---|---|---|---|---|---|---|")
+    print(
+        "| kernel | GPU | warps | registers | stack, bytes | shared memory, KiB | wgmma |\n|---|---|---|---|---|---|---|"
+    )
     for row in table:
         print(
             f"| {row['kernel']} | sm_{row['sm']} | {row['warps']} | {row['registers']} | {row['stack']} | "

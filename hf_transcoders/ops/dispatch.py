@@ -1,12 +1,12 @@
 """Which implementation computes an operation on sparse features: by device, dtype and share of active features.
 
 CPU tensors always take the PyTorch operations of `ops/pairs.py`. CUDA tensors take the kernels of `ops/triton/` where Triton
-is installed, the GPU is an NVIDIA A100 or newer and the dtype is one of theirs; `HF_TRANSCODERS_KERNELS=0` in the environment
+3.6 or newer is installed, the GPU is an NVIDIA A100 or newer and the dtype is one of theirs; `HF_TRANSCODERS_KERNELS=0` in the environment
 turns them off. Where so many features are active that gathering rows would take longer than dense products, they take these.
 """
 
 import functools
-import importlib.util
+import importlib
 import os
 from types import ModuleType
 
@@ -18,6 +18,8 @@ from . import pairs, pairs_dense
 _DEVICES = ("cuda",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
+# The oldest version that the kernels were compiled with.
+_TRITON = (3, 6)
 # Features per active one, below which dense products are faster: 8 B k d bytes at 5.5 TB/s from the L2 cache of an H100 take
 # as long as 8 B n d operations at 70% of 989 TFLOP/s. In fp32 without tensor cores there are twice the bytes and 67 TFLOP/s.
 # Derived, not measured.
@@ -66,7 +68,11 @@ def prefers_dense(dtype: torch.dtype, num_features: int, rows: int, n_pairs: int
 
 def on_tensor_cores(dtype: torch.dtype) -> bool:
     """Whether products of this dtype run on tensor cores, in lower precision than fp32."""
-    return dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
+    if dtype != torch.float32:
+        return True
+    # PyTorch has two settings for TF32, and refuses to read the older one after the newer one was set.
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -82,7 +88,11 @@ def table_dtype(weight: torch.Tensor) -> torch.dtype:
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError:
+        return False
+    return tuple(int(number) for number in triton.__version__.split(".")[:2]) >= _TRITON
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def above_threshold_kernel(
     waiting = tl.where(passes, local[None, :], COLUMNS)
     for slot in range(0, tl.minimum(tl.max(count, axis=0), CAPACITY)):
         first = tl.min(waiting, axis=1)
-        waiting = tl.where(waiting == first[:, None], COLUMNS, waiting)
+        waiting = tl.where(waiting == first[:, None], COLUMNS, waiting)  # pyright: ignore[reportCallIssue]
         tl.store(found + place * CAPACITY + slot, tile * COLUMNS + first, mask=(row < rows) & (slot < count))
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
 from .segment_sums import settings_of, sum_of_pairs
 
 
@@ -20,11 +20,11 @@ def decode_error_kernel(
     total = sum_of_pairs(
         indices, values, table, tl.load(offsets + row), tl.load(offsets + row + 1), width, column, PAIRS, WIDTH
     )
-    total += as_float(tl.load(start + row * start_stride + column, mask=inside, other=0.0))
+    total += tl.load(start + row * start_stride + column, mask=inside, other=0.0).to(tl.float32)
     # The error is that of the reconstruction as it is returned.
     total = total.to(out.dtype.element_ty)
     tl.store(out + row * width + column, total, mask=inside)
-    error = total.to(tl.float32) - as_float(tl.load(targets + row * width + column, mask=inside, other=0.0))
+    error = total.to(tl.float32) - tl.load(targets + row * width + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(residual + row * width + column, error.to(residual.dtype.element_ty), mask=inside)
     error = tl.where(inside, error, 0.0)
     tl.store(squared + row * tl.num_programs(1) + tl.program_id(1), tl.sum(error * error, axis=0))

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
 
 
 _PAIRS, _WIDTH = 16, 256
@@ -23,8 +23,8 @@ def pair_dots_kernel(
     total = tl.zeros((PAIRS, WIDTH), dtype=tl.float32)
     for start in range(0, width, WIDTH):
         mask = inside[:, None] & (start + column < width)[None, :]
-        a = as_float(tl.load(rows + left[:, None] + start + column[None, :], mask=mask, other=0.0))
-        b = as_float(tl.load(table + right[:, None] + start + column[None, :], mask=mask, other=0.0))
+        a = tl.load(rows + left[:, None] + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(table + right[:, None] + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
         total += a * b
     tl.store(out + pair, tl.sum(total, axis=1), mask=inside)
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, as_float, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
 
 
 # Pairs in one piece of a segment. A feature that is active in a third of the tokens would else keep one program busy long
@@ -51,9 +51,9 @@ def sum_of_pairs(
     for start in range(first, last, PAIRS):
         inside = start + pair < last
         source = tl.load(sources + start + pair, mask=inside, other=0).to(tl.int64)
-        value = as_float(tl.load(values + start + pair, mask=inside, other=0.0))
+        value = tl.load(values + start + pair, mask=inside, other=0.0).to(tl.float32)
         mask = inside[:, None] & (column < width)[None, :]
-        rows = as_float(tl.load(table + source[:, None] * width + column[None, :], mask=mask, other=0.0))
+        rows = tl.load(table + source[:, None] * width + column[None, :], mask=mask, other=0.0).to(tl.float32)
         total += value[:, None] * rows
     return tl.sum(total, axis=0)
 
@@ -129,7 +129,8 @@ def segment_sums(
                 out,
                 width,
                 PIECE=piece,
-                **sizes, **COMPILER_OPTIONS,
+                **sizes,
+                **COMPILER_OPTIONS,
             )
     return out
 

@@ -47,9 +47,9 @@ def tile_topk_kernel(
     row = block * ROWS + tl.arange(0, ROWS)
     place = keys + (row.to(tl.int64) * tiles + tile) * KEPT
     # Few rounds of a maximum are cheaper than a sort of the tile, and need no exchange through shared memory.
-    for kept in tl.static_range(KEPT):
+    for kept in tl.static_range(KEPT):  # pyright: ignore[reportGeneralTypeIssues]
         best = tl.max(key, axis=1)
-        key = tl.where(key == best[:, None], lowest, key)
+        key = tl.where(key == best[:, None], lowest, key)  # pyright: ignore[reportCallIssue]
         if WIDE:
             score, column = best >> 32, best & (COLUMNS - 1)
         else:

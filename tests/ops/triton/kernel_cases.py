@@ -1,10 +1,7 @@
 """Inputs, tolerances and devices of the kernel tests."""
 
-import pytest
 import torch
 
-
-pytest.importorskip("triton", reason="Triton is not installed: pip install 'hf_transcoders[kernels]'")
 
 # On a GPU kernels are compiled and run there; elsewhere Triton's interpreter runs them, see tests/conftest.py.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

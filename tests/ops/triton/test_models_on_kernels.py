@@ -12,6 +12,8 @@ from hf_transcoders.training.monitor import DictionaryMonitor
 from .kernel_cases import DEVICE, draw
 
 
+pytest.importorskip("triton", reason="Triton is not installed: pip install 'hf_transcoders[kernels]'")
+
 D, N, TOKENS = 20, 40, 9
 CONFIGS = {
     "topk": {"activation": "topk", "k": 3},

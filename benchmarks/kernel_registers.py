@@ -142,13 +142,12 @@ def main():
         json.dump(table, sys.stdout, indent=2)
         return
     print(f"Triton {triton.__version__}\n")
-    print(
-        "| kernel | GPU | warps | registers | stack, bytes | shared memory, KiB | wgmma |\n|---|---|---|---|---|---|---|"
-    )
-    for row in table:
+    print("| kernel | warps | registers, sm_80 / sm_90 | stack, bytes | shared memory, KiB | wgmma on sm_90 |")
+    print("|---|---|---|---|---|---|")
+    for old, new in zip(table[::2], table[1::2], strict=True):
         print(
-            f"| {row['kernel']} | sm_{row['sm']} | {row['warps']} | {row['registers']} | {row['stack']} | "
-            f"{row['shared'] / 1024:.0f} | {'yes' if row['wgmma'] else ''} |"
+            f"| {old['kernel']} | {old['warps']} | {old['registers']} / {new['registers']} | {old['stack']} / {new['stack']} | "
+            f"{old['shared'] / 1024:.0f} / {new['shared'] / 1024:.0f} | {'yes' if new['wgmma'] else ''} |"
         )
 
 

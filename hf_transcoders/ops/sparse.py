@@ -80,8 +80,8 @@ def sparse_encode_topk(
     Returns:
         `tuple(torch.Tensor, torch.Tensor, torch.Tensor)`: `offsets`, `indices` and `values`, see the module's head.
     """
-    if _fuses_selection(inputs, weight):
-        chosen = _choose_topk(inputs, weight, bias, k)
+    chosen = _choose_topk(inputs, weight, bias, k) if _fuses_selection(inputs, weight) else None
+    if chosen is not None:
         return _SparseEncode.apply(inputs, weight, bias, chosen, order or SharedOrder())
 
     def select(scores):
@@ -333,13 +333,15 @@ def _fuses_selection(inputs, weight):
 
 @torch.no_grad()
 def _choose_topk(inputs, weight, bias, k):
-    """`offsets`, `indices` and scores of the `k` largest scores of each row, by the kernel."""
-    from .triton.exact_topk import topk_scores
+    """`offsets`, `indices` and scores of the `k` largest scores of each row, by the kernel; `None` if `k` is too large for it."""
+    from .triton.exact_topk import kept_of_a_tile, topk_scores
 
-    dtype = product_dtype(weight)
+    kept, dtype = kept_of_a_tile(k, len(weight)), product_dtype(weight)
+    if kept is None:
+        return None
     with torch.autocast(inputs.device.type, enabled=False):
         columns, scores = topk_scores(
-            inputs.to(dtype).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(), k, "tf32"
+            inputs.to(dtype).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(), k, kept, "tf32"
         )
     offsets = torch.arange(0, len(inputs) * k + 1, k, device=inputs.device)  # pyright: ignore[reportCallIssue]
     return offsets, columns.reshape(-1), scores.to(dtype).reshape(-1)

@@ -13,7 +13,13 @@ _FEATURES, _SCORES = 8192, 1 << 24
 
 
 def topk_scores(
-    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int, precision: str, columns: int = COLUMNS
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    k: int,
+    kept: int,
+    precision: str,
+    columns: int = COLUMNS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Columns and scores of the `k` largest of `inputs @ weight.T + bias` in every row, largest first; the lowest column wins a
@@ -25,26 +31,21 @@ def topk_scores(
     Args:
         inputs, weight, bias, precision, columns: See [`tile_topk`].
         k (`int`): Number of columns to choose.
+        kept (`int`): Number of scores to keep of each tile, see [`kept_of_a_tile`]; at least `k` in all tiles together.
 
     Returns:
         `tuple(torch.LongTensor, torch.FloatTensor)`: columns and scores, each of shape `(rows, k)`. In bf16 and fp16, scores
         are cut to 17 bits.
     """
-    rows, features = len(inputs), len(weight)
-    tiles = tiles_of(features, columns)
-    kept = kept_of_a_tile(k, tiles, columns)
-    if kept is None:
-        keys = _ranked_keys(inputs, weight, bias, k)
-    else:
-        candidates = tile_topk(inputs, weight, bias, kept, precision, columns)
-        keys = candidates.view(rows, -1).topk(k, dim=-1).values
-        failed = (candidates[:, :, -1].amax(1) > keys[:, -1]).nonzero().squeeze(-1)
-        if len(failed):
-            keys[failed] = _ranked_keys(inputs[failed], weight, bias, k)
+    candidates = tile_topk(inputs, weight, bias, kept, precision, columns)
+    keys = candidates.view(len(inputs), -1).topk(k, dim=-1).values
+    failed = (candidates[:, :, -1].amax(1) > keys[:, -1]).nonzero().squeeze(-1)
+    if len(failed):
+        keys[failed] = _ranked_keys(inputs[failed], weight, bias, k)
     return columns_of(keys), scores_of(keys)
 
 
-def kept_of_a_tile(k: int, tiles: int, columns: int) -> int | None:
+def kept_of_a_tile(k: int, features: int) -> int | None:
     """
     How many scores to keep of each tile: 4, 8 or 16, so that less than one row in a million is expected to fail. `None` if
     even 16 are too few.
@@ -52,8 +53,9 @@ def kept_of_a_tile(k: int, tiles: int, columns: int) -> int | None:
     With features in random order, the number of a row's top k in one tile is a Poisson variable with mean `k / tiles`, and a
     row fails when it reaches the number that is kept, in any tile.
     """
+    tiles = tiles_of(features, COLUMNS)
     for kept in (4, 8, 16):
-        if kept <= columns and kept * tiles >= k and tiles * _poisson_tail(k / tiles, kept) < 1e-6:
+        if kept * tiles >= k and tiles * _poisson_tail(k / tiles, kept) < 1e-6:
             return kept
     return None
 

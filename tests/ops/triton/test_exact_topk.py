@@ -7,7 +7,6 @@ from .kernel_cases import DTYPES, TOLERANCE, draw
 
 
 exact_topk = pytest.importorskip("hf_transcoders.ops.triton.exact_topk")
-tile_topk = pytest.importorskip("hf_transcoders.ops.triton.tile_topk")
 
 COLUMNS = 32
 # (rows, width, features): whole blocks; odd sizes, with a tile of one column; a single row.
@@ -23,7 +22,7 @@ def scores_of(inputs, weight, bias):
 def test_chooses_the_largest_scores(rows, width, features, dtype):
     inputs, weight, bias = draw(rows, width, dtype=dtype), draw(features, width, seed=1, dtype=dtype), draw(features)
     k = 6
-    columns, found = exact_topk.topk_scores(inputs, weight, bias, k, "ieee", COLUMNS)
+    columns, found = exact_topk.topk_scores(inputs, weight, bias, k, 8, "ieee", COLUMNS)
     scores = scores_of(inputs, weight, bias)
     expected = scores.topk(k, dim=-1)
     assert torch.equal(columns, expected.indices)
@@ -37,7 +36,7 @@ def test_rows_of_negative_scores_and_of_nan(dtype):
     inputs, weight = draw(3, 16, dtype=dtype), draw(64, 16, seed=1, dtype=dtype)
     bias = torch.full((64,), -100.0, device=inputs.device)
     inputs[1, 2] = float("nan")
-    columns, found = exact_topk.topk_scores(inputs, weight, bias, 4, "ieee", COLUMNS)
+    columns, found = exact_topk.topk_scores(inputs, weight, bias, 4, 8, "ieee", COLUMNS)
     expected = scores_of(inputs, weight, bias).topk(4, dim=-1).indices
     assert torch.equal(columns[[0, 2]], expected[[0, 2]]) and (found[[0, 2]] < -50).all()
     # Every score of a row with NaN is NaN, and the lowest column wins a tie.
@@ -48,7 +47,7 @@ def test_nan_is_larger_than_any_number():
     inputs, weight = draw(4, 16), draw(96, 16, seed=1)
     bias = torch.zeros(96, device=inputs.device)
     bias[41], bias[90] = float("nan"), float("inf")
-    columns, found = exact_topk.topk_scores(inputs, weight, bias, 3, "ieee", COLUMNS)
+    columns, found = exact_topk.topk_scores(inputs, weight, bias, 3, 8, "ieee", COLUMNS)
     assert (columns[:, 0] == 41).all() and found[:, 0].isnan().all() and (columns[:, 1] == 90).all()
 
 
@@ -58,7 +57,7 @@ def test_the_lowest_column_wins_a_tie(dtype):
     inputs = draw(5, 16).round().to(dtype)
     weight = draw(3, 16, seed=1).round().to(dtype).repeat(32, 1)
     bias = torch.zeros(96, device=inputs.device)
-    columns, _ = exact_topk.topk_scores(inputs, weight, bias, 7, "ieee", COLUMNS)
+    columns, _ = exact_topk.topk_scores(inputs, weight, bias, 7, 8, "ieee", COLUMNS)
     order = scores_of(inputs, weight, bias).sort(dim=-1, descending=True, stable=True).indices
     assert torch.equal(columns, order[:, :7])
 
@@ -76,8 +75,7 @@ def test_a_tile_with_too_many_of_the_top_is_found_and_ranked_again(monkeypatch):
         return ranked(rows, *args)
 
     monkeypatch.setattr(exact_topk, "_ranked_keys", spy)
-    monkeypatch.setattr(exact_topk, "kept_of_a_tile", lambda *sizes: 4)
-    columns, found = exact_topk.topk_scores(inputs, weight, bias, 8, "ieee", COLUMNS)
+    columns, found = exact_topk.topk_scores(inputs, weight, bias, 8, 4, "ieee", COLUMNS)
     expected = scores_of(inputs, weight, bias).topk(8, dim=-1)
     torch.testing.assert_close(found.double(), expected.values, rtol=1e-5, atol=1e-5)
     assert torch.equal(columns.sort().values, expected.indices.sort().values)
@@ -96,17 +94,10 @@ def test_no_uncertified_row_is_wrong(monkeypatch):
         return torch.zeros(len(rows), 12, dtype=torch.long, device=inputs.device)
 
     monkeypatch.setattr(exact_topk, "_ranked_keys", leave)
-    monkeypatch.setattr(exact_topk, "kept_of_a_tile", lambda *sizes: 4)
-    columns, _ = exact_topk.topk_scores(inputs, weight, bias, 12, "ieee", COLUMNS)
+    columns, _ = exact_topk.topk_scores(inputs, weight, bias, 12, 4, "ieee", COLUMNS)
     (failed,) = wrong
     assert 0 < failed.sum() < len(inputs)
     assert torch.equal(columns[~failed], expected[~failed])
-
-
-def test_more_scores_than_the_tiles_keep_are_ranked_at_once():
-    inputs, weight, bias = draw(3, 16), draw(48, 16, seed=1), draw(48, seed=2)
-    columns, _ = exact_topk.topk_scores(inputs, weight, bias, 40, "ieee", COLUMNS)
-    assert torch.equal(columns, scores_of(inputs, weight, bias).topk(40, dim=-1).indices)
 
 
 def test_features_are_ranked_in_blocks(monkeypatch):
@@ -122,7 +113,7 @@ def test_features_are_ranked_in_blocks(monkeypatch):
     [(24576, 32, 8), (24576, 128, 16), (131072, 64, 8), (131072, 8, 4), (4608, 64, 16), (512, 64, None)],
 )
 def test_how_many_scores_a_tile_keeps(features, k, kept):
-    assert exact_topk.kept_of_a_tile(k, features // tile_topk.COLUMNS, tile_topk.COLUMNS) == kept
+    assert exact_topk.kept_of_a_tile(k, features) == kept
 
 
 def test_keys_sort_as_scores_do():
@@ -139,5 +130,5 @@ def test_keys_sort_as_scores_do():
 
 def test_the_same_bits_every_time():
     inputs, weight, bias = draw(16, 32), draw(64, 32, seed=1), draw(64, seed=2)
-    first, second = (exact_topk.topk_scores(inputs, weight, bias, 5, "ieee", COLUMNS) for _ in range(2))
+    first, second = (exact_topk.topk_scores(inputs, weight, bias, 5, 8, "ieee", COLUMNS) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -192,6 +192,14 @@ def test_double_backward_is_refused(kernels):
         grad.sum().backward()
 
 
+def test_more_active_features_than_tiles_can_keep(kernels):
+    inputs, weight, bias = draw(ROWS, D), draw(N, D, seed=1), draw(N, seed=2)
+    assert sparse._choose_topk(inputs, weight, bias, 20) is None
+    indices = sparse_encode_topk(inputs, weight, bias, 20)[1].view(ROWS, 20)
+    expected = (inputs @ weight.T + bias).topk(20).indices
+    assert torch.equal(indices.sort().values, expected.sort().values)
+
+
 def test_without_rows(kernels):
     weight, bias = draw(N, D, seed=1), draw(N, seed=2)
     offsets, indices, values = sparse_encode_topk(weight[:0], weight, bias, K)

@@ -26,7 +26,6 @@ def decode_error_kernel(
     tl.store(out + row * width + column, total, mask=inside)
     error = total.to(tl.float32) - tl.load(targets + row * width + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(residual + row * width + column, error.to(residual.dtype.element_ty), mask=inside)
-    error = tl.where(inside, error, 0.0)
     tl.store(squared + row * tl.num_programs(1) + tl.program_id(1), tl.sum(error * error, axis=0))
 
 

@@ -30,10 +30,9 @@ def tile_topk_kernel(
     scores = product_tile(
         inputs, weight, bias, rows, features, width, block, tile, ROWS, COLUMNS, DEPTH, EVEN, PRECISION, UPCAST
     )
-    # NaN must win: a row of NaN is not one without active features.
-    scores = tl.where(scores == scores, scores, float("nan"))
     bits = scores.to(tl.int32, bitcast=True)
     sortable = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    # NaN of either sign must win: a row of NaN is not one without active features.
     sortable = tl.where(scores == scores, sortable, 0x7FC00000)
     local = tl.arange(0, COLUMNS)
     outside = (tile * COLUMNS + local >= features)[None, :]

@@ -43,10 +43,11 @@ def test_rows_of_negative_scores_and_of_nan(dtype):
     assert found[1].isnan().all() and columns[1].tolist() == [0, 1, 2, 3]
 
 
-def test_nan_is_larger_than_any_number():
+@pytest.mark.parametrize("nan", [float("nan"), -float("nan")])
+def test_nan_is_larger_than_any_number(nan):
     inputs, weight = draw(4, 16), draw(96, 16, seed=1)
     bias = torch.zeros(96, device=inputs.device)
-    bias[41], bias[90] = float("nan"), float("inf")
+    bias[41], bias[90] = nan, float("inf")
     columns, found = exact_topk.topk_scores(inputs, weight, bias, 3, 8, "ieee", COLUMNS)
     assert (columns[:, 0] == 41).all() and found[:, 0].isnan().all() and (columns[:, 1] == 90).all()
 

@@ -7,7 +7,7 @@ from ..lm.offline_models import model_path
 from ..text.columns import paired
 from .common import best_device, explained, fastest_cpu_dtype, load_tokenizer
 from .terminal import echo, print_json
-from .train import load_rows, make_parser, parse_with_config, sites_of
+from .train import configurations, load_rows, make_parser, parse_with_config
 from .values import positive, whole
 
 
@@ -55,7 +55,7 @@ def run(args):
     if args.measure and args.tflops:
         raise TranscoderError("--measure and --tflops are two sources of the speed: give one of them.")
     base_model = _without_weights(options, device)
-    configs = _configurations(options, base_model)
+    configs = configurations(options, base_model)
     rows = None
     if training.max_tokens is None and training.max_steps <= 0:
         rows = len(load_rows(options, training, load_tokenizer(options.model, options.revision))[0])
@@ -94,30 +94,23 @@ def _without_weights(options, device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def _configurations(options, base_model):
-    from ..training.grid import dictionary_config
-    from .train import shared_options
-
-    shared = shared_options(options)
-    return [
-        dictionary_config(base_model, read, write, skip_connection=options.skip_connection and read != write, **shared)
-        for read, write in sites_of(options, base_model)
-    ]
-
-
 def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
     """Measure tokens per second of the language model and of the dictionaries, with random weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from ..lm.capture import capture
+    from ..models.cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.model_types import dictionary_configs
     from ..models.modeling_transcoder import TranscoderModel
     from ..models.transcoder_set import TranscoderSet
     from ..training.monitor import DictionaryMonitor
 
     with torch.device(device):
         base_model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    sites = list(dict.fromkeys(site for c in configs for site in (c.input_site, c.output_site)))
+    layers = [one for config in configs for one in (dictionary_configs(config) or {"": config}).values()]
+    sites = list(dict.fromkeys(site for layer in layers for site in (layer.input_site, layer.output_site)))
     ids = torch.randint(config.get_text_config().vocab_size, (training.harvest_batch_size, training.sequence_length))
     ids = ids.to(device)
 
@@ -126,10 +119,13 @@ def _measure(config, dtype, configs, training, device) -> tuple[float, float]:
             base_model(ids)
         return activations
 
-    widths = {c.input_site: c.d_in for c in configs} | {c.output_site: c.d_out for c in configs}
+    widths = {c.input_site: c.d_in for c in layers} | {c.output_site: c.d_out for c in layers}
     tokens = training.per_device_train_batch_size
     batch = {site: torch.randn(tokens, width, device=device) for site, width in widths.items()}
-    models = TranscoderSet([TranscoderModel(c) for c in configs]).to(device)
+    if isinstance(configs[0], CrossLayerTranscoderConfig):
+        models = CrossLayerTranscoder(configs[0]).to(device)
+    else:
+        models = TranscoderSet([TranscoderModel(c) for c in configs]).to(device)
     monitors = {name: DictionaryMonitor(model, 1 << 60) for name, model in models.items()}
     optimizer = torch.optim.AdamW(models.parameters(), fused=True)
     precision = torch.bfloat16 if training.bf16 else torch.float16

@@ -5,7 +5,7 @@ from dataclasses import fields
 from ..errors import TranscoderError
 from .common import load_model
 from .terminal import echo, print_json, print_table
-from .train import DictionaryOptions, load_rows, make_parser, parse_with_config, sites_of
+from .train import DictionaryOptions, RunOptions, load_rows, make_parser, parse_with_config, sites_of
 from .values import output_folder, whole
 
 
@@ -35,6 +35,7 @@ def parse(argv, prog):
         "Trains every combination of the given layers, kinds, widths and sparsities on the same forward passes of the "
         "language model, evaluates them on held-out text and draws their Pareto fronts.",
         _EXAMPLES,
+        RunOptions,
     )
     parser.usage = f"{prog} [config.yaml] [options]"
     grid = {f.name for f in fields(DictionaryOptions)} - set(_PLACES)

@@ -15,13 +15,20 @@ from .terminal import Parser, echo, print_json, quiet_transformers
 from .values import output_folder, whole_number
 
 
+#: The kind of dictionaries that is one model of several layers.
+CROSS_LAYER = "cross-layer"
+
+
 @dataclass
 class DictionaryOptions:
     """Options for the dictionaries."""
 
     layers: list[int] = field(
         default_factory=lambda: [],
-        metadata={"help": "layers whose MLPs the dictionaries learn; by default, the layer at a third of the depth"},
+        metadata={
+            "help": "layers whose MLPs the dictionaries learn; by default, the layer at a third of the depth, and all layers of "
+            "a cross-layer transcoder"
+        },
     )
     kind: list[str] = field(
         default_factory=lambda: ["transcoder"],
@@ -81,6 +88,30 @@ class RunOptions(DictionaryOptions):
     )
 
 
+@dataclass
+class TrainOptions(RunOptions):
+    """Options for the language model, the text and the dictionaries of a run, which may be a cross-layer transcoder."""
+
+    kind: list[str] = field(
+        default_factory=lambda: ["transcoder"], metadata={"choices": ["transcoder", "sae", CROSS_LAYER]}
+    )
+    cross_layer_window: int | None = field(
+        default=None,
+        metadata={"help": "later layers that a feature of a cross-layer transcoder writes at; by default, all"},
+    )
+    batchtopk_scope: str = field(
+        default="layer",
+        metadata={
+            "help": "features that batchtopk chooses among in a cross-layer transcoder: those of a layer, or of all layers",
+            "choices": ["layer", "all"],
+        },
+    )
+    tanh_coefficient: float = field(
+        default=0.0,
+        metadata={"help": "coefficient of the tanh penalty of a cross-layer transcoder, for relu and jumprelu"},
+    )
+
+
 # Documents at the start of a stream that are held out.
 _HELD_OUT = 200
 # What training adds to the help of shared options.
@@ -89,6 +120,7 @@ _MORE = {
     "kind": "one or both for each layer",
     "max_tokens": "over all devices and passes, by default those of --num-train-epochs passes",
 }
+_MORE_WITH_CROSS_LAYER = _MORE | {"kind": f"one or both for each layer, or {CROSS_LAYER} for one model of all layers"}
 # Options of the trainer that --help shows; --help-all shows the others as well.
 _SHOWN = {
     "output_dir", "max_tokens", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed", "bf16", "fp16",
@@ -99,6 +131,7 @@ _SHOWN = {
 _EXAMPLES = """examples:
   hf-transcoders train --model smollm2-135m-instruct --layers 8 --num-features 4608 --k 64 --output-dir runs/l8
   hf-transcoders train --layers 8 --kind transcoder sae --data wikitext.txt --max-tokens 1000000
+  hf-transcoders train --kind cross-layer --layers 4 5 6 7 --num-features 4608 --k 32 --max-tokens 1000000
   hf-transcoders train --config run.yaml --learning-rate 5e-4
 
 A YAML file holds the same names, one per line (`num_features: 4608`); options of the command line override it.
@@ -109,24 +142,27 @@ Every argument of transformers.TrainingArguments is accepted: --help-all lists t
 def parse(argv, prog):
     parser = make_parser(
         prog,
-        "Trains transcoders (or SAEs) for MLPs of a language model; several at once share each forward pass.",
+        "Trains transcoders, SAEs or a cross-layer transcoder for MLPs of a language model; several dictionaries share each "
+        "forward pass.",
         _EXAMPLES,
     )
     return parse_with_config(parser, argv)
 
 
-def make_parser(prog: str, description: str, epilog: str):
-    """Make a parser for [`RunOptions`] and every argument of the trainer."""
+def make_parser(prog: str, description: str, epilog: str, options: type = TrainOptions):
+    """Make a parser for `options` and every argument of the trainer."""
     quiet_transformers()
     from transformers import HfArgumentParser
 
     from ..training.arguments import TranscoderTrainingArguments
 
+    more = _MORE_WITH_CROSS_LAYER if options is TrainOptions else _MORE
+
     class TrainParser(Parser, HfArgumentParser):
         pass
 
     parser = TrainParser(
-        dataclass_types=[RunOptions, TranscoderTrainingArguments],
+        dataclass_types=[options, TranscoderTrainingArguments],
         prog=prog,
         description=description,
         epilog=epilog,
@@ -140,7 +176,7 @@ def make_parser(prog: str, description: str, epilog: str):
         if action.type is int:
             action.type = whole_number
         if action.dest in SHARED:
-            declare_shared(action, _MORE.get(action.dest, ""))
+            declare_shared(action, more.get(action.dest, ""))
         if action.dest == "output_dir":
             action.help = "folder for checkpoints, dictionaries and results"
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with options")
@@ -180,7 +216,7 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
 
 
 def _shorten_help(parser, own: set[str]) -> None:
-    own = own | {f.name for f in dataclasses.fields(RunOptions)} | _SHOWN
+    own = own | {f.name for f in dataclasses.fields(parser.dataclass_types[0])} | _SHOWN
     for action in parser._actions:
         if action.dest not in own:
             action.help = argparse.SUPPRESS
@@ -251,20 +287,58 @@ def run(args):
     trainer.accelerator.end_training()
 
 
-def make_dictionaries(options: RunOptions, base_model, seed: int):
+def make_dictionaries(options: TrainOptions, base_model, seed: int):
     """Make the dictionaries of a run, each with the initial weights that it would have alone."""
     import torch
 
-    from ..models.modeling_transcoder import TranscoderModel
+    from ..models.model_types import model_type_of
+
+    models = []
+    for config in configurations(options, base_model):
+        torch.manual_seed(seed)
+        models.append(model_type_of(config.to_dict())(config))
+    return models
+
+
+def configurations(options: TrainOptions, base_model) -> list:
+    """Make the configurations of the dictionaries of a run, or that of its cross-layer transcoder."""
     from ..training.grid import dictionary_config
 
     shared = shared_options(options)
-    models = []
-    for read, write in sites_of(options, base_model):
-        skip = options.skip_connection and read != write
-        torch.manual_seed(seed)
-        models.append(TranscoderModel(dictionary_config(base_model, read, write, skip_connection=skip, **shared)))
-    return models
+    if CROSS_LAYER in options.kind:
+        return [_cross_layer_config(options, base_model, shared)]
+    for name in ("cross_layer_window", "batchtopk_scope", "tanh_coefficient"):
+        if getattr(options, name) != TrainOptions.__dataclass_fields__[name].default:
+            raise TranscoderError(
+                f"--{name.replace('_', '-')} has a meaning for cross-layer transcoders alone: leave it out, or give --kind "
+                f"{CROSS_LAYER}."
+            )
+    return [
+        dictionary_config(base_model, read, write, skip_connection=options.skip_connection and read != write, **shared)
+        for read, write in sites_of(options, base_model)
+    ]
+
+
+def _cross_layer_config(options: TrainOptions, base_model, shared: dict):
+    from ..lm.architectures import num_layers
+    from ..models.cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
+
+    if options.kind != [CROSS_LAYER] or options.input_site or options.output_site:
+        other = "other kinds" if options.kind != [CROSS_LAYER] else "--input-site and --output-site"
+        raise TranscoderError(
+            f"--kind {CROSS_LAYER} trains one model of the MLPs of --layers, without {other}: leave these out, or train them in "
+            "another run."
+        )
+    layers = sorted(_layers(options, base_model) or range(num_layers(base_model)))
+    return CrossLayerTranscoderConfig.for_model(
+        base_model,
+        layers,
+        skip_connection=options.skip_connection,
+        window=options.cross_layer_window,
+        batchtopk_scope=options.batchtopk_scope,
+        tanh_coefficient=options.tanh_coefficient,
+        **shared,
+    )
 
 
 def shared_options(options: DictionaryOptions) -> dict:
@@ -289,14 +363,21 @@ def sites_of(options: RunOptions, base_model) -> list[tuple[str, str]]:
         return [(options.input_site, options.output_site or options.input_site)]
     if options.output_site:
         raise TranscoderError("--output-site needs --input-site: give the site that the dictionary reads.")
+    layers = _layers(options, base_model) or [num_layers(base_model) // 3]
+    return [mlp_sites(layer, kind) for layer in layers for kind in options.kind]
+
+
+def _layers(options: RunOptions, base_model) -> list[int]:
+    """The layers of `--layers`, counted from 0 and without repeats."""
+    from ..lm.architectures import num_layers
+
     count = num_layers(base_model)
     for layer in options.layers:
         if not -count <= layer < count:
             raise TranscoderError(
                 f"There is no layer {layer}: the layers of the model are 0 to {count - 1}, and -1 is the last."
             )
-    layers = [layer % count for layer in options.layers] or [count // 3]
-    return [mlp_sites(layer, kind) for layer in dict.fromkeys(layers) for kind in options.kind]
+    return list(dict.fromkeys(layer % count for layer in options.layers))
 
 
 def load_rows(options: RunOptions, training, tokenizer):

@@ -489,8 +489,8 @@ class TranscoderModel(SavedModel):
     @torch.no_grad()
     def initialize_from_activations_(self, inputs: torch.Tensor, targets: torch.Tensor) -> "TranscoderModel":
         """
-        Initializes normalization, `b_pre`, `b_enc`, `b_dec` and `config.target_variance` from a sample of activations.
-        Called once, before training.
+        Initializes normalization, `b_pre`, `b_enc`, `b_dec` and `config.target_variance` from a sample of activations. Of a
+        dictionary that was trained before, only a missing `config.target_variance` is measured. Called before training.
 
         Args:
             inputs (`torch.Tensor` of shape `(tokens, d_in)`): Sample of activations at the input site.
@@ -518,15 +518,15 @@ class TranscoderModel(SavedModel):
                     f"The {side} activations{f' at {site}' if site else ''} are {what}, so there is nothing to learn: check "
                     "the site, the model and the text."
                 )
-        for side, values in (("input", inputs), ("output", targets)):
-            if config.normalization == "standardize":
-                getattr(self, f"{side}_mean").copy_(values.mean(0))
-                getattr(self, f"{side}_scale").copy_(values.std(0).clamp(min=1e-6))
-            elif config.normalization == "scale":
-                getattr(self, f"{side}_scale").fill_(values.square().mean().sqrt().clamp(min=1e-6))
+        is_new = self._is_new()
+        if is_new:
+            self._measure_scales_(inputs, targets)
         targets = self.normalize_output(targets)
         mean_target = targets.mean(0)
-        config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
+        if config.target_variance is None:
+            config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
+        if not is_new:
+            return self
         if self.b_pre is not None:
             self.b_pre.zero_()
             self.b_pre.copy_(self.normalize_input(inputs).mean(0))
@@ -536,6 +536,20 @@ class TranscoderModel(SavedModel):
         if self.b_dec is not None and config.decoder_bias_init == "mean":
             self.b_dec.copy_(mean_target)
         return self
+
+    def _measure_scales_(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        for side, values in (("input", inputs), ("output", targets)):
+            if self.config.normalization == "standardize":
+                getattr(self, f"{side}_mean").copy_(values.mean(0))
+                getattr(self, f"{side}_scale").copy_(values.std(0).clamp(min=1e-6))
+            elif self.config.normalization == "scale":
+                getattr(self, f"{side}_scale").fill_(values.square().mean().sqrt().clamp(min=1e-6))
+
+    def _is_new(self) -> bool:
+        """Whether nothing was learned or measured yet: the biases and means of a new dictionary are zero."""
+        start = (getattr(self, name, None) for name in ("b_enc", "b_dec", "b_pre", "input_mean", "output_mean"))
+        values = (value for value in start if isinstance(value, torch.Tensor))
+        return self.config.target_variance is None and not any(value.any() for value in values)
 
     @torch.no_grad()
     def project_gradient_(self) -> None:

@@ -132,7 +132,8 @@ def plan_run(
     if processes < 1:
         raise TranscoderError(f"A run needs at least one process, not {processes}.")
     notes = []
-    # Layers of a cross-layer transcoder are planned one by one.
+    # Layers of a cross-layer transcoder are planned one by one, and it cannot be sharded.
+    is_shardable = all(dictionary_configs(config) is None for config in configs)
     configs = [one for config in configs for one in (dictionary_configs(config) or {"": config}).values()]
     sizes = [_parameters(config) for config in configs]
     parameters = sum(sizes)
@@ -172,7 +173,7 @@ def plan_run(
             **common,
         }
     }
-    if processes > 1:
+    if processes > 1 and is_shardable:
         share = -(-parameters // processes)
         held["fsdp"] = {
             "dictionaries": 4 * share,
@@ -182,6 +183,7 @@ def plan_run(
             "gathered": 8 * max(sizes),
             **common,
         }
+    if processes > 1:
         notes.append("Communication is not included in the time.")
     chunk = args.harvest_batch_size * args.sequence_length
     text = base_model.config.get_text_config()

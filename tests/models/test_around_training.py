@@ -54,10 +54,19 @@ def test_initialize_from_activations(activation, normalization, pre_bias):
         magnitude = model.normalize_input(inputs) @ model.W_enc.T + model.b_mag
         close(magnitude.mean(0), torch.zeros(N))
 
+
+@pytest.mark.parametrize("normalization", ["none", "scale", "standardize"])
+@pytest.mark.parametrize("variance", [None, 2.5])
+def test_a_trained_dictionary_keeps_its_weights(normalization, variance):
+    model = TranscoderModel(make_config("topk", normalization=normalization, target_variance=variance))
+    inputs, targets = sample()
+    with torch.no_grad():
+        model.b_dec += 0.5  # Dictionaries of other libraries do not say that they were trained.
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.initialize_from_activations_(inputs, targets)
-    for name, tensor in model.state_dict().items():
-        close(tensor, before[name])
+    model.initialize_from_activations_(3 * inputs + 1, targets)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    expected = (targets - targets.mean(0)).square().sum(-1).mean() if variance is None else variance
+    close(torch.tensor(model.config.target_variance), expected)
 
 
 def test_a_transcoder_begins_at_the_mean_target_with_a_loss_of_one():

@@ -173,12 +173,6 @@ class CrossLayerSource(TranscoderModel):
         energy = batch_mean(residual.square().sum(-1)).clamp(min=1e-12)
         return self._auxk_weight(dead_features) * (missed.square().sum(-1) / energy).mean(-1)
 
-    def initialize_from_activations_(self, inputs: torch.Tensor, targets: torch.Tensor) -> Self:
-        """Same as for a [`TranscoderModel`], unless it was done before: a dictionary that was trained keeps its weights."""
-        return (
-            self if self.config.target_variance is not None else super().initialize_from_activations_(inputs, targets)
-        )  # pyright: ignore[reportReturnType]
-
     def fold_decoder_norm_(self) -> Self:
         raise TranscoderError(
             "Decoder rows of a cross-layer transcoder are not kept at unit norm: leave them as they are."

@@ -10,7 +10,7 @@ from hf_transcoders.cli.main import _COMMANDS
 
 
 SCRIPT = """
-import importlib, pkgutil, sys, warnings
+import importlib, importlib.util, pkgutil, sys, warnings
 
 added = []
 
@@ -24,8 +24,9 @@ def watched(function):
 
 warnings.filterwarnings, warnings.simplefilter = watched(warnings.filterwarnings), watched(warnings.simplefilter)
 import hf_transcoders
+triton = importlib.util.find_spec("triton")
 for module in pkgutil.walk_packages(hf_transcoders.__path__, "hf_transcoders."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and (triton or not module.name.startswith("hf_transcoders.ops.triton.")):
         importlib.import_module(module.name)
 left = [entry for entry in added if any(entry is other for other in warnings.filters)]
 print(len(sys.modules) > 500, bool(added), left)

@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
-from ..ops.sparse import sparse_decode
+from ..ops.sparse import firing_counts, sparse_decode, sparse_decode_error
 from ..ops.topk import topk
 from . import folding
 from .activations import ACTIVATIONS, Activation, Encoded, token_mean
@@ -35,9 +35,12 @@ class TranscoderOutput(ModelOutput):
         features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, see `output_features`):
             Feature activations.
         feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
-            Activations and numbers of the active features.
-        feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, BatchTopK in training):
+            Activations and numbers of the active features. Also flat for JumpReLU and BatchTopK where a GPU kernel selects
+            features above a threshold, which it does when no gradient is needed.
+        feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, with flat `feature_values`):
             Start of each row in the flat `feature_values`.
+        feature_counts (`torch.FloatTensor` of shape `(num_features,)`, *optional*, TopK in training on a GPU with kernels):
+            Number of tokens that each feature is active on.
         losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `targets` are given):
             Loss terms by name, each of shape `()` and already weighted.
     """
@@ -48,6 +51,7 @@ class TranscoderOutput(ModelOutput):
     feature_values: torch.FloatTensor | None = None
     feature_indices: torch.LongTensor | None = None
     feature_offsets: torch.LongTensor | None = None
+    feature_counts: torch.FloatTensor | None = None
     losses: dict[str, torch.FloatTensor] | None = None
 
 
@@ -269,14 +273,36 @@ class TranscoderModel(SavedModel):
         if encoded.dense is not None:
             reconstruction = F.linear(encoded.dense, self.decoder_weight.T)
         else:
-            reconstruction = sparse_decode(encoded.offsets, encoded.indices, encoded.values, self.decoder_weight)
+            reconstruction = sparse_decode(
+                encoded.offsets, encoded.indices, encoded.values, self.decoder_weight, encoded.order
+            )
         return self._add_linear_part(reconstruction, inputs)
 
+    def _decode_with_error(
+        self, encoded: Encoded, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized reconstruction of normalized inputs `(rows, d_in)`, and its squared error `(rows,)` in fp32."""
+        if encoded.dense is not None:
+            reconstruction = self._decode_rows(encoded, inputs)
+            return reconstruction, _squared_error(reconstruction, targets)
+        return sparse_decode_error(
+            encoded.offsets,
+            encoded.indices,
+            encoded.values,
+            self.decoder_weight,
+            self._linear_terms(inputs),
+            targets,
+            encoded.order,
+        )
+
+    def _linear_terms(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """What is written besides the features: `(d_out,)` or `(rows, d_out)` each."""
+        terms = [] if self.b_dec is None else [self.b_dec]
+        return terms if self.W_skip is None else [*terms, F.linear(inputs, self.W_skip)]
+
     def _add_linear_part(self, reconstruction, inputs):
-        if self.b_dec is not None:
-            reconstruction = reconstruction + self.b_dec
-        if self.W_skip is not None:
-            reconstruction = reconstruction + F.linear(inputs, self.W_skip)
+        for term in self._linear_terms(inputs):
+            reconstruction = reconstruction + term
         return reconstruction
 
     def forward(
@@ -317,10 +343,11 @@ class TranscoderModel(SavedModel):
         flat_inputs = inputs.reshape(-1, inputs.shape[-1])
         rows = self.normalize_input(flat_inputs)
         encoded = self.activation.encode(self, rows)
-        normalized = self._decode_rows(encoded, rows)
 
         loss = losses = None
-        if targets is not None:
+        if targets is None:
+            normalized = self._decode_rows(encoded, rows)
+        else:
             self._check_width(targets, config.d_out, "targets")
             self._check_tokens(targets.shape[:-1], lead, "targets")
             if mask is not None:
@@ -331,8 +358,9 @@ class TranscoderModel(SavedModel):
             flat_targets = self.normalize_output(flat_targets, flat_inputs).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             batch_mean = partial(token_mean, mask=flat_mask, across_processes=across_processes)
+            normalized, squared = self._decode_with_error(encoded, rows, flat_targets)
             losses = self._losses(
-                rows, flat_targets, encoded, normalized, flat_mask, batch_mean, dead_features, sparsity_scale
+                rows, flat_targets, encoded, normalized, squared, flat_mask, batch_mean, dead_features, sparsity_scale
             )
             loss = sum(losses.values())
 
@@ -349,6 +377,9 @@ class TranscoderModel(SavedModel):
         """The fields of a [`TranscoderOutput`] that hold features, for inputs `(*lead, d_in)`."""
         config = self.config
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
+        counts = None
+        if encoded.order is not None and values.requires_grad:
+            counts = firing_counts(offsets, indices, values, config.num_features, encoded.order)
         if config.activation == "topk":
             values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
         features = None
@@ -359,6 +390,7 @@ class TranscoderModel(SavedModel):
             "feature_values": values,
             "feature_indices": indices,
             "feature_offsets": offsets,
+            "feature_counts": counts,
         }
 
     # ------------------------------------------------------------------------------------------------ the loss
@@ -376,28 +408,34 @@ class TranscoderModel(SavedModel):
         Returns:
             `torch.Tensor` of shape `(rows,)`, float32; its mean is the reconstruction loss.
         """
-        squared = (reconstruction.float() - targets).square()
+        return self._scaled_error(_squared_error(reconstruction, targets), targets, mask)
+
+    def _scaled_error(self, squared, targets, mask):
+        """Squared error `(rows,)`, summed over dimensions, on the scale of `config.loss_reduction`."""
         reduction = self.config.loss_reduction
         if reduction == "sum":
-            return squared.sum(-1)
+            return squared
         if reduction == "mean":
-            return squared.mean(-1)
+            return squared / targets.shape[-1]
         if reduction == "target_norm":
-            return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
+            return squared / targets.shape[-1] / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
             # NaN without any variance, as for one token: the scale of the error is then not defined.
             variance, constant = _variance(targets, mask)
             undefined = constant if mask is None else constant & mask.any()
             variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
-        return squared.sum(-1) / variance
+        return squared / variance
 
-    def _losses(self, rows, targets, encoded, reconstruction, mask, batch_mean, dead_features, sparsity_scale):
+    def _losses(
+        self, rows, targets, encoded, reconstruction, squared, mask, batch_mean, dead_features, sparsity_scale
+    ):
         config = self.config
         error = partial(self.reconstruction_error, targets=targets, mask=mask)
-        per_token = (
-            self._matryoshka_error(rows, targets, encoded, error) if config.matryoshka_sizes else error(reconstruction)
-        )
+        if config.matryoshka_sizes:
+            per_token = self._matryoshka_error(rows, targets, encoded, error)
+        else:
+            per_token = self._scaled_error(squared, targets, mask)
         losses = {"reconstruction_loss": token_mean(per_token, mask)}
         penalties = self.activation.penalty(self, rows, encoded, error, batch_mean)
         for name, penalty in penalties.items():
@@ -605,6 +643,11 @@ class TranscoderModel(SavedModel):
                 f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
                 "each for every token."
             )
+
+
+def _squared_error(reconstruction: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Squared error of every row, summed over dimensions, in fp32."""
+    return (reconstruction.float() - targets).square().sum(-1)
 
 
 def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -141,9 +141,12 @@ class CrossLayerSource(TranscoderModel):
                 What is missed at all sites, if there are dead features.
             mask, batch_mean, dead_features, sparsity_scale: As in [`TranscoderModel`].
         """
-        losses = self._losses(rows, targets, encoded, reconstruction, mask, batch_mean, None, sparsity_scale)
+        squared = (reconstruction.float() - targets).square().sum(-1)
+        losses = self._losses(rows, targets, encoded, reconstruction, squared, mask, batch_mean, None, sparsity_scale)
         if self.config.tanh_coefficient:
-            losses["tanh_loss"] = sparsity_scale * token_mean(self.tanh_penalty(encoded.dense), mask)
+            losses["tanh_loss"] = sparsity_scale * token_mean(
+                self.tanh_penalty(encoded.to_dense(self.config.num_features)), mask
+            )
         if residuals is not None:
             losses["auxk_loss"] = token_mean(self._auxk(rows, residuals, dead_features, batch_mean), mask)
         return losses

@@ -62,6 +62,29 @@ def declared_fields(path: Path, name: str) -> dict[str, DeclaredField]:
     return fields
 
 
+def declared_values(path: Path, name: str, field: str) -> list:
+    """
+    Read the values that a field of a dataclass takes, from its annotation as a `Literal`.
+
+    Args:
+        path (`Path`): Source of its module.
+        name (`str`): Its name.
+        field (`str`): Name of the field.
+
+    Raises:
+        `LookupError`: the source has no such field with such an annotation.
+        `OSError`, `SyntaxError`: the source cannot be read.
+    """
+    path, definition = _find_class(path, name)
+    fields = {ast.unparse(line.target): line.annotation for line in definition.body if isinstance(line, ast.AnnAssign)}
+    named = {ast.unparse(line.targets[0]): line.value for line in _statements(path) if isinstance(line, ast.Assign)}
+    annotation = fields.get(field, ast.Constant(None))
+    for node in ast.walk(named.get(ast.unparse(annotation), annotation)):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+            return [_value(each) for each in getattr(node.slice, "elts", [node.slice])]
+    raise LookupError(f"{path} has no field {field} of {name} with a Literal.")
+
+
 def fields_of(cls) -> dict[str, DeclaredField]:
     """Return the fields of a dataclass that is imported already."""
     found = {}

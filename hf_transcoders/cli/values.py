@@ -1,14 +1,13 @@
 """Types of command-line values, and checks of output folders before any work starts."""
 
 import argparse
-import dataclasses
 import importlib
 import math
 import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ..errors import TranscoderError
 
@@ -55,7 +54,7 @@ class LibraryNames:
     Args:
         module (`str`): Module, relative to the package.
         name (`str`):
-            Its collection of names, a `Literal` of them, or a field of a dataclass with such a type (`"TranscoderConfig.activation"`).
+            Its collection of names, or a `Literal` of them.
         first (`str`): Names that the command adds before these.
     """
 
@@ -64,10 +63,7 @@ class LibraryNames:
 
     def __iter__(self):
         yield from self.first
-        name, _, field = self.name.partition(".")
-        names: Any = getattr(importlib.import_module(self.module, __package__), name)
-        if field:
-            names = next(each.type for each in dataclasses.fields(names) if each.name == field)
+        names = getattr(importlib.import_module(self.module, __package__), self.name)
         yield from get_args(names) or names
 
     def __contains__(self, value):

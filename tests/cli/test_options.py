@@ -178,10 +178,8 @@ def test_training_takes_the_values_of_the_configuration(field, capsys):
         main(["train", "--help"])
     assert f"--{field.replace('_', '-')} {{{','.join(values)}}}" in capsys.readouterr().out
     for value in values:
-        options, *_ = train_command.make_parser("x", "", "").parse_args_into_dataclasses(
-            [f"--{field.replace('_', '-')}", value]
-        )
-        assert getattr(options, field) == value
+        parsed = train_command.parse([f"--{field.replace('_', '-')}", value], "train")
+        assert getattr(parsed.options, field) == value
 
 
 def test_help_shows_hyphens_only():

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.token_blocks import BlockBatch
-from ..dictionaries import Dictionaries, check_fits, named_dictionaries
+from ..dictionaries import Dictionaries, check_fits, may_be_same_model, named_dictionaries
 from ..errors import TranscoderError
 from ..files import atomic_file, remove_leftovers
 from ..fingerprint import differences, digest_of, new_hash, tensor_digest
@@ -96,7 +96,7 @@ def collect_examples(
         `dict[str, FeatureExamples]`: examples by name of the dictionary.
 
     Raises:
-        [`TranscoderError`]: the dictionaries do not fit the model, there is no text, or the unfinished pass in `output_dir`
+        [`TranscoderError`]: the dictionaries or the tokenizer do not fit the model, there is no text, or the unfinished pass in `output_dir`
             has other settings.
     """
     sizes = sizes or ExampleSizes()
@@ -107,6 +107,7 @@ def collect_examples(
     if not named:
         raise TranscoderError("There are no dictionaries: give at least one.")
     check_fits(base_model, named)
+    check_tokenizer(base_model, tokenizer)
     sample = sample_text(
         dataset,
         max_tokens=max_tokens,
@@ -134,6 +135,16 @@ def collect_examples(
         save_examples(found, output_dir, facts)
         unfinished.remove()
     return found
+
+
+def check_tokenizer(base_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is, by its name, that of another model."""
+    theirs, ours = getattr(tokenizer, "name_or_path", None), base_model.config.name_or_path
+    if not may_be_same_model(theirs, ours):
+        raise TranscoderError(
+            f"The tokenizer is that of {printable(theirs)}, and the language model is {printable(ours)}: give the tokenizer of the "
+            "model, or, if both have the same, set `tokenizer.name_or_path`."
+        )
 
 
 def read_all(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.features import ExampleSizes, collect, collect_examples, load_examples, save_examples
 from hf_transcoders.features.example_files import read_example_facts
+from hf_transcoders.features.explain import rule_explainers
 from hf_transcoders.lm import capture
 from tests.same_model import WordsOfIds
 
@@ -264,3 +265,14 @@ def test_bad_arguments(base, dictionaries, rows):
         collected(base, dictionaries, rows, sizes=ExampleSizes(window=0))
     with pytest.raises(TranscoderError, match="is empty"):
         collected(base, dictionaries, [])
+
+
+def test_the_tokenizer_of_another_model(base, dictionaries, rows):
+    base.config.name_or_path = "HuggingFaceTB/SmolLM2-135M"
+    words = Words()
+    words.name_or_path = "openai-community/gpt2"
+    message = "The tokenizer is that of openai-community/gpt2, and the language model is HuggingFaceTB/SmolLM2-135M"
+    with pytest.raises(TranscoderError, match=message):
+        collect_examples(base, dictionaries, rows, words, progress=False)
+    with pytest.raises(TranscoderError, match=message):
+        rule_explainers(base, dictionaries["a"], words, [1])

@@ -18,6 +18,7 @@ from ...models.modeling_transcoder import TranscoderModel
 from ...text.checked import entry
 from ...text.printable import printable
 from ...text.strict_json import parse_json, to_json
+from ..collect import check_tokenizer
 from ..examples import FeatureExamples
 from .chat import BadAnswer, Chat, ServiceError
 from .chat_explainer import ChatExplainer
@@ -87,6 +88,7 @@ def rule_explainers(
         `list[Explainer]`: without those that read the weights where the dictionary does not read from or write to the
         residual stream.
     """
+    check_tokenizer(base_model, tokenizer)
     single: list[Explainer] = [
         NGramExplainer(tokenizer, 1, _TABLE),
         NGramExplainer(tokenizer, 2),

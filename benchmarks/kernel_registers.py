@@ -33,7 +33,7 @@ from hf_transcoders.ops.triton import (  # noqa: E402
     segment_sums,
     tile_topk,
 )
-from hf_transcoders.ops.triton.launching import COMPILER_OPTIONS  # noqa: E402
+from hf_transcoders.ops.triton.launching import COMPILER_OPTIONS, gathered_block  # noqa: E402
 
 
 WIDTH = 2304
@@ -59,7 +59,7 @@ def variants():
         found[f"above_threshold, {name}"] = (
             above_threshold.above_threshold_kernel, {**encoder, **outputs, **sizes}, constants,
         )  # fmt: skip
-        gathered = segment_sums.settings_of(WIDTH)
+        gathered = gathered_block(WIDTH, segment_sums.PAIRS_AT_A_TIME)
         pieces = {"PIECE": segment_sums.PIECE, **gathered}
         offsets = {"offsets": "*i64", "piece_offsets": "*i64"}
         pairs = {"sources": "*i64", "values": "*fp32", "table": f"*{name}", "partial": "*fp32"}
@@ -86,7 +86,7 @@ def variants():
                 "row_numbers": "*i64", "indices": "*i64", "rows": f"*{name}", "table": f"*{name}", "out": "*fp32",
                 "n_pairs": "i32", "width": "i32",
             },
-            pair_dots.settings_of(WIDTH),
+            gathered_block(WIDTH, pair_dots.PAIRS_AT_A_TIME),
         )  # fmt: skip
     return found
 

@@ -1,8 +1,9 @@
 """Which implementation computes an operation on sparse features: by device, dtype and share of active features.
 
 CPU tensors always take the PyTorch operations of `ops/pairs.py`. CUDA tensors take the kernels of `ops/triton/` where Triton
-3.6 or newer is installed, the GPU is an NVIDIA A100 or newer and the dtype is one of theirs; `HF_TRANSCODERS_KERNELS=0` in the environment
-turns them off. Where so many features are active that gathering rows would take longer than dense products, they take these.
+3.6 or newer is installed, the GPU is an NVIDIA A100 or newer and the dtype is one of theirs; `HF_TRANSCODERS_KERNELS=0` in the
+environment turns them off. Where so many features are active that gathering rows would take longer than dense products, they
+take these.
 """
 
 import functools

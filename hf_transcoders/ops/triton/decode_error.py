@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
-from .segment_sums import settings_of, sum_of_pairs
+from .launching import COMPILER_OPTIONS, gathered_block, on_device_of, tiles_of
+from .segment_sums import PAIRS_AT_A_TIME, sum_of_pairs
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def decode_error(
     rows, width = targets.shape
     out = torch.empty(rows, width, dtype=values.dtype, device=values.device)
     residual = torch.empty(rows, width, dtype=table.dtype, device=values.device)
-    sizes = settings_of(width)
+    sizes = gathered_block(width, PAIRS_AT_A_TIME)
     squared = torch.empty(rows, tiles_of(width, sizes["WIDTH"]), dtype=torch.float32, device=values.device)
     with on_device_of(values):
         decode_error_kernel[(rows, squared.shape[1])](

@@ -18,6 +18,11 @@ def tiles_of(size: int, tile: int) -> int:
     return triton.cdiv(size, tile)
 
 
+def gathered_block(width: int, pairs: int) -> dict[str, int]:
+    """Pairs and columns of a table that a program reads at a time, and its warps."""
+    return {"PAIRS": pairs, "WIDTH": min(256, max(16, triton.next_power_of_2(width))), "num_warps": 4}
+
+
 def on_device_of(tensor: torch.Tensor):
     """A context in which kernels run on the device of `tensor`; Triton launches on the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

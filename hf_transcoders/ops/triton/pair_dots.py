@@ -4,10 +4,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, gathered_block, on_device_of, tiles_of
 
 
-_PAIRS, _WIDTH = 16, 256
+# Pairs that a program reads at a time.
+PAIRS_AT_A_TIME = 16
 
 
 @triton.jit
@@ -45,14 +46,9 @@ def pair_dots(
     """
     out = torch.empty(len(indices), dtype=torch.float32, device=indices.device)
     if len(indices):
-        sizes = settings_of(rows.shape[1])
+        sizes = gathered_block(rows.shape[1], PAIRS_AT_A_TIME)
         with on_device_of(rows):
             pair_dots_kernel[(tiles_of(len(indices), sizes["PAIRS"]),)](
                 row_numbers, indices, rows, table, out, len(indices), rows.shape[1], **sizes, **COMPILER_OPTIONS
             )
     return out
-
-
-def settings_of(width: int) -> dict[str, int]:
-    """Pairs and columns that a program reads at a time, and its warps."""
-    return {"PAIRS": _PAIRS, "WIDTH": min(_WIDTH, max(16, triton.next_power_of_2(width))), "num_warps": 4}

@@ -6,13 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import COMPILER_OPTIONS, on_device_of, tiles_of
+from .launching import COMPILER_OPTIONS, gathered_block, on_device_of, tiles_of
 
 
 # Pairs in one piece of a segment. A feature that is active in a third of the tokens would else keep one program busy long
 # after all others have finished.
 PIECE = 256
-_PAIRS, _WIDTH = 8, 256
+# Pairs that a program reads at a time.
+PAIRS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def segment_sums(
     count, width = len(segments.offsets) - 1, table.shape[1]
     out = torch.empty(count, width, dtype=values.dtype, device=values.device)
     partial = torch.empty(len(segments.owners), width, dtype=torch.float32, device=values.device)
-    sizes = settings_of(width)
+    sizes = gathered_block(width, PAIRS_AT_A_TIME)
     across = tiles_of(width, sizes["WIDTH"])
     with on_device_of(values):
         if len(partial):
@@ -133,8 +134,3 @@ def segment_sums(
                 **COMPILER_OPTIONS,
             )
     return out
-
-
-def settings_of(width: int) -> dict[str, int]:
-    """Pairs and columns that a program reads at a time, and its warps."""
-    return {"PAIRS": _PAIRS, "WIDTH": min(_WIDTH, max(16, triton.next_power_of_2(width))), "num_warps": 4}

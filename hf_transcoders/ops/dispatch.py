@@ -13,14 +13,15 @@ from types import ModuleType
 
 import torch
 
-from . import pairs, pairs_dense
+from .pairs import PairSums
+from .pairs_dense import DensePairSums
 
 
-_DEVICES = ("cuda",)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KERNEL_DEVICES = ("cuda",)
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CAPABILITY = (8, 0)
 # The oldest version that the kernels were compiled with.
-_TRITON = (3, 6)
+_OLDEST_TRITON = (3, 6)
 # Features per active one, below which dense products are faster: 8 B k d bytes at 5.5 TB/s from the L2 cache of an H100 take
 # as long as 8 B n d operations at 70% of 989 TFLOP/s. In fp32 without tensor cores there are twice the bytes and 67 TFLOP/s.
 # Derived, not measured.
@@ -30,16 +31,16 @@ _DENSE_BELOW, _DENSE_BELOW_FP32 = 128, 16
 def uses_kernels(*tensors: torch.Tensor) -> bool:
     """Whether operations on these tensors are computed by the kernels of `ops/triton/`."""
     return (
-        all(tensor.device.type in _DEVICES and tensor.dtype in _DTYPES for tensor in tensors)
+        all(tensor.device.type in _KERNEL_DEVICES and tensor.dtype in _KERNEL_DTYPES for tensor in tensors)
         and os.environ.get("HF_TRANSCODERS_KERNELS", "1") != "0"
         and _has_triton()
         and all(_capable(tensor.device) for tensor in tensors)
     )
 
 
-def operations(read: torch.Tensor, num_features: int, rows: int, n_pairs: int) -> ModuleType:
+def operations(read: torch.Tensor, num_features: int, rows: int, n_pairs: int) -> type[PairSums]:
     """
-    The module that computes sums over pairs: `weighted_rows`, `paired_dots`, `scatter_rows` and `scatter_values`.
+    The class that computes sums over pairs: `weighted_rows`, `paired_dots`, `scatter_rows` and `scatter_values`.
 
     Args:
         read (`torch.Tensor`): The rows that are gathered, in the dtype that they are read in.
@@ -48,17 +49,20 @@ def operations(read: torch.Tensor, num_features: int, rows: int, n_pairs: int) -
         n_pairs (`int`): Number of active features of the batch.
     """
     if uses_kernels(read) and prefers_dense(read.dtype, num_features, rows, n_pairs):
-        return pairs_dense
+        return DensePairSums
     return sparse_operations(read)
 
 
-def sparse_operations(read: torch.Tensor) -> ModuleType:
+def sparse_operations(read: torch.Tensor) -> type[PairSums]:
     """Same as [`operations`], whatever the share of active features."""
     if not uses_kernels(read):
-        return pairs
-    from .triton import pairs_triton
+        return PairSums
+    return kernels("pairs_triton").TritonPairSums
 
-    return pairs_triton
+
+def kernels(name: str) -> ModuleType:
+    """A file of `ops/triton/`. Imported by name, because code that is published with a dictionary has no kernels beside it."""
+    return importlib.import_module(f".triton.{name}", __package__)
 
 
 def prefers_dense(dtype: torch.dtype, num_features: int, rows: int, n_pairs: int) -> bool:
@@ -90,10 +94,11 @@ def table_dtype(weight: torch.Tensor) -> torch.dtype:
 @functools.cache
 def _has_triton() -> bool:
     try:
+        importlib.import_module(".triton", __package__)
         triton = importlib.import_module("triton")
-    except ImportError:
+    except (ImportError, TypeError):
         return False
-    return tuple(int(number) for number in triton.__version__.split(".")[:2]) >= _TRITON
+    return tuple(int(number) for number in triton.__version__.split(".")[:2]) >= _OLDEST_TRITON
 
 
 @functools.cache

@@ -2,38 +2,44 @@
 
 import torch
 
-from .pairs import SharedOrder, row_numbers
+from .pairs import PairSums, SharedOrder, row_numbers
 
 
-def weighted_rows(
-    offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, table: torch.Tensor
-) -> torch.Tensor:
-    """See [`ops.pairs.weighted_rows`]."""
-    return (_dense(offsets, indices, values.to(table.dtype), table.shape[0]) @ table).to(values.dtype)
+class DensePairSums(PairSums):
+    """The sums of [`PairSums`], by dense products."""
 
+    @staticmethod
+    def weighted_rows(
+        offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, table: torch.Tensor
+    ) -> torch.Tensor:
+        """See [`PairSums.weighted_rows`]."""
+        return (_dense(offsets, indices, values.to(table.dtype), table.shape[0]) @ table).to(values.dtype)
 
-def paired_dots(offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """See [`ops.pairs.paired_dots`]."""
-    return (rows.to(table.dtype) @ table.T)[row_numbers(offsets, indices.numel()), indices].to(rows.dtype)
+    @staticmethod
+    def paired_dots(
+        offsets: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor, table: torch.Tensor
+    ) -> torch.Tensor:
+        """See [`PairSums.paired_dots`]."""
+        return (rows.to(table.dtype) @ table.T)[row_numbers(offsets, indices.numel()), indices].to(rows.dtype)
 
+    @staticmethod
+    def scatter_rows(
+        offsets: torch.Tensor,
+        indices: torch.Tensor,
+        values: torch.Tensor,
+        rows: torch.Tensor,
+        num_features: int,
+        order: SharedOrder,
+    ) -> torch.Tensor:
+        """See [`PairSums.scatter_rows`]."""
+        return (_dense(offsets, indices, values.to(rows.dtype), num_features).T @ rows).to(values.dtype)
 
-def scatter_rows(
-    offsets: torch.Tensor,
-    indices: torch.Tensor,
-    values: torch.Tensor,
-    rows: torch.Tensor,
-    num_features: int,
-    order: SharedOrder,
-) -> torch.Tensor:
-    """See [`ops.pairs.scatter_rows`]."""
-    return (_dense(offsets, indices, values.to(rows.dtype), num_features).T @ rows).to(values.dtype)
-
-
-def scatter_values(
-    offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, num_features: int, order: SharedOrder
-) -> torch.Tensor:
-    """See [`ops.pairs.scatter_values`]."""
-    return _dense(offsets, indices, values, num_features).sum(0)
+    @staticmethod
+    def scatter_values(
+        offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, num_features: int, order: SharedOrder
+    ) -> torch.Tensor:
+        """See [`PairSums.scatter_values`]."""
+        return _dense(offsets, indices, values, num_features).sum(0)
 
 
 def _dense(offsets, indices, values, num_features):

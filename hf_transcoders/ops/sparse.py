@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .dispatch import (
+    kernels,
     on_tensor_cores,
     operations,
     prefers_dense,
@@ -282,10 +283,10 @@ class _SparseDecode(torch.autograd.Function):
 class _SparseDecodeError(torch.autograd.Function):
     @staticmethod
     def forward(ctx, offsets, indices, values, weight, start, targets, order):
-        from .triton.decode_error import decode_error
-
         table = weight.to(table_dtype(weight))
-        total, residual, squared = decode_error(offsets, indices, values, table, start, targets.contiguous())
+        total, residual, squared = kernels("decode_error").decode_error(
+            offsets, indices, values, table, start, targets.contiguous()
+        )
         ctx.save_for_backward(offsets, indices, values, table, residual)
         ctx.start, ctx.order = (start.dim(), start.dtype), order
         ctx.set_materialize_grads(False)
@@ -334,13 +335,12 @@ def _fuses_selection(inputs, weight):
 @torch.no_grad()
 def _choose_topk(inputs, weight, bias, k):
     """`offsets`, `indices` and scores of the `k` largest scores of each row, by the kernel; `None` if `k` is too large for it."""
-    from .triton.exact_topk import kept_of_a_tile, topk_scores
-
-    kept, dtype = kept_of_a_tile(k, len(weight)), product_dtype(weight)
+    exact_topk = kernels("exact_topk")
+    kept, dtype = exact_topk.kept_of_a_tile(k, len(weight)), product_dtype(weight)
     if kept is None:
         return None
     with torch.autocast(inputs.device.type, enabled=False):
-        columns, scores = topk_scores(
+        columns, scores = exact_topk.topk_scores(
             inputs.to(dtype).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(), k, kept, "tf32"
         )
     offsets = torch.arange(0, len(inputs) * k + 1, k, device=inputs.device)  # pyright: ignore[reportCallIssue]
@@ -350,12 +350,10 @@ def _choose_topk(inputs, weight, bias, k):
 @torch.no_grad()
 def _choose_above(inputs, weight, bias, threshold):
     """`offsets`, `indices` and values of the scores above their threshold, by the kernel."""
-    from .triton.above_threshold import above_threshold
-
     dtype = product_dtype(weight)
     threshold = threshold.float().expand(len(weight)).contiguous()
     with torch.autocast(inputs.device.type, enabled=False):
-        offsets, indices = above_threshold(
+        offsets, indices = kernels("above_threshold").above_threshold(
             inputs.to(dtype).contiguous(), weight.to(dtype).contiguous(), bias.contiguous(), threshold, "tf32"
         )
         values = _exact_values(offsets, indices, inputs, weight, bias)

@@ -21,14 +21,14 @@ def draw(*shape, dtype=torch.float32):
 def as_if_on_gpu(monkeypatch):
     """CPU tensors are taken for those of a GPU with Triton."""
     monkeypatch.delenv("HF_TRANSCODERS_KERNELS", raising=False)
-    monkeypatch.setattr(dispatch, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ("cpu",))
     monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
 
 
 def test_tensors_on_a_cpu_take_the_operations_of_pytorch():
     assert not dispatch.uses_kernels(draw(N, 4))
-    assert dispatch.operations(draw(N, 4), N, ROWS, 4) is pairs
-    assert dispatch.sparse_operations(draw(N, 4)) is pairs
+    assert dispatch.operations(draw(N, 4), N, ROWS, 4) is pairs.PairSums
+    assert dispatch.sparse_operations(draw(N, 4)) is pairs.PairSums
 
 
 def test_kernels_are_taken_only_where_all_of_it_holds(as_if_on_gpu, monkeypatch):
@@ -37,7 +37,7 @@ def test_kernels_are_taken_only_where_all_of_it_holds(as_if_on_gpu, monkeypatch)
     assert not dispatch.uses_kernels(table, table.double())
     assert not dispatch.uses_kernels(table, table.to("meta"))
     monkeypatch.setenv("HF_TRANSCODERS_KERNELS", "0")
-    assert not dispatch.uses_kernels(table) and dispatch.operations(table, N, ROWS, 4) is pairs
+    assert not dispatch.uses_kernels(table) and dispatch.operations(table, N, ROWS, 4) is pairs.PairSums
     monkeypatch.delenv("HF_TRANSCODERS_KERNELS")
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     assert not dispatch.uses_kernels(table)
@@ -68,16 +68,16 @@ def test_dense_products_where_many_features_are_active(features, k, dtype, dense
 
 def test_dense_products_are_only_for_gpus(as_if_on_gpu, monkeypatch):
     table = draw(N, 4)
-    assert dispatch.operations(table, N, ROWS, ROWS * 32) is pairs_dense
-    monkeypatch.setattr(dispatch, "_DEVICES", ("cuda",))
-    assert dispatch.operations(table, N, ROWS, ROWS * 32) is pairs
+    assert dispatch.operations(table, N, ROWS, ROWS * 32) is pairs_dense.DensePairSums
+    monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ("cuda",))
+    assert dispatch.operations(table, N, ROWS, ROWS * 32) is pairs.PairSums
 
 
 def test_rows_are_read_in_low_precision_under_autocast_on_a_gpu_alone(as_if_on_gpu, monkeypatch):
     weight = draw(N, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert dispatch.product_dtype(weight) == dispatch.table_dtype(weight) == torch.bfloat16
-        monkeypatch.setattr(dispatch, "_DEVICES", ("cuda",))
+        monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ("cuda",))
         assert dispatch.product_dtype(weight) == torch.bfloat16 and dispatch.table_dtype(weight) == torch.float32
     assert dispatch.product_dtype(weight) == dispatch.table_dtype(weight) == torch.float32
 
@@ -118,8 +118,8 @@ def test_dense_sums_equal_those_of_pairs(kind):
         "scatter_rows": (values, rows, N, pairs.SharedOrder()),
         "scatter_values": (values, N, pairs.SharedOrder()),
     }.items():
-        expected = getattr(pairs, name)(offsets, indices, *arguments)
-        torch.testing.assert_close(getattr(pairs_dense, name)(offsets, indices, *arguments), expected)
+        expected = getattr(pairs.PairSums, name)(offsets, indices, *arguments)
+        torch.testing.assert_close(getattr(pairs_dense.DensePairSums, name)(offsets, indices, *arguments), expected)
 
 
 def test_pairs_are_sorted_once_for_all_gradients(monkeypatch):

@@ -147,11 +147,11 @@ def test_features_chosen_at_zero_learn_nothing():
 def test_paired_dots_with_and_without_mkl(kind, monkeypatch):
     offsets, indices = pattern(kind)
     rows, table = draw(ROWS, D), draw(N, D, seed=1)
-    with_mkl = pairs.paired_dots(offsets, indices, rows, table)
+    with_mkl = pairs.PairSums.paired_dots(offsets, indices, rows, table)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     for chunk in (1 << 24, 2 * D):
         monkeypatch.setattr(pairs, "_GATHER_CHUNK", chunk)
-        torch.testing.assert_close(pairs.paired_dots(offsets, indices, rows, table), with_mkl)
+        torch.testing.assert_close(pairs.PairSums.paired_dots(offsets, indices, rows, table), with_mkl)
 
 
 def test_autocast_ranks_in_low_precision_and_computes_in_full():

@@ -49,7 +49,7 @@ def step(model):
 def test_a_training_step(name, reduction, kernels, monkeypatch):
     model = dictionary(loss_reduction=reduction, **CONFIGS[name])
     ours, gradients = step(model)
-    monkeypatch.setattr(dispatch, "_DEVICES", ())
+    monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ())
     expected, expected_gradients = step(model)
     torch.testing.assert_close(ours.loss, expected.loss)
     torch.testing.assert_close(ours.reconstruction, expected.reconstruction, rtol=1e-4, atol=1e-5)
@@ -83,7 +83,7 @@ def test_dead_features_are_counted_from_the_sort_of_the_gradients(kernels, monke
         return monitor
 
     ours = refreshed()
-    monkeypatch.setattr(dispatch, "_DEVICES", ())
+    monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ())
     expected = refreshed()
     assert torch.equal(ours.tokens_since_fired, expected.tokens_since_fired)
     assert torch.equal(ours.dead_features, expected.dead_features) and 0 < len(ours.dead_features) < N
@@ -100,7 +100,7 @@ def test_inference_above_a_threshold(activation, kernels, monkeypatch):
         features = model.encode(inputs)
     # Where a gradient may be wanted, all features are computed.
     assert model(inputs).feature_values is None
-    monkeypatch.setattr(dispatch, "_DEVICES", ())
+    monkeypatch.setattr(dispatch, "_KERNEL_DEVICES", ())
     with torch.no_grad():
         expected = model(inputs, targets)
     assert 0 < (expected.features > 0).sum() < TOKENS * N / 4

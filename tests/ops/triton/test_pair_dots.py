@@ -15,7 +15,7 @@ pairs_triton = pytest.importorskip("hf_transcoders.ops.triton.pairs_triton")
 def test_products_of_pairs(kind, width, dtype):
     offsets, indices = draw_pairs(kind, 9, 20)
     rows, table = draw(9, width, dtype=dtype), draw(20, width, seed=1, dtype=dtype)
-    dots = pairs_triton.paired_dots(offsets, indices, rows, table)
+    dots = pairs_triton.TritonPairSums.paired_dots(offsets, indices, rows, table)
     numbers = torch.repeat_interleave(torch.arange(9, device=rows.device), offsets.diff())
     expected = (rows.double()[numbers] * table.double()[indices]).sum(-1)
     assert dots.dtype == torch.float32
@@ -25,6 +25,8 @@ def test_products_of_pairs(kind, width, dtype):
 def test_rows_and_tables_that_are_not_contiguous():
     offsets, indices = draw_pairs("equal", 9, 20)
     rows, table = draw(16, 9), draw(20, 32, seed=1)
-    dots = pairs_triton.paired_dots(offsets, indices, rows.T, table[:, ::2])
-    expected = pairs_triton.paired_dots(offsets, indices, rows.T.contiguous(), table[:, ::2].contiguous())
+    dots = pairs_triton.TritonPairSums.paired_dots(offsets, indices, rows.T, table[:, ::2])
+    expected = pairs_triton.TritonPairSums.paired_dots(
+        offsets, indices, rows.T.contiguous(), table[:, ::2].contiguous()
+    )
     assert torch.equal(dots, expected)

@@ -70,9 +70,9 @@ def test_gradients_of_weights_by_feature(kind, dtype):
     offsets, indices = draw_pairs(kind, ROWS, FEATURES)
     values, rows, order = draw(len(indices), dtype=dtype), draw(ROWS, 16, seed=1, dtype=dtype), SharedOrder()
     dense = dense_of(offsets, indices, values, FEATURES)
-    out = pairs_triton.scatter_rows(offsets, indices, values, rows, FEATURES, order)
+    out = pairs_triton.TritonPairSums.scatter_rows(offsets, indices, values, rows, FEATURES, order)
     torch.testing.assert_close(out.double(), dense.T @ rows.double(), **TOLERANCE[dtype])
-    totals = pairs_triton.scatter_values(offsets, indices, values, FEATURES, order)
+    totals = pairs_triton.TritonPairSums.scatter_values(offsets, indices, values, FEATURES, order)
     torch.testing.assert_close(totals.double(), dense.sum(0), **TOLERANCE[dtype])
 
 
@@ -81,7 +81,7 @@ def test_one_feature_on_all_rows_is_split():
     values, rows = draw(len(indices)), draw(600, 16, seed=1)
     _, segments, _ = pairs_triton.by_feature(offsets, indices, FEATURES)
     assert segments.owners.tolist() == [7, 7, FEATURES, FEATURES]
-    out = pairs_triton.scatter_rows(offsets, indices, values, rows, FEATURES, SharedOrder())
+    out = pairs_triton.TritonPairSums.scatter_rows(offsets, indices, values, rows, FEATURES, SharedOrder())
     expected = dense_of(offsets, indices, values, FEATURES).T @ rows.double()
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -90,6 +90,7 @@ def test_the_same_bits_every_time():
     offsets, indices = draw_pairs("shared", 40, FEATURES)
     values, rows = draw(len(indices)), draw(40, 16, seed=1)
     first, second = (
-        pairs_triton.scatter_rows(offsets, indices, values, rows, FEATURES, SharedOrder()) for _ in range(2)
+        pairs_triton.TritonPairSums.scatter_rows(offsets, indices, values, rows, FEATURES, SharedOrder())
+        for _ in range(2)
     )
     assert torch.equal(first, second)

@@ -281,7 +281,8 @@ def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
         mapped = opened.get_tensor(name)
         if mapped.data_ptr() % _ALIGNMENT:
             tensors[name], found = _copy_within_bounds(mapped)
-            if isinstance(opened, safe_open) or opened.is_mapped(name):
+            # Files of this library are opened by safetensors, which maps them.
+            if not hasattr(opened, "is_mapped") or opened.is_mapped(name):
                 release_pages(mapped)
         else:
             tensors[name], found = mapped, bounds(mapped)

@@ -127,7 +127,7 @@ def test_yaml_numbers_and_override(tmp_path):
     [
         ("no_such_option: 1\n", "'no_such_option' that does not exist"),
         ("learning_rate: fast\n", "'learning_rate' the value 'fast'"),
-        ("activation: softmax\n", "choose from topk"),
+        ("activation: softmax\n", "choose from relu"),
         ("[1, 2]\n", "`name: value` lines"),
         ("a: [1\n", "not valid YAML"),
     ],

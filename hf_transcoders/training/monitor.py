@@ -118,7 +118,8 @@ class DictionaryMonitor:
             self._reset()
             return {}
         sums = {name: value / tokens for name, value in self.losses.items()}
-        sums["loss"] = sum(sums.values())
+        # In one order: that of a checkpoint is another, and float sums depend on it.
+        sums["loss"] = sum(sums[name] for name in sorted(sums))
         sums["grad_norm"] = self.grad_norm / (self.steps - self.overflowed_steps).clamp(min=1)
         values = torch.stack([value.float() for value in sums.values()]).tolist()
         metrics = dict(zip(sums, values, strict=True))

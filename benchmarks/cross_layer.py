@@ -1,4 +1,4 @@
-"""Train a cross-layer transcoder of some layers of SmolLM2-135M-Instruct beside per-layer transcoders, and compare them.
+"""Train a cross-layer transcoder of some layers of SmolLM2-135M-Instruct and per-layer transcoders, and compare them.
 
     python benchmarks/cross_layer.py --train valid.txt --test test.txt
 

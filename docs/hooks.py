@@ -1,4 +1,4 @@
-"""What the documentation site needs beside Markdown: docstrings in Hugging Face format, the help of every command, and
+"""Hooks of the documentation site: render docstrings in Hugging Face format, the help of every command, and
 pages that stand elsewhere in the repository.
 
 `mkdocs.yml` loads this file twice: as a hook of MkDocs and, for [`HuggingFaceDocstrings`], as an extension of griffe.

@@ -7,8 +7,8 @@ from transformers import PreTrainedConfig
 
 from .errors import TranscoderError
 from .hub_ids import is_hub_id
-from .lm.architectures import locate, site_width
-from .lm.sites import Site
+from .lm.architectures import site_width
+from .lm.sites import output_sites
 from .models.configuration_transcoder import TranscoderConfig, weights_origin
 from .models.modeling_transcoder import TranscoderModel
 from .models.named_dictionaries import NamedDictionaries
@@ -58,8 +58,8 @@ def fitting_dictionaries(base_model: torch.nn.Module, dictionaries: Dictionaries
     named = named_dictionaries(dictionaries)
     check_fits(base_model, named)
     for name, dictionary in named.items():
-        for site in dictionary.config.output_sites:
-            if Site.parse(site).point == "resid_mid":
+        for site in output_sites(dictionary):
+            if site.point == "resid_mid":
                 raise TranscoderError(
                     f"'{name}' writes to '{site}', which can be read but not written: the model has no module that passes "
                     "it on."
@@ -160,7 +160,6 @@ def _check_sites(base_model: torch.nn.Module, name: str, config: TranscoderConfi
         (config.input_site, config.d_in, "d_in"),
         *((site, config.d_out, "d_out") for site in config.output_sites),
     ):
-        locate(base_model, site)  # Refuses a site that the model does not have.
         expected = site_width(base_model, site)
         if expected is not None and expected != width:
             trained = config.base_model_name_or_path

@@ -1,4 +1,4 @@
-"""Whether a name is that of a repo on the Hub or of a local folder or file."""
+"""Tell names of repos on the Hub from paths of local folders and files."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The version of this package, and of what else decides about numbers."""
+"""The versions of this package and of the libraries that affect its results."""
 
 import platform
 

@@ -18,6 +18,12 @@ os.environ["WANDB_SILENT"] = "true"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+# Without a GPU, Triton's interpreter runs the kernels. It must be chosen before Triton is imported, which transformers may do.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import transformers  # noqa: E402
 
 

@@ -18,22 +18,26 @@ HERE = Path(__file__).parents[1]
 SMALLER = {
     # In the environment that runs this test, which has everything that these install.
     "make demo ": "hf-transcoders demo --max-tokens 6144 --num-features 256 ",
-    "make test ": "python -m pytest tests/text tests/ops ",
+    "make test ": "python -m pytest -q -p no:cacheprovider tests/text ",
     'pip install ".[gguf,plots,trackio]"': "python -m pip install --quiet --no-deps --target installed .",
     'pip install -c constraints.txt -e ".[dev]"': 'python -m pip install --quiet --dry-run --no-deps -c constraints.txt -e ".[dev]"',
     # The Hub's model and its packaged copy have one architecture.
     '"HuggingFaceTB/SmolLM2-135M-Instruct"': "str(offline_model())",
     "from transformers import AutoModelForCausalLM": "from hf_transcoders import offline_model\n\\g<0>",
     "num_features=2304": "num_features=256",
-    "max_tokens=400_000": "max_tokens=4096, report_to='none', eval_tokens=600, eval_loss_tokens=300",
-    'load_texts("docstrings")': 'load_texts("docstrings", limit=60)',
-    'load_texts("docstrings", limit=500), tokenizer)': 'load_texts("docstrings", limit=20), tokenizer), max_loss_tokens=300',
+    "max_tokens=400_000": "max_tokens=4096, report_to='none', eval_tokens=600, eval_loss_tokens=300, "
+    "initialization_tokens=1024",
+    'load_texts("docstrings")': 'load_texts("docstrings", limit=24)',
+    'load_texts("docstrings", limit=500), tokenizer)': 'load_texts("docstrings", limit=20), tokenizer), '
+    "max_tokens=600, max_loss_tokens=300",
     "size=200": "size=8",
-    "reuse_circuit(base, tokenizer)": "reuse_circuit(base, tokenizer, prompts=8, repair_prompts=8, faithfulness_prompts=2)",
+    "reuse_circuit(base, tokenizer)": "reuse_circuit(base, tokenizer, prompts=2, repair_prompts=2, faithfulness_prompts=2, "
+    "search_prompts=2, random_circuits=1)",
     "--num-features 2304": "--num-features 256",
-    "--max-tokens 400000": "--max-tokens 4096 --documents 60 --eval-tokens 600 --eval-loss-tokens 300",
+    "--max-tokens 400000": "--max-tokens 4096 --documents 24 --eval-tokens 600 --eval-loss-tokens 300 "
+    "--initialization-tokens 1024",
     "evaluate --transcoders runs/cli": "evaluate --max-tokens 600 --loss-tokens 300 --transcoders runs/cli",
-    "features --transcoders runs/cli": "features --max-tokens 2000 --transcoders runs/cli",
+    "features --transcoders runs/cli": "features --max-tokens 1000 --max-features 4 --transcoders runs/cli",
     "--features-from docstrings": "--features-from docstrings --max-tokens 600",
     "circuits patch ioi": "circuits patch ioi --prompts 2",
 }

@@ -1,5 +1,6 @@
 """Every public function that takes a language model takes one that is wrapped, in training mode, and gives the same."""
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -18,6 +19,7 @@ from hf_transcoders.circuits.graphs import attribution_graph
 from hf_transcoders.data import ActivationHarvester
 from hf_transcoders.data.token_blocks import TokenBlocks
 from hf_transcoders.evaluation import DriftProbe, TranscoderEvaluator
+from hf_transcoders.features import collect_examples
 from hf_transcoders.lm import record_frozen
 from hf_transcoders.lm.wrappers import NAMES, language_model
 from hf_transcoders.studies.circuit_reuse import ForcedAttention, ForcedHead, forced, trace_stages
@@ -39,6 +41,7 @@ NO_LANGUAGE_MODEL = {
     "circuits.graphs.graph.AttributionGraph": "",
     "studies.published.published_study": "a name",
     "evaluation.drift.DriftReport": "numbers of the model",
+    "features.explain.chat.ServiceChat": "a name",
     "tracking.callback.TranscoderTrackingCallback.on_train_begin": "the dictionary that is trained",
     "tracking.trackio.TranscoderTrackioCallback.on_log": "the dictionary that is trained",
     "tracking.trackio.TranscoderTrackioCallback.on_train_begin": "the dictionary that is trained",
@@ -71,8 +74,8 @@ def public_functions():
     return found
 
 
-def dictionary_of(model):
-    config = TranscoderConfig.for_model(model, READ, WRITE, num_features=24, activation="relu")
+def dictionary_of(model, read=READ, write=WRITE):
+    config = TranscoderConfig.for_model(model, read, write, num_features=24, activation="relu")
     dictionary = TranscoderModel(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -86,6 +89,7 @@ class Parts:
 
     def __init__(self, plain, folder):
         self.dictionary = dictionary_of(plain)
+        self.later = dictionary_of(plain, "layers.2.mlp.in", "layers.2.mlp.branch")
         self.dictionaries = TranscoderSet([self.dictionary])
         self.task, self.folder = tiny_task(), folder
         self.ids = IDS[0].tolist()
@@ -96,6 +100,7 @@ class Parts:
         self.colors = colored_objects(TOKENIZER, 2)
         self.probe = DriftProbe(self.dictionaries, ROWS, max_tokens=64, max_loss_tokens=64, max_kl_tokens=32)
         self.probe.take_baseline(plain)
+        (self.examples,) = collect_examples(plain, self.dictionaries, ROWS, TOKENIZER, progress=False).values()
 
     def arguments(self, **changes):
         changes = {
@@ -114,6 +119,12 @@ class Parts:
 
         config = self.dictionary.config
         return run_sweep({"one": config}, model, self.arguments(), ROWS, ROWS).report.dictionaries
+
+
+def _chatting():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    return tokenizer
 
 
 def within(block, model, *args, **kwargs):
@@ -197,6 +208,27 @@ CALLS = {
     "studies.blind.study.blind_study": lambda f, m, p: f(
         m, p.dictionaries, next(iter(p.dictionaries)), ROWS, TOKENIZER, num_features=2, null_features=3, **_QUIET
     ),
+    "studies.feature_effects.study.feature_effects_study": lambda f, m, p: f(
+        m, p.dictionary, ROWS, TOKENIZER, [1, 2], num_contexts=3, max_tokens=64
+    ),
+    "studies.feature_patching.study.feature_patching_study": lambda f, m, p: f(
+        m, p.task, {"one": p.dictionary}, thresholds=(0.1,), random_orders=0, progress=False
+    ),
+    "studies.feature_tree.study.feature_tree_study": lambda f, m, p: f(
+        m,
+        {"one": p.dictionary, "two": p.later},
+        ROWS,
+        TOKENIZER,
+        "two",
+        1,
+        depth=1,
+        num_contexts=2,
+        max_tokens=64,
+        progress=False,
+    ),
+    "studies.autointerp.study.autointerp_study": lambda f, m, p: [
+        each.l0 for each in f(m, {"a": p.dictionary}, ROWS, TOKENIZER, num_features=2, **_QUIET).dictionaries
+    ],
     "studies.greater_than.study.greater_than_study": lambda f, m, p: f(
         m, p.dictionary, TOKENIZER, max_k=2, num_features=1, **_QUIET
     ),
@@ -211,6 +243,19 @@ CALLS = {
     "evaluation.evaluator.TranscoderEvaluator": lambda f, m, p: TranscoderEvaluator(
         m, ROWS, max_tokens=64, **_QUIET
     ).evaluate(p.dictionaries),
+    "features.collect.collect_examples": lambda f, m, p: f(
+        m, p.dictionaries, ROWS, TOKENIZER, max_tokens=64, **_QUIET
+    ),
+    "features.explain.chat.LocalChat": lambda f, m, p: f(m, _chatting(), max_tokens=2).answer(
+        [{"role": "user", "content": "Mary"}]
+    ),
+    "features.explain.random_control.random_control": lambda f, m, p: [
+        parameter.detach() for parameter in f(m, p.dictionary, p.examples)[0].parameters()
+    ],
+    "features.explain.scoring.rule_explainers": lambda f, m, p: [
+        getattr(each, "tokens", None) for each in f(m, p.dictionary, TOKENIZER, [1, 2])
+    ],
+    "features.explain.surprisal.SurprisalScorer": lambda f, m, p: f(m, TOKENIZER)._losses("Mary", [[3, 4, 5]]),
     "features.feature_examples.explain_features": lambda f, m, p: f(
         m, p.dictionary, ROWS, TOKENIZER, features=[1, 2], max_tokens=64, **_QUIET
     ),
@@ -243,6 +288,11 @@ CALLS = {
     "tracking.probe.TranscoderProbeCallback.on_evaluate": None,
     "tracking.probe.TranscoderProbeCallback.on_step_end": None,
     "tracking.probe.TranscoderProbeCallback.on_train_begin": None,
+    "training.baseline_dictionaries.fit_baselines": lambda f, m, p: [
+        baselines[name].state_dict()
+        for baselines in f(m, ROWS, [WRITE], ["pca", "random", "identity"], batch_size=4, progress=False).values()
+        for name in baselines
+    ],
     "training.grid.expand_grid": lambda f, m, p: [
         config.to_dict() for config in f(m, [(READ, WRITE)], num_features=24, k=4).configs.values()
     ],

@@ -1,4 +1,4 @@
-"""Circuits: what makes a model do what it does, found by patching, by taking it apart and by changing features."""
+"""Find circuits in language models: patching, attribution graphs, paths, feature weights and interventions."""
 
 from .graphs import (
     AttributionGraph,

@@ -19,6 +19,7 @@ class Option(NamedTuple):
 SHARED = {
     "add_bos": Option("begin prompts with the beginning-of-sequence token; by default, as the tokenizer does"),
     "batch_size": Option("rows per forward pass", "N", whole(1)),
+    "contexts": Option("contexts per feature", "N", whole(1)),
     "corruption": Option("what the corrupted prompt changes, for tasks with several corruptions", "NAME"),
     "data": Option(
         "text: a Hub dataset id, a file or folder (.txt, .jsonl, .parquet, .csv), or `docstrings`, the English docstrings of "
@@ -95,7 +96,7 @@ def model_arguments(parser: argparse.ArgumentParser, required: bool = False, dty
 
 
 def dictionary_arguments(parser: argparse.ArgumentParser, choose: str | None = None, more: str = "") -> None:
-    """Add the options for trained dictionaries; `choose` is what `--dictionary` adds to its help, if it is an option."""
+    """Add the options for trained dictionaries; `choose` extends the help of `--dictionary`, and adds this option."""
     group = parser.add_argument_group("dictionaries")
     add_shared(group, "transcoders", more, required=True)
     add_shared(group, "transcoders_revision")

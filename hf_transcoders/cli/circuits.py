@@ -8,7 +8,6 @@ from .terminal import Parser, echo, print_json, print_table
 from .values import LibraryNames, not_negative, output_folder, whole
 
 
-_HEAD_COMPONENTS = ("z", "query", "key", "value", "pattern")
 _SWEEPS = {"resid": "residual", "resid_mid": "residual", "mlp": "mlps", "attn": "attention"}
 
 
@@ -31,8 +30,9 @@ def parse(argv, prog):
     group.add_argument(
         "--component",
         default="z",
-        choices=[*_HEAD_COMPONENTS, *_SWEEPS],
-        help="component to patch: the attention-weighted values (z), query, key, value or pattern of each head; the residual "
+        metavar="NAME",
+        choices=LibraryNames("..lm.sites", "HEAD_POINTS", *_SWEEPS),
+        help="component to patch, one of %(choices)s: the attention-weighted values (z), query, key, value or pattern of each head; the residual "
         "stream before each block (resid) or between its attention and MLP (resid_mid); or the output of each MLP or attention "
         "layer",
     )
@@ -56,7 +56,8 @@ def parse(argv, prog):
     group.add_argument(
         "--direction",
         default="noising",
-        choices=["noising", "denoising"],
+        metavar="NAME",
+        choices=LibraryNames("..circuits.patching.engine", "Direction"),
         help="noising: corrupted activations into the clean run; denoising: clean activations into the corrupted run",
     )
     group.add_argument(
@@ -107,7 +108,7 @@ def _repair_arguments(actions):
         "repair",
         help="search for heads that repair a task when their attention is forced onto other tokens",
         description="Forces the attention of every head onto sets of named tokens, alone and together, keeps the heads that fix "
-        "the most prompts, judges them on prompts of another seed beside controls, and says what these heads do without the edit.",
+        "the most prompts, judges them on prompts of another seed, compares them with controls, and describes the roles of these heads without the edit.",
     )
     task_arguments(repair, prompts=64)
     model_arguments(repair, required=True)
@@ -139,8 +140,9 @@ def _repair_arguments(actions):
     group.add_argument(
         "--objective",
         default="accuracy",
-        choices=["accuracy", "candidate_accuracy"],
-        help="accuracy to raise: in the full vocabulary, or among the candidates",
+        metavar="NAME",
+        choices=LibraryNames("..studies.circuit_reuse.repair_search", "OBJECTIVES"),
+        help="metric to raise, one of %(choices)s: in the full vocabulary, or among the candidates",
     )
     group.add_argument(
         "--penalty",
@@ -171,7 +173,7 @@ def _repair_arguments(actions):
         type=whole(0),
         metavar="N",
         default=3,
-        help="repairs that are measured beside controls and explained",
+        help="number of repairs that are compared with controls and explained",
     )
     group.add_argument(
         "--role-prompts",

@@ -84,21 +84,11 @@ def load_dictionaries(args):
     return loaded if len(chosen) == len(loaded) else TranscoderSet(chosen).eval()
 
 
-def open_dictionaries(path: str, revision: str | None = None, **options):
-    """
-    Load a set, a single dictionary as a [`TranscoderSet`] of one, or a [`CrossLayerTranscoder`].
-
-    Args:
-        path (`str`): Folder, file or Hub id, also of another library.
-        revision (`str`, *optional*): Commit, tag or branch on the Hub.
-        options: Further arguments of [`~TranscoderModel.from_pretrained`].
-    """
-    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
-    from ..models.foreign import holds_cross_layer, holds_dictionaries
-    from ..models.modeling_transcoder import TranscoderModel
-    from ..models.saved_files import WEIGHT_SUFFIXES, Files
+def check_dictionaries_path(path: str) -> None:
+    """Refuse a local path that leads to no dictionaries, such as the folder of a run that was not finished."""
+    from ..models.foreign import holds_dictionaries
+    from ..models.saved_files import WEIGHT_SUFFIXES
     from ..models.set_index import INDEX_NAME
-    from ..models.transcoder_set import TranscoderSet
 
     local = Path(path)
     if local.is_file() and local.suffix not in WEIGHT_SUFFIXES:
@@ -114,6 +104,59 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
         raise TranscoderError(
             f"{path} holds neither a dictionary (config.json) nor a set ({INDEX_NAME}): give the folder that training wrote."
         )
+
+
+def saved_configs(path: str, revision: str | None = None) -> dict:
+    """
+    Read the configurations of saved dictionaries of this library, without their weights.
+
+    Args:
+        path (`str`): Folder or Hub id of a set, a dictionary or a cross-layer transcoder.
+        revision (`str`, *optional*): Commit, tag or branch on the Hub.
+
+    Returns:
+        `dict[str, TranscoderConfig]`: name of a dictionary -> its configuration.
+    """
+    from ..models.model_types import dictionary_configs, saved_config
+    from ..models.modeling_transcoder import TranscoderModel
+    from ..models.saved_files import Files, open_dictionary
+    from ..models.set_index import dictionary_name
+    from ..models.transcoder_set import open_set
+
+    check_dictionaries_path(path)
+    files = Files.at(path, revision=revision)
+    try:
+        return {name: saved_config(saved, TranscoderModel) for name, saved in open_set(files).items()}
+    except TranscoderError as no_set:
+        if not isinstance(no_set.__cause__, OSError):
+            raise
+        try:
+            config = saved_config(open_dictionary(files))
+        except OSError as error:
+            raise _not_loaded(path, error) from no_set
+    return dictionary_configs(config) or {dictionary_name(config): config}
+
+
+def _not_loaded(path: str, error: Exception) -> TranscoderError:
+    return TranscoderError(f"{path} could not be loaded ({_first_sentence(error)}).")
+
+
+def open_dictionaries(path: str, revision: str | None = None, **options):
+    """
+    Load a set, a single dictionary as a [`TranscoderSet`] of one, or a [`CrossLayerTranscoder`].
+
+    Args:
+        path (`str`): Folder, file or Hub id, also of another library.
+        revision (`str`, *optional*): Commit, tag or branch on the Hub.
+        options: Further arguments of [`~TranscoderModel.from_pretrained`].
+    """
+    from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+    from ..models.foreign import holds_cross_layer
+    from ..models.modeling_transcoder import TranscoderModel
+    from ..models.saved_files import Files
+    from ..models.transcoder_set import TranscoderSet
+
+    check_dictionaries_path(path)
     with contextlib.suppress(OSError):  # The loader below has the message for a repo that does not exist.
         if holds_cross_layer(Files.at(path, revision=revision)):
             return CrossLayerTranscoder.from_pretrained(path, revision=revision, **options).eval()
@@ -126,7 +169,7 @@ def open_dictionaries(path: str, revision: str | None = None, **options):
         try:
             return TranscoderSet([TranscoderModel.from_pretrained(path, revision=revision, **options)]).eval()
         except OSError as error:
-            raise TranscoderError(f"{path} could not be loaded ({_first_sentence(error)}).") from no_set
+            raise _not_loaded(path, error) from no_set
 
 
 def load_base_model(args, dictionaries):

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import TranscoderError
 from ..text.printable import printable
 from ..text.strict_json import read_yaml, to_json
+from .values import truth
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,6 @@ def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
         [`TranscoderError`]: An option does not exist or is repeated, or a value does not fit it. Values that YAML and the
             command line read differently are refused, as are numbers in place of text.
     """
-    from transformers.hf_argparser import string_to_bool
-
     actions: dict[str, argparse.Action] = {}
     for action in parser._actions:
         # The `--no-...` of an option that is true by default follows it and has the same name.
@@ -57,7 +56,7 @@ def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
             if action.default is not None:
                 raise TranscoderError(f"{where} no value: give one, or leave the line out.")
             continue
-        as_bool = string_to_bool if action.nargs == 0 else action.type
+        as_bool = truth if action.nargs == 0 else action.type
         values = [_convert(entry, as_bool, action, where) for entry in (value if isinstance(value, list) else [value])]
         if several and not values:
             raise TranscoderError(f"{where} an empty list: give a value, or leave the line out.")
@@ -67,9 +66,7 @@ def read_defaults(parser: argparse.ArgumentParser, path: str) -> None:
 
 def _convert(given, type_, action, where):
     """Convert one value as the command line would."""
-    from transformers import TrainingArguments
-
-    if isinstance(given, dict) and action.dest in TrainingArguments._VALID_DICT_FIELDS:
+    if isinstance(given, dict) and action.dest in _fields_of_mappings():
         # The trainer reads these as JSON.
         return to_json({_text(key): _value(entry, where) for key, entry in given.items()}, indent=None)
     if not isinstance(given, str | _Plain):
@@ -82,7 +79,7 @@ def _convert(given, type_, action, where):
         converted = text
     else:
         # `yes`, `on` and `True` are equal for options that are on or off.
-        text = str(value).lower() if isinstance(value, bool) and type_.__name__ == "string_to_bool" else text
+        text = str(value).lower() if isinstance(value, bool) and type_ is truth else text
         try:
             converted = type_(text)
         except (ValueError, TypeError, ArithmeticError, argparse.ArgumentTypeError) as error:
@@ -97,6 +94,13 @@ def _convert(given, type_, action, where):
     if action.choices is not None and converted not in action.choices:
         raise TranscoderError(f"{where} the value '{shown}': choose from {', '.join(map(str, action.choices))}.")
     return converted
+
+
+def _fields_of_mappings() -> list[str]:
+    # Imported where a file holds a mapping: it takes seconds.
+    from transformers import TrainingArguments
+
+    return TrainingArguments._VALID_DICT_FIELDS
 
 
 def _value(given, where):

@@ -53,6 +53,7 @@ def parse(argv, prog):
         help="the dictionary was trained on a model without folded norms",
     )
     group.add_argument("--scaling-factor", type=factor, help="factor on the inputs of the dictionary")
+    add_shared(group, "k", "where a file of a TopK dictionary does not say it")
     output_arguments(parser)
     return parser.parse_args(argv)
 
@@ -61,7 +62,7 @@ def run(args):
     from pathlib import Path
 
     from ..models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
-    from ..models.foreign import FOREIGN_ARGUMENTS, write_foreign, write_foreign_cross_layer
+    from ..models.foreign import FOREIGN_ARGUMENTS
     from .common import load_model, open_dictionaries
 
     if args.load_base_model and args.base_model is None:
@@ -71,10 +72,8 @@ def run(args):
         said["base_model"], _ = load_model(args.base_model, dtype="float32", device="cpu")
     dictionaries = open_dictionaries(args.source, args.transcoders_revision, **said)
     cross_layer = isinstance(dictionaries, CrossLayerTranscoder)
-    if args.to != _NATIVE and cross_layer:
-        write_foreign_cross_layer(dictionaries, args.target, args.to)
-    elif args.to != _NATIVE:
-        write_foreign(dictionaries, args.target, args.to)
+    if args.to != _NATIVE:
+        dictionaries.save_pretrained(args.target, format=args.to)
     elif Path(args.target).exists() and any(Path(args.target).iterdir()):
         raise TranscoderError(f"{args.target} is not empty: choose another folder.")
     elif len(dictionaries) == 1 and not cross_layer:

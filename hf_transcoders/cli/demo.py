@@ -149,7 +149,7 @@ def _sites(layer):
 
 
 def _graph(base_model, transcoders, tokenizer, text, output):
-    """Write the graph of the prompt and its page, print what it says, and return the path of the page."""
+    """Write the graph of the prompt and its page, print its scores, and return the path of the page."""
     from hf_transcoders import explain_features
     from hf_transcoders.circuits import attribution_graph, validate_edges
 

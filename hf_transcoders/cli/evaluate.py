@@ -52,10 +52,11 @@ def run(args):
 
         report.save_into(args.transcoders)
         card_of_folder(args.transcoders, report=report).save(args.transcoders)
+    configs = {name: dictionary.config for name, dictionary in dictionaries.items()}
+    found = cautions(configs, report.metrics, report.protocol["fidelity_tokens"])
     if args.json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "cautions": found})
     else:
         echo(*report.to_text().split("\n"))
-        configs = {name: dictionary.config for name, dictionary in dictionaries.items()}
-        for line in cautions(configs, report.metrics, report.protocol["fidelity_tokens"]).values():
+        for line in found.values():
             echo(f"Caution: {line}", error=True)

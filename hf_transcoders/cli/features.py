@@ -1,4 +1,4 @@
-"""`hf-transcoders features`: contexts of features, the tokens that they promote, and what they change in the model."""
+"""`hf-transcoders features`: contexts of features, the tokens that they promote, and their effects in the model."""
 
 from .arguments import (
     add_shared,
@@ -10,7 +10,6 @@ from .arguments import (
 )
 from .common import choose_dictionary, load_base_model, load_dictionaries, load_text
 from .terminal import Parser, echo, print_json
-from .values import whole
 
 
 def parse(argv, prog):
@@ -23,7 +22,7 @@ def parse(argv, prog):
     )
     dictionary_arguments(parser, choose="required if the set has several")
     feature_arguments(parser, "features that are active in the text", 10)
-    parser.add_argument("--contexts", type=whole(1), metavar="N", default=5, help="contexts per feature")
+    add_shared(parser, "contexts", default=5)
     add_shared(parser, "measured_contexts", default=3)
     model_arguments(parser)
     text_arguments(parser, max_tokens=50_000)

@@ -71,7 +71,8 @@ def parse(argv, prog):
     group.add_argument(
         "--labels",
         metavar="FILE",
-        help="labels of features, pins and groups to show on the page: a file that the page of a graph saved",
+        help="labels of features, pins and groups to show on the page: a file that the page of a graph saved; by default, the "
+        "explanations that `hf-transcoders explain` saved with the dictionaries",
     )
     group = output_arguments(parser, "graph.safetensors, graph.json and graph.html", default="runs/graph")
     group.add_argument(
@@ -110,9 +111,10 @@ def run(args):
     output = output_folder(args.output)
     from ..circuits.graphs.attribution import attribution_graph
     from ..circuits.graphs.page_data import page_data
-    from ..circuits.graphs.page_labels import read_labels
+    from ..circuits.graphs.page_labels import LONGEST, read_labels
     from ..circuits.graphs.viewer import check_names
     from ..circuits.graphs.viewer_files import write_viewer_files
+    from ..features.explain.explanation_file import saved_labels
     from ..lm.devices import input_device
     from ..reports.graph.graph_page import write_graph
 
@@ -122,6 +124,7 @@ def run(args):
     for slug in slugs if args.viewer else ():
         check_names(slug, args.scan, args.feature_base_url)
     dictionaries = load_dictionaries(args)
+    labels = args.labels or saved_labels(args.transcoders, dict(dictionaries.items()), LONGEST) or None
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionaries = dictionaries.to(input_device(base_model))
     whole_graphs = attribution_graph(
@@ -145,7 +148,7 @@ def run(args):
         note = f"--features-from {args.features_from} was not searched: without features on the page there are no contexts to find."
         pruned = [part.with_note(note) for part in pruned]
     # Labels of other dictionaries are refused before anything is written.
-    data = page_data(pruned, features, args.labels)
+    data = page_data(pruned, features, labels)
     for slug, graph in zip(slugs, graphs, strict=True):
         graph.save_pretrained(output if len(graphs) == 1 else output / slug)
     page = write_graph(output / "graph.html", data)
@@ -194,7 +197,7 @@ def _prompts(args):
 
 
 def _for_page(args, base_model, dictionaries, graph):
-    """Prune a graph for the page and validate it; what cannot be done becomes a note on the page."""
+    """Prune a graph for the page and validate it; anything that is not possible becomes a note on the page."""
     from ..circuits.graphs.page_data import MAX_EDGES
     from ..circuits.graphs.validation import validate_edges
 

@@ -5,7 +5,7 @@ import contextlib
 from ..errors import TranscoderError
 from ..text.columns import paired
 from .arguments import add_shared, output_arguments
-from .common import open_dictionaries
+from .common import saved_configs
 from .terminal import Parser, echo, print_json, print_table
 
 
@@ -64,8 +64,9 @@ def describe_environment() -> dict:
 
 
 def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, dict]:
-    """Name of each dictionary -> its kind, sites, sizes and training; of other libraries, without loading weights."""
+    """Name of each dictionary -> its kind, sites, sizes and training; without loading weights."""
     from ..models.foreign import describe_foreign
+    from ..models.model_types import count_parameters
     from ..models.saved_files import Files
 
     files = Files.at(path, revision=revision)
@@ -73,10 +74,7 @@ def describe_dictionaries(path: str, revision: str | None = None) -> dict[str, d
     with contextlib.suppress(OSError):
         if foreign := describe_foreign(files):
             return {name: _foreign_facts(facts) for name, facts in foreign.items()}
-    return {
-        name: _facts(model.config, sum(p.numel() for p in model.parameters()))
-        for name, model in open_dictionaries(path, revision).items()
-    }
+    return {name: _facts(config, count_parameters(config)) for name, config in saved_configs(path, revision).items()}
 
 
 def _foreign_facts(facts) -> dict:

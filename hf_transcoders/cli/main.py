@@ -14,18 +14,20 @@ from .terminal import Parser, echo, printable_logs, quiet_transformers
 _COMMANDS = {
     "demo": "train, evaluate and inspect dictionaries of a real model in a few minutes, without the Hub",
     "train": "train transcoders or SAEs on a language model",
+    "baselines": "make dictionaries to compare trained ones with: components, random directions, neurons",
     "plan": "estimate the memory, disk space and duration of a training run",
     "sweep": "train a grid of dictionaries on one stream of activations and draw their Pareto fronts",
     "runs": "list, compare and plot recorded runs",
     "evaluate": "measure the sparsity, fidelity and loss recovered of trained dictionaries",
     "features": "show top activations and promoted tokens of features",
+    "explain": "explain features by rules or a chat model, and score the explanations beside controls",
     "push": "publish a dictionary or set on the Hub",
     "convert": "convert a dictionary or set from or to the format of another library",
     "tasks": "list tasks for circuits, show their prompts, and measure a model on them",
     "circuits": "find the heads that implement a task, and compare the circuits of two tasks",
     "graph": "compute the attribution graph of a prompt, as an interactive page",
     "paths": "find the strongest paths through features, heads and tokens to a logit or feature",
-    "study": "run case studies of transcoders: greater-than, whole-model replacement, blind case studies",
+    "study": "run case studies of papers: greater-than, replacement, explanations, feature patching, effects and trees, blind",
     "info": "describe a dictionary, a set or this machine",
 }
 

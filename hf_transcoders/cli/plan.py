@@ -7,7 +7,7 @@ from ..lm.offline_models import model_path
 from ..text.columns import paired
 from .common import best_device, explained, fastest_cpu_dtype, load_tokenizer
 from .terminal import echo, print_json
-from .train import configurations, load_rows, make_parser, parse_with_config
+from .train import configurations, load_rows, parse_command
 from .values import positive, whole
 
 
@@ -25,11 +25,16 @@ _CONTEXT_BYTES = _GIB // 2
 
 
 def parse(argv, prog):
-    parser = make_parser(
-        prog,
-        "Estimates the memory, disk space and duration of a training run, and tells whether it fits a device.",
-        _EXAMPLES,
+    return parse_command(
+        argv,
+        declare=_declare,
+        prog=prog,
+        description="Estimates the memory, disk space and duration of a training run, and tells whether it fits a device.",
+        epilog=_EXAMPLES,
     )
+
+
+def _declare(parser):
     parser.add_argument("--processes", type=whole(1), metavar="N", default=1, help="processes (devices) of the run")
     parser.add_argument(
         "--device-memory", type=positive, metavar="GIB", help="memory of one device, to tell whether the run fits"
@@ -42,7 +47,6 @@ def parse(argv, prog):
     parser.add_argument(
         "--tflops", type=positive, help="peak of the device in 10^12 operations per second, to estimate the duration"
     )
-    return parse_with_config(parser, argv)
 
 
 def run(args):

@@ -1,4 +1,4 @@
-"""`hf-transcoders study`: case studies of the paper on transcoders, on any model."""
+"""`hf-transcoders study`: case studies of papers on transcoders and sparse autoencoders, on any model."""
 
 import importlib
 
@@ -9,6 +9,10 @@ from .terminal import Parser
 _ACTIONS = {
     "greater-than": "compare few features of a transcoder with few neurons of its MLP, on prompts about years",
     "replacement": "measure the loss with transcoders in place of MLPs: each layer alone, and all of them",
+    "feature-patching": "make a model predict the counterfactual answer with few features, against components and neurons",
+    "feature-effects": "ablate features until they are off, and list the next tokens that this raises and lowers",
+    "feature-tree": "find the earlier features that make a feature fire, beside attribution edges",
+    "autointerp": "compare how well the features of several kinds of dictionaries can be explained",
     "blind": "predict from weights alone when features are active, and score the predictions on text",
 }
 
@@ -16,10 +20,11 @@ _ACTIONS = {
 def parse(argv, prog):
     parser = Parser(
         prog=prog,
-        description="Case studies of Dunefsky et al. (2024), on any model with transcoders for its MLPs.",
+        description="Case studies of Dunefsky et al. (2024) and Cunningham et al. (2023), on any model with dictionaries.",
         epilog="examples:\n"
         "  hf-transcoders study greater-than --transcoders runs/every_layer --dictionary layers.20.mlp.transcoder\n"
-        "  hf-transcoders study replacement --transcoders runs/every_layer --data my_text.txt",
+        "  hf-transcoders study replacement --transcoders runs/every_layer --data my_text.txt\n"
+        "  hf-transcoders study feature-patching --transcoders runs/sae_2023 --against runs/baselines/pca",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar=f"{{{','.join(_ACTIONS)}}}")
     for name, text in _ACTIONS.items():

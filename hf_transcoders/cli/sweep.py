@@ -5,7 +5,7 @@ from dataclasses import fields
 from ..errors import TranscoderError
 from .common import load_model
 from .terminal import echo, print_json, print_table
-from .train import DictionaryOptions, RunOptions, load_rows, make_parser, parse_with_config, sites_of
+from .train import DictionaryOptions, RunOptions, load_rows, parse_command, sites_of
 from .values import output_folder, whole
 
 
@@ -30,26 +30,30 @@ Every argument of transformers.TrainingArguments is accepted: --help-all lists t
 def parse(argv, prog):
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    parser = make_parser(
-        prog,
-        "Trains every combination of the given layers, kinds, widths and sparsities on the same forward passes of the "
-        "language model, evaluates them on held-out text and draws their Pareto fronts.",
-        _EXAMPLES,
+    return parse_command(
+        argv,
         RunOptions,
+        _declare,
+        prog=prog,
+        description="Trains every combination of the given layers, kinds, widths and sparsities on the same forward passes of "
+        "the language model, evaluates them on held-out text and draws their Pareto fronts.",
+        epilog=_EXAMPLES,
     )
-    parser.usage = f"{prog} [config.yaml] [options]"
+
+
+def _declare(parser):
+    parser.usage = f"{parser.prog} [config.yaml] [options]"
     grid = {f.name for f in fields(DictionaryOptions)} - set(_PLACES)
     for action in parser._actions:
         if action.dest in grid:
             action.nargs = "+"
-    parser.set_defaults(output_dir="transcoder_sweep", save_strategy="steps", save_steps=0.1, save_total_limit=1)
+    parser.set_defaults(output_dir="transcoder_sweep")
     parser.add_argument(
         "--group-size", type=whole(1), metavar="N", help="dictionaries to train at a time, on cached activations"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the dictionaries and their sizes, and train nothing"
     )
-    return parse_with_config(parser, argv)
 
 
 def run(args):
@@ -122,7 +126,8 @@ def make_grid(options, base_model):
 def describe_grid(grid, groups, base_model) -> dict:
     """Sizes of the dictionaries, group by group."""
     from ..lm.architectures import site_width
-    from ..training.grid import TRAINING_BYTES_PER_PARAMETER, count_parameters
+    from ..models.model_types import count_parameters
+    from ..training.grid import TRAINING_BYTES_PER_PARAMETER
 
     parameters = {name: count_parameters(config) for name, config in grid.configs.items()}
     sites = {site for config in grid.configs.values() for site in (config.input_site, config.output_site)}

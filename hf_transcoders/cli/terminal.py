@@ -2,18 +2,17 @@
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
 
 from ..errors import TranscoderError
 from ..text.columns import aligned
 from ..text.printable import printable
+from ..text.similar import did_you_mean
 from ..text.strict_json import to_json
 
 
@@ -58,7 +57,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options with hyphens or underscores, and says in one sentence what is wrong with a command line."""
+    """Takes options with hyphens or underscores, and reports errors of a command line in one sentence."""
 
     def __init__(self, **options):
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
@@ -85,7 +84,7 @@ class Parser(argparse.ArgumentParser):
             self._intermixed = False
 
     def _refuse_unknown(self, words):
-        """Name a mistyped option first: what else seems wrong, such as another option missing, often follows from it."""
+        """Report a mistyped option first: other errors, such as a missing option, often follow from it."""
         for word in words:
             name = word.partition("=")[0]
             if re.fullmatch(r"--?[a-zA-Z][\w-]*", name) and name not in self._option_string_actions:
@@ -121,12 +120,6 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^the following arguments are required: ", "give ", message)
         message = re.sub(r"^argument (\S+): ", r"\1: ", message)
         raise TranscoderError(f"{message} (see `{self.prog} --help`).")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question for the most similar known word, to append to a message; empty if none is similar."""
-    similar = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f": did you mean {similar[0]}?" if similar else ""
 
 
 def quiet_transformers() -> None:

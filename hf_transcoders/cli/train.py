@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,14 @@ from ..errors import TranscoderError
 from .arguments import DTYPES, SHARED, add_shared, declare_shared
 from .common import load_model
 from .config_file import read_defaults
+from .outline import add_declared, declared_fields, declared_values, fields_of
 from .terminal import Parser, echo, print_json, quiet_transformers
-from .values import output_folder, whole_number
+from .values import output_folder, truth, whole_number
+
+
+def _of_config(field: str, module: str = "configuration_transcoder.py", name: str = "TranscoderConfig") -> list[str]:
+    """The values that a field of a configuration takes, which is not imported for that."""
+    return declared_values(Path(__file__).parents[1] / "models" / module, name, field)
 
 
 #: The kind of dictionaries that is one model of several layers.
@@ -41,21 +48,32 @@ class DictionaryOptions:
         default="topk",
         metadata={
             "help": "activation function of the features",
-            "choices": ["topk", "batchtopk", "relu", "jumprelu", "gated"],
+            "choices": _of_config("activation"),
         },
     )
     k: int | None = None
     l1_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L1 penalty, for relu and gated"})
     l0_coefficient: float = field(default=0.0, metadata={"help": "coefficient of the L0 penalty, for jumprelu"})
     target_l0: float | None = field(default=None, metadata={"help": "target L0 of the penalty, for jumprelu"})
+    auxk_coefficient: float = field(
+        default=0.03125, metadata={"help": "coefficient of the AuxK loss, which revives dead features; 0 for none"}
+    )
+    tied: bool = field(
+        default=False,
+        metadata={"help": "tie the decoder to the encoder, with rows of unit norm, as in the SAEs of 2023"},
+    )
+    decoder_bias: bool = field(default=True, metadata={"help": "give the output a bias; the SAEs of 2023 have none"})
     skip_connection: bool = field(default=False, metadata={"help": "add a linear map from input to output"})
     normalization: str = field(
         default="none",
-        metadata={"help": "scaling of inputs and outputs", "choices": ["none", "scale", "standardize"]},
+        metadata={
+            "help": "scaling of inputs and outputs, by site or by token",
+            "choices": _of_config("normalization"),
+        },
     )
     loss_reduction: str = field(
         default="normalized",
-        metadata={"help": "scale of the squared error", "choices": ["normalized", "mean", "sum", "target_norm"]},
+        metadata={"help": "scale of the squared error", "choices": _of_config("loss_reduction")},
     )
 
 
@@ -103,7 +121,9 @@ class TrainOptions(RunOptions):
         default="layer",
         metadata={
             "help": "features that batchtopk chooses among in a cross-layer transcoder: those of a layer, or of all layers",
-            "choices": ["layer", "all"],
+            "choices": _of_config(
+                "batchtopk_scope", "cross_layer/configuration_cross_layer.py", "CrossLayerTranscoderConfig"
+            ),
         },
     )
     tanh_coefficient: float = field(
@@ -128,6 +148,9 @@ _SHOWN = {
     "activation_cache_dir", "overwrite",
 }  # fmt: skip
 
+_TRAINER_SOURCE = Path(__file__).parents[1] / "training" / "arguments.py"
+_HELP_ALL = {"--help-all", "--help_all"}
+
 _EXAMPLES = """examples:
   hf-transcoders train --model smollm2-135m-instruct --layers 8 --num-features 4608 --k 64 --output-dir runs/l8
   hf-transcoders train --layers 8 --kind transcoder sae --data wikitext.txt --max-tokens 1000000
@@ -140,33 +163,70 @@ Every argument of transformers.TrainingArguments is accepted: --help-all lists t
 
 
 def parse(argv, prog):
-    parser = make_parser(
-        prog,
-        "Trains transcoders, SAEs or a cross-layer transcoder for MLPs of a language model; several dictionaries share each "
-        "forward pass.",
-        _EXAMPLES,
+    return parse_command(
+        argv,
+        prog=prog,
+        description="Trains transcoders, SAEs or a cross-layer transcoder for MLPs of a language model; several dictionaries share "
+        "each forward pass.",
+        epilog=_EXAMPLES,
     )
-    return parse_with_config(parser, argv)
 
 
-def make_parser(prog: str, description: str, epilog: str, options: type = TrainOptions):
-    """Make a parser for `options` and every argument of the trainer."""
+def parse_command(
+    argv, options: type = TrainOptions, declare: Callable[[argparse.ArgumentParser], None] | None = None, **texts: str
+) -> argparse.Namespace:
+    """
+    Parse the command line of a command that takes every argument of the trainer.
+
+    Mistakes are named, and help is shown, before the arguments of the trainer are imported, which takes seconds.
+
+    Args:
+        argv (`list[str]`): Arguments.
+        options (`type`, *optional*, defaults to [`TrainOptions`]): Dataclass of the other options.
+        declare (`Callable[[ArgumentParser], None]`, *optional*): Adds the options of the command, or changes others.
+        texts (`str`): `prog`, `description` and `epilog` of the parser.
+
+    Returns:
+        `argparse.Namespace`: `options`, `training`, and the further arguments of the parser.
+    """
+    refuse_mistakes(argv, options, declare, **texts)
     quiet_transformers()
     from transformers import HfArgumentParser
 
     from ..training.arguments import TranscoderTrainingArguments
 
-    more = _MORE_WITH_CROSS_LAYER if options is TrainOptions else _MORE
-
     class TrainParser(Parser, HfArgumentParser):
         pass
 
-    parser = TrainParser(
-        dataclass_types=[options, TranscoderTrainingArguments],
-        prog=prog,
-        description=description,
-        epilog=epilog,
-    )
+    parser = TrainParser(dataclass_types=[options, TranscoderTrainingArguments], **texts)
+    _complete(parser, options, declare)
+    return parse_with_config(parser, argv)
+
+
+def refuse_mistakes(argv, options: type, declare=None, **texts: str) -> None:
+    """Refuse mistakes in options, and show help, by the source of the trainer's arguments alone."""
+    if _HELP_ALL & {*argv}:
+        # Shows what only the classes know, such as values that are computed.
+        return
+    try:
+        fields = declared_fields(_TRAINER_SOURCE, "TranscoderTrainingArguments")
+    except (LookupError, OSError, SyntaxError):
+        # A distribution without sources: the parser of the classes finds the same mistakes, later.
+        return
+    parser = Parser(**texts)
+    add_declared(parser, fields_of(options) | fields)
+    _complete(parser, options, declare)
+    _shorten_help(parser, fields)
+    config = _config_file(argv)
+    # What is no file, such as a pipe, may be readable once only.
+    if config is not None and (Path(config).is_file() or not Path(config).exists()):
+        read_defaults(parser, config)
+    _refuse_infinite(vars(parser.parse_args(argv)))
+
+
+def _complete(parser, options: type, declare) -> None:
+    """Add to the fields of the dataclasses what is not in them."""
+    more = _MORE_WITH_CROSS_LAYER if options is TrainOptions else _MORE
     parser.set_defaults(
         output_dir="transcoder_output", save_strategy="steps", save_steps=0.1, save_total_limit=1, disable_tqdm=None
     )
@@ -175,6 +235,8 @@ def make_parser(prog: str, description: str, epilog: str, options: type = TrainO
         action.option_strings = [each for each in action.option_strings if "_" not in each]
         if action.type is int:
             action.type = whole_number
+        elif getattr(action.type, "__name__", "") == "string_to_bool":
+            action.type = truth
         if action.dest in SHARED:
             declare_shared(action, more.get(action.dest, ""))
         if action.dest == "output_dir":
@@ -182,7 +244,8 @@ def make_parser(prog: str, description: str, epilog: str, options: type = TrainO
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with options")
     add_shared(parser, "json", action="store_true")
     parser.add_argument("--help-all", action="store_true", help="list every option and exit")
-    return parser
+    if declare is not None:
+        declare(parser)
 
 
 def parse_with_config(parser, argv) -> argparse.Namespace:
@@ -192,13 +255,10 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
     Returns:
         `argparse.Namespace`: `options`, `training`, and the further arguments of the parser.
     """
-    own = {action.dest for action in parser._actions} - {
-        f.name for dataclass_type in parser.dataclass_types for f in dataclasses.fields(dataclass_type)
-    }
-    if {"--help-all", "--help_all"} & {*argv}:
+    if _HELP_ALL & {*argv}:
         parser.print_help()
         sys.exit(0)
-    _shorten_help(parser, own)
+    _shorten_help(parser, {f.name for f in dataclasses.fields(parser.dataclass_types[1])})
     if config := _config_file(argv):
         read_defaults(parser, config)
     # Some arguments of the trainer are objects, which the parser makes from strings.
@@ -209,16 +269,19 @@ def parse_with_config(parser, argv) -> argparse.Namespace:
         raise TranscoderError(
             f"The options of the trainer are invalid: {' '.join(str(error).split())[:300]}."
         ) from error
-    for name, value in (vars(options) | vars(training)).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise TranscoderError(f"{name} is {value}, but must be a finite number.")
+    _refuse_infinite(vars(options) | vars(training))
     return argparse.Namespace(options=options, training=training, **vars(namespace))
 
 
-def _shorten_help(parser, own: set[str]) -> None:
-    own = own | {f.name for f in dataclasses.fields(parser.dataclass_types[0])} | _SHOWN
+def _refuse_infinite(values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TranscoderError(f"{name} is {value}, but must be a finite number.")
+
+
+def _shorten_help(parser, trainer_fields: Container[str]) -> None:
     for action in parser._actions:
-        if action.dest not in own:
+        if action.dest in trainer_fields and action.dest not in _SHOWN:
             action.help = argparse.SUPPRESS
 
 
@@ -267,12 +330,12 @@ def run(args):
         report.save_json(Path(training.output_dir) / "evaluation.json")
     trainer.save_model()
     if trainer.is_world_process_zero():
+        configs = {name: dictionary.config for name, dictionary in trainer.dictionaries.items()}
+        found = cautions(configs, report.metrics, report.protocol["fidelity_tokens"])
         if args.json:
-            print_json({"output_dir": training.output_dir, **report.to_dict()})
+            print_json({"output_dir": training.output_dir, **report.to_dict(), "cautions": found})
         else:
             echo(*report.to_text().split("\n"), "")
-            configs = {name: dictionary.config for name, dictionary in trainer.dictionaries.items()}
-            found = cautions(configs, report.metrics, report.protocol["fidelity_tokens"])
             for kind, line in found.items():
                 # The trainer has said what training shows by itself.
                 if kind not in trainer.cautions:
@@ -346,8 +409,8 @@ def shared_options(options: DictionaryOptions) -> dict:
     return {
         name: getattr(options, name)
         for name in (
-            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "normalization",
-            "loss_reduction",
+            "num_features", "activation", "k", "l1_coefficient", "l0_coefficient", "target_l0", "auxk_coefficient", "tied",
+            "decoder_bias", "normalization", "loss_reduction",
         )
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 from ..errors import TranscoderError
 
@@ -52,7 +53,8 @@ class LibraryNames:
 
     Args:
         module (`str`): Module, relative to the package.
-        name (`str`): Its collection of names.
+        name (`str`):
+            Its collection of names, or a `Literal` of them.
         first (`str`): Names that the command adds before these.
     """
 
@@ -61,7 +63,8 @@ class LibraryNames:
 
     def __iter__(self):
         yield from self.first
-        yield from getattr(importlib.import_module(self.module, __package__), self.name)
+        names = getattr(importlib.import_module(self.module, __package__), self.name)
+        yield from get_args(names) or names
 
     def __contains__(self, value):
         return value in tuple(self)
@@ -90,6 +93,14 @@ def inner_share(text: str) -> float:
 def share(text: str) -> float:
     """Type of options that take a number between 0 and 1, both included."""
     return _real(text, math.nextafter(0, -1), math.nextafter(1, 2), "a number between 0 and 1")
+
+
+def truth(text: str) -> bool:
+    """Type of options that are on or off, in words that Transformers takes."""
+    for words, value in ((("yes", "true", "t", "y", "1"), True), (("no", "false", "f", "n", "0"), False)):
+        if text.lower() in words:
+            return value
+    raise argparse.ArgumentTypeError(f"'{text[:40]}' is neither true nor false; give one of these")
 
 
 def _real(text, above, below, what):

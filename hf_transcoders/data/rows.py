@@ -55,12 +55,6 @@ def read_row(row: Mapping, what: str = "A row") -> np.ndarray:
     return ids if kept.all() else ids[kept]
 
 
-def row_bytes(row: Mapping) -> bytes:
-    """The tokens of a row as bytes, for digests: the same for the same tokens, independent of padding and storage."""
-    ids = read_row(row)
-    return len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes()
-
-
 def token_rows(dataset: Iterable[Mapping] | Mapping) -> Sequence | Iterable:
     """
     Returns the rows of a dataset in any form.

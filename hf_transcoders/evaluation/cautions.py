@@ -1,4 +1,4 @@
-"""Say in one line each what makes a result worthless or uncertain, such as an error above that of the mean."""
+"""One-line warnings about invalid or uncertain results, such as an error larger than that of the mean."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def cautions(
     tokens: int | None = None,
 ) -> dict[str, str]:
     """
-    Lists what makes the results of dictionaries worthless or uncertain.
+    Lists reasons why the results of dictionaries are invalid or uncertain.
 
     Args:
         configs (`Mapping[str, TranscoderConfig]`): Configurations by name of the dictionary.

@@ -27,7 +27,7 @@ from ..lm.partial_forward import (
     vocabulary_size,
 )
 from ..lm.replace import ablate, replace, writers_by_site
-from ..lm.sites import Site
+from ..lm.sites import Site, input_site
 from ..lm.wrappers import language_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..models.transcoder_set import TranscoderSet
@@ -168,11 +168,11 @@ class TranscoderEvaluator:
         self.check(named, together)
         with in_eval_mode(self.base_model, *named.values()):
             reconstruction, features = self.measure_fidelity(named)
-            means = {_output(d): reconstruction[name].mean_target() for name, d in named.items()}
+            means = {d.config.output_site: reconstruction[name].mean_target() for name, d in named.items()}
             losses = self.measure_losses(named, means, together)
         entries = {}
         for name, dictionary in named.items():
-            site = str(_output(dictionary))
+            site = dictionary.config.output_site
             metrics = {
                 **features[name].compute(),
                 **reconstruction[name].compute(),
@@ -213,7 +213,7 @@ class TranscoderEvaluator:
         device = input_device(self.base_model)
         reconstruction = {name: ReconstructionStatistics(d.config.d_out, d.device) for name, d in named.items()}
         features = {name: FeatureStatistics(d.config.num_features, d.device) for name, d in named.items()}
-        sites = {site for d in named.values() for site in (_input(d), _output(d))}
+        sites = {site for d in named.values() for site in (d.config.input_site, d.config.output_site)}
         groups = _groups(named)
         with in_eval_mode(self.base_model, *named.values()), capture(self.base_model, sites) as activations:
             for batch in self._progress(blocks or self.blocks, "fidelity"):
@@ -240,7 +240,7 @@ class TranscoderEvaluator:
             written: dict[str, torch.Tensor] = {}
             for name, dictionary in together.items():
                 sparse = dictionary.config.activation == "topk"
-                inputs = values[_input(dictionary)][some].to(dictionary.device)
+                inputs = values[dictionary.config.input_site][some].to(dictionary.device)
                 output = dictionary(inputs, output_features=not sparse)
                 if sparse:
                     features[name].update(output.feature_values, output.feature_indices)
@@ -252,7 +252,7 @@ class TranscoderEvaluator:
                 for site, part in parts.items():
                     written[site] = written[site] + part if site in written else part
             for name, dictionary in together.items():
-                targets = values[_output(dictionary)][some].to(dictionary.device)
+                targets = values[dictionary.config.output_site][some].to(dictionary.device)
                 reconstruction[name].update(targets, written[dictionary.config.output_site])
 
     # ---------------------------------------------------------------------------------------------------- losses
@@ -276,11 +276,11 @@ class TranscoderEvaluator:
         }
         for name, d in named.items():
             at_site = {d.config.output_site: writers[name]}
-            first = min(block_of(model, _input(writer)) for writer in writers[name])
+            first = min(block_of(model, input_site(writer)) for writer in writers[name])
             variants.append(
                 _Variant(
                     ("spliced", name),
-                    min(first, block_of(model, _output(d))),
+                    min(first, block_of(model, d.config.output_site)),
                     lambda mask, at_site=at_site: replace(model, at_site, mask=mask),
                 )
             )
@@ -290,7 +290,7 @@ class TranscoderEvaluator:
             by_site = {named[name].config.output_site: writers[name] for name in names}
             changes = {"spliced": lambda mask, by_site=by_site: replace(model, by_site, mask=mask)}
             if means:
-                sites = [_output(named[name]) for name in names]
+                sites = [named[name].config.output_site for name in names]
                 changes["zero"] = lambda mask, sites=sites: ablate(model, sites, mask=mask)
                 changes["mean"] = lambda mask, sites=sites: ablate(model, sites, means, mask=mask)
             start = min(starts[name] for name in names)
@@ -301,14 +301,14 @@ class TranscoderEvaluator:
     def measure_losses(
         self,
         named: Mapping[str, TranscoderModel],
-        means: Mapping[Site, torch.Tensor] | None = None,
+        means: Mapping[Site, torch.Tensor] | Mapping[str, torch.Tensor] | None = None,
         together: bool | Mapping[str, Sequence[str]] = False,
     ) -> dict[tuple[str, str], LossStatistics]:
         """Measure the losses of the unchanged model and of the model with each dictionary spliced in or ablated.
 
         Args:
             named (`Mapping[str, TranscoderModel]`): Dictionaries by name, which run in evaluation mode.
-            means (`Mapping[Site, torch.Tensor]`, *optional*):
+            means (`Mapping[Site, torch.Tensor]` or `Mapping[str, torch.Tensor]`, *optional*):
                 Mean `(d_out,)` at each output site. Without means nothing is ablated.
             together (`bool` or `Mapping[str, Sequence[str]]`, *optional*, defaults to `False`):
                 Whether to splice in all dictionaries at once as well, or several groups of them: name of a group -> its
@@ -384,7 +384,7 @@ class TranscoderEvaluator:
         check_fits(self.base_model, named)
         sites = {}
         for name, dictionary in named.items():
-            if together and (other := sites.setdefault(_output(dictionary), name)) != name:
+            if together and (other := sites.setdefault(dictionary.config.output_site, name)) != name:
                 raise TranscoderError(
                     f"'{other}' and '{name}' both write to '{dictionary.config.output_site}', so they cannot be spliced in "
                     "together: leave one of them out."
@@ -456,14 +456,6 @@ def _groups(named) -> list[dict[str, TranscoderModel]]:
     for name, dictionary in named.items():
         groups.setdefault(name if dictionary.group is None else (dictionary.group,), {})[name] = dictionary
     return list(groups.values())
-
-
-def _input(dictionary) -> Site:
-    return Site.parse(dictionary.config.input_site)
-
-
-def _output(dictionary) -> Site:
-    return Site.parse(dictionary.config.output_site)
 
 
 def _describe(dataset) -> tuple[str | None, str | None]:

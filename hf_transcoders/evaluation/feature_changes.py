@@ -1,4 +1,4 @@
-"""Statistics of features that fire differently before and after a model changed."""
+"""Statistics of features whose frequency changes when a model is fine-tuned."""
 
 import math
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class FeatureChanges:
         self.log_mean, self.log_mean_error = change(_log_mean)
 
     def p_values(self) -> Tensor:
-        """P-values `(2, num_features)` of firing rates and of mean activations; 1 for features that fire too rarely."""
+        """P-values `(2, num_features)` of densities and of mean activations; 1 for features that are active too rarely."""
         p_values = torch.stack(
             [
                 _p_value(self.log_odds, self.log_odds_error, self.groups),

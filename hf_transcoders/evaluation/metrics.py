@@ -96,7 +96,7 @@ class L0(_Metric):
 
 
 class DeadFeatures(_Metric):
-    """Share of features that never fired, and the number of tokens."""
+    """Share of features that were never active, and the number of tokens."""
 
     columns = {"tokens": _NUMBER, "fired": _VECTOR}
 

@@ -274,12 +274,12 @@ class FeatureStatistics(SumStatistics):
         self._add(tokens=tokens, absolute=absolute, fired=fired, activation=activation)
 
     def density(self) -> Tensor:
-        """Share of tokens `(num_features,)` each feature fired on."""
+        """Share of tokens `(num_features,)` on which each feature is active."""
         sums = self._seen()
         return sums["fired"] / sums["tokens"]
 
     def mean_activation(self) -> Tensor:
-        """Mean activation `(num_features,)` over the tokens each feature fired on; 0 if it never fired."""
+        """Mean activation `(num_features,)` over the tokens on which each feature is active; 0 if there are none."""
         sums = self._seen()
         return sums["activation"] / sums["fired"].clamp(min=1)
 
@@ -386,7 +386,7 @@ DENSITY_EDGES = [edge / 2 for edge in range(-12, 1)]
 
 
 def density_histogram(density: Tensor) -> dict[str, list[float] | list[int] | int]:
-    """Count features by how often they fire.
+    """Count features by density.
 
     Args:
         density (`torch.Tensor` of shape `(num_features,)`):

@@ -1,6 +1,15 @@
+from .collect import collect_examples as collect_examples
+from .example_files import load_examples as load_examples
+from .example_files import save_examples as save_examples
+from .examples import ExampleGroup as ExampleGroup
+from .examples import ExampleText as ExampleText
+from .examples import ExampleWindow as ExampleWindow
+from .examples import FeatureExamples as FeatureExamples
+from .examples import Interval as Interval
 from .feature_examples import FeatureContext as FeatureContext
 from .feature_examples import FeatureExplanation as FeatureExplanation
 from .feature_examples import explain_features as explain_features
 from .measured_change import MeasuredChange as MeasuredChange
+from .running_examples import ExampleSizes as ExampleSizes
 from .top_activations import TopActivations as TopActivations
 from .top_activations import find_top_activations as find_top_activations

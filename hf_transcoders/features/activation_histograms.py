@@ -1,4 +1,4 @@
-"""Histograms of the activations of features, counted in one pass over text whose largest activation is not known before."""
+"""Histograms of the activations of features, counted in one pass without knowing the largest activation in advance."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ NUM_BINS = 128
 
 @dataclass
 class ActivationHistogram:
-    """How often a feature fires how strongly.
+    """The distribution of the activations of a feature.
 
     Args:
         counts (`list[int]`):
@@ -24,7 +24,7 @@ class ActivationHistogram:
     width: float
 
     def quantiles(self, shares: list[float]) -> list[float]:
-        """Quantiles of the activations on the tokens that the feature fires on.
+        """Quantiles of the activations on the tokens on which the feature is active.
 
         Args:
             shares (`list[float]`): Shares of those tokens, above 0 and up to 1.
@@ -60,23 +60,17 @@ class RunningHistograms:
         # All bins together reach up to `2 ** exponent`.
         self.exponent = torch.full((num_features,), -(2**20), dtype=torch.int32, device=device)
 
-    def update(self, activations: torch.Tensor) -> None:
-        """Count the positive, finite ones among the activations `(blocks, seq, features)`."""
-        flat = activations.reshape(-1)
-        places = (flat > 0).nonzero()[:, 0]
-        values = flat[places].float()
-        finite = values.isfinite()
-        values, features = values[finite], places[finite] % len(self.counts)
-        largest = torch.zeros(len(self.counts), device=values.device).scatter_reduce(0, features, values, "amax")
-        self._widen(largest)
-        # Scaled by a power of two, activations stay exact.
-        scaled = torch.ldexp(values, (NUM_BINS.bit_length() - 1) - self.exponent[features])
-        bins = (scaled.ceil().long() - 1).clamp(min=0)
-        ones = torch.ones_like(bins, dtype=torch.int32)
-        self.counts.view(-1).index_add_(0, features * NUM_BINS + bins, ones)
+    def widen(self, features: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merge bins until they reach new activations.
 
-    def _widen(self, largest):
-        """Merge bins until they reach the largest new activation of each feature, `(features,)`."""
+        Args:
+            features (`torch.LongTensor` of shape `(firings,)`): The feature of each activation.
+            values (`torch.FloatTensor` of shape `(firings,)`): Activations, positive and finite.
+
+        Returns:
+            `tuple[torch.LongTensor, torch.LongTensor]`: features whose bins were merged, and how often they were doubled.
+        """
+        largest = torch.zeros(len(self.counts), device=values.device).scatter_reduce(0, features, values, "amax")
         mantissa, exponent = torch.frexp(largest)
         # The last bin includes its end, so that a power of two fits.
         exponent = exponent.int() - (mantissa == 0.5).int()
@@ -86,10 +80,25 @@ class RunningHistograms:
         old = self.counts[grows]
         self.counts[grows] = torch.zeros_like(old).scatter_add(1, bins, old)
         self.exponent[grows] = exponent[grows]
+        return grows, shift
+
+    def count(self, features: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Count activations, after [`widen`] with the same arguments, and give the bin of each, `(firings,)`."""
+        # Scaled by a power of two, activations stay exact.
+        scaled = torch.ldexp(values, (NUM_BINS.bit_length() - 1) - self.exponent[features])
+        bins = (scaled.ceil().long() - 1).clamp(min=0)
+        ones = torch.ones_like(bins, dtype=torch.int32)
+        self.counts.view(-1).index_add_(0, features * NUM_BINS + bins, ones)
+        return bins
 
     def histogram(self, number: int) -> ActivationHistogram:
         """The histogram of one of the features, without the empty bins above its largest activation."""
-        counts = self.counts[number].tolist()
-        while counts and not counts[-1]:
-            counts.pop()
-        return ActivationHistogram(counts, 2.0 ** int(self.exponent[number]) / NUM_BINS if counts else 0.0)
+        return histogram_of(self.counts[number], int(self.exponent[number]))
+
+
+def histogram_of(counts: torch.Tensor, exponent: int) -> ActivationHistogram:
+    """The histogram of bins `(NUM_BINS,)` that reach up to `2 ** exponent`, without the empty ones above the largest."""
+    listed = counts.tolist()
+    while listed and not listed[-1]:
+        listed.pop()
+    return ActivationHistogram(listed, 2.0**exponent / NUM_BINS if listed else 0.0)

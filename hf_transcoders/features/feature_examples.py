@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.token_texts import token_texts
@@ -17,14 +16,17 @@ from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
 from ..text.visible import visible
-from .activation_histograms import ActivationHistogram, RunningHistograms
+from .activation_histograms import ActivationHistogram
+from .collect import read_all
+from .examples import ExampleText, ExampleWindow, FeatureExamples
 from .measured_change import MeasuredChange, measured_changes
 from .promoted_tokens import promoted_tokens
-from .sampled_activations import SampledTop
+from .running_examples import ExampleSizes, RunningExamples
 from .text_sample import sample_text
-from .top_activations import dictionary_inputs, feature_activations, update_all
 
 
+# Quantiles of the activations of a feature, and random activations that stand for all of them: four in each.
+_QUANTILES, _DRAWN = 4, 16
 # Name of a single dictionary in messages.
 _SINGLE = "The dictionary"
 
@@ -154,7 +156,7 @@ def explain_features(
     seed: int = 0,
     progress: bool = True,
 ) -> list[FeatureExplanation] | dict[str, list[FeatureExplanation]]:
-    """Find contexts of features in a sample of all of a text, the tokens they promote, and what they change in the model.
+    """Find contexts of features in a sample of all of a text, the tokens they promote, and their effects in the model.
 
     Args:
         base_model ([`~transformers.PreTrainedModel`]):
@@ -228,16 +230,24 @@ def explain_features(
     )
     blocks = sample.blocks
     check_tokens(base_model, blocks.texts, "Row", sample.rows)
+    sizes = ExampleSizes(
+        window=2 * window + 1,
+        top=num_contexts,
+        random_tokens=_DRAWN if num_quantile_contexts else 0,
+        random_windows=0,
+        interval=0,
+        silent=0,
+        neighbors=0,
+        same_token=0,
+        sketch=0,
+    )
     with in_eval_mode(base_model, *named.values()):
         running = {}
         for name, dictionary in named.items():
             listed = _listed(wanted[name])
             numbers = range(dictionary.config.num_features) if listed is None else listed
-            running[name] = SampledTop(numbers, num_contexts, dictionary, sample, quantiles=num_quantile_contexts > 0)
-            running[name].histograms = RunningHistograms(len(numbers), dictionary.device)
-        steps = -(-len(blocks.texts) // batch_size)
-        for batch in tqdm(blocks.batches(base_model, batch_size), "features", steps, disable=not progress):
-            update_all(running, base_model, batch)
+            running[name] = RunningExamples(numbers, dictionary, sample, sizes)
+        read_all(base_model, running, sample, batch_size, progress=progress)
         chosen = {}
         for name, top in running.items():
             listed, count = _listed(wanted[name]), None if wanted[name] else num_features
@@ -247,19 +257,63 @@ def explain_features(
                 "No feature is active on this dataset: search more tokens, or check the dictionary's sites."
             )
         found = {name: [] for name in running}
-        running = {name: top for name, top in running.items() if len(chosen[name])}
-        places = {name: [top.places(i, num_quantile_contexts) for i in chosen[name]] for name, top in running.items()}
-        contexts = _contexts(base_model, sample, running, chosen, places, tokenizer, window, batch_size)
-        for name, top in running.items():
-            numbers = [top.features[i] for i in chosen[name]]
+        text = ExampleText.of(sample)
+        for name, each in running.items():
+            if not len(chosen[name]):
+                continue
+            numbers = [each.features[i] for i in chosen[name]]
+            examples = FeatureExamples.of(each, text)
             promoted = promoted_tokens(base_model, named[name], numbers, tokenizer, num_tokens)
-            ablated_at = {}
-            for feature, i, its in zip(numbers, chosen[name], places[name], strict=True):
-                tops = zip(top.values[:num_measured, i].tolist(), its[None][:num_measured], strict=False)
-                ablated_at[feature] = [(blocks.texts[block][: at + 1], value) for value, (block, at) in tops]
+            top = examples.groups["top"]
+            ablated_at = {
+                feature: [
+                    (blocks.texts[block][: position + 1], value)
+                    for value, block, position in zip(
+                        *(tensor[i, :num_measured].tolist() for tensor in (top.values, top.rows, top.positions)),
+                        strict=True,
+                    )
+                    if value > 0
+                ]
+                for feature, i in zip(numbers, chosen[name], strict=True)
+            }
             measured = measured_changes(base_model, named[name], ablated_at, tokenizer, num_tokens)
-            found[name] = _explanations(top, chosen[name], contexts[name], promoted, measured, blocks.tokens)
+            raised, lowered = promoted
+            for i, feature, top_tokens, bottom_tokens in zip(chosen[name], numbers, raised, lowered, strict=True):
+                quantiles = examples.quantiles(i, _QUANTILES, num_quantile_contexts) if num_quantile_contexts else {}
+                found[name].append(
+                    FeatureExplanation(
+                        feature=feature,
+                        density=int(examples.fired[i]) / examples.num_tokens,
+                        max_activation=float(examples.max_activation[i]),
+                        mean_activation=float(examples.mean_activation[i]),
+                        contexts=_contexts(examples.windows(i, "top"), tokenizer, window),
+                        top_tokens=top_tokens,
+                        bottom_tokens=bottom_tokens,
+                        histogram=examples.histogram(i),
+                        quantile_contexts={
+                            quantile: _contexts(windows, tokenizer, window) for quantile, windows in quantiles.items()
+                        },
+                        measured=measured.get(feature),
+                    )
+                )
     return found[_SINGLE] if single else found
+
+
+def _contexts(windows: Sequence[ExampleWindow], tokenizer, side: int) -> list[FeatureContext]:
+    """Contexts of examples, with some tokens on each side."""
+    contexts = []
+    for window in windows:
+        start, end = max(0, window.peak - side), window.peak + side + 1
+        contexts.append(
+            FeatureContext(
+                tokens=token_texts(tokenizer, window.tokens[start:end]),
+                activations=window.activations[start:end],
+                peak=window.peak - start,
+                row=window.row,
+                position=window.position,
+            )
+        )
+    return contexts
 
 
 def _wanted(features, named) -> dict[str, Features]:
@@ -288,54 +342,3 @@ def _listed_tokens(tokens, form):
 def _listed(features: Features) -> list[int] | None:
     """The numbers of the wanted features, or `None` if they are to be found."""
     return None if features is None or features == "active" else list(features)
-
-
-def _explanations(top, chosen, contexts, promoted, measured, tokens):
-    fired, total, largest = (tensor[chosen].tolist() for tensor in (top.fired, top.total, top.values[0]))
-    raised, lowered = promoted
-    return [
-        FeatureExplanation(
-            feature=top.features[i],
-            density=fired[j] / tokens,
-            max_activation=largest[j],
-            mean_activation=total[j] / max(fired[j], 1),
-            contexts=contexts[j].pop(None),
-            top_tokens=raised[j],
-            bottom_tokens=lowered[j],
-            histogram=top.histograms.histogram(i),
-            quantile_contexts=contexts[j],
-            measured=measured.get(top.features[i]),
-        )
-        for j, i in enumerate(chosen)
-    ]
-
-
-def _contexts(base_model, sample, running, chosen, places, tokenizer, window, batch_size):
-    """Contexts at the places of the chosen features of each dictionary; the few blocks with these are run once more."""
-    # Block -> dictionary -> (which of the chosen, the name of its places, number among these, position).
-    wanted: dict[int, dict[str, list[tuple[int, str | None, int, int]]]] = {}
-    found = {}
-    for name, of_chosen in places.items():
-        found[name] = [{group: [None] * len(its) for group, its in each.items()} for each in of_chosen]
-        for j, each in enumerate(of_chosen):
-            for group, its in each.items():
-                for number, (block, position) in enumerate(its):
-                    wanted.setdefault(block, {}).setdefault(name, []).append((j, group, number, position))
-    texts = sample.blocks.texts
-    for batch in sample.blocks.batches(base_model, batch_size, sorted(wanted)):
-        inputs = dictionary_inputs(base_model, [top.dictionary for top in running.values()], batch)
-        for name, top in running.items():
-            features = [top.features[i] for i in chosen[name]]
-            for some_blocks, activations in feature_activations(top.dictionary, inputs, batch, features):
-                activations = activations.cpu()
-                for i, block in enumerate(some_blocks.tolist()):
-                    for j, group, number, position in wanted[block].get(name, ()):
-                        start, end = max(0, position - window), min(position + window + 1, len(texts[block]))
-                        found[name][j][group][number] = FeatureContext(
-                            tokens=token_texts(tokenizer, texts[block][start:end].tolist()),
-                            activations=activations[i, start:end, j].tolist(),
-                            peak=position - start,
-                            row=sample.rows[block],
-                            position=position,
-                        )
-    return found

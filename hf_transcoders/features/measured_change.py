@@ -1,6 +1,6 @@
-"""Measure what features do in the model: the change of its predictions where they are ablated."""
+"""Measure the effects of features in the model: the change of its predictions when they are ablated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from ..lm.partial_forward import (
     restart_at,
     vocabulary_size,
 )
-from ..lm.sites import Site
+from ..lm.sites import output_sites
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel
 
@@ -33,7 +33,7 @@ _MAX_ELEMENTS = 2**24
 
 @dataclass
 class MeasuredChange:
-    """What a feature changes in the next-token predictions of the model, at contexts with its top activations.
+    """The effect of a feature on the next-token predictions of the model, at contexts with its top activations.
 
     Args:
         contexts (`int`): Number of contexts.
@@ -84,15 +84,32 @@ def measured_changes(
         part = features[first : first + some]
         listed = [(place, text, value) for place, feature in enumerate(part) for text, value in contexts[feature]]
         sums = _Sums(len(part), vocabulary_size(base_model), input_device(base_model))
-        for places, plain, ablated in _predictions(base_model, dictionary, part, listed):
-            sums.add(places, plain, ablated)
+        for numbers, plain, ablated in ablated_predictions(base_model, dictionary, part, listed):
+            sums.add([listed[number][0] for number in numbers], plain, ablated)
         found |= {feature: sums.measured(place, tokenizer, count) for place, feature in enumerate(part)}
     return found
 
 
-def _predictions(base_model, dictionary, features, listed):
-    """Yields the features' places of some contexts, and their logits `(contexts, vocabulary)` with and without the feature."""
-    sites = [Site.parse(site) for site in dictionary.config.output_sites]
+def ablated_predictions(
+    base_model: PreTrainedModel,
+    dictionary: TranscoderModel,
+    features: Sequence[int],
+    listed: Sequence[tuple[int, torch.Tensor, float]],
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Run contexts with and without what a feature writes at their last token; blocks before the output site run once.
+
+    Args:
+        base_model ([`~transformers.PreTrainedModel`]): Causal language model, in evaluation mode.
+        dictionary ([`TranscoderModel`]): The dictionary.
+        features (`Sequence[int]`): Numbers of the features.
+        listed (`Sequence[tuple[int, torch.LongTensor, float]]`):
+            Contexts: the place of a feature in `features`, the tokens up to its activation, included, and the activation to
+            take away.
+
+    Yields:
+        `tuple`: numbers of some contexts in `listed`, and their logits `(contexts, vocabulary)` with and without the feature.
+    """
+    sites = output_sites(dictionary)
     device = dictionary.device
     numbers = torch.tensor([features[place] for place, _, _ in listed], device=device)
     values = torch.tensor([value for _, _, value in listed], device=device)[:, None]
@@ -109,11 +126,11 @@ def _predictions(base_model, dictionary, features, listed):
                 written = decoder_rows(dictionary, numbers[own], site) * values[own]
                 write_at(stack, locate(base_model, site), _without(written, last))
             ablated = logits_of(base_model, final_hidden_states(base_model, **batch.inputs)[last])
-        yield [listed[number][0] for number in batch.numbers], plain, ablated
+        yield batch.numbers, plain, ablated
 
 
 def _without(written, last):
-    """A function that subtracts what features wrote at some tokens."""
+    """A function that subtracts the writes of features at some tokens."""
 
     def subtract(value):
         change = written.to(value.device, value.dtype)

@@ -10,7 +10,7 @@ from ..errors import TranscoderError
 from ..lm.architectures import architecture_of
 from ..lm.devices import input_device
 from ..lm.linear_maps import map_size
-from ..lm.sites import Site
+from ..lm.sites import output_sites
 from ..lm.stream import direct_logits, writes_to_stream, written_directions
 from ..models.linear_parts import decoder_rows
 from ..models.modeling_transcoder import TranscoderModel
@@ -51,8 +51,8 @@ def promoted_tokens(
         feature, with their z-scores. They are empty, and a warning says why, where the dictionary does not write to
         the residual stream or the model's family is not known.
     """
-    for site in map(Site.parse, dictionary.config.output_sites):
-        if why_not := _why_no_logits(base_model, dictionary, site):
+    for site in output_sites(dictionary):
+        if why_not := why_no_logits(base_model, dictionary, site):
             logger.warning_once(f"The direct path of features to the logits is left out: {why_not}.")
             return [[] for _ in features], [[] for _ in features]
     promoted, suppressed = [], []
@@ -85,7 +85,7 @@ def direct_path_scores(
         `torch.Tensor` of shape `(some features, vocabulary)`: z-scores, of the features in their order. A token that all
         features weigh alike has the z-score 0.
     """
-    rows = _stream_rows(base_model, dictionary, torch.arange(dictionary.config.num_features, device=dictionary.device))
+    rows = stream_rows(base_model, dictionary, torch.arange(dictionary.config.num_features, device=dictionary.device))
     mean_row = rows.mean(0, keepdim=True)
     mean = direct_logits(base_model, mean_row)[0]
     some = max(1, _MAX_ELEMENTS // len(mean))
@@ -100,17 +100,17 @@ def direct_path_scores(
         yield z.masked_fill_(alike, 0.0)
 
 
-def _stream_rows(base_model, dictionary, features):
-    """What features write to the residual stream per unit of activation, `(features, hidden)` in fp32."""
+def stream_rows(base_model, dictionary, features):
+    """The writes of features to the residual stream per unit of activation, `(features, hidden)` in fp32."""
     written = []
     # What is written at several sites adds up in the stream.
-    for site in map(Site.parse, dictionary.config.output_sites):
-        rows = decoder_rows(dictionary, features, site).to(input_device(base_model))
+    for site in output_sites(dictionary):
+        rows = decoder_rows(dictionary, features, site, up_to_scale=True).to(input_device(base_model))
         written.append(written_directions(base_model, site, rows) if site.module is None else rows)
     return torch.stack(written).sum(0)
 
 
-def _why_no_logits(base_model, dictionary, site) -> str | None:
+def why_no_logits(base_model, dictionary, site) -> str | None:
     """Why decoder rows have no direct effect on logits, or `None` if they have."""
     head, width = base_model.get_output_embeddings(), dictionary.config.d_out
     if head is None:

@@ -21,22 +21,30 @@ _ROW = 2**32
 
 @dataclass(frozen=True)
 class TextSample:
-    """Blocks from all of a dataset, and what tells their contexts apart.
+    """Blocks from all of a dataset, and the data that distinguishes their contexts.
 
     Args:
         blocks ([`TokenBlocks`]): The blocks.
         rows (`Sequence[int]`): Row of the dataset that each block is.
         contexts (`torch.LongTensor` of shape `(blocks, longest)`): A number for each token that is equal where the token and
-            its neighbors are.
+            its neighbors are. `None` if contexts and documents need not differ.
         documents (`torch.LongTensor` of shape `(blocks, longest)`): Number of the document of each token.
         priorities (`torch.Tensor` of shape `(blocks, longest)`): Random numbers above 0 by which tokens are drawn.
+        row_priorities (`torch.Tensor` of shape `(blocks,)`): Random numbers above 0 by which rows are drawn.
     """
 
     blocks: TokenBlocks
     rows: Sequence[int]
-    contexts: torch.Tensor
-    documents: torch.Tensor
+    contexts: torch.Tensor | None
+    documents: torch.Tensor | None
     priorities: torch.Tensor
+    row_priorities: torch.Tensor
+
+
+def whole_text(blocks: TokenBlocks) -> TextSample:
+    """Blocks that are read as they are: with examples of equal contexts, several from a document, and none at random."""
+    nothing = torch.zeros(len(blocks.texts), max(blocks.lengths))
+    return TextSample(blocks, range(len(blocks.texts)), None, None, nothing, nothing[:, 0])
 
 
 def sample_text(
@@ -80,6 +88,7 @@ def sample_text(
         contexts=pad_sequence([_context_numbers(text) for text in blocks.texts], batch_first=True),
         documents=pad_sequence(documents, batch_first=True),
         priorities=torch.rand(len(blocks.texts), longest, generator=generator).clamp(min=1e-9),
+        row_priorities=torch.rand(len(blocks.texts), generator=generator).clamp(min=1e-9),
     )
 
 

@@ -15,7 +15,14 @@ from .folder import Folder
 from .gemma_scope import jumprelu_dictionary
 from .hook_names import hook_of_site, place
 from .tensor_files import Weights, open_weights
-from .writing import PlainDictionary, cannot, with_threshold, without_pre_bias, write_safetensors
+from .writing import (
+    PlainDictionary,
+    cannot,
+    refuse_token_norm,
+    with_threshold,
+    without_pre_bias,
+    write_safetensors,
+)
 
 
 NAME = "circuit-tracer"
@@ -147,6 +154,7 @@ def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
     for name, dictionary in dictionaries.items():
         dictionary = without_pre_bias(with_threshold(dictionary))
         fields = dictionary.fields
+        refuse_token_norm(name, NAME, dictionary)
         if fields["activation"] not in ("relu", "topk", "jumprelu"):
             raise cannot(name, NAME, f"has no activation '{fields['activation']}'", "it has ReLU, TopK and JumpReLU")
         hooks = [hook_of_site(fields[site]) for site in ("input_site", "output_site")]

@@ -7,7 +7,7 @@ import yaml
 
 from ..errors import TranscoderError
 from ..text.printable import printable
-from .cross_layer import PlainCrossLayer, all_sites, assembled, cannot, decoders, points, whole_layers
+from .cross_layer import PlainCrossLayer, all_sites, assembled, cannot, decoders, no_choice, points, whole_layers
 from .dictionary import ForeignDictionary, Given, setting
 from .folder import Folder
 from .hook_names import hook_of_site, place
@@ -28,11 +28,7 @@ def detect(folder: Folder) -> bool:
 
 
 def read(folder: Folder, given: Given, choice: dict) -> ForeignDictionary:
-    if choice:
-        raise TranscoderError(
-            f"{printable(folder.files.place)} holds one cross-layer transcoder, so there is nothing to choose: leave out "
-            f"{', '.join(choice)}."
-        )
+    no_choice(choice, folder.files.place)
     source, settings = folder.label(CONFIG), folder.yaml(CONFIG) if CONFIG in folder else {}
     kind = setting(settings, "model_kind", str, source, KIND)
     if kind != KIND:

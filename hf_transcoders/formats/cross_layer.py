@@ -68,6 +68,14 @@ def _at(point: str | None, layer: int) -> str | None:
     return None if point is None else f"layers.{layer}.{point}"
 
 
+def no_choice(choice: Mapping[str, Any], place: str) -> None:
+    """Refuses a choice among the dictionaries of a folder that holds one cross-layer transcoder."""
+    if choice:
+        raise TranscoderError(
+            f"{printable(place)} holds one cross-layer transcoder, so there is nothing to choose: leave out {', '.join(choice)}."
+        )
+
+
 def whole_layers(numbers: list[int], place: str) -> None:
     """Refuses files that are not those of all layers from 0 on."""
     if sorted(numbers) != list(range(len(numbers))):
@@ -94,7 +102,7 @@ def decoders(tensor: LazyTensor, shape: tuple[int, ...], first: int, place: str)
     if not first:
         return tensor
     rest = (shape[0], shape[1] - first, shape[2])
-    return replace(tensor, shape=rest, read=lambda: tensor.read()[:, first:].contiguous())
+    return LazyTensor(rest, tensor.dtype, lambda: tensor.read()[:, first:].contiguous())
 
 
 def with_thresholds(model: PlainCrossLayer) -> PlainCrossLayer:

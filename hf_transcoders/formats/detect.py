@@ -9,6 +9,7 @@ from . import (
     dictionary_learning,
     gemma_scope,
     llama_scope,
+    llamascopium,
     saelens,
     saelens_writer,
     sparsify,
@@ -18,7 +19,15 @@ from .folder import Folder, natural_order
 
 
 #: Each module has `NAME`, `detect(folder)` and `read(folder, given)`.
-FORMATS: list[ModuleType] = [saelens, sparsify, circuit_tracer, gemma_scope, dictionary_learning, llama_scope]
+FORMATS: list[ModuleType] = [
+    saelens,
+    sparsify,
+    circuit_tracer,
+    gemma_scope,
+    dictionary_learning,
+    llama_scope,
+    llamascopium,
+]
 
 #: What can be written, by the name that the user gives.
 WRITERS: dict[str, ModuleType] = {

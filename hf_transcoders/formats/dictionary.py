@@ -42,6 +42,7 @@ class Given:
             Whether the language model had the gains of its norms folded into the next weights, and centered weights, as
             TransformerLens does by default.
         scaling_factor (`float`, *optional*): Factor on the inputs that the files leave out.
+        k (`int`, *optional*): Active features per token of TopK.
         complete (`bool`, *optional*, defaults to `True`):
             Whether what neither the files nor the user say is asked for. Without, the tensors may mean something else; for
             descriptions.
@@ -54,6 +55,7 @@ class Given:
     output_site: str | None = None
     folded: bool | None = None
     scaling_factor: float | None = None
+    k: int | None = None
     complete: bool = True
 
 

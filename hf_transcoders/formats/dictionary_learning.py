@@ -12,7 +12,15 @@ from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
 from .hook_names import PLAIN, place_at
 from .tensor_files import LazyTensor, Weights, open_weights
-from .writing import PlainDictionary, cannot, places, with_output_bias_subtracted, without_pre_bias, write_settings
+from .writing import (
+    PlainDictionary,
+    cannot,
+    places,
+    refuse_token_norm,
+    with_output_bias_subtracted,
+    without_pre_bias,
+    write_settings,
+)
 
 
 NAME = "dictionary_learning"
@@ -134,6 +142,7 @@ def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
             raise cannot(
                 name, NAME, "has SAEs only", "it reads and writes at different sites, or has a skip connection"
             )
+        refuse_token_norm(name, NAME, dictionary)
         kind = _class_of(dictionary)
         _, subtracts, names = _CLASSES[kind]
         plain = with_output_bias_subtracted(dictionary) if subtracts else without_pre_bias(dictionary)

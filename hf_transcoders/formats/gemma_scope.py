@@ -1,5 +1,6 @@
 """Gemma Scope 1 (`params.npz`) and Gemma Scope 2 (`params.safetensors` with or without `config.json`)."""
 
+import math
 import re
 
 from ..errors import TranscoderError
@@ -13,6 +14,8 @@ from .tensor_files import Weights, open_weights
 NAME = "Gemma Scope"
 CONFIG = "config.json"
 FILES = r".*params\.(npz|safetensors)"
+# Where embeddings are read.
+_EMBEDDED = "layers.0.resid_pre"
 
 # A module of a block and its side, by the names that Gemma Scope 2 has -> the point of a site with the same value.
 POINTS = {
@@ -41,11 +44,25 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
 def _read_first(folder: Folder, given: Given, weights: Weights) -> ForeignDictionary:
     dictionary = jumprelu_dictionary(weights)
     reads, writes = given.input_site, given.output_site
+    if "embedding" in str(folder.files.place).split("/")[-3:] and reads in (None, _EMBEDDED):
+        reads = _EMBEDDED
+        _read_scaled(dictionary)
     # Transcoders of the first generation read what the norm gives before its gain; SAEs read other places.
     kind = NORMALIZED if reads and reads.endswith(".mlp.in") else PLAIN
     if kind == PLAIN and writes is None:
         writes = reads
     return place_at(dictionary, given, weights.path, None, (reads, kind), (writes, PLAIN))
+
+
+def _read_scaled(dictionary: ForeignDictionary) -> None:
+    """
+    The SAEs of embeddings are trained on rows of the embedding matrix; Gemma multiplies these by the square root of their width
+    before its first layer reads them.
+    """
+    tensors, factor = dictionary.tensors, math.sqrt(dictionary.fields["d_in"])
+    tensors["W_enc"] = tensors["W_enc"].then(lambda rows: rows / factor)
+    for name in ("W_dec", "b_dec"):
+        tensors[name] = tensors[name].then(lambda rows: rows * factor)
 
 
 def _read_second(folder: Folder, given: Given, weights: Weights) -> ForeignDictionary:

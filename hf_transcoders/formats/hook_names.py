@@ -123,12 +123,33 @@ def place_at(dictionary, given, source, base_model, reads, writes, folded=False)
             "`folded=True` or `folded=False`",
         )
     dictionary.fields |= {"input_site": input_site, "output_site": output_site, **base}
+    if dictionary.fields.get("normalization", "none") != "none":
+        return _place_token_norm(
+            dictionary, given, source, (input_site, input_kind), (output_site, output_kind), folded
+        )
     if input_kind == NORMALIZED or (input_kind == GAINED and folded):
         dictionary = read_through_norm(dictionary, _norm(given, input_site, source))
     elif input_kind == STREAM and folded and _norm(given, input_site, source).centers:
         dictionary = read_centered(dictionary)
     if output_kind == NORMALIZED or (output_kind == GAINED and folded):
         dictionary = write_through_norm(dictionary, _norm(given, output_site, source))
+    return dictionary
+
+
+def _place_token_norm(dictionary, given, source, reads, writes, folded) -> ForeignDictionary:
+    """
+    Where each token is normalized by itself, nothing can be folded into the weights. What subtracts the mean over dimensions
+    reads centered and plain streams alike.
+    """
+    for site, kind in (reads, writes):
+        before_gain = kind == NORMALIZED or (kind == GAINED and folded)
+        centered = kind == STREAM and folded and _norm(given, site, source).centers
+        if before_gain or (centered and dictionary.fields["normalization"] != "token_standardize"):
+            raise TranscoderError(
+                f"{printable(source)} normalizes each token of an activation that its language model had "
+                f"{'before the gain of a norm' if before_gain else 'centered'}, which cannot be undone in the weights: name the value that "
+                "it shall read by `input_site=` and `output_site=`."
+            )
     return dictionary
 
 

@@ -3,14 +3,12 @@
 import math
 import re
 
-import torch
-
 from ..errors import TranscoderError
 from ..text.printable import printable
 from .dictionary import ForeignDictionary, Given, setting
 from .folder import Folder
 from .hook_names import place
-from .tensor_files import LazyTensor, open_weights
+from .tensor_files import LazyTensor, filled, open_weights
 
 
 NAME = "Llama Scope"
@@ -33,8 +31,8 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     n, d_in = weights.matrix("encoder.weight")
     d_out = weights.matrix("decoder.weight")[0]
     # Their encoder reads inputs of norm sqrt(width) on average, and their decoder writes outputs of it.
-    scale_in = math.sqrt(d_in) / _positive(norms, "in", source)
-    scale_out = math.sqrt(d_out) / _positive(norms, "out", source)
+    scale_in = math.sqrt(d_in) / positive_norm(setting(norms, "in", float, source), "in", source)
+    scale_out = math.sqrt(d_out) / positive_norm(setting(norms, "out", float, source), "out", source)
     tensors = {
         "W_enc": weights["encoder.weight"],
         "b_enc": weights.take("encoder.bias", n).then(lambda values: values / scale_in),
@@ -45,7 +43,7 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
         _to_unit_rows(tensors)
     # In the units of the site, after decoder rows have norm one.
     threshold = max(0.0, setting(settings, "jump_relu_threshold", float, source))
-    tensors["threshold"] = LazyTensor((n,), torch.float32, lambda: torch.full((n,), threshold))
+    tensors["threshold"] = filled(threshold, n)
     subtracts = bool(settings.get("use_decoder_bias") and settings.get("apply_decoder_bias_to_pre_encoder"))
     if subtracts:
         tensors["b_pre"] = tensors["b_dec"]
@@ -63,10 +61,13 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     return place(dictionary, given, source, _base_model(settings), *hooks, hooks[0] == hooks[1], False)  # pyright: ignore[reportCallIssue]
 
 
-def _positive(norms: dict, side: str, source: str) -> float:
-    value = setting(norms, side, float, source)
+def positive_norm(value: float, side: str, source: str) -> float:
+    """Refuses an average norm that nothing can be divided by."""
     if not 0 < value < math.inf:
-        raise TranscoderError(f"`{side}` of the average norms in {source} is {value:g}, but must be positive.")
+        raise TranscoderError(
+            f"`{printable(side)}` of the average norms in {printable(source)} is {value:g}, but must be positive: copy or download the "
+            "dictionary again."
+        )
     return value
 
 

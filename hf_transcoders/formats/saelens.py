@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "jumprelu_transcoder": ("jumprelu", True),
     "jumprelu_skip_transcoder": ("jumprelu", True),
 }
+# Their name of a normalization of each token by itself -> ours.
+TOKEN_NORMS = {"layer_norm": "token_standardize", "constant_norm_rescale": "token_scale"}
 _OLD_NAMES = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -48,7 +50,13 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
     weights = open_weights(folder.find(WEIGHTS))
     d_in, n = weights.matrix("W_enc")
     d_out = weights.matrix("W_dec")[1] if is_transcoder else d_in
-    factor = _scaling_factor(settings, given, source)
+    normalization = TOKEN_NORMS.get(str(settings.get("normalize_activations")), "none")
+    if normalization != "none" and is_transcoder:
+        raise TranscoderError(
+            f"{printable(source)} has `normalize_activations` '{settings['normalize_activations']}', which for a transcoder scales each "
+            "token of the input and not the output: a TranscoderConfig cannot express that, so it is not loaded."
+        )
+    factor = 1.0 if normalization != "none" else _scaling_factor(settings, given, source)
     tensors = _tensors(weights, activation, d_in, d_out, n)
     subtracts = setting(settings, "apply_b_dec_to_input", bool, source, not is_transcoder)
     fields = {
@@ -58,6 +66,7 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
         "activation": activation,
         "k": _k(settings, source) if activation == "topk" else None,
         "skip_connection": "W_skip" in tensors,
+        "normalization": normalization,
         "pre_bias": subtracts,
     }
     if setting(settings, "rescale_acts_by_decoder_norm", bool, source, False) and activation == "topk":
@@ -134,8 +143,8 @@ def _scaling_factor(settings: dict[str, Any], given: Given, source: str) -> floa
             )
         return given.scaling_factor
     raise TranscoderError(
-        f"{printable(source)} has `normalize_activations` '{printable(how)[:40]}', which scales each token by itself: a "
-        "TranscoderConfig cannot express that, so the dictionary is not loaded."
+        f"{printable(source)} has `normalize_activations` '{printable(how)[:40]}', which is not known, so the dictionary is not "
+        "loaded: fold it into the weights with SAELens and save it again."
     )
 
 

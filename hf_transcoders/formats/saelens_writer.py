@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .hook_names import hook_of_site
-from .saelens import ARCHITECTURES, CONFIG, NAME, NEWEST, WEIGHTS
+from .saelens import ARCHITECTURES, CONFIG, NAME, NEWEST, TOKEN_NORMS, WEIGHTS
 from .writing import (
     PlainDictionary,
     cannot,
@@ -42,6 +42,14 @@ def _to_saelens(name: str, dictionary: PlainDictionary) -> tuple[dict[str, Any],
             f"has no {what}{' and a skip connection' if fields['skip_connection'] else ''}",
             f"its architectures are {', '.join(ARCHITECTURES)}",
         )
+    normalization = {ours: theirs for theirs, ours in TOKEN_NORMS.items()}.get(fields["normalization"], "none")
+    if normalization != "none" and not is_sae:
+        raise cannot(
+            name,
+            NAME,
+            "does not scale the output of transcoders by each token",
+            "train one with another normalization",
+        )
     pre_bias = dictionary.tensors.get("b_pre")
     subtracts = is_sae and pre_bias is not None and torch.equal(pre_bias, dictionary.tensors["b_dec"])
     dictionary = with_output_bias_subtracted(dictionary) if subtracts else without_pre_bias(dictionary)
@@ -56,7 +64,7 @@ def _to_saelens(name: str, dictionary: PlainDictionary) -> tuple[dict[str, Any],
         "dtype": str(tensors["W_enc"].dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": subtracts,
-        "normalize_activations": "none",
+        "normalize_activations": normalization,
         "reshape_activations": "none",
         "metadata": _metadata(name, fields, is_sae),
     }

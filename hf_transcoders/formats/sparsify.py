@@ -13,6 +13,7 @@ from .tensor_files import open_weights
 from .writing import (
     PlainDictionary,
     cannot,
+    refuse_token_norm,
     with_output_bias_subtracted,
     without_pre_bias,
     write_safetensors,
@@ -104,6 +105,7 @@ def write(dictionaries: Mapping[str, PlainDictionary], folder: Path) -> None:
     base_models = {dictionary.fields["base_model_name_or_path"] for dictionary in dictionaries.values()}
     for name, dictionary in dictionaries.items():
         fields, is_sae = dictionary.fields, dictionary.is_autoencoder
+        refuse_token_norm(name, NAME, dictionary)
         if fields["activation"] != "topk":
             raise cannot(name, NAME, f"has no activation '{fields['activation']}'", "its only one is TopK")
         if fields["d_in"] != fields["d_out"]:

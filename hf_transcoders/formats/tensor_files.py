@@ -5,7 +5,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from ..errors import TranscoderError
+from ..mapped_memory import release_pages
 from ..text.printable import printable
 
 
@@ -34,21 +35,57 @@ class LazyTensor:
         shape (`tuple[int, ...]`): Shape of the tensor that `read` returns.
         dtype (`torch.dtype`): Type of its numbers.
         read (`Callable[[], torch.Tensor]`): Reads the tensor.
+        read_entry (`Callable[[int], torch.Tensor]`, *optional*): Reads one entry of the first dimension, without the others.
+        is_mapped (`bool`, *optional*, defaults to `False`): Whether `read` returns memory that is mapped from the file.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
+    read_entry: Callable[[int], torch.Tensor] | None = None
+    is_mapped: bool = False
 
     @property
     def T(self) -> "LazyTensor":
         """The transpose of a matrix, in memory of its own."""
-        return replace(self, shape=self.shape[::-1], read=lambda: self.read().T.contiguous())
+        return LazyTensor(self.shape[::-1], self.dtype, self._reading(lambda matrix: matrix.T.contiguous()))
+
+    def at(self, index: int) -> "LazyTensor":
+        """One entry of the first dimension."""
+        read = self.read_entry or (lambda number: self.read()[number])
+        return LazyTensor(self.shape[1:], self.dtype, lambda: read(index))
 
     def then(self, change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype | None = None) -> "LazyTensor":
         """The result of a change that keeps the shape, and the type of the numbers unless one is given."""
         dtype = dtype or self.dtype
-        return replace(self, dtype=dtype, read=lambda: change(self.read()).to(dtype))
+        return LazyTensor(self.shape, dtype, self._reading(lambda tensor: change(tensor).to(dtype)))
+
+    def _reading(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Reads the tensor and changes it, without keeping both a mapped tensor and its copy in memory."""
+
+        def read():
+            tensor = self.read()
+            changed = change(tensor)
+            if self.is_mapped and changed.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+                release_pages(tensor)
+            return changed
+
+        return read
+
+
+def stacked(parts: list[LazyTensor]) -> LazyTensor:
+    """Tensors of one shape as the entries of a new second dimension."""
+    first = parts[0]
+    return LazyTensor(
+        (first.shape[0], len(parts), *first.shape[1:]),
+        first.dtype,
+        lambda: torch.stack([part.read() for part in parts], dim=1),
+    )
+
+
+def filled(value: float, *shape: int) -> LazyTensor:
+    """A tensor with one value everywhere, which no file holds."""
+    return LazyTensor(shape, torch.float32, lambda: torch.full(shape, value))
 
 
 class Weights:
@@ -59,10 +96,17 @@ class Weights:
         path (`str` or `os.PathLike`): The file, for messages.
         tensors (`dict[str, LazyTensor]`): Name -> tensor.
         extra (`dict[str, Any]`, *optional*): What the file holds besides tensors.
+        version (`str`, *optional*): Version of the library that wrote the file, where the file says it.
     """
 
-    def __init__(self, path, tensors: dict[str, LazyTensor], extra: dict[str, Any] | None = None):
-        self.path, self.tensors, self.extra = str(path), tensors, extra or {}
+    def __init__(
+        self,
+        path,
+        tensors: dict[str, LazyTensor],
+        extra: dict[str, Any] | None = None,
+        version: str | None = None,
+    ):
+        self.path, self.tensors, self.extra, self.version = str(path), tensors, extra or {}, version
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -93,6 +137,15 @@ class Weights:
                 "download the dictionary again."
             )
         return tensor
+
+    def refuse_newer(self, newest: int, library: str) -> None:
+        """Refuses a file of a version of its library that is not known yet."""
+        major = (self.version or "0").split(".")[0]
+        if not major.isdecimal() or int(major) > newest:
+            raise TranscoderError(
+                f"{printable(self.path)} was written by {library} {printable(self.version)[:20]}, and files up to version {newest} are "
+                "known: upgrade hf_transcoders with `pip install -U hf_transcoders`."
+            )
 
     def expect_only(self, *names: str) -> None:
         """Refuses tensors for which the format has no use."""
@@ -136,8 +189,15 @@ def _open_safetensors(path: Path) -> Weights:
         header = opened.get_slice(name)
         dtype = _SAFETENSORS_DTYPES.get(header.get_dtype())
         if dtype is not None:
-            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, lambda name=name: opened.get_tensor(name))
-    return Weights(path, tensors, {name: None for name in opened.keys() if name not in tensors})
+            tensors[name] = LazyTensor(
+                tuple(header.get_shape()),
+                dtype,
+                lambda name=name: opened.get_tensor(name),
+                lambda number, name=name: opened.get_slice(name)[number],
+                is_mapped=True,
+            )
+    other = {name: None for name in opened.keys() if name not in tensors}
+    return Weights(path, tensors, other, (opened.metadata() or {}).get("version"))
 
 
 def _open_npz(path: Path) -> Weights:
@@ -188,7 +248,9 @@ def _open_torch(path: Path, classes) -> Weights:
         start = file.read(2)
     if start == b"\x1f\x8b":
         source, mapped = io.BytesIO(_unzip(path)), False
-    elif start != b"PK":
+    elif start == b"PK":
+        _refuse_packed(path)
+    else:
         mapped = False  # Files of torch before 1.6 are no archives.
     with torch.serialization.safe_globals(list(classes)):
         content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
@@ -200,16 +262,31 @@ def _open_torch(path: Path, classes) -> Weights:
             )
         else:
             extra[name] = value
-    return Weights(path, tensors, extra)
+    version = extra.get("version")
+    return Weights(path, tensors, extra, version if isinstance(version, str) else None)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuses an archive that unpacks to more than its size: torch stores its entries as they are."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise TranscoderError(
+            f"{printable(path)} unpacks to {size} bytes, more than the size of the file, which torch does not write: get it from where it "
+            "was published."
+        )
 
 
 def _flat(content: object) -> dict[str, Any]:
-    """What a torch file holds, with the state dict in it at the top."""
+    """What a torch file holds, with the state dict in it, by one of the names that libraries give it, at the top."""
     if not isinstance(content, dict):
         return {"content": content}
     values = {str(name): value for name, value in content.items()}
-    inner = values.pop("state_dict", None)
-    return values | {str(name): value for name, value in inner.items()} if isinstance(inner, dict) else values
+    for name in ("state_dict", "sae"):
+        inner = values.pop(name, None)
+        if isinstance(inner, dict):
+            values |= {str(key): value for key, value in inner.items()}
+    return values
 
 
 def _unzip(path: Path) -> bytes:

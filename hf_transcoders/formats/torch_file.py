@@ -5,7 +5,7 @@ from types import ModuleType
 
 from ..errors import TranscoderError
 from ..text.printable import printable
-from . import gpt2_transcoders, linear_pair, openai
+from . import gpt2_transcoders, linear_pair, openai, qwen_scope
 from .dictionary import ForeignDictionary, Given
 from .folder import Folder
 from .tensor_files import open_weights
@@ -16,7 +16,7 @@ NAME = "torch file"
 FILES = r"(?!optimizer|scheduler|scaler|rng_state|pytorch_model)(.+?)\.(?:pt|pth|pkl)(?:\.gz)?"
 
 #: Each module has `NAME`, `fits(weights)` and `read(weights, given)`.
-TORCH_FORMATS: list[ModuleType] = [gpt2_transcoders, openai, linear_pair]
+TORCH_FORMATS: list[ModuleType] = [gpt2_transcoders, openai, linear_pair, qwen_scope]
 
 
 class Settings:

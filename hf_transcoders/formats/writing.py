@@ -16,7 +16,8 @@ from ..text.strict_json import to_json
 @dataclass(frozen=True)
 class PlainDictionary:
     """
-    A dictionary as plain data: normalization folded, encoder and decoder apart, and with an output bias.
+    A dictionary as plain data: normalization folded, unless it is that of each token, encoder and decoder apart, and with an
+    output bias.
 
     Args:
         fields (`Mapping[str, Any]`): Fields of its configuration.
@@ -77,6 +78,17 @@ def _shift(fields, tensors, inputs: torch.Tensor) -> None:
     if fields["activation"] == "gated":
         magnitude = tensors["b_mag"].double() + tensors["r_mag"].double().exp() * shift
         tensors["b_mag"] = magnitude.to(tensors["b_mag"].dtype)
+
+
+def refuse_token_norm(name: str, format_name: str, dictionary: PlainDictionary) -> None:
+    """Refuses a dictionary that scales each token by itself, for formats that do not."""
+    if dictionary.fields["normalization"] != "none":
+        raise cannot(
+            name,
+            format_name,
+            f"has no normalization '{dictionary.fields['normalization']}'",
+            "write it for SAELens, or train one with another normalization",
+        )
 
 
 def cannot(name: str, format_name: str, what: str, advice: str) -> TranscoderError:

@@ -36,8 +36,8 @@ def push_graph_folder(
     with pending_commit(to) as commit:
         if commit.files & {f"{prefix}config.json", f"{prefix}{INDEX_NAME}"}:
             raise TranscoderError(
-                f"{commit.to.repo_id} holds a model at that place, whose card the graph's card would replace: push to a repo "
-                "of its own, or give a `subfolder`."
+                f"{commit.to.repo_id} holds a model at that place, whose card the graph's card would replace: push to a separate "
+                "repo, or give a `subfolder`."
             )
         commit.new |= {f"{prefix}{path.name}": path for path in Path(folder).iterdir()}
         commit.stale |= {f for f in commit.files if f.startswith(f"{prefix}graph.") and "/" not in f[len(prefix) :]}

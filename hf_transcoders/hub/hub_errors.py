@@ -18,7 +18,7 @@ from ..errors import TranscoderError
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, token: str | bool | None = None) -> Iterator[None]:
-    """Turns errors of the Hub client into a [`TranscoderError`] of one sentence that says what to do."""
+    """Turns errors of the Hub client into a one-sentence [`TranscoderError`] that says how to fix them."""
     try:
         yield
     except TranscoderError:
@@ -53,7 +53,7 @@ def _explain(error: BaseException, repo_id: str, token: str | bool | None) -> st
             )
         if status == 403:
             return (
-                f"The token may not write to {repo_id}: use one with the right to write there, push to a repo of your own, "
+                f"The token may not write to {repo_id}: use one with the right to write there, push to your own repo, "
                 "or propose the change with `create_pr`."
             )
         if isinstance(error, RepositoryNotFoundError):

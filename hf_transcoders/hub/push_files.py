@@ -14,8 +14,15 @@ from huggingface_hub import get_token
 
 from ..errors import TranscoderError
 from ..files import is_inside
-from ..models.model_types import model_type_of
-from ..models.saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, expect, open_dictionary, parse_saved
+from ..models.model_types import saved_config
+from ..models.saved_files import (
+    CONFIG_NAME,
+    DICTIONARY_TYPES,
+    EXPLANATIONS_NAME,
+    Files,
+    open_dictionary,
+    parse_saved,
+)
 from ..models.set_index import INDEX_NAME, parse_index
 from ..models.transcoder_set import set_folders
 from ..text import logging
@@ -31,8 +38,8 @@ logger = logging.get_logger(__name__)
 
 # Files of one dictionary, as `save_pretrained` names them.
 _DICTIONARY_FILE = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
-    + "|".join(map(re.escape, CODE_FILES))
+    rf"config\.json|{re.escape(EXPLANATIONS_NAME)}|"
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|" + "|".join(map(re.escape, CODE_FILES))
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Files of a training run that are useful to others.
@@ -132,9 +139,7 @@ def check_weights(files: Mapping[str, Path]) -> None:
     """Refuses dictionaries whose weights do not match their configurations, by the headers of the files."""
     for path, file in files.items():
         if PurePosixPath(path).name == CONFIG_NAME:
-            saved = open_dictionary(Files(file.parent))
-            model_type = model_type_of(saved.fields)
-            expect(saved, model_type.tensor_shapes(model_type.config_class.from_dict(saved.fields)))
+            saved_config(open_dictionary(Files(file.parent)))
 
 
 def _content(values: Mapping[str, Any], names: Mapping[str, str], **options) -> bytes:
@@ -215,7 +220,7 @@ def left_by_earlier_push(there: set[str], prefix: str, read) -> set[str]:
         if kind not in DICTIONARY_TYPES:
             raise TranscoderError(
                 f"The repo holds a model of another kind ({kind}) at that path, which a push would overwrite: push to a "
-                "repo of its own, or give a `subfolder`."
+                "separate repo, or give a `subfolder`."
             )
         folders.add(prefix.rstrip("/"))
     for path in there:

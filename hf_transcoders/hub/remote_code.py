@@ -1,6 +1,6 @@
 """Join the model's code into two self-contained files, for `AutoModel` where this package is not installed.
 
-transformers fetches, beside a repo's `config.json`, only the files named in its `auto_map` and their siblings. So the
+In addition to a repo's `config.json`, transformers fetches only the files named in its `auto_map` and their siblings. So the
 modules of the model are joined into one file when it is saved, from the source that is running: there is no second copy
 to maintain.
 """

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import TranscoderError
@@ -366,7 +367,19 @@ def has_parallel_residual(model: PreTrainedModel) -> bool:
 @takes_model
 def num_layers(model: PreTrainedModel) -> int:
     """Number of decoder blocks of the model."""
-    return len(_blocks(model))
+    return len(decoder_blocks(model))
+
+
+@takes_model
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks of the model, from the first up."""
+    return _submodule(model, model.base_model, architecture_of(model).blocks)
+
+
+@takes_model
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm after the last block."""
+    return _submodule(model, model.base_model, architecture_of(model).final_norm)
 
 
 @takes_model
@@ -396,10 +409,10 @@ def locate(model: PreTrainedModel, site: Site | str) -> Location:
         )
 
     architecture = architecture_of(model)
-    blocks = _blocks(model)
+    blocks = decoder_blocks(model)
     if site.layer >= len(blocks):
         raise TranscoderError(f"'{site}' does not exist: this model has the layers 0 to {len(blocks) - 1}.")
-    if site.point == "resid_mid" and has_parallel_residual(model):
+    if site.point == "resid_mid" and _decided_by(model, architecture.parallel_residual):
         raise TranscoderError(
             f"'{site}' does not exist: attention and MLP of this model both read the block's input, so there is no "
             "residual stream between them; use resid_pre or resid_post."
@@ -435,11 +448,19 @@ def site_width(model: PreTrainedModel, site: Site | str) -> int | None:
 
     Returns:
         `int`, or `None` where no weight of the module tells it.
+
+    Raises:
+        [`TranscoderError`]: the model does not have the site; see [`locate`].
     """
     site = Site.parse(site)
-    module = locate(model, site).module
+    return width_at(model, site, locate(model, site))
+
+
+def width_at(model: PreTrainedModel, site: Site, location: Location) -> int | None:
+    """The [`site_width`] of a site that was located before."""
     if site.module is None:
         return model.config.get_text_config().hidden_size
+    module = location.module
     if is_linear(module):
         outputs, inputs = map_size(module)
         return inputs if site.point == "in" else outputs
@@ -457,10 +478,6 @@ def _ends(names):
 
 def _decided_by(model, flag):
     return getattr(model.config, flag) if isinstance(flag, str) else flag
-
-
-def _blocks(model):
-    return _submodule(model, model.base_model, architecture_of(model).blocks)
 
 
 def _submodule(model, parent, name):

@@ -1,7 +1,7 @@
 """Read and change queries, keys, values, attention patterns and outputs of single heads."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -219,13 +219,18 @@ def _choosing_by_thread():
 _choosing = Shared(_choosing_by_thread)
 
 
-def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+def attention_modules(model: PreTrainedModel, layers: Iterable[int] | None = None) -> list[nn.Module]:
     """The attention module of each layer.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A language model.
+        layers (`Iterable[int]`, *optional*): Layers to return the modules of. Defaults to all.
 
     Raises:
         [`TranscoderError`]: the family is not known, or the model's attention cannot be edited.
     """
-    modules = [locate(model, Site("attn.in", layer)).module for layer in range(num_layers(model))]
+    layers = range(num_layers(model)) if layers is None else layers
+    modules = [locate(model, Site("attn.in", layer)).module for layer in layers]
     kinds = {type(module) for module in modules}
     editable = all(_eager(module) is not None for module in modules) and model._can_set_attn_implementation()
     if not editable or getattr(model.config, "reorder_and_upcast_attn", False):

@@ -69,7 +69,7 @@ class Activations(Mapping):
 
 
 class _Enough(Exception):
-    """Ends a forward pass in which every capture has what it wants."""
+    """Ends a forward pass in which every capture is complete."""
 
 
 class _Running(threading.local):

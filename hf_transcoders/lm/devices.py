@@ -31,7 +31,7 @@ def moved(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel
 
 
 def check_one_device(model: PreTrainedModel) -> None:
-    """Refuses a model whose layers compute on several devices, where what they give is put together.
+    """Refuses a model whose layers compute on several devices, for functions that combine their outputs.
 
     Raises:
         [`TranscoderError`]: they do. Layers that are only kept elsewhere, offloaded, do not.

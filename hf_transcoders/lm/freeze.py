@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
-from .architectures import architecture_of, locate, num_layers
-from .attention import attention_modules, edit_attention
+from .architectures import architecture_of, decoder_blocks, final_norm, locate, num_layers
+from .attention import edit_attention
 from .capture import capture
 from .devices import input_device
 from .forwards import ForwardTokens, before_forward
@@ -55,7 +55,7 @@ class FrozenRun:
 @measures_model
 @torch.no_grad()
 def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterable[str | Site] = ()) -> FrozenRun:
-    """Run a model once and record what [`frozen`] needs.
+    """Run a model once and record the values that [`frozen`] needs.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -73,7 +73,6 @@ def record_frozen(model: PreTrainedModel, input_ids: torch.Tensor, sites: Iterab
             their patterns are frozen, or a site does not exist.
     """
     check_tokens(model, list(input_ids))
-    attention_modules(model)
     check_projected(model, "value")
     layers = range(num_layers(model))
     outputs = [Site("mlp.out", layer) for layer in layers]
@@ -232,11 +231,8 @@ def _norms(model) -> list[nn.Module]:
         architecture.attention_post_norm,
         architecture.mlp_post_norm,
     } - {None}
-    blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(num_layers(model))]
-    return [
-        *(block.get_submodule(name) for block in blocks for name in sorted(names)),
-        model.base_model.get_submodule(architecture.final_norm),
-    ]
+    blocks = decoder_blocks(model)
+    return [*(block.get_submodule(name) for block in blocks for name in sorted(names)), final_norm(model)]
 
 
 def _norm_at(linear, bias, hidden_states):

@@ -27,7 +27,8 @@ def output_map(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torch.
     Returns:
         `tuple`: [`output_weight`] and [`output_bias`].
     """
-    projection = _map(model, layer, output_projection(model, layer), architecture_of(model).attention_output)
+    architecture = architecture_of(model)
+    projection = _map(model, layer, architecture, architecture.attention_output, output_projection(model, layer))
     return projection.weight.T.unflatten(0, (num_heads(model)[0], -1)), projection.bias
 
 
@@ -53,7 +54,7 @@ def value_weight(model: PreTrainedModel, layer: int) -> tuple[torch.Tensor, torc
 def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
     """The module that projects the outputs of a layer's heads to the hidden size."""
     name = architecture_of(model).attention_output
-    module = attention_modules(model)[layer]
+    (module,) = attention_modules(model, [layer])
     if name is None:
         raise TranscoderError(
             f"The output projection of the heads of this {model.config.model_type} model is not known: register the "
@@ -63,23 +64,26 @@ def output_projection(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 def check_projected(model: PreTrainedModel, part: str) -> None:
-    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is not a linear map of what attention reads."""
-    architecture = architecture_of(model)
-    if architecture.fused_qkv is None and getattr(architecture, part) is None:
+    """Raises [`TranscoderError`] where `"query"`, `"key"` or `"value"` is not a linear map of the input of attention."""
+    if _projection_name(architecture_of(model), part) is None:
         raise TranscoderError(
             f"The {part} of the heads of this {model.config.model_type} model is not known to be one projection of what "
             "attention reads, so heads have no linear maps: patch or edit heads, or use a model of another family."
         )
 
 
+def _projection_name(architecture, part):
+    return architecture.fused_qkv or getattr(architecture, part)
+
+
 def _projection(model, layer, part):
     architecture = architecture_of(model)
-    module = attention_modules(model)[layer]
+    (module,) = attention_modules(model, [layer])
     check_projected(model, part)
     heads, kv_heads = num_heads(model)
     count = heads if part == "query" else kv_heads
-    name = architecture.fused_qkv or getattr(architecture, part)
-    projection = _map(model, layer, module.get_submodule(name), name)
+    name = _projection_name(architecture, part)
+    projection = _map(model, layer, architecture, name, module.get_submodule(name))
     weight, bias = projection.weight, projection.bias
     if architecture.fused_qkv is not None:
         rows = _fused_rows(part, heads, kv_heads, len(weight), architecture.fused_by_head).to(weight.device)
@@ -97,6 +101,6 @@ def _fused_rows(part, heads, kv_heads, width, by_head):
     return rows.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])[number]
 
 
-def _map(model, layer, projection, name) -> LinearMap:
+def _map(model, layer, architecture, name, projection) -> LinearMap:
     check_one_device(model)
-    return linear_map(projection, f"layers.{layer}.{architecture_of(model).attention}.{name}")
+    return linear_map(projection, f"layers.{layer}.{architecture.attention}.{name}")

@@ -33,7 +33,7 @@ _COMPARED_IN_FULL = 4096
 
 def model_facts(base_model: nn.Module) -> dict[str, Any]:
     """
-    Record what decides about a language model's activations: all weights and buffers, its configuration, its adapters and
+    Record everything that determines a language model's activations: all weights and buffers, its configuration, its adapters and
     the settings of its modules. The same model loaded again gives the same record, on any device and in any mode.
 
     Hooks that a caller has put on the model are code, which no record can hold: they are not in it.

@@ -86,7 +86,7 @@ class FrozenNorm:
         return self.gain.pull(gradients * self.scale)
 
     def __getitem__(self, tokens) -> "FrozenNorm":
-        """The norm at some tokens: what indexing `scale` gives."""
+        """The norm at some tokens, with `scale` indexed in the same way."""
         return FrozenNorm(self.scale[tokens], self.gain)
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..errors import TranscoderError
-from .architectures import is_registered, locate, num_layers
+from .architectures import decoder_blocks, is_registered, locate
 from .forwards import forward_logits, named_outputs
 from .hooks import after_call, wrap_forward
 from .linear_maps import map_size
@@ -33,15 +32,15 @@ def block_of(model: PreTrainedModel, site: Site | str) -> int:
         return site.layer
     module = locate(model, site).module
     try:
-        layers = range(num_layers(model))
+        blocks = decoder_blocks(model)
     except TranscoderError:
         return 0
-    return next((layer for layer in layers if module in set(_block(model, layer).modules())), 0)
+    return next((layer for layer, block in enumerate(blocks) if module in set(block.modules())), 0)
 
 
 def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
     """
-    Whether the logits of a model are a function of what its decoder returns, so that they can be computed for some
+    Whether the logits of a model are a function of the output of its decoder, so that they can be computed for some
     positions, and later.
 
     Models of registered families are so. Others are tried once, on the first tokens of `input_ids (batch, seq)`.
@@ -63,7 +62,7 @@ def runs_head_apart(model: PreTrainedModel, input_ids: torch.Tensor) -> bool:
 
 def final_hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
     """
-    What the model's head reads, `(batch, seq, hidden_size)`, without the cost of logits; of a model whose head cannot be
+    Inputs of the model's head, `(batch, seq, hidden_size)`, without the cost of logits; of a model whose head cannot be
     run apart from its decoder, the logits. `inputs` are what else the model takes.
     """
     if not runs_head_apart(model, input_ids):
@@ -97,12 +96,14 @@ def record_block_outputs(model: PreTrainedModel, layers: set[int]) -> Iterator[d
     """Keep the outputs of some blocks in each forward pass."""
     outputs = {}
     with ExitStack() as stack:
+        # A model of an unknown family has no blocks to look up, and none are asked for.
+        blocks = decoder_blocks(model) if layers else ()
         for layer in layers:
 
             def record(module, args, output, layer=layer):
                 outputs[layer] = output
 
-            after_call(stack, _block(model, layer), record)
+            after_call(stack, blocks[layer], record)
         yield outputs
 
 
@@ -116,8 +117,8 @@ def restart_at(model: PreTrainedModel, layer: int, output_below: Any) -> Iterato
         output_below: Output of block `layer - 1` for the same inputs.
     """
     with ExitStack() as stack:
-        for below in range(layer):
-            _answer(stack, _block(model, below), output_below)
+        for block in decoder_blocks(model)[:layer]:
+            _answer(stack, block, output_below)
         yield
 
 
@@ -143,10 +144,6 @@ def _head_logits(model, hidden_states):
         # Only the number of ids matters.
         ids = torch.zeros(rows.shape[:2], dtype=torch.long, device=rows.device)
         return forward_logits(model, input_ids=ids, use_cache=False)[0]
-
-
-def _block(model, layer) -> nn.Module:
-    return locate(model, Site("resid_pre", layer)).module
 
 
 def _answer(stack, module, output):

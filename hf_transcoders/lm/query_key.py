@@ -88,7 +88,7 @@ def linear_query_key(
     def keep_rotary(module, args, kwargs):
         seen["rotary"] = kwargs.get("position_embeddings")
 
-    module = attention_modules(model)[layer]
+    (module,) = attention_modules(model, [layer])
     with ExitStack() as stack:
         stack.enter_context(edit_attention(model, compute=compute))
         read_at(

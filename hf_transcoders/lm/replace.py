@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
-from .architectures import locate, site_width
-from .hooks import write_at
-from .sites import Site, parse_sites
+from .architectures import locate, width_at
+from .hooks import Location, write_at
+from .sites import Site, input_site, parse_sites
 from .splicing import SplicedDictionary
 from .threads import OfThread
 from .wrappers import opens_on_model
@@ -119,24 +119,28 @@ def replace(
         raise TranscoderError(f"error='{error}' is unknown; use 'drop' or 'keep'.")
     replacement = Replacement(mask)
     sites_of: dict[nn.Module, list[Site]] = {}
-    for text, given in replacements.items():
-        site = Site.parse(text)
+    reads: dict[nn.Module, tuple[Site, Location]] = {}
+    located = [(site, locate(base_model, site)) for site in map(Site.parse, replacements)]
+    for (site, location), given in zip(located, replacements.values(), strict=True):
         for dictionary in [given] if isinstance(given, nn.Module) else given:
-            source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
-            _check_width(base_model, source, dictionary.config.d_in, f"The dictionary for '{site}' reads")  # pyright: ignore[reportAttributeAccessIssue]
-            _check_width(base_model, site, dictionary.config.d_out, f"The dictionary for '{site}' writes")  # pyright: ignore[reportAttributeAccessIssue]
+            source = input_site(dictionary)
+            reads[dictionary] = source, locate(base_model, source)
+            config, who = dictionary.config, f"The dictionary for '{site}'"
+            _check_width(base_model, *reads[dictionary], config.d_in, f"{who} reads")  # pyright: ignore[reportAttributeAccessIssue]
+            _check_width(base_model, site, location, config.d_out, f"{who} writes")  # pyright: ignore[reportAttributeAccessIssue]
             sites_of.setdefault(dictionary, []).append(site)
-    _check_writable(base_model, map(Site.parse, replacements))
+    _check_writable(located)
+    targets = dict(located)
     sums = {}
-    for site in map(Site.parse, replacements):
+    for site in targets:
         # Writers act in the order in which they are attached.
         writers = [dictionary for dictionary, sites in sites_of.items() if site in sites]
         sums[site] = _Sum(replacement, site, writers, error)
     spliced = []
     for dictionary, sites in sites_of.items():
         work = _Reconstruction(replacement, dictionary, {site: sums[site] for site in sites}, features)
-        source = Site.parse(dictionary.config.input_site)  # pyright: ignore[reportAttributeAccessIssue]
-        spliced.append(SplicedDictionary(base_model, source, sites, work.compute, work.write))
+        written = {site: targets[site] for site in sites}
+        spliced.append(SplicedDictionary(*reads[dictionary], written, work.compute, work.write))
     with ExitStack() as stack:
         for dictionary in spliced:
             dictionary.attach(stack)
@@ -178,14 +182,15 @@ def ablate(
     else:
         values = dict.fromkeys(sites, value)
     replacement = Replacement(mask)
+    locations = {site: locate(model, site) for site in sites}
     constants = {site: torch.as_tensor(values[site]) for site in sites}
     for site, constant in constants.items():
         if constant.dim() > 0:
-            _check_width(model, site, constant.shape[-1], f"The value for '{site}' writes")
-    _check_writable(model, sites)
+            _check_width(model, site, locations[site], constant.shape[-1], f"The value for '{site}' writes")
+    _check_writable(locations.items())
     with ExitStack() as stack:
         for site, constant in constants.items():
-            write_at(stack, locate(model, site), functools.partial(_write_constant, replacement, constant))
+            write_at(stack, locations[site], functools.partial(_write_constant, replacement, constant))
         yield replacement
 
 
@@ -250,7 +255,7 @@ def writers_by_site(dictionaries: Iterable[nn.Module]) -> dict[str, list[nn.Modu
 
 
 class _Reconstruction:
-    """One dictionary at work: its output in a forward pass, and what it adds to the sum at each of its sites."""
+    """One spliced dictionary: its output in a forward pass, and its part of the sum at each of its sites."""
 
     def __init__(self, replacement, dictionary, sums, features):
         self.replacement = replacement
@@ -273,7 +278,7 @@ class _Reconstruction:
 
 
 class _Sum:
-    """The sum of what dictionaries write at one site, which takes the place of the value there."""
+    """The sum of the writes of dictionaries at one site, which replaces the activation there."""
 
     def __init__(self, replacement, site, writers, error):
         self.replacement = replacement
@@ -302,22 +307,23 @@ def _write_constant(replacement, constant, value):
     return replacement._where_masked(new, value)
 
 
-def _check_writable(model, sites: Iterable[Site]) -> None:
+def _check_writable(located: Iterable[tuple[Site, Location]]) -> None:
     """Refuse sites that cannot be written, before anything has been attached to the model."""
     places = {}
-    for site in sites:
+    for site, location in located:
         if site.point == "resid_mid":
             raise TranscoderError(
                 f"'{site}' can be read but not written: the model has no module that passes it on; write to "
                 f"'layers.{site.layer}.attn.branch' instead."
             )
-        place = locate(model, site).place
-        if place in places:
-            raise TranscoderError(f"'{places[place]}' and '{site}' are one place in this model; write to one.")
-        places[place] = site
+        if location.place in places:
+            raise TranscoderError(
+                f"'{places[location.place]}' and '{site}' are one place in this model; write to one."
+            )
+        places[location.place] = site
 
 
-def _check_width(model, site, width, who):
-    expected = site_width(model, site)
+def _check_width(model, site, location, width, who):
+    expected = width_at(model, site, location)
     if expected is not None and width != expected:
         raise TranscoderError(f"{who} {width} values at '{site}', but this model has {expected} there.")

@@ -105,6 +105,29 @@ def parse_sites(sites) -> list[Site]:
     return parsed
 
 
+def input_site(dictionary) -> Site:
+    """The site that a dictionary reads.
+
+    Args:
+        dictionary ([`TranscoderModel`] or any module with a `config` that names its sites): A dictionary.
+    """
+    return Site.parse(dictionary.config.input_site)
+
+
+def output_sites(dictionary) -> list[Site]:
+    """The sites that a dictionary writes at, that of its own layer first: one, or several for a cross-layer transcoder.
+
+    Args:
+        dictionary: Same as in [`input_site`].
+    """
+    return [Site.parse(site) for site in dictionary.config.output_sites]
+
+
+def output_site(dictionary) -> Site:
+    """The first of the [`output_sites`] of a dictionary: the only one, or that of its own layer."""
+    return output_sites(dictionary)[0]
+
+
 def _misspelled(text):
     layer, head = (re.findall(r"\d+", text) + ["0", "0"])[:2]
     known = [f"layers.{layer}.{point}" for point in POINTS]

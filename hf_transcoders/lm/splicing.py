@@ -2,16 +2,14 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
 
 from ..errors import TranscoderError
-from .architectures import locate
-from .hooks import read_at, write_at
+from .hooks import Location, read_at, write_at
 from .sites import Site
 
 
@@ -22,9 +20,8 @@ class SplicedDictionary(Generic[T]):
     """The hooks of one dictionary.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): The model.
-        source ([`Site`]): The site that the dictionary reads.
-        targets (`Iterable[Site]`): The sites that it writes at.
+        source ([`Site`]), read_location ([`Location`]): The site that the dictionary reads.
+        locations (`Mapping[Site, Location]`): The sites that it writes at.
         compute (`Callable[[torch.Tensor], T]`): Called with the value at the source, once in each forward pass.
         write (`Callable[[Site, T, torch.Tensor], torch.Tensor]`):
             Called with a target, the result of `compute` and the value at the target; returns the new value there.
@@ -32,17 +29,17 @@ class SplicedDictionary(Generic[T]):
 
     def __init__(
         self,
-        model: nn.Module,
         source: Site,
-        targets: Iterable[Site],
+        read_location: Location,
+        locations: Mapping[Site, Location],
         compute: Callable[[torch.Tensor], T],
         write: Callable[[Site, T, torch.Tensor], torch.Tensor],
     ):
         self.source = source
+        self.read_location = read_location
+        self.locations = locations
         self.compute = compute
         self.write = write
-        self.read_location = locate(model, source)
-        self.locations = {site: locate(model, site) for site in targets}
         # State of the current forward pass in each thread.
         self.at_hand = threading.local()
 

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import TranscoderError
-from .architectures import architecture_of, has_parallel_residual, locate
+from .architectures import architecture_of, decoder_blocks, final_norm, has_parallel_residual
 from .linear_maps import apply_weight, map_size
 from .norms import FrozenNorm, NormGain, frozen_norm, norm_gain
 from .order import POINTS, Point, reading_step
@@ -89,12 +89,11 @@ def multiplier_after(model: PreTrainedModel, site: Site) -> float:
     return architecture_of(model).residual_multiplier if site.point in ("attn.out", "mlp.out") else 1.0
 
 
-def map_after(model: PreTrainedModel, site: Site, at: torch.Tensor) -> FrozenNorm | None:
+def map_after(norm: nn.Module | None, multiplier: float, at: torch.Tensor) -> FrozenNorm | None:
     """
-    The linear map from what is at a site to what is added to the stream for it: the post-norm at the scale that it has at
-    `at (..., hidden)`, and the family's multiplier; `None` where there is neither.
+    The linear map from a value at a site to what is added to the stream for it: [`norm_after`] at the scale that it has at
+    `at (..., hidden)`, and [`multiplier_after`]; `None` where there is neither.
     """
-    norm, multiplier = norm_after(model, site), multiplier_after(model, site)
     if norm is None:
         if multiplier == 1:
             return None
@@ -119,8 +118,7 @@ def direct_logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
             f"The logits of this model are not read from the residual stream: it is {rows.shape[-1]} wide and the "
             f"unembedding {width}."
         )
-    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
-    rows = norm_gain(norm, rows.shape[-1]).push(rows) * architecture_of(model).logit_multiplier
+    rows = norm_gain(final_norm(model), rows.shape[-1]).push(rows) * architecture_of(model).logit_multiplier
     return apply_weight(unembedding, rows, UNEMBEDDING)
 
 
@@ -130,7 +128,7 @@ def _is_stream(site):
 
 
 def _submodule(model, site, name):
-    return locate(model, Site("resid_pre", site.layer)).module.get_submodule(name)
+    return decoder_blocks(model)[site.layer].get_submodule(name)
 
 
 def _check(fits, site, what):

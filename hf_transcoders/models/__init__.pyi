@@ -1,6 +1,8 @@
 from .configuration_transcoder import TranscoderConfig as TranscoderConfig
 from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig as CrossLayerTranscoderConfig
 from .cross_layer.modeling_cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
+from .direction_dictionary import direction_dictionary as direction_dictionary
+from .direction_dictionary import directions_config as directions_config
 from .modeling_transcoder import TranscoderModel as TranscoderModel
 from .modeling_transcoder import TranscoderOutput as TranscoderOutput
 from .named_dictionaries import TranscoderSetOutput as TranscoderSetOutput

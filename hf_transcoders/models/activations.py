@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from ..ops.sparse import sparse_encode, sparse_to_dense
+from ..ops.pairs import SharedOrder
+from ..ops.sparse import sparse_encode, sparse_encode_above, sparse_encode_topk, sparse_to_dense
 from ..ops.straight_through import jumprelu, step
-from ..ops.topk import batch_topk, topk
+from ..ops.topk import batch_topk
 
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Encoded:
             All features, if the activation computes all of them.
         offsets, indices, values (`torch.Tensor`, *optional*):
             Active features only, in the layout of `ops.sparse`, if the activation computes few.
+        order ([`SharedOrder`], *optional*):
+            The order of the active features in which gradients are summed, for the decoder to share.
         pre_activations (`torch.Tensor` of shape `(rows, num_features)`, *optional*):
             Pre-activations, if the penalty of the activation needs them.
     """
@@ -44,6 +47,7 @@ class Encoded:
     offsets: torch.Tensor | None = None
     indices: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    order: SharedOrder | None = None
     pre_activations: torch.Tensor | None = None
 
     def to_dense(self, num_features: int) -> torch.Tensor:
@@ -104,13 +108,9 @@ class TopK(Activation):
     """The k largest pre-activations of each token, rectified (arXiv 2406.04093, Eq. 2)."""
 
     def encode(self, model, inputs):
-        k = model.config.k
-
-        def select(scores):
-            offsets = torch.arange(0, scores.shape[0] * k + 1, k, device=scores.device)  # pyright: ignore[reportCallIssue]
-            return offsets, topk(scores, k).reshape(-1)
-
-        return Encoded(None, *sparse_encode(inputs, model.encoder_weight, model.b_enc, select, rowwise=True))
+        order = SharedOrder()
+        chosen = sparse_encode_topk(inputs, model.encoder_weight, model.b_enc, model.config.k, order)
+        return Encoded(None, *chosen, order)
 
 
 class BatchTopK(Activation):
@@ -118,13 +118,17 @@ class BatchTopK(Activation):
 
     def encode(self, model, inputs):
         if not model.training:
-            pre_activations = F.linear(inputs, model.encoder_weight, _nan_where(model.threshold, model.b_enc))
+            bias = _nan_where(model.threshold, model.b_enc)
+            above = sparse_encode_above(inputs, model.encoder_weight, bias, model.threshold)
+            if above is not None:
+                return Encoded(None, *above)
+            pre_activations = F.linear(inputs, model.encoder_weight, bias)
             return Encoded(dense=pre_activations * (pre_activations > model.threshold))
-        total = model.config.k * inputs.shape[0]
-        return Encoded(
-            None,
-            *sparse_encode(inputs, model.encoder_weight, model.b_enc, lambda scores: batch_topk(scores, total)),
+        total, order = model.config.k * inputs.shape[0], SharedOrder()
+        chosen = sparse_encode(
+            inputs, model.encoder_weight, model.b_enc, lambda scores: batch_topk(scores, total), order=order
         )
+        return Encoded(None, *chosen, order)
 
 
 class JumpReLU(Activation):
@@ -134,7 +138,11 @@ class JumpReLU(Activation):
     pre_activation_parameters = ("threshold",)
 
     def encode(self, model, inputs):
-        pre_activations = F.linear(inputs, model.encoder_weight, _nan_where(model.threshold, model.b_enc))
+        bias = _nan_where(model.threshold, model.b_enc)
+        above = sparse_encode_above(inputs, model.encoder_weight, bias, model.threshold)
+        if above is not None:
+            return Encoded(None, *above)
+        pre_activations = F.linear(inputs, model.encoder_weight, bias)
         features = jumprelu(pre_activations, model.threshold, model.config.jumprelu_bandwidth)
         return Encoded(dense=features, pre_activations=pre_activations)
 
@@ -142,7 +150,10 @@ class JumpReLU(Activation):
         config = model.config
         if not config.l0_coefficient:
             return {}
-        active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
+        if encoded.pre_activations is None:
+            active = encoded.offsets.diff().float()
+        else:
+            active = step(encoded.pre_activations.float(), model.threshold, config.jumprelu_bandwidth).sum(-1)
         if config.target_l0 is not None:
             # The penalty is on the average L0; every token carries the same share of it.
             active = (mean(active) / config.target_l0 - 1).square().expand_as(active)
@@ -150,7 +161,7 @@ class JumpReLU(Activation):
 
 
 class Gated(Activation):
-    """A gate that decides which features fire and a magnitude that says how much (arXiv 2404.16014, Eq. 6 and 8)."""
+    """A gate that decides which features are active and a magnitude for their activation (arXiv 2404.16014, Eq. 6 and 8)."""
 
     parameters = {"r_mag": 0.0, "b_mag": 0.0}
     pre_activation_parameters = ("b_mag",)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..errors import TranscoderError
 from ..text.printable import printable
 from ..text.strict_json import read_json
+from .token_norms import TOKEN_NORMS
 
 
 logger = logging.get_logger(__name__)
@@ -76,9 +77,12 @@ class TranscoderConfig(PreTrainedConfig):
             Prefix lengths, ascending and ending in `num_features`: the reconstruction loss is averaged over the
             dictionaries made of the first so many features (arXiv 2503.17547).
         normalization (`str`, *optional*, defaults to `"none"`):
-            Normalization of inputs and outputs by buffers measured before training: `"none"`,
-            `"scale"` (one number per site, so that an activation's expected squared norm is its width) or
-            `"standardize"` (mean and standard deviation per dimension). Always foldable into the weights.
+            Normalization of inputs and outputs: `"none"`, or by buffers measured before training, which fold into the
+            weights, `"scale"` (one number per site, so that an activation's expected squared norm is its width) or
+            `"standardize"` (mean and standard deviation per dimension), or of each token by its own input, which does
+            not fold, `"token_scale"` (divided by its root mean square) or `"token_standardize"` (minus its mean over
+            dimensions, divided by their standard deviation). What is divided out of a token's input is multiplied into its
+            reconstruction, and losses compare in the normalized units.
         decoder_init (`str`, *optional*):
             `"zero"`, `"transpose"` (of the encoder) or `"random"`. Defaults to `"transpose"` for SAEs and `"zero"` for
             transcoders; `"random"` for transcoders whose decoder rows are kept at unit norm.
@@ -139,7 +143,7 @@ class TranscoderConfig(PreTrainedConfig):
     decoder_bias: bool = True
     pre_bias: bool = False
     matryoshka_sizes: list[int] | None = None
-    normalization: Literal["none", "scale", "standardize"] = "none"
+    normalization: Literal["none", "scale", "standardize", "token_scale", "token_standardize"] = "none"
     decoder_init: Literal["zero", "transpose", "random"] | None = None
     decoder_bias_init: Literal["mean", "zero"] = "mean"
     center_encoder: bool | None = None
@@ -189,6 +193,11 @@ class TranscoderConfig(PreTrainedConfig):
     def output_sites(self) -> tuple[str, ...]:
         """All sites that the dictionary writes at: of this class, at most one."""
         return () if self.output_site is None else (self.output_site,)
+
+    @property
+    def has_site_scales(self) -> bool:
+        """Whether inputs and outputs are normalized by buffers, the same for all tokens."""
+        return self.normalization not in ("none", *TOKEN_NORMS)
 
     @property
     def is_sparse(self) -> bool:
@@ -345,6 +354,11 @@ class TranscoderConfig(PreTrainedConfig):
         if self.k is not None and not self.is_sparse:
             raise TranscoderError(
                 f"`k` has no meaning for activation '{self.activation}': leave it out, or choose 'topk' or 'batchtopk'."
+            )
+        if self.normalization == "token_standardize" and self.d_in != self.d_out:
+            raise TranscoderError(
+                f"`normalization='token_standardize'` adds the mean of the input to the output, so it needs d_in = d_out, not "
+                f"{self.d_in} and {self.d_out}: choose 'token_scale' or another."
             )
         if self.tied and self.d_in != self.d_out:
             raise TranscoderError(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import TranscoderError
+from .token_norms import refuse_token_norm
 
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def fold_normalization_(model: TranscoderModel) -> TranscoderModel:
     config = model.config
     if config.normalization == "none":
         return model
+    refuse_token_norm(config, "folded weights")
     _untie_(model)
     mean, scale = model.input_mean, model.input_scale
     out_mean, out_scale = model.output_mean, model.output_scale

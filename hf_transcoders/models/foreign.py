@@ -17,7 +17,7 @@ from ..files import atomic_directory
 from ..formats.choice import PathFacts, choose, path_facts
 from ..formats.cross_layer import PlainCrossLayer
 from ..formats.detect import WRITERS, detect, members
-from ..formats.detect_cross_layer import CROSS_LAYER_FORMATS, detect_cross_layer, write_cross_layer
+from ..formats.detect_cross_layer import CROSS_LAYER_WRITERS, detect_cross_layer, write_cross_layer
 from ..formats.dictionary import ForeignDictionary, Given, Norm
 from ..formats.folder import Folder
 from ..formats.tensor_files import LazyTensor
@@ -25,8 +25,9 @@ from ..formats.writing import PlainDictionary
 from ..text.logging import get_logger
 from ..text.printable import printable
 from .configuration_transcoder import DTYPES, TranscoderConfig, facts_of
-from .cross_layer.configuration_cross_layer import CrossLayerTranscoderConfig
+from .cross_layer.configuration_cross_layer import CrossLayerSourceConfig, CrossLayerTranscoderConfig
 from .saved_files import CONFIG_NAME, DICTIONARY_TYPES, Files, SavedDictionary, parse_saved
+from .set_index import dictionary_name
 
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 
 
 #: What the user may say of a dictionary whose files do not say it, of the arguments of `from_pretrained`.
-FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor")
+FOREIGN_ARGUMENTS = ("base_model", "input_site", "output_site", "folded", "scaling_factor", "k")
 
 #: What chooses among the dictionaries of a repo, of the arguments of `from_pretrained`.
 CHOICE_ARGUMENTS = ("layers", "width", "l0")
 
 #: Formats that can be written, of sets or of cross-layer transcoders.
-FORMATS = tuple(dict.fromkeys([*WRITERS, *CROSS_LAYER_FORMATS]))
+FORMATS = tuple(dict.fromkeys([*WRITERS, *CROSS_LAYER_WRITERS]))
 
 logger = get_logger(__name__)
 
@@ -73,6 +74,8 @@ def foreign_folder(files: Files, choice: Mapping[str, Any] | None = None) -> tup
             f"{printable(files.place)} holds {len(found)} dictionaries ({printable(names)}): load one of them by its folder or "
             "file, or all of them with TranscoderSet.from_pretrained."
         )
+    if module is None and not own:
+        _refuse_cross_layer(files, folder)
     if choice:
         raise TranscoderError(
             f"{printable(files.place)} holds one dictionary, so there is nothing to choose: leave out {', '.join(choice)}."
@@ -104,7 +107,20 @@ def foreign_members(files: Files) -> dict[str, tuple[ModuleType, Folder]]:
         files ([`Files`]): Where the set lies.
     """
     folder, own = _listed(files)
-    return {} if folder is None or own else members(folder)
+    if folder is None or own:
+        return {}
+    found = members(folder)
+    if not found:
+        _refuse_cross_layer(files, folder)
+    return found
+
+
+def _refuse_cross_layer(files: Files, folder: Folder) -> None:
+    if (module := detect_cross_layer(folder)) is not None:
+        raise TranscoderError(
+            f"{printable(files.place)} holds a cross-layer transcoder of {module.NAME}: load it with "
+            "CrossLayerTranscoder.from_pretrained."
+        )
 
 
 def _listed(files: Files) -> tuple[Folder | None, bool]:
@@ -131,24 +147,38 @@ def open_foreign(module: ModuleType, folder: Folder, given: Given) -> SavedDicti
     dictionary = module.read(folder, given)
     files = folder.files
     place = f"{files.place}/{folder.file}" if folder.file else files.place
-    return SavedDictionary(files.path, place, _complete(dictionary, module.NAME, files), _slices(dictionary))
+    return SavedDictionary(files.path, place, _complete(dictionary, given, module.NAME, files), _slices(dictionary))
 
 
 @torch.no_grad()
-def write_foreign(dictionaries: Mapping[str, "TranscoderModel"], folder: str | os.PathLike, to: str) -> None:
+def write_foreign(
+    dictionaries: "Mapping[str, TranscoderModel] | TranscoderModel | CrossLayerTranscoder",
+    folder: str | os.PathLike,
+    to: str,
+) -> None:
     """
     Writes dictionaries in the format of another library; all of them or, where it cannot express one, nothing.
 
     Args:
-        dictionaries (`Mapping[str, TranscoderModel]`): Name -> dictionary.
+        dictionaries (`Mapping[str, TranscoderModel]`, [`TranscoderModel`] or [`CrossLayerTranscoder`]):
+            Dictionaries by name, or one.
         folder (`str` or `os.PathLike`): The folder to write.
-        to (`str`): One of `WRITERS`.
+        to (`str`): One of `FORMATS`.
     """
+    config = getattr(dictionaries, "config", None)
+    if isinstance(config, CrossLayerTranscoderConfig):
+        return _write_cross_layer(dictionaries, folder, to)  # pyright: ignore[reportArgumentType]
+    if isinstance(config, CrossLayerSourceConfig):
+        raise TranscoderError("One layer of a cross-layer transcoder cannot be saved alone: save the whole.")
+    if isinstance(config, TranscoderConfig):
+        named = {dictionary_name(config): dictionaries}
+    else:
+        named = dict(dictionaries.items())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     if to not in WRITERS:
         raise TranscoderError(f"There is no format '{printable(to)[:40]}' to write: choose from {', '.join(WRITERS)}.")
     _refuse_filled(folder)
     with atomic_directory(folder) as partial:
-        WRITERS[to].write({name: _plain(model) for name, model in dictionaries.items()}, partial)
+        WRITERS[to].write({name: _plain(model) for name, model in named.items()}, partial)  # pyright: ignore[reportArgumentType]
 
 
 def _refuse_filled(folder: str | os.PathLike) -> None:
@@ -159,7 +189,7 @@ def _refuse_filled(folder: str | os.PathLike) -> None:
 
 
 def _plain(model: "TranscoderModel") -> PlainDictionary:
-    if model.config.normalization != "none":
+    if model.config.has_site_scales:
         model = copy.deepcopy(model).fold_normalization_()
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name == "threshold"}
@@ -180,27 +210,24 @@ def open_foreign_cross_layer(files: Files, kwargs: dict[str, Any]) -> SavedDicti
     folder, own = _listed(files)
     module = None if folder is None or own else detect_cross_layer(folder)
     if module is None or folder is None:
+        if folder is not None and not own and (other := detect(folder)) is not None:
+            raise TranscoderError(
+                f"{printable(files.place)} holds a dictionary of {other.NAME} that is no cross-layer transcoder: load it with "
+                "TranscoderModel.from_pretrained."
+            )
         refuse_foreign_arguments(kwargs)
         if choice := take_choice(kwargs):
             raise TranscoderError(
                 f"{printable(files.place)} holds no cross-layer transcoder to choose from: leave out {', '.join(choice)}."
             )
         return None
-    dictionary = module.read(folder, take_given(kwargs), take_choice(kwargs))
-    fields = _complete(dictionary, module.NAME, files, CrossLayerTranscoderConfig)
+    given = take_given(kwargs)
+    dictionary = module.read(folder, given, take_choice(kwargs))
+    fields = _complete(dictionary, given, module.NAME, files, CrossLayerTranscoderConfig)
     return SavedDictionary(files.path, files.place, fields, _slices(dictionary))
 
 
-@torch.no_grad()
-def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
-    """
-    Writes a cross-layer transcoder in the format of another library, or, where it cannot be expressed, nothing.
-
-    Args:
-        model ([`CrossLayerTranscoder`]): What to write.
-        folder (`str` or `os.PathLike`): The folder to write.
-        to (`str`): `"circuit-tracer"` or `"gemma-scope"`.
-    """
+def _write_cross_layer(model: "CrossLayerTranscoder", folder: str | os.PathLike, to: str) -> None:
     _refuse_filled(folder)
     if model.config.normalization != "none":
         model = copy.deepcopy(model).fold_normalization_()
@@ -211,11 +238,11 @@ def write_foreign_cross_layer(model: "CrossLayerTranscoder", folder: str | os.Pa
 
 
 def refuse_foreign_arguments(kwargs: dict[str, Any]) -> None:
-    """Refuses what says nothing about a dictionary of this library; its sites are fields of its configuration."""
-    for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site"}:
+    """Refuses arguments that do not apply to a dictionary of this library; its sites are fields of its configuration."""
+    for name in set(FOREIGN_ARGUMENTS) - {"input_site", "output_site", "k"}:
         if kwargs.pop(name, None) is not None:
             raise TranscoderError(
-                f"`{name}=` says what the files of another library leave out, and this dictionary was saved by hf_transcoders: "
+                f"`{name}=` gives information that the files of another library leave out, and this dictionary was saved by hf_transcoders: "
                 f"leave `{name}` out."
             )
 
@@ -245,7 +272,7 @@ def holds_dictionaries(folder: str | os.PathLike) -> bool:
 @dataclass(frozen=True)
 class ForeignFacts:
     """
-    What is known of a dictionary of another library before its weights are read.
+    Facts about a dictionary of another library that are known before its weights are read.
 
     Args:
         format (`str`): Name of its format.
@@ -264,7 +291,7 @@ class ForeignFacts:
 
 def describe_foreign(files: Files) -> dict[str, ForeignFacts]:
     """
-    What the dictionaries of other libraries in a folder or repo are, by name, from their settings and the headers of their
+    Facts about the dictionaries of other libraries in a folder or repo, by name, from their settings and the headers of their
     weights. Of several on the Hub nothing is downloaded: only their names tell something.
 
     Args:
@@ -299,16 +326,25 @@ def _describe_cross_layer(module: ModuleType, folder: Folder) -> dict[str, Forei
     name = folder.name
     try:
         dictionary = module.read(folder, Given(complete=False), {})
-        config = CrossLayerTranscoderConfig(**dictionary.fields)
+        configs = _described_layers(dictionary.fields)
     except TranscoderError as error:
         return {name: ForeignFacts(module.NAME, path_facts(name), trouble=str(error))}
-    sizes = [0] * config.num_sources
+    sizes = [0] * len(configs)
     for key, tensor in dictionary.tensors.items():
         sizes[int(key.split(".")[1])] += math.prod(tensor.shape)
     return {
-        name: ForeignFacts(module.NAME, PathFacts(layer=number), config.source(number), size)
-        for (number, name), size in zip(enumerate(config.names), sizes, strict=True)
+        name: ForeignFacts(module.NAME, PathFacts(layer=number), configs[name], sizes[number])
+        for number, name in enumerate(configs)
     }
+
+
+def _described_layers(fields: Mapping[str, Any]) -> dict[str, TranscoderConfig]:
+    """The configurations of the layers of a cross-layer transcoder, by name; without sites where its files name none."""
+    if None in fields["input_sites"] or None in fields["output_sites"]:
+        own = {name: fields[name] for name in TranscoderConfig.own_fields() if name in fields}
+        return {f"layer_{number}": TranscoderConfig(**own) for number in range(len(fields["input_sites"]))}
+    config = CrossLayerTranscoderConfig(**fields)
+    return {name: config.source(number) for number, name in enumerate(config.names)}
 
 
 def take_given(kwargs: dict[str, Any]) -> Given:
@@ -359,13 +395,18 @@ def _is_own(files: Files) -> bool:
 
 
 def _complete(
-    dictionary: ForeignDictionary, format: str, files: Files, config_class: type[TranscoderConfig] = TranscoderConfig
+    dictionary: ForeignDictionary,
+    given: Given,
+    format: str,
+    files: Files,
+    config_class: type[TranscoderConfig] = TranscoderConfig,
 ) -> dict[str, Any]:
     """Fields of a whole configuration, with where the dictionary comes from."""
     origin = {"converted_from": format, "source": files.path}
     if files.hub.get("revision"):
         origin["source_revision"] = files.hub["revision"]
-    config = config_class(**dictionary.fields, training_summary=origin | dictionary.facts)
+    said = {} if given.k is None else {"k": given.k}
+    config = config_class(**(dictionary.fields | said), training_summary=origin | dictionary.facts)
     values = {name: getattr(config, name) for name in config_class.own_fields()}
     dtypes = {
         name.rpartition(".")[2]: str(tensor.dtype).removeprefix("torch.")
@@ -388,6 +429,9 @@ class _Slices:
 
     def get_slice(self, name: str) -> "_Header":
         return _Header(self._tensors[name])
+
+    def is_mapped(self, name: str) -> bool:
+        return self._tensors[name].is_mapped
 
     def get_tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name].read()

@@ -4,6 +4,11 @@ import torch
 
 from ..errors import TranscoderError
 from .modeling_transcoder import TranscoderModel
+from .token_norms import refuse_token_norm
+
+
+# What is computed from the linear maps of a dictionary.
+_NEEDS = "attribution graphs, paths, feature weights and interventions"
 
 
 @torch.no_grad()
@@ -19,6 +24,7 @@ def encoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -
     Returns:
         `tuple`: Rows `(k, d_in)` and biases `(k,)` in fp32, for activations `x` of the input site as the model has them.
     """
+    refuse_token_norm(model.config, _NEEDS)
     gain, bias = model.activation.magnitude(model)
     rows = _take(model.W_enc, features).float()
     if model.config.tied:
@@ -31,23 +37,31 @@ def encoder_rows(model: TranscoderModel, features: torch.Tensor | None = None) -
 
 @torch.no_grad()
 def decoder_rows(
-    model: TranscoderModel, features: torch.Tensor | None = None, site: object | None = None
+    model: TranscoderModel,
+    features: torch.Tensor | None = None,
+    site: object | None = None,
+    up_to_scale: bool = False,
 ) -> torch.Tensor:
-    """Decoder rows of features: what each writes at a site per unit of its activation.
+    """Decoder rows of features: the write of each at a site per unit of its activation.
 
     Args:
         model ([`TranscoderModel`]): The dictionary.
         features (`torch.LongTensor` of shape `(k,)`, *optional*): Numbers of the features. All by default.
         site (`str` or [`Site`], *optional*): One of `model.config.output_sites`; needed if there are several.
+        up_to_scale (`bool`, *optional*, defaults to `False`):
+            Whether only directions and relative lengths matter, so that a dictionary that scales each token by itself has rows
+            too, per unit of that scale.
 
     Returns:
         `torch.Tensor` of shape `(k, d_out)` in fp32, in the units of the site.
     """
+    if not up_to_scale:
+        refuse_token_norm(model.config, _NEEDS)
     model = _writing_at(model, site)
     rows = _take(model.W_enc if model.config.tied else model.W_dec, features).float()
     if model.config.tied:
         rows = torch.nn.functional.normalize(rows, dim=-1)
-    return rows if model.config.normalization == "none" else rows * model.output_scale
+    return rows * model.output_scale if model.config.has_site_scales else rows
 
 
 @torch.no_grad()
@@ -61,6 +75,7 @@ def skip_and_bias(model: TranscoderModel, site: object | None = None) -> tuple[t
     Returns:
         `tuple`: Skip connection `(d_out, d_in)`, or `None` if there is none, and bias `(d_out,)`, in fp32.
     """
+    refuse_token_norm(model.config, _NEEDS)
     model = _writing_at(model, site)
     bias = model.W_enc.new_zeros(model.config.d_out, dtype=torch.float32)  # pyright: ignore[reportCallIssue]
     if model.b_dec is not None:

@@ -10,12 +10,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
 from ..errors import TranscoderError
-from ..ops.sparse import sparse_decode
+from ..ops.sparse import firing_counts, sparse_decode, sparse_decode_error
 from ..ops.topk import topk
 from . import folding
 from .activations import ACTIVATIONS, Activation, Encoded, token_mean
 from .configuration_transcoder import TranscoderConfig
 from .saved_model import SavedModel
+from .token_norms import TokenStatistics, token_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -34,9 +35,12 @@ class TranscoderOutput(ModelOutput):
         features (`torch.FloatTensor` of shape `(..., num_features)`, *optional*, see `output_features`):
             Feature activations.
         feature_values, feature_indices (`torch.Tensor` of shape `(..., k)`, *optional*, TopK only; flat for BatchTopK in training):
-            Activations and numbers of the active features.
-        feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, BatchTopK in training):
+            Activations and numbers of the active features. Also flat for JumpReLU and BatchTopK where a GPU kernel selects
+            features above a threshold, which it does when no gradient is needed.
+        feature_offsets (`torch.LongTensor` of shape `(rows + 1,)`, *optional*, with flat `feature_values`):
             Start of each row in the flat `feature_values`.
+        feature_counts (`torch.FloatTensor` of shape `(num_features,)`, *optional*, TopK in training on a GPU with kernels):
+            Number of tokens that each feature is active on.
         losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `targets` are given):
             Loss terms by name, each of shape `()` and already weighted.
     """
@@ -47,6 +51,7 @@ class TranscoderOutput(ModelOutput):
     feature_values: torch.FloatTensor | None = None
     feature_indices: torch.LongTensor | None = None
     feature_offsets: torch.LongTensor | None = None
+    feature_counts: torch.FloatTensor | None = None
     losses: dict[str, torch.FloatTensor] | None = None
 
 
@@ -67,7 +72,7 @@ def parameter_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...] | No
 def buffer_shapes(config: TranscoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each buffer of a dictionary."""
     shapes = {"threshold": ()} if config.activation == "batchtopk" else {}
-    if config.normalization != "none":
+    if config.has_site_scales:
         for side, width in (("input", config.d_in), ("output", config.d_out)):
             shapes |= {f"{side}_mean": (width,), f"{side}_scale": (width,)}
     return shapes
@@ -162,7 +167,7 @@ class TranscoderModel(SavedModel):
             init.constant_(getattr(self, name), getattr(config, start) if isinstance(start, str) else start)
         if config.activation == "batchtopk":
             init.zeros_(self.threshold)
-        if config.normalization != "none":
+        if config.has_site_scales:
             init.zeros_(self.input_mean)
             init.zeros_(self.output_mean)
             init.ones_(self.input_scale)
@@ -186,22 +191,38 @@ class TranscoderModel(SavedModel):
 
     def normalize_input(self, inputs: torch.Tensor) -> torch.Tensor:
         """Normalizes and centers inputs as `W_enc` expects them."""
-        if self.config.normalization != "none":
+        if self.config.has_site_scales:
             inputs = (inputs.float() - self.input_mean) / self.input_scale
+        elif self.config.normalization != "none":
+            token = token_statistics(self.config.normalization, inputs)
+            inputs = (inputs.float() - token.mean) / token.divisor
         inputs = inputs.to(self.W_enc.dtype)
         return inputs if self.b_pre is None else inputs - self.b_pre
 
-    def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
-        """Normalizes targets to the scale of the loss."""
-        if self.config.normalization != "none":
-            targets = (targets.float() - self.output_mean) / self.output_scale
-        return targets
+    def normalize_output(self, targets: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalizes targets to the scale of the loss; where each token has a scale of its own, by that of its input."""
+        if self.config.has_site_scales:
+            return (targets.float() - self.output_mean) / self.output_scale
+        if self.config.normalization == "none":
+            return targets
+        token = self._token_statistics(inputs)
+        return (targets.float() - token.mean) / token.divisor
 
-    def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        """Converts a reconstruction back to the units of the output site."""
-        if self.config.normalization != "none":
-            reconstruction = reconstruction * self.output_scale + self.output_mean
-        return reconstruction
+    def denormalize_output(self, reconstruction: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        """Converts a reconstruction back to the units of the output site; where each token has a scale, by its input."""
+        if self.config.has_site_scales:
+            return reconstruction * self.output_scale + self.output_mean
+        if self.config.normalization == "none":
+            return reconstruction
+        token = self._token_statistics(inputs)
+        return reconstruction * token.scale + token.mean
+
+    def _token_statistics(self, inputs: torch.Tensor | None) -> TokenStatistics:
+        if inputs is None:
+            raise TranscoderError(
+                f"This dictionary scales each token by itself (`normalization='{self.config.normalization}'`): give the inputs as well."
+            )
+        return token_statistics(self.config.normalization, inputs)
 
     def pre_activations(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs @ W_enc.T + b_enc` for inputs normalized by [`~TranscoderModel.normalize_input`]."""
@@ -229,7 +250,7 @@ class TranscoderModel(SavedModel):
         Args:
             features (`torch.Tensor` of shape `(..., num_features)`): Feature activations.
             inputs (`torch.Tensor` of shape `(..., d_in)`, *optional*):
-                Activations at the input site, required by a dictionary with a skip connection.
+                Activations at the input site, required by a dictionary with a skip connection or a scale for each token.
 
         Returns:
             `torch.Tensor` of shape `(..., d_out)`.
@@ -245,21 +266,43 @@ class TranscoderModel(SavedModel):
             )
         centered = None if self.W_skip is None else self.normalize_input(inputs)
         reconstruction = F.linear(features.to(self.W_enc.dtype), self.decoder_weight.T)
-        return self.denormalize_output(self._add_linear_part(reconstruction, centered))
+        return self.denormalize_output(self._add_linear_part(reconstruction, centered), inputs)
 
     def _decode_rows(self, encoded: Encoded, inputs: torch.Tensor) -> torch.Tensor:
         """Normalized reconstruction of normalized inputs `(rows, d_in)`."""
         if encoded.dense is not None:
             reconstruction = F.linear(encoded.dense, self.decoder_weight.T)
         else:
-            reconstruction = sparse_decode(encoded.offsets, encoded.indices, encoded.values, self.decoder_weight)
+            reconstruction = sparse_decode(
+                encoded.offsets, encoded.indices, encoded.values, self.decoder_weight, encoded.order
+            )
         return self._add_linear_part(reconstruction, inputs)
 
+    def _decode_with_error(
+        self, encoded: Encoded, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized reconstruction of normalized inputs `(rows, d_in)`, and its squared error `(rows,)` in fp32."""
+        if encoded.dense is not None:
+            reconstruction = self._decode_rows(encoded, inputs)
+            return reconstruction, _squared_error(reconstruction, targets)
+        return sparse_decode_error(
+            encoded.offsets,
+            encoded.indices,
+            encoded.values,
+            self.decoder_weight,
+            self._linear_terms(inputs),
+            targets,
+            encoded.order,
+        )
+
+    def _linear_terms(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """What is written besides the features: `(d_out,)` or `(rows, d_out)` each."""
+        terms = [] if self.b_dec is None else [self.b_dec]
+        return terms if self.W_skip is None else [*terms, F.linear(inputs, self.W_skip)]
+
     def _add_linear_part(self, reconstruction, inputs):
-        if self.b_dec is not None:
-            reconstruction = reconstruction + self.b_dec
-        if self.W_skip is not None:
-            reconstruction = reconstruction + F.linear(inputs, self.W_skip)
+        for term in self._linear_terms(inputs):
+            reconstruction = reconstruction + term
         return reconstruction
 
     def forward(
@@ -297,29 +340,33 @@ class TranscoderModel(SavedModel):
         config = self.config
         self._check_width(inputs, config.d_in, "inputs")
         lead = inputs.shape[:-1]
-        rows = self.normalize_input(inputs.reshape(-1, inputs.shape[-1]))
+        flat_inputs = inputs.reshape(-1, inputs.shape[-1])
+        rows = self.normalize_input(flat_inputs)
         encoded = self.activation.encode(self, rows)
-        normalized = self._decode_rows(encoded, rows)
 
         loss = losses = None
-        if targets is not None:
+        if targets is None:
+            normalized = self._decode_rows(encoded, rows)
+        else:
             self._check_width(targets, config.d_out, "targets")
             self._check_tokens(targets.shape[:-1], lead, "targets")
             if mask is not None:
                 self._check_tokens(mask.shape, lead, "mask")
             if not len(rows):
                 raise TranscoderError("There are no tokens for a loss: give at least one, or no `targets`.")
-            flat_targets = self.normalize_output(targets.reshape(-1, targets.shape[-1])).to(torch.float32)
+            flat_targets = targets.reshape(-1, targets.shape[-1])
+            flat_targets = self.normalize_output(flat_targets, flat_inputs).to(torch.float32)
             flat_mask = None if mask is None else mask.reshape(-1)
             batch_mean = partial(token_mean, mask=flat_mask, across_processes=across_processes)
+            normalized, squared = self._decode_with_error(encoded, rows, flat_targets)
             losses = self._losses(
-                rows, flat_targets, encoded, normalized, flat_mask, batch_mean, dead_features, sparsity_scale
+                rows, flat_targets, encoded, normalized, squared, flat_mask, batch_mean, dead_features, sparsity_scale
             )
             loss = sum(losses.values())
 
         return TranscoderOutput(
             loss=loss,
-            reconstruction=self.denormalize_output(normalized).view(*lead, config.d_out),
+            reconstruction=self.denormalize_output(normalized, flat_inputs).view(*lead, config.d_out),
             losses=losses,
             **self._features_of(encoded, lead, output_features),
         )
@@ -330,6 +377,9 @@ class TranscoderModel(SavedModel):
         """The fields of a [`TranscoderOutput`] that hold features, for inputs `(*lead, d_in)`."""
         config = self.config
         values, indices, offsets = encoded.values, encoded.indices, encoded.offsets
+        counts = None
+        if encoded.order is not None and values.requires_grad:
+            counts = firing_counts(offsets, indices, values, config.num_features, encoded.order)
         if config.activation == "topk":
             values, indices, offsets = values.view(*lead, config.k), indices.view(*lead, config.k), None
         features = None
@@ -340,6 +390,7 @@ class TranscoderModel(SavedModel):
             "feature_values": values,
             "feature_indices": indices,
             "feature_offsets": offsets,
+            "feature_counts": counts,
         }
 
     # ------------------------------------------------------------------------------------------------ the loss
@@ -357,28 +408,34 @@ class TranscoderModel(SavedModel):
         Returns:
             `torch.Tensor` of shape `(rows,)`, float32; its mean is the reconstruction loss.
         """
-        squared = (reconstruction.float() - targets).square()
+        return self._scaled_error(_squared_error(reconstruction, targets), targets, mask)
+
+    def _scaled_error(self, squared, targets, mask):
+        """Squared error `(rows,)`, summed over dimensions, on the scale of `config.loss_reduction`."""
         reduction = self.config.loss_reduction
         if reduction == "sum":
-            return squared.sum(-1)
+            return squared
         if reduction == "mean":
-            return squared.mean(-1)
+            return squared / targets.shape[-1]
         if reduction == "target_norm":
-            return squared.mean(-1) / targets.norm(dim=-1).clamp(min=1e-8)
+            return squared / targets.shape[-1] / targets.norm(dim=-1).clamp(min=1e-8)
         variance = self.config.target_variance
         if variance is None:
             # NaN without any variance, as for one token: the scale of the error is then not defined.
             variance, constant = _variance(targets, mask)
             undefined = constant if mask is None else constant & mask.any()
             variance = torch.where(undefined, torch.nan, variance.clamp(min=1e-12))
-        return squared.sum(-1) / variance
+        return squared / variance
 
-    def _losses(self, rows, targets, encoded, reconstruction, mask, batch_mean, dead_features, sparsity_scale):
+    def _losses(
+        self, rows, targets, encoded, reconstruction, squared, mask, batch_mean, dead_features, sparsity_scale
+    ):
         config = self.config
         error = partial(self.reconstruction_error, targets=targets, mask=mask)
-        per_token = (
-            self._matryoshka_error(rows, targets, encoded, error) if config.matryoshka_sizes else error(reconstruction)
-        )
+        if config.matryoshka_sizes:
+            per_token = self._matryoshka_error(rows, targets, encoded, error)
+        else:
+            per_token = self._scaled_error(squared, targets, mask)
         losses = {"reconstruction_loss": token_mean(per_token, mask)}
         penalties = self.activation.penalty(self, rows, encoded, error, batch_mean)
         for name, penalty in penalties.items():
@@ -422,7 +479,7 @@ class TranscoderModel(SavedModel):
         return self.config.auxk_coefficient * min(1.0, dead_features.numel() / self.config.auxk)
 
     def _dead_prediction(self, rows: torch.Tensor, dead_features: torch.Tensor) -> torch.Tensor:
-        """What the top dead features of each row write, `(rows, d_out)`, in fp32."""
+        """The reconstruction by the top dead features of each row, `(rows, d_out)`, in fp32."""
         k = min(self.config.auxk, dead_features.numel())
         # `index_select`, because the backward pass of plain indexing is several times slower on CPU.
         encoder = self.encoder_weight.index_select(0, dead_features)
@@ -483,7 +540,7 @@ class TranscoderModel(SavedModel):
         is_new = self._is_new()
         if is_new:
             self._measure_scales_(inputs, targets)
-        targets = self.normalize_output(targets)
+        targets = self.normalize_output(targets, inputs)
         mean_target = targets.mean(0)
         if config.target_variance is None:
             config.target_variance = (targets - mean_target).square().sum(-1).mean().item()
@@ -555,7 +612,12 @@ class TranscoderModel(SavedModel):
     # ------------------------------------------------------------------------------------------------ same function, other weights
 
     def fold_normalization_(self) -> "TranscoderModel":
-        """Folds input and output normalization into the weights without changing the function."""
+        """
+        Folds input and output normalization into the weights without changing the function.
+
+        Raises:
+            [`TranscoderError`]: each token has a scale of its own, which no weights can hold.
+        """
         return folding.fold_normalization_(self)
 
     def fold_pre_bias_(self) -> "TranscoderModel":
@@ -581,6 +643,11 @@ class TranscoderModel(SavedModel):
                 f"The {what} are for tokens of shape {tuple(found)} and the inputs for {tuple(expected)}: give one of "
                 "each for every token."
             )
+
+
+def _squared_error(reconstruction: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Squared error of every row, summed over dimensions, in fp32."""
+    return (reconstruction.float() - targets).square().sum(-1)
 
 
 def _variance(values: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

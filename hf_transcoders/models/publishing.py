@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+from ..errors import TranscoderError
 from ..files import atomic_directory
+from ..text.printable import printable
 from .saved_files import WEIGHT_FILES
 from .saved_folder import outdated_files
 
@@ -17,6 +19,7 @@ class PublishMixin:
         *args,
         push_to_hub: bool = False,
         remote_code: bool = False,
+        format: str | None = None,
         **kwargs,
     ) -> None:
         """
@@ -32,11 +35,29 @@ class PublishMixin:
             remote_code (`bool`, *optional*, defaults to `False`):
                 Whether to save the model's code too, for `AutoModel.from_pretrained(..., trust_remote_code=True)` where
                 this package is not installed.
+            format (`str`, *optional*):
+                Library to write for, in place of this one: `"saelens"`, `"sparsify"`, `"circuit-tracer"` or
+                `"dictionary-learning"`, and for cross-layer transcoders `"circuit-tracer"` or `"gemma-scope"`. The folder
+                must be new or empty. See `docs/formats.md`.
             args, kwargs: Further arguments of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Raises:
+            [`TranscoderError`]: the other library's format cannot express the dictionary; nothing is written.
         """
         from ..hub.commit import take_destination
         from ..hub.remote_code import write_remote_code
+        from .foreign import write_foreign
 
+        if format not in (None, "native"):
+            asked = {"push_to_hub": push_to_hub, "remote_code": remote_code, "args": args, **kwargs}
+            if said := [name for name, value in asked.items() if value and name != "is_main_process"]:
+                raise TranscoderError(
+                    f"{', '.join(said)} belong to the files of hf_transcoders, and these are those of {printable(format)[:40]}: leave "
+                    "them out."
+                )
+            if kwargs.get("is_main_process", True):
+                write_foreign(self, save_directory, format)  # pyright: ignore[reportArgumentType]
+            return
         destination = take_destination(kwargs, save_directory) if push_to_hub else {}
         if not kwargs.get("is_main_process", True):
             return

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_files, extract_commit_hash
 from ..errors import OSTranscoderError, TranscoderError
 from ..files import inner_path, read_settled
 from ..hub_ids import refuse_missing
+from ..mapped_memory import release_pages
 from ..text.printable import printable
 from ..text.strict_json import parse_json
 from .configuration_transcoder import FORMAT_VERSION, check_format_version
@@ -27,6 +28,8 @@ CONFIG_NAME = "config.json"
 WEIGHT_FILES = "model*.safetensors*"
 WEIGHTS_NAME, SHARDS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_config.json"
+#: Explanations of the features, beside the weights.
+EXPLANATIONS_NAME = "feature_explanations.json"
 #: Ends of the names of weight files, by which a path to a file in a repo is told from one to a folder.
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".pkl", ".gz")
 
@@ -278,6 +281,9 @@ def read_tensors(saved: SavedDictionary) -> dict[str, torch.Tensor]:
         mapped = opened.get_tensor(name)
         if mapped.data_ptr() % _ALIGNMENT:
             tensors[name], found = _copy_within_bounds(mapped)
+            # Files of this library are opened by safetensors, which maps them.
+            if not hasattr(opened, "is_mapped") or opened.is_mapped(name):
+                release_pages(mapped)
         else:
             tensors[name], found = mapped, bounds(mapped)
         check_numbers(saved.place, name, tensors[name], found)
@@ -363,7 +369,7 @@ def _open_shards(files: Files, index: Path, opening) -> dict[str, Any]:
     for name in names:
         if "/" in name or not name.endswith(".safetensors"):
             raise TranscoderError(
-                f"{printable(index)} names the shard '{printable(name)[:100]}', which must be a safetensors file beside it: "
+                f"{printable(index)} names the shard '{printable(name)[:100]}', which must be a safetensors file in the same folder: "
                 "copy or download the dictionary again."
             )
     try:

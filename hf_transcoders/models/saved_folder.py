@@ -30,7 +30,7 @@ def saved_dictionaries(folder: Path) -> dict[str, str]:
 
 def outdated_files(folder: Path, written: Collection[str]) -> list[str]:
     """
-    The files of an earlier dictionary or set in a folder that would be loaded beside a new save, or in place of it.
+    The files of an earlier dictionary or set in a folder that would be loaded together with a new save, or instead of it.
 
     Args:
         folder (`Path`): Folder of the save.

@@ -1,4 +1,4 @@
-"""Loading and saving of models of this library: what their `from_pretrained` and `save_pretrained` have in common."""
+"""Load and save models of this library: the shared parts of `from_pretrained` and `save_pretrained`."""
 
 import math
 from dataclasses import fields
@@ -68,7 +68,10 @@ class SavedModel(PublishMixin, PreTrainedModel):
                 Whether the dictionary was trained on a model with folded norms and centered weights, the default of
                 TransformerLens.
             scaling_factor (`float`, *optional*):
-                Factor on the inputs of a SAELens dictionary with `normalize_activations="expected_average_only_in"`.
+                Factor on the inputs, where the files leave it out: SAELens with
+                `normalize_activations="expected_average_only_in"`, and older files of llamascopium.
+            k (`int`, *optional*):
+                Active features per token of a TopK dictionary whose file does not say it, such as those of Qwen Scope.
             layers (`int`, *optional*), width (`int` or `str`, *optional*), l0 (`float` or `str`, *optional*):
                 Choice of one dictionary in a repo that holds many, by the names of its folders; the nearest L0 is taken.
         """

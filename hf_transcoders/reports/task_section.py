@@ -1,4 +1,4 @@
-"""The section of a results page that says how well the model does the task."""
+"""The section of a results page on the performance of the model on the task."""
 
 from ..tasks.performance import TaskPerformance
 from .sections import Section, Table

@@ -122,7 +122,7 @@ def year_tokens(encoder: PromptEncoder) -> YearTokens:
     if len(ids) == 10 and starts:
         return YearTokens("single_digit", starts, "0", ids)
     raise TranscoderError(
-        f"The tokenizer {encoder.name} makes a token of its own "
+        f"The tokenizer {encoder.name} makes a separate token "
         "neither of the last two digits of a year nor of the last one, which greater-than needs: choose another task."
     )
 

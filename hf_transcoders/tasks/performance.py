@@ -1,4 +1,4 @@
-"""Whether a language model does a task at all, which is asked before how it does it."""
+"""Check whether a language model can do a task, before its circuits are studied."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class TaskPerformance:
-    """How well a model does a task.
+    """The performance of a model on a task.
 
     Args:
         task (`str`): Name of the task.

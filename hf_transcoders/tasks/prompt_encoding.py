@@ -136,6 +136,6 @@ class PromptEncoder:
 
 def _no_token(name, text):
     return (
-        f"The position {name} ({text!r}) does not end with a token of its own in the prompt: "
+        f"The position {name} ({text!r}) does not end at the end of a token in the prompt: "
         "choose words that the tokenizer does not merge with their neighbors."
     )

@@ -214,7 +214,7 @@ class TranscoderTrackingCallback(TrainerCallback):
             return {}
         if silent := [name for name, its in found.items() if not its]:
             logger.warning(
-                f"No table of features at this step for {', '.join(silent)}: none of their features fires on the held-out text."
+                f"No table of features at this step for {', '.join(silent)}: none of their features is active on the held-out text."
             )
         # With NaN weights, features have no finite activations.
         finite = {name: [f for f in its if math.isfinite(f.max_activation)] for name, its in found.items()}

@@ -99,7 +99,7 @@ RUN_METRICS = (
 
 #: What [`TranscoderTrackingCallback`] records besides numbers.
 RICH_RECORDS = {
-    "train/<dictionary>/log10_feature_density": "Histogram over features of log10 of the share of tokens they fire on.",
+    "train/<dictionary>/log10_feature_density": "Histogram over features of log10 of the share of tokens on which they are active.",
     "train/<dictionary>/pre_activations": "Histogram of encoder outputs before the activation, on a sample of tokens.",
     "features/<dictionary>": "Table: features from frequent to rare, with the contexts of their top activations and their promoted tokens.",
     "sparsity_fidelity": "Image: FVU and recovered loss of every dictionary over L0, of the last evaluation.",

@@ -1,4 +1,5 @@
 from .arguments import TranscoderTrainingArguments as TranscoderTrainingArguments
+from .baseline_dictionaries import fit_baselines as fit_baselines
 from .grid import Grid as Grid
 from .grid import expand_grid as expand_grid
 from .grid import mlp_sites as mlp_sites

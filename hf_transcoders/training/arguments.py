@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import TrainingArguments, integrations
+from transformers import integrations
 from transformers.integrations import is_trackio_available
-from transformers.training_args import OptimizerNames
+
+# From its own module, whose source `cli/outline.py` reads.
+from transformers.training_args import OptimizerNames, TrainingArguments
 
 from ..errors import TranscoderError
+from ..text.similar import did_you_mean
 
 
 # Tokens after which a feature that does not fire counts as dead in published runs.
@@ -209,7 +212,7 @@ class TranscoderTrainingArguments(TrainingArguments):
                 continue
             if name not in known:
                 raise TranscoderError(
-                    f"`report_to` is '{name}', which is no tracker: choose from {', '.join(known)} or none."
+                    f"`report_to` is '{name}', but must be one of {', '.join(known)} or none{did_you_mean(name, known)}"
                 )
             package = {"comet_ml": "comet", "azure_ml": "azureml"}.get(name, name)
             is_available = getattr(integrations, f"is_{package}_available", None)

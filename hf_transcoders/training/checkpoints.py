@@ -1,4 +1,4 @@
-"""Checkpoints from which a run continues bit for bit, however it ended."""
+"""Checkpoints from which a run continues bit for bit, also after it was killed."""
 
 import contextlib
 import errno
@@ -293,7 +293,7 @@ class ExactCheckpoints(TrainerStates):
         self.control.should_save, self.control.should_evaluate = True, False
 
     def _interrupted(self) -> RunInterrupted:
-        """Saves the last step after a signal, unless it is saved or not whole, and says how to go on."""
+        """Saves the last step after a signal, unless it is saved or not whole, and says how to resume."""
         args, step = self.args, self.state.global_step
         number = self._interruption.signal
         if args.process_index:

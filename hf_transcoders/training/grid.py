@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import TranscoderError
 from ..lm.architectures import site_width
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
-from ..models.modeling_transcoder import TranscoderModel
 from ..models.set_index import dictionary_name
 
 
@@ -113,12 +111,6 @@ def expand_grid(base_model, sites: Iterable[tuple[str, str]], **options) -> Grid
         reasons = "; ".join(dict.fromkeys(left_out.values())) or "there are no sites"
         raise TranscoderError(f"No combination of these options can be trained: {reasons}")
     return Grid(configs, left_out)
-
-
-def count_parameters(config: TranscoderConfig) -> int:
-    """Number of parameters of a dictionary."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TranscoderModel(config).parameters())
 
 
 def in_groups(names: Sequence[str], size: int | None) -> list[list[str]]:

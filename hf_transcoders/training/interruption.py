@@ -38,7 +38,7 @@ class Interruption:
 
     @property
     def name(self) -> str:
-        """What the signal is called in messages."""
+        """Name of the signal in messages."""
         return _NAMES[self.signal]  # pyright: ignore[reportArgumentType]
 
     @contextlib.contextmanager

@@ -11,10 +11,7 @@ from ..errors import TranscoderError
 from ..lm.sites import Site
 from ..lm.wrappers import takes_model
 from ..models.configuration_transcoder import TranscoderConfig
-from ..models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
-from ..models.cross_layer.source import CrossLayerSource
-from ..models.model_types import dictionary_configs
-from ..models.modeling_transcoder import TranscoderModel
+from ..models.model_types import count_parameters, dictionary_configs
 from .arguments import TranscoderTrainingArguments, check_length
 
 
@@ -135,7 +132,7 @@ def plan_run(
     # Layers of a cross-layer transcoder are planned one by one, and it cannot be sharded.
     is_shardable = all(dictionary_configs(config) is None for config in configs)
     configs = [one for config in configs for one in (dictionary_configs(config) or {"": config}).values()]
-    sizes = [_parameters(config) for config in configs]
+    sizes = [count_parameters(config) for config in configs]
     parameters = sum(sizes)
     base_bytes = sum(p.numel() * p.element_size() for p in base_model.parameters())
     element = base_model.dtype.itemsize
@@ -258,11 +255,6 @@ def _optimizer_bytes(name: str, notes: list[str]) -> int:
     if name not in _OPTIMIZER_BYTES and "adam" not in name:
         notes.append(f"Planned the optimizer '{name}' as if it kept as much as Adam.")
     return _OPTIMIZER_BYTES.get(name, _ADAM_BYTES)
-
-
-def _parameters(config: TranscoderConfig) -> int:
-    kind = CrossLayerSource if isinstance(config, CrossLayerSourceConfig) else TranscoderModel
-    return sum(math.prod(shape) for shape in kind.parameter_shapes(config).values() if shape is not None)  # pyright: ignore[reportArgumentType]
 
 
 def _written(config: TranscoderConfig) -> int:

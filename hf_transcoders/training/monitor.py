@@ -9,7 +9,7 @@ from ..models.modeling_transcoder import TranscoderModel, TranscoderOutput
 
 class DictionaryMonitor:
     """
-    Tracks metrics between two logs, and the number of tokens since each feature last fired. Only
+    Tracks metrics between two logs, and the number of tokens since each feature was last active. Only
     [`~DictionaryMonitor.refresh`] and [`~DictionaryMonitor.pop`], which are called every few steps, wait for the device.
 
     Args:
@@ -57,12 +57,10 @@ class DictionaryMonitor:
             self.fired |= (output.features > 0).any(0)
         else:
             self.features.update(output.feature_values, output.feature_indices, offsets=output.feature_offsets)
-            active = (output.feature_values > 0).to(torch.int8).reshape(-1)
-            self.fired |= (
-                torch.zeros_like(self.fired, dtype=torch.int8)
-                .index_add_(0, output.feature_indices.reshape(-1), active)
-                .bool()
-            )
+            if output.feature_counts is not None:
+                self.fired |= output.feature_counts > 0
+            else:
+                self.fired |= self._fired_in(output)
         losses = output.losses
         if may_overflow:
             finite = output.loss.isfinite()
@@ -73,6 +71,13 @@ class DictionaryMonitor:
             self.losses[name] = self.losses.get(name, 0.0) + value.detach() * tokens
         self.tokens_since_log += tokens
         self.tokens += tokens
+
+    def _fired_in(self, output: TranscoderOutput) -> torch.Tensor:
+        """Features `(num_features,)` that are active on any token of a batch."""
+        # In int8 a feature of 256 tokens would count as silent.
+        active = (output.feature_values > 0).int().reshape(-1)
+        counts = torch.zeros_like(self.fired, dtype=torch.int32)
+        return counts.index_add_(0, output.feature_indices.reshape(-1), active).bool()
 
     def add_gradient(self, norm: torch.Tensor, may_overflow: bool = False) -> None:
         """
@@ -113,7 +118,8 @@ class DictionaryMonitor:
             self._reset()
             return {}
         sums = {name: value / tokens for name, value in self.losses.items()}
-        sums["loss"] = sum(sums.values())
+        # In one order: that of a checkpoint is another, and float sums depend on it.
+        sums["loss"] = sum(sums[name] for name in sorted(sums))
         sums["grad_norm"] = self.grad_norm / (self.steps - self.overflowed_steps).clamp(min=1)
         values = torch.stack([value.float() for value in sums.values()]).tolist()
         metrics = dict(zip(sums, values, strict=True))

@@ -1,4 +1,4 @@
-"""Print each log as one readable line above the progress bar, and say what takes long."""
+"""Print each log as one readable line above the progress bar, and announce long steps."""
 
 import contextlib
 import sys
@@ -77,7 +77,7 @@ def format_log(logs: dict[str, float]) -> str:
 @contextlib.contextmanager
 def working(what: str, show: bool = True) -> Iterator[None]:
     """
-    Shows the duration of a piece of work that cannot tell how far it is, once it takes longer than two seconds.
+    Shows the duration of a step that has no measure of progress, once it takes longer than two seconds.
 
     Args:
         what (`str`): What is done, such as `"saving a checkpoint"`.

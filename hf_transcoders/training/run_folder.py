@@ -69,7 +69,7 @@ def check_run_folder(output_dir: str | os.PathLike, resume: str | bool | None = 
 
 
 def held_in(folder: str | os.PathLike) -> str | None:
-    """What a new run would write over in a folder, as a part of a sentence; `None` if there is nothing."""
+    """The content of a folder that a new run would overwrite, as a part of a sentence; `None` if there is nothing."""
     folder = Path(folder)
     checkpoints = checkpoint_folders(folder)
     if (folder / PLAN_FILE).is_file():

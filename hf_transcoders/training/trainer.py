@@ -302,7 +302,7 @@ class TranscoderTrainer(ExactCheckpoints, TrainerPushMixin, Trainer):
             return output._replace(training_loss=output.metrics["train_loss"])
 
     def _note_cautions(self) -> None:
-        """Warns of what makes the result worthless: the last evaluation, or else the last log, shows it."""
+        """Warns about an invalid result, according to the last evaluation, or else the last log."""
         self._summarize()
         configs = {name: dictionary.config for name, dictionary in self.dictionaries.items()}
         report = self.last_evaluation

@@ -1,4 +1,4 @@
-"""The trainer as type checkers see it from the classes that are mixed into it; at run time there is nothing here."""
+"""The type of the trainer for type checkers of its mixin classes; empty at run time."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -36,6 +36,8 @@ def test_train_a_single_dictionary_and_print_json(workplace, tmp_path, capsys):
     assert main(train_arguments(workplace, tmp_path, "--json")) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]["fvu"] > 0
+    assert report["cautions"]["steps"] == "layers.1.mlp.transcoder: trained for 20 steps only."
+    assert report["cautions"]["tokens"].startswith("Measured on ")
     assert TranscoderModel.from_pretrained(tmp_path).config.k == 4
 
 
@@ -69,6 +71,7 @@ def test_evaluate(workplace, trained, capsys, tmp_path):
     ]  # fmt: skip
     assert main([*command, "--json", "--output", str(tmp_path / "out")]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert "held-out tokens only" in printed.pop("cautions")["tokens"]
     assert printed == json.loads((tmp_path / "out" / "evaluation.json").read_text())
     metrics = printed["dictionaries"]["layers.1.mlp.transcoder"]["metrics"]
     assert metrics["l0"] == 4 and 0 <= metrics["top1_agreement"] <= 1
@@ -90,7 +93,11 @@ def test_features(workplace, trained, capsys):
     assert "choose one with --dictionary" in capsys.readouterr().err
 
 
-def test_info(trained, capsys):
+def test_info(trained, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("hf_transcoders.models.saved_model.read_tensors", refuse)
     assert main(["info", "--transcoders", str(trained), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["layers.1.mlp.transcoder"]["reads"] == "layers.1.mlp.in"
@@ -120,7 +127,7 @@ def test_yaml_numbers_and_override(tmp_path):
     [
         ("no_such_option: 1\n", "'no_such_option' that does not exist"),
         ("learning_rate: fast\n", "'learning_rate' the value 'fast'"),
-        ("activation: softmax\n", "choose from topk"),
+        ("activation: softmax\n", "choose from relu"),
         ("[1, 2]\n", "`name: value` lines"),
         ("a: [1\n", "not valid YAML"),
     ],

@@ -7,6 +7,8 @@ import pytest
 from hf_transcoders import TranscoderConfig, TranscoderModel, TranscoderSet
 from hf_transcoders.circuits.graphs import AttributionGraph
 from hf_transcoders.cli import main
+from hf_transcoders.features.explain import SavedExplanation, save_explanations
+from hf_transcoders.models.transcoder_set import set_folders
 
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -214,3 +216,23 @@ def test_labels_from_a_file(folder, tmp_path, capsys):
     (tmp_path / "labels.json").write_text(json.dumps(content))
     assert graph(folder, tmp_path / "no", "--labels", str(tmp_path / "labels.json")) == 2
     assert "has labels for layers.9.mlp.transcoder" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_explanations_that_were_saved_label_the_features(folder, tmp_path, capsys):
+    loaded = TranscoderSet.from_pretrained(folder / "set")
+    name, dictionary = next(iter(loaded.items()))
+    explanations = {
+        i: SavedExplanation("planted <b>label</b>", "combination") for i in range(dictionary.config.num_features)
+    }
+    path = save_explanations(explanations, dictionary, set_folders(folder / "set")[name])
+    try:
+        assert graph(folder, tmp_path / "out", "--max-features", "60") == 0
+        html = (tmp_path / "out" / "graph.html").read_text()
+        shown = json.loads(html.split('id="data">')[1].split("</script>")[0])["saved"]["labels"][name]
+        assert shown["0"] == "planted <b>label</b>" and "<b>label" not in html
+        # Explanations of other weights are not shown.
+        path.write_text(path.read_text().replace("xxh3:", "xxh3:0"))
+        assert graph(folder, tmp_path / "other") == 2
+        assert "explains the features of other weights" in capsys.readouterr().err
+    finally:
+        path.unlink()

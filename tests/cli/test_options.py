@@ -6,6 +6,8 @@ import functools
 import importlib
 import itertools
 import json
+from dataclasses import fields
+from typing import get_args
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -20,7 +22,9 @@ from hf_transcoders.cli.terminal import Parser
 from hf_transcoders.cli.values import device, unicode_text, whole, whole_number
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.formats.detect import WRITERS
-from hf_transcoders.lm.sites import Site
+from hf_transcoders.lm.sites import HEAD_POINTS, Site
+from hf_transcoders.models.configuration_transcoder import TranscoderConfig
+from hf_transcoders.studies.circuit_reuse.repair_search import OBJECTIVES
 
 
 def sentence(capsys):
@@ -46,6 +50,8 @@ def parsers(command):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parser, "parse_args", keep)
         patch.setattr(Parser, "parse_known_args", keep)
+        # Its parser is compared with that of the classes in test_outline.py.
+        patch.setattr(train_command, "refuse_mistakes", lambda *args, **texts: None)
         module = importlib.import_module(f"hf_transcoders.cli.{command}")
         for argv in ([], *([[action] for action in getattr(module, "_ACTIONS", ())])):
             with pytest.raises(_Seen):
@@ -151,11 +157,29 @@ def test_layers_count_from_the_end(folder):
 
 
 def test_choices_are_those_of_the_library(capsys):
-    for command, names in (["circuits", "patch"], ABLATIONS), (["convert"], WRITERS):
+    listed = (
+        (["circuits", "patch"], ABLATIONS),
+        (["circuits", "patch"], HEAD_POINTS),
+        (["circuits", "repair"], OBJECTIVES),
+        (["convert"], WRITERS),
+    )
+    for command, names in listed:
         with pytest.raises(SystemExit):
             main([*command, "--help"])
         shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
         assert ", ".join(names) in shown
+
+
+@pytest.mark.parametrize("field", ["activation", "normalization", "loss_reduction"])
+def test_training_takes_the_values_of_the_configuration(field, capsys):
+    (values,) = [get_args(each.type) for each in fields(TranscoderConfig) if each.name == field]
+    assert len(values) > 2
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"--{field.replace('_', '-')} {{{','.join(values)}}}" in capsys.readouterr().out
+    for value in values:
+        parsed = train_command.parse([f"--{field.replace('_', '-')}", value], "train")
+        assert getattr(parsed.options, field) == value
 
 
 def test_help_shows_hyphens_only():

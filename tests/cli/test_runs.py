@@ -91,6 +91,14 @@ def test_pareto_writes_page_picture_and_table(runs, tmp_path, capsys):
     assert found == {"k16": (0.4, "True"), "k32": (0.3, "True"), "k64": (0.35, "False")}
 
 
+def test_pareto_has_a_folder_of_its_own(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {*tmp_path.iterdir()}
+    assert main(["runs", "pareto", "runs"]) == 0
+    assert {*tmp_path.iterdir()} == before
+    assert {path.name for path in (tmp_path / "runs" / "pareto").iterdir()} == {"pareto.html", "pareto.png"}
+
+
 def test_pareto_says_when_protocols_differ(runs, tmp_path, capsys):
     record(runs / "k64", 64, 0.35, dataset="wiki")
     out = ("--output", str(tmp_path / "fronts"))

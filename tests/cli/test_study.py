@@ -68,6 +68,31 @@ def test_replacement_prints_and_writes_the_table(folder, tmp_path, capsys):
     assert f"{saved['groups'][0]['replaced']['ce']:.4f}" in table and "text.txt" in table
 
 
+def test_feature_patching_compares_folders(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    few = ("--prompts", "3", "--thresholds", "0.1", "--random-orders", "0", "--max-patched", "100")
+    assert study(folder, "feature-patching", "set", output, *few, "--against", str(folder / "one"), "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((output / "results.json").read_text())
+    assert printed["dictionaries"] == saved["dictionaries"]
+    names = [each["name"] for each in saved["dictionaries"]]
+    assert names == [f"layers.{layer}.mlp.transcoder" for layer in range(3)] + ["one"]
+    assert {path.name for path in output.iterdir()} == {"report.html", "results.json", "features.png", "edit_size.png"}
+    assert study(folder, "feature-patching", "one", output, *few, "--against", str(folder / "one")) == 2
+    assert "Two dictionaries are called 'one'" in capsys.readouterr().err
+
+
+def test_effects_and_a_tree_of_features(folder, tmp_path, capsys):
+    text = ("--data", str(folder / "text.txt"), "--sequence-length", "16", "--max-tokens", "300", "--contexts", "3")
+    assert study(folder, "feature-effects", "one", tmp_path / "effects", "--features", "1", "2", *text) == 0
+    assert "direct path raises" in capsys.readouterr().out
+    one = ("--dictionary", "layers.2.mlp.transcoder", "--root", "1")
+    assert study(folder, "feature-tree", "set", tmp_path / "tree", *one, *text, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["root"]["dictionary"] == "layers.2.mlp.transcoder" and printed["root"]["children"]
+    assert {path.name for path in (tmp_path / "tree").iterdir()} == {"report.html", "results.json"}
+
+
 @pytest.mark.parametrize(
     "action, path, more, sentence",
     [
@@ -77,10 +102,15 @@ def test_replacement_prints_and_writes_the_table(folder, tmp_path, capsys):
         ("greater-than", "one", ["--skip-first", "99"], "skip fewer"),
         ("greater-than", "nowhere", [], "There is no folder"),
         ("replacement", "set", ["--data", "no.txt"], "no.txt"),
+        ("feature-patching", "one", ["--against", "nowhere"], "There is no folder"),
+        ("feature-patching", "one", ["--thresholds", "1", "0.1"], "ascending"),
+        ("feature-effects", "one", ["--features", "99", "--data", "TEXT"], "There is no feature 99"),
+        ("feature-tree", "one", ["--root", "1", "--data", "TEXT"], "dictionaries of earlier layers"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(folder, tmp_path, capsys, action, path, more, sentence):
     output = tmp_path / "out"
+    more = [str(folder / "text.txt") if word == "TEXT" else word for word in more]
     assert study(folder, action, path, output, *more) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-transcoders study: ") and sentence in error

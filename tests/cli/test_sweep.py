@@ -10,9 +10,10 @@ import torch
 
 from hf_transcoders import TranscoderError, TranscoderModel, TranscoderSet, TranscoderTrainer
 from hf_transcoders.cli import main
+from hf_transcoders.models.model_types import count_parameters
 from hf_transcoders.tracking import find_runs
 from hf_transcoders.training import TranscoderTrainingArguments
-from hf_transcoders.training.grid import count_parameters, expand_grid, mlp_sites
+from hf_transcoders.training.grid import expand_grid, mlp_sites
 from hf_transcoders.training.sweep import make_models, run_sweep
 from tests.data.test_harvest import token_rows
 from tests.tiny_models import tiny_model

@@ -1,11 +1,13 @@
 """`train` in a folder that holds a run, and what it says when it is stopped or its result means little."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from transformers import integrations
 
 from hf_transcoders.cli import main
 from tests.cli.setups import train_arguments
@@ -78,6 +80,28 @@ def test_a_stream_shorter_than_the_held_out_part(workplace, tmp_path, capsys):
     assert "The streamed text has 60 documents, and the first 200 of a stream are held out" in capsys.readouterr().err
 
 
-def test_a_tracker_that_does_not_exist(workplace, tmp_path, capsys):
-    assert main(train_arguments(workplace, tmp_path / "run", "--report-to", "trackoi")) == 2
-    assert "is 'trackoi', which is no tracker" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("mistyped", "meant"), [("trackoi", "trackio"), ("wandbb", "wandb"), ("tensor-board", "tensorboard")]
+)
+def test_a_tracker_that_does_not_exist(workplace, tmp_path, capsys, mistyped, meant):
+    assert main(train_arguments(workplace, tmp_path / "run", "--report-to", mistyped)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"is '{mistyped}', but must be one of" in line and line.endswith(f": did you mean {meant}?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed(workplace, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(integrations, "is_mlflow_available", lambda: False)
+    arguments = train_arguments(workplace, tmp_path / "run", "--report-to", "mlflow")
+    # Before the language model is looked for.
+    assert main([*arguments, "--model", str(tmp_path / "nowhere")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "The tracker 'mlflow' of `report_to` is not available: install it (`pip install mlflow`)" in line
+
+
+def test_a_run_shorter_than_a_log_has_its_tokens_in_the_list(workplace, tmp_path, capsys):
+    assert main(train_arguments(workplace, tmp_path / "run", "--logging-steps", "500", "--disable-tqdm", "True")) == 0
+    capsys.readouterr()
+    assert main(["runs", "list", str(tmp_path), "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["status"] == "finished" and entry["tokens"] == 640

@@ -66,6 +66,8 @@ MISTAKES = [
     ("evaluate one", r"give --transcoders"),
     # A value is missing
     ("evaluate", "give --transcoders"),
+    ("explain", "give PATH"),
+    ("baselines --sites layers.1.mlp.in", "give --model"),
     ("evaluate --transcoders", "--transcoders: expected one argument"),
     ("graph --transcoders set", "There is no prompt"),
     ("convert set out", "give --to"),
@@ -92,7 +94,7 @@ MISTAKES = [
     ("train --num-features lots", "'lots' is not a whole number"),
     ("train --learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
     ("train --learning-rate nan", "must be a finite number"),
-    ("train --activation gelu", "must be one of topk, batchtopk, relu"),
+    ("train --activation gelu", "must be one of relu, topk, batchtopk"),
     ("train --activation topK", r"did you mean topk\?"),
     ("train --kind transcoders", r"did you mean transcoder\?"),
     ("train --dtype half", "must be one of auto"),
@@ -104,7 +106,7 @@ MISTAKES = [
     ("study greater-than --transcoders one --max-k 0", "give at least 1"),
     ("convert set out --to sparsfy", r"did you mean sparsify\?"),
     ("circuits patch ioi --model model --ablation nothing", "counterfactual, zero, mean, resample"),
-    ("circuits patch ioi --model model --component heads", "must be one of z, query"),
+    ("circuits patch ioi --model model --component heads", "must be one of .*query, key, value, pattern, z"),
     ("circuits patch ioi --model model --direction forwards", "must be one of noising, denoising"),
     # A path that does not exist, or that of something else
     ("evaluate --transcoders on", "There is no folder on"),

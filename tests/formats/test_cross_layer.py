@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hf_transcoders import CrossLayerTranscoder, TranscoderError, TranscoderModel, TranscoderSet
-from hf_transcoders.models.foreign import write_foreign_cross_layer
+from hf_transcoders.models.foreign import write_foreign
 from tests.models.cross_layer.setups import activations, cross_layer
 
 
@@ -69,7 +69,7 @@ def test_circuit_tracer_files_compute_what_their_layout_says(jumprelu, tmp_path)
 )
 def test_a_round_trip_gives_every_bit_back(to, kind, changes, tmp_path):
     model = cross_layer(kind, **BASE, **changes)
-    write_foreign_cross_layer(model, tmp_path / "out", to)
+    write_foreign(model, tmp_path / "out", to)
     back = CrossLayerTranscoder.from_pretrained(tmp_path / "out")
     ours, theirs = model.state_dict(), back.state_dict()
     assert ours.keys() == theirs.keys()
@@ -81,7 +81,7 @@ def test_a_round_trip_gives_every_bit_back(to, kind, changes, tmp_path):
 
 def test_what_is_folded_and_padded_computes_the_same(tmp_path):
     model = cross_layer("batchtopk", **BASE, window=1, normalization="standardize")
-    write_foreign_cross_layer(model, tmp_path / "out", "circuit-tracer")
+    write_foreign(model, tmp_path / "out", "circuit-tracer")
     back = CrossLayerTranscoder.from_pretrained(tmp_path / "out")
     assert back.config.activation == "jumprelu" and back.config.window is None
     given = activations(model)
@@ -92,7 +92,7 @@ def test_what_is_folded_and_padded_computes_the_same(tmp_path):
 
 def test_gemma_scope_rows_for_earlier_layers_mean_nothing(tmp_path):
     model = cross_layer("jumprelu", **BASE, tanh_coefficient=0.0)
-    write_foreign_cross_layer(model, tmp_path / "clt", "gemma-scope")
+    write_foreign(model, tmp_path / "clt", "gemma-scope")
     path = tmp_path / "clt" / "layer_2_width_12" / "params.safetensors"
     tensors = load_file(path)
     assert tensors["w_dec"].shape == (12, 3, 5) and tensors["w_enc"].shape == (6, 12)
@@ -108,7 +108,7 @@ def test_gemma_scope_rows_for_earlier_layers_mean_nothing(tmp_path):
 def test_one_of_several_is_chosen(tmp_path):
     for l0 in ("small", "big"):
         model = cross_layer("jumprelu", **BASE, tanh_coefficient=0.0)
-        write_foreign_cross_layer(model, tmp_path / l0, "gemma-scope")
+        write_foreign(model, tmp_path / l0, "gemma-scope")
         for layer in range(3):
             place = tmp_path / "clt" / f"layer_{layer}_width_16k_l0_{l0}"
             place.parent.mkdir(exist_ok=True)
@@ -188,7 +188,7 @@ def test_other_loaders_name_this_one(tmp_path):
 )
 def test_what_a_format_cannot_express_is_refused(to, kind, changes, message, tmp_path):
     with pytest.raises(TranscoderError, match=message):
-        write_foreign_cross_layer(cross_layer(kind, **BASE, **changes), tmp_path / "out", to)
+        write_foreign(cross_layer(kind, **BASE, **changes), tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
 
 
@@ -196,5 +196,5 @@ def test_some_layers_are_not_a_whole(tmp_path):
     model = cross_layer("relu", **BASE)
     model.config.input_sites = [site.replace("layers.0", "layers.7") for site in model.config.input_sites]
     with pytest.raises(TranscoderError, match="needs every layer from 0 on"):
-        write_foreign_cross_layer(model, tmp_path / "out", "circuit-tracer")
+        write_foreign(model, tmp_path / "out", "circuit-tracer")
     assert json.dumps(model.config.input_sites)

@@ -116,8 +116,14 @@ def test_whole_numbers_in_place_of_weights(weights):
         (
             "saelens_standard",
             "cfg.json",
+            {"normalize_activations": "covariance_whitening"},
+            "`normalize_activations` 'covariance_whitening', which is not known",
+        ),
+        (
+            "saelens_transcoder",
+            "cfg.json",
             {"normalize_activations": "layer_norm"},
-            "'layer_norm', which scales each token",
+            "'layer_norm', which for a transcoder scales each token of the input and not the output",
         ),
         (
             "saelens_standard",
@@ -175,8 +181,8 @@ def test_two_formats_in_one_folder(tmp_path):
 
 def test_what_only_other_libraries_leave_out_is_not_ignored(tmp_path):
     make().save_pretrained(tmp_path)
-    refused("`folded=` says what the files of another library leave out", tmp_path, folded=True)
-    refused("`base_model=` says", tmp_path, base_model="gpt2")
+    refused("`folded=` gives information that the files of another library leave out", tmp_path, folded=True)
+    refused("`base_model=` gives information", tmp_path, base_model="gpt2")
     refused("`variant=` is a part", FIXTURES / "saelens_standard", variant="fp16")
 
 

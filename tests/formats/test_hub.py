@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 
 from hf_transcoders.cli.main import main
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.models import TranscoderModel, TranscoderSet
+from hf_transcoders.models import CrossLayerTranscoder, TranscoderModel, TranscoderSet
 from hf_transcoders.testing import local_hub
 from hf_transcoders.testing.local_hub import Account
 
@@ -103,6 +103,33 @@ def test_info_reads_no_weights(tmp_path, capsys, monkeypatch):
     assert "cannot be loaded" in text and "damaged" in text
     assert main(["info", "--transcoders", str(FIXTURES / "sparsify_sae")]) == 0
     assert "top 4 of each token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("clt_llamascopium_topk", "layers.1.mlp.branch, layers.2.mlp.branch"),
+        ("clt_crosslayer_transcoder_topk", "layer_2"),
+        ("clt_decode_clt_per_source", "layers.2.mlp.in"),
+        ("llamascopium_topk", "token_scale"),
+    ],
+)
+def test_info_on_newer_formats(name, words, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "aminmax", None)  # What every tensor goes through when it is loaded.
+    assert main(["info", "--transcoders", str(FIXTURES / name)]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_newer_formats_from_the_hub(hub, capsys):
+    said = {"base_model": "owner/model", "folded": False}
+    upload(FIXTURES / "clt_llamascopium_topk", "me/clt")
+    assert CrossLayerTranscoder.from_pretrained("me/clt", **said).config.num_sources == 3
+    for layer in (1, 2):
+        upload(FIXTURES / "llamascopium_relu", "me/saes", inside=f"L{layer}R")
+    hub.requests.clear()
+    assert main(["info", "--transcoders", "me/saes"]) == 0
+    assert "L2R" in capsys.readouterr().out and not any("R/config.json" in asked.path for asked in hub.requests)
+    assert_same_function(TranscoderModel.from_pretrained("me/saes", subfolder="L2R", **said), "llamascopium_relu")
 
 
 def test_info_on_a_repo_of_many_downloads_nothing(hub, capsys):

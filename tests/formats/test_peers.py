@@ -25,7 +25,10 @@ def test_saelens(name):
 
 
 def test_every_saelens_architecture_has_a_fixture():
-    assert len(SAELENS) == 8
+    assert len(SAELENS) == 8 + 2
+    norms = {"saelens_layer_norm": "token_standardize", "saelens_constant_norm_rescale": "token_scale"}
+    for name, normalization in norms.items():
+        assert TranscoderModel.from_pretrained(FIXTURES / name).config.normalization == normalization
 
 
 @pytest.mark.parametrize("name", DICTIONARY_LEARNING)

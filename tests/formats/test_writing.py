@@ -55,6 +55,8 @@ MLP = ("layers.1.mlp.in", "layers.1.mlp.out")
     [
         *(("saelens", make(activation, b_pre_is_b_dec=True)) for activation in ("relu", "topk", "jumprelu", "gated")),
         *(("saelens", make(activation)) for activation in ("relu", "topk", "jumprelu", "gated")),
+        ("saelens", make("topk", b_pre_is_b_dec=True, normalization="token_standardize")),
+        ("saelens", make("jumprelu", normalization="token_scale")),
         *(
             ("saelens", make(activation, MLP, skip_connection=skip))
             for activation in ("relu", "jumprelu")
@@ -88,6 +90,7 @@ def test_what_a_format_has_comes_back_bit_for_bit(to, model, tmp_path):
             "skip_connection",
             "pre_bias",
             "matryoshka_sizes",
+            "normalization",
         ):
             assert getattr(again.config, field) == getattr(model.config, field), field
     assert (again.config.input_site, again.config.output_site) == (model.config.input_site, model.config.output_site)
@@ -156,6 +159,12 @@ def test_several_dictionaries_become_several_folders(tmp_path):
         ("circuit-tracer", [make("gated", MLP)], "has no activation 'gated'"),
         ("circuit-tracer", [make("relu", MLP)], "needs every layer from 0 on: this set has 1"),
         ("pickle", [make("relu", MLP)], "There is no format 'pickle'"),
+        ("saelens", [make("relu", MLP, normalization="token_scale")], "does not scale the output of transcoders"),
+        *(
+            (to, [make("topk", MLP, normalization="token_scale")], "has no normalization 'token_scale'")
+            for to in ("sparsify", "circuit-tracer")
+        ),
+        ("dictionary-learning", [make("topk", normalization="token_scale")], "has no normalization 'token_scale'"),
     ],
 )
 def test_what_a_format_cannot_express_is_said_and_nothing_is_written(to, models, words, tmp_path):

@@ -15,8 +15,10 @@ from .writers import (
     write_gpt2_transcoder,
     write_linear_pair,
     write_llama_scope,
+    write_llama_scope_r1,
     write_old_saelens,
     write_openai,
+    write_qwen_scope,
 )
 
 
@@ -121,14 +123,23 @@ def test_one_of_several_files_is_named(tmp_path):
     assert TranscoderModel.from_pretrained(tmp_path / "layer_1.pt", base_model=base).config.d_in == D
 
 
-def test_openai(tmp_path, inputs):
-    compute = write_openai(tmp_path / "8.pt")
+@pytest.mark.parametrize("activation", ["ReLU", "TopK"])
+def test_openai(activation, tmp_path, inputs):
+    compute = write_openai(tmp_path / "8.pt", activation)
     model = TranscoderModel.from_pretrained(
         tmp_path, input_site="layers.1.resid_post", base_model="openai-community/gpt2"
     )
-    assert_computes(model, inputs, compute(inputs))
+    assert_computes(model, 3 * inputs + 1, compute(3 * inputs + 1))
+    assert model.config.normalization == ("token_standardize" if activation == "TopK" else "none")
+
+
+@pytest.mark.parametrize(
+    "state", [{"activation": "Softplus"}, {"activation_state_dict": {"k": 4, "postact_fn": "Identity"}}]
+)
+def test_openai_activations_that_are_not_known(state, tmp_path):
     write_openai(tmp_path / "8.pt", "TopK")
-    with pytest.raises(TranscoderError, match="'TopK' with inputs scaled for each token by itself"):
+    torch.save(torch.load(tmp_path / "8.pt") | state, tmp_path / "8.pt")
+    with pytest.raises(TranscoderError, match="has the activation '(Softplus|Identity)', which cannot be loaded"):
         TranscoderModel.from_pretrained(tmp_path, **SITES)
 
 
@@ -150,6 +161,65 @@ def test_llama_scope(hooks, sites, tmp_path, inputs):
     model = TranscoderModel.from_pretrained(tmp_path, base_model="meta-llama/Llama-3.1-8B")
     assert_computes(model, inputs, compute(inputs))
     assert (model.config.input_site, model.config.output_site) == sites
+
+
+def test_qwen_scope(tmp_path, inputs):
+    for layer in (0, 11):
+        compute = write_qwen_scope(tmp_path / f"layer{layer}.sae.pt")
+    model = TranscoderModel.from_pretrained(tmp_path / "layer11.sae.pt", k=5, **SITES)
+    assert_computes(model, inputs, compute(inputs))
+    assert TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", k=9, **SITES).config.k == 9
+    with pytest.raises(TranscoderError, match="does not say how many features are active for each token: give `k=`"):
+        TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", **SITES)
+    with pytest.raises(TranscoderError, match="where it reads: give `input_site=`"):
+        TranscoderModel.from_pretrained(tmp_path / "layer0.sae.pt", k=5, base_model="Qwen/Qwen3-1.7B-Base")
+    # Elsewhere, the number in the files is replaced, or has no meaning.
+    write_gemma_scope_1(tmp_path / "params.npz")
+    with pytest.raises(TranscoderError, match="`k` has no meaning for activation 'jumprelu'"):
+        TranscoderModel.from_pretrained(tmp_path / "params.npz", k=5, **SITES)
+
+
+def test_other_orientations_of_four_tensors_are_not_taken_for_qwen_scope(tmp_path):
+    write_qwen_scope(tmp_path / "a.pt")
+    tensors = torch.load(tmp_path / "a.pt")
+    torch.save(
+        {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}, tmp_path / "a.pt"
+    )
+    with pytest.raises(TranscoderError, match="fits none of the known formats"):
+        TranscoderModel.from_pretrained(tmp_path / "a.pt", k=5, **SITES)
+
+
+def test_llama_scope_r1(tmp_path, inputs):
+    compute = write_llama_scope_r1(tmp_path)
+    said = {"base_model": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "folded": False}
+    model = TranscoderModel.from_pretrained(tmp_path, scaling_factor=1.7, **said)
+    assert_computes(model, inputs, compute(inputs, 1.7))
+    assert model.config.input_site == model.config.output_site == "layers.8.resid_post"
+    with pytest.raises(TranscoderError, match="average norm of the activations at .*: give `scaling_factor=`"):
+        TranscoderModel.from_pretrained(tmp_path, **said)
+    norms = {"dataset_average_activation_norm": {"in": 4.0, "out": 4.0}}
+    compute = write_llama_scope_r1(tmp_path, dtype=torch.bfloat16, **norms)
+    model = TranscoderModel.from_pretrained(tmp_path, **said)
+    assert model.dtype == torch.bfloat16
+    features, output = compute(inputs, D**0.5 / 4)
+    found = model(inputs)
+    assert (found.features - features).abs().mean() < 0.02 * features.abs().mean()
+    assert (found.reconstruction - output).norm() < 0.05 * output.norm()
+
+
+@torch.no_grad()
+def test_gemma_scope_of_embeddings_reads_what_the_first_layer_does(tmp_path):
+    place = tmp_path / "embedding" / "width_4k" / "average_l0_44"
+    compute = write_gemma_scope_1(place / "params.npz")
+    base, (stream,) = model_and_activations("gemma2", "layers.0.resid_pre")
+    rows = base.get_input_embeddings().weight[1:25].detach()
+    model = TranscoderModel.from_pretrained(tmp_path, subfolder="embedding/width_4k/average_l0_44", base_model=base)
+    features, output = compute(rows)
+    assert_computes(model, stream, (features, output * D**0.5))
+    assert model.config.output_site == "layers.0.resid_pre"
+    # At the embedding itself, the rows are read as they are.
+    plain = TranscoderModel.from_pretrained(place, base_model=base, input_site="module:model.embed_tokens:out")
+    assert_computes(plain, rows, (features, output))
 
 
 def test_a_whole_repo_of_dictionaries_is_a_set(tmp_path, inputs):
@@ -190,6 +260,31 @@ def test_an_sae_of_a_centered_stream(family, tmp_path):
     # TransformerLens centers the weights of models with LayerNorm alone.
     centred = stream.double() - stream.double().mean(-1, keepdim=True)
     assert_computes(model, stream, compute(centred if family == "gpt2" else stream), 3e-5)
+
+
+def test_tokens_that_are_normalized_read_a_centered_stream_as_it_is(tmp_path):
+    base, (stream,) = model_and_activations("gpt2", "layers.1.resid_post")
+    centred = stream.double() - stream.double().mean(-1, keepdim=True)
+    normalized = centred / (stream.double().std(-1, keepdim=True) + 1e-5)
+    compute = write_old_saelens(tmp_path, "blocks.1.hook_resid_post", normalize_activations="layer_norm")
+    model = TranscoderModel.from_pretrained(tmp_path, folded=True, base_model=base)
+    features, output = compute(normalized)
+    mean, deviation = stream.mean(-1, keepdim=True), stream.std(-1, keepdim=True)
+    assert_computes(model, stream, (features, output * deviation + mean), 3e-5)
+    with pytest.raises(TranscoderError, match="give `base_model=` the loaded model"):
+        TranscoderModel.from_pretrained(tmp_path, folded=True)
+
+
+@pytest.mark.parametrize(
+    ("how", "hook"), [("layer_norm", "ln2.hook_normalized"), ("constant_norm_rescale", "hook_resid_post")]
+)
+def test_what_no_weights_can_undo_is_refused(how, hook, tmp_path):
+    write_old_saelens(tmp_path, f"blocks.1.{hook}", normalize_activations=how)
+    base, _ = model_and_activations("gpt2", "layers.1.resid_post")
+    with pytest.raises(
+        TranscoderError, match="(before the gain of a norm|centered), which cannot be undone in the weights"
+    ):
+        TranscoderModel.from_pretrained(tmp_path, folded=True, base_model=base)
 
 
 def test_an_sae_of_what_a_norm_gives_before_its_gain(tmp_path):

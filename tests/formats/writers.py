@@ -99,9 +99,18 @@ def write_openai(path, activation="ReLU"):
     torch.save(state | ({"activation_state_dict": {"k": 4}} if activation == "TopK" else {}), path)
 
     def compute(x):
-        centred = x.double() - made["pre_bias"].double()
-        features = relu(centred @ made["encoder.weight"].double().T + made["latent_bias"].double())
-        return features, features @ made["decoder.weight"].double().T + made["pre_bias"].double()
+        x, mean, deviation = x.double(), 0.0, 1.0
+        if activation == "TopK":
+            mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            x = (x - mean) / (deviation + 1e-5)
+        centred = x - made["pre_bias"].double()
+        pre = centred @ made["encoder.weight"].double().T + made["latent_bias"].double()
+        if activation == "TopK":
+            largest = pre.topk(4).indices
+            pre = torch.zeros_like(pre).scatter(-1, largest, pre.gather(-1, largest))
+        features = relu(pre)
+        output = features @ made["decoder.weight"].double().T + made["pre_bias"].double()
+        return features, output * deviation + mean
 
     return compute
 
@@ -119,6 +128,48 @@ def write_linear_pair(path, encoder="encoder_linear", decoder="decoder_linear"):
     def compute(x):
         features = relu(x.double() @ made[f"{encoder}.weight"].double().T + made[f"{encoder}.bias"].double())
         return features, features @ made[f"{decoder}.weight"].double().T + made[f"{decoder}.bias"].double()
+
+    return compute
+
+
+def write_qwen_scope(path, k=5):
+    made = random_tensors(W_enc=(N, D), W_dec=(D, N), b_enc=(N,), b_dec=(D,))
+    torch.save(made, path)
+
+    def compute(x):
+        pre = x.double() @ made["W_enc"].double().T + made["b_enc"].double()
+        features = relu(torch.zeros_like(pre).scatter(-1, pre.topk(k).indices, pre.topk(k).values))
+        return features, features @ made["W_dec"].double().T + made["b_dec"].double()
+
+    return compute
+
+
+def write_llama_scope_r1(folder, hook="blocks.8.hook_resid_post", dtype=torch.float32, **settings):
+    """The files of Llama Scope R1-Distill: settings of lm-saes beside two linear layers and logarithms of thresholds."""
+    made = random_tensors(
+        **{"encoder.weight": (N, D), "encoder.bias": (N,), "decoder.weight": (D, N), "decoder.bias": (D,)},
+        log_jumprelu_threshold=(N,),
+    )
+    made = {name: tensor.to(dtype) for name, tensor in made.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(made, folder / "sae_weights.safetensors")
+    settings = {
+        "sae_type": "sae",
+        "act_fn": "jumprelu",
+        "d_model": D,
+        "expansion_factor": N // D,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+        "sparsity_include_decoder_norm": False,
+        **settings,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+
+    def compute(x, factor):
+        encoder, bias, decoder, output_bias, logarithm = (tensor.double() for tensor in made.values())
+        pre = (x.double() * factor) @ encoder.T + bias
+        features = pre * (pre > logarithm.exp())
+        return features, (features @ decoder.T + output_bias) / factor
 
     return compute
 

@@ -6,7 +6,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from hf_transcoders import TranscoderModel, TranscoderSet
+import torch
+
+from hf_transcoders import CrossLayerTranscoder, TranscoderModel, TranscoderSet
 from tests.formats.peers import FIXTURES
 from tests.formats.writers import (
     pickled,
@@ -14,9 +16,12 @@ from tests.formats.writers import (
     write_gemma_scope_2,
     write_linear_pair,
     write_llama_scope,
+    write_llama_scope_r1,
     write_old_saelens,
     write_openai,
+    write_qwen_scope,
 )
+from tests.models.cross_layer.setups import cross_layer
 
 from .mutations import damage_bytes
 from .target import Target, trusted_numbers, used_dictionary
@@ -35,7 +40,8 @@ class ForeignDictionary(Target):
     def make(self, folder):
         for name in (
             "saelens_gated", "saelens_jumprelu", "saelens_skip_transcoder", "sparsify_sae",
-            "dictionary_learning_BatchTopKSAE", "dictionary_learning_JumpReluAutoEncoder",
+            "dictionary_learning_BatchTopKSAE", "dictionary_learning_JumpReluAutoEncoder", "saelens_layer_norm",
+            "llamascopium_jumprelu",
         ):  # fmt: skip
             shutil.copytree(FIXTURES / name, folder / name)
         write_gemma_scope_1(folder / "gemma_scope_1" / "params.npz")
@@ -50,7 +56,10 @@ class ForeignDictionary(Target):
         )
         write_llama_scope(folder / "llama_scope", "blocks.1.hook_resid_post", "blocks.1.hook_resid_post")
         write_old_saelens(folder / "old_saelens", "blocks.1.hook_resid_post")
-        for name, write in (("openai", write_openai), ("linear_pair", write_linear_pair)):
+        write_llama_scope_r1(folder / "llama_scope_r1")
+        for name, write in (
+            ("openai", write_openai), ("linear_pair", write_linear_pair), ("qwen_scope", write_qwen_scope),
+        ):  # fmt: skip
             (folder / name).mkdir()
             write(folder / name / "layer_1.pt")
 
@@ -64,12 +73,46 @@ class ForeignDictionary(Target):
     def load(self, sample):
         # Settings that the files hold themselves are refused when they are given, unless they agree.
         said = SAID if sample.name in ("gemma_scope_1", "openai", "linear_pair") else {}
+        said = {**SAID, "k": 3} if sample.name == "qwen_scope" else said
         said = {"base_model": "some/base"} if sample.name in ("sparsify_sae", "llama_scope") else said
         said = {"folded": False} if sample.name == "old_saelens" else said
+        said = {"base_model": "some/base", "folded": False} if sample.name == "llamascopium_jumprelu" else said
+        if sample.name == "llama_scope_r1":
+            said = {"base_model": "some/base", "folded": False, "scaling_factor": 1.5}
         return TranscoderModel.from_pretrained(sample, **said)
 
     def use(self, loaded, work):
         return used_dictionary(loaded)
+
+    def numbers(self, loaded, used):
+        return trusted_numbers([loaded], used)
+
+
+class ForeignCrossLayer(Target):
+    """A cross-layer transcoder: settings as JSON or YAML beside safetensors."""
+
+    weight = 3.0
+
+    def make(self, folder):
+        for path in sorted(FIXTURES.glob("clt_*")):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+        model = cross_layer("jumprelu", base_model_name_or_path="some/base", tanh_coefficient=0.0)
+        model.save_pretrained(folder / "gemma_scope", format="gemma-scope")
+
+    def load(self, sample):
+        said = {"base_model": "some/base", "folded": False} if "llamascopium" in sample.name else {}
+        if "crosslayer" in sample.name:
+            said = {"base_model": "some/base", "input_site": "mlp.in", "output_site": "mlp.branch"}
+        return CrossLayerTranscoder.from_pretrained(sample, **said)
+
+    @torch.no_grad()
+    def use(self, loaded, work):
+        generator = torch.Generator().manual_seed(0)
+        inputs = {site: torch.randn(5, loaded.config.d_in, generator=generator) for site in loaded.config.input_sites}
+        outputs = loaded.eval()(inputs).outputs.values()
+        numbers = [[output.reconstruction, output.features] for output in outputs]
+        return [numbers, loaded.config.to_diff_dict() | {"_name_or_path": ""}]
 
     def numbers(self, loaded, used):
         return trusted_numbers([loaded], used)

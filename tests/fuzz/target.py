@@ -7,6 +7,7 @@ import torch
 
 from hf_transcoders import TranscoderModel
 from hf_transcoders.models.linear_parts import decoder_rows, encoder_rows
+from hf_transcoders.models.token_norms import TOKEN_NORMS
 
 from .mutations import damage_file
 
@@ -58,13 +59,12 @@ def used_dictionary(model: TranscoderModel):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, model.config.d_in, generator=generator)
     output = model.eval()(inputs)
-    rows, biases = encoder_rows(model)
+    reads = () if model.config.normalization in TOKEN_NORMS else encoder_rows(model)
     return [
         output.reconstruction,
         output.features,
-        rows,
-        biases,
-        decoder_rows(model),
+        *reads,
+        decoder_rows(model, up_to_scale=True),
         model.config.to_diff_dict() | {"_name_or_path": ""},
     ]
 

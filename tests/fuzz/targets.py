@@ -31,7 +31,7 @@ from tests.data.test_harvest import token_rows
 from tests.models.reference_dictionary import VARIANTS, make_model
 from tests.tiny_models import tiny_model, tiny_tokens
 
-from .foreign import ForeignDictionary, ForeignSet
+from .foreign import ForeignCrossLayer, ForeignDictionary, ForeignSet
 from .mutations import damage_file, damage_json
 from .target import Target, trusted_numbers, used_dictionary
 
@@ -724,4 +724,5 @@ TARGETS: dict[str, Target] = {
     "commands": Commands(),
     "foreign": ForeignDictionary(),
     "foreignset": ForeignSet(),
+    "foreignclt": ForeignCrossLayer(),
 }

@@ -224,13 +224,25 @@ def test_the_log_holds_numbers_of_the_run(trained):
 def test_missing_pieces_are_named(base):
     card = render_card(dictionary(base))
     assert "**Not evaluated**" in card and "training log was not recorded" in card
-    assert "How these weights were trained was not recorded" in card
+    assert "The training of these weights was not recorded" in card
     assert "model-index" not in card and "FVU" not in card
     # One of two is measured.
     both = TranscoderSet({"a": dictionary(base), "b": dictionary(base, seed=1)})
     report = TranscoderEvaluator(base, token_rows(4), progress=False).evaluate({"a": both["a"]})
     card = render_card(both, report=report)
     assert "Not evaluated: `b`." in card and "| FVU | " + format_number(report.metrics["a"]["fvu"]) in card
+
+
+def test_weights_that_are_not_those_of_the_name_are_said(base):
+    model = dictionary(base)
+    assert "were not those of that name" not in render_card(model)
+    model.config.base_model_name_or_path = "someone/model"
+    model.config.base_model_weights = "the 4-bit copy of <a> package"
+    card = render_card(model)
+    assert f"were not those of that name, but of {escape('the 4-bit copy of <a> package')}: with" in " ".join(
+        card.split()
+    )
+    assert "<a>" not in card
 
 
 def test_numbers_that_are_not_finite_are_left_out(base, tmp_path):

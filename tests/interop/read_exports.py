@@ -37,7 +37,10 @@ def load_sparsify(folder):
 def load_circuit_tracer(folder):
     from circuit_tracer.transcoder.single_layer_transcoder import load_relu_transcoder
 
-    transcoder = load_relu_transcoder(str(folder / "layer_1.safetensors"), 1, torch.device("cpu"), torch.float32)
+    # A file for each layer, of which the last was compared.
+    path = max(folder.glob("layer_*.safetensors"), key=lambda path: int(path.stem.removeprefix("layer_")))
+    layer = int(path.stem.removeprefix("layer_"))
+    transcoder = load_relu_transcoder(str(path), layer, torch.device("cpu"), torch.float32)
     return transcoder.encode, transcoder
 
 
@@ -61,7 +64,7 @@ def compare(folder: Path) -> bool:
     good = True
     for path in sorted(folder.glob("*.safetensors")):
         expected = load_file(path)
-        encode, forward = LOADERS[path.stem.partition("_")[0]](path.with_suffix(""))
+        encode, forward = LOADERS[path.stem.partition("_")[0]](folder / path.name.removesuffix(".safetensors"))
         found = {"features": encode(expected["inputs"]), "reconstruction": forward(expected["inputs"])}
         errors = {name: (found[name] - expected[name]).abs().max() / expected[name].abs().max() for name in found}
         good &= all(error < 1e-5 for error in errors.values())

@@ -8,12 +8,12 @@ Run in an environment with those libraries, which need not have this one:
     .venv-peers/bin/pip install --no-deps circuit-tracer==0.5.0
     .venv-peers/bin/python tests/interop/write_fixtures.py
 
-For each dictionary it writes a folder in the library's format, and beside it `<name>.safetensors` with random inputs and
+With names of libraries, such as `saelens_norms`, only their dictionaries are written anew. For each dictionary it writes a folder in the library's format, and beside it `<name>.safetensors` with random inputs and
 the features and reconstruction that the library itself computes from them after loading the folder.
 """
 
 import json
-import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -39,9 +39,6 @@ def record(name, inputs, features, reconstruction):
 
 
 def write_saelens():
-    from sae_lens import SAE
-    from sae_lens.registry import get_sae_class
-
     transcoder = {"d_out": D, "apply_b_dec_to_input": False}
     cases = {
         "standard": {"apply_b_dec_to_input": True},
@@ -53,8 +50,24 @@ def write_saelens():
         "jumprelu_transcoder": transcoder,
         "jumprelu_skip_transcoder": transcoder,
     }
-    for architecture, options in cases.items():
-        name = f"saelens_{architecture}"
+    _write_saelens({f"saelens_{name}": (name, options) for name, options in cases.items()})
+
+
+def write_saelens_norms():
+    cases = {
+        "saelens_layer_norm": ("topk", {"k": K, "rescale_acts_by_decoder_norm": False}),
+        "saelens_constant_norm_rescale": ("jumprelu", {}),
+    }
+    for name, (_, options) in cases.items():
+        options |= {"normalize_activations": name.removeprefix("saelens_"), "apply_b_dec_to_input": True}
+    _write_saelens(cases)
+
+
+def _write_saelens(cases):
+    from sae_lens import SAE
+    from sae_lens.registry import get_sae_class
+
+    for name, (architecture, options) in cases.items():
         sae_class, config_class = get_sae_class(architecture)
         config = config_class(d_in=D, d_sae=N, dtype="float32", device="cpu", **options)
         config.metadata.model_name = "gpt2-small"
@@ -104,7 +117,7 @@ def write_circuit_tracer():
 
     for case in ("relu", "jumprelu"):
         name = f"circuit_tracer_{case}"
-        (FIXTURES / name).mkdir()
+        (FIXTURES / name).mkdir(exist_ok=True)
         settings = {
             "model_name": "meta-llama/Llama-3.2-1B",
             "model_kind": "transcoder_set",
@@ -148,7 +161,7 @@ def write_dictionary_learning():
     for case, make in cases.items():
         name = f"dictionary_learning_{case}"
         folder = FIXTURES / name
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         made = make()
         randomize(made)
         torch.save(made.state_dict(), folder / "ae.pt")
@@ -168,10 +181,17 @@ def write_dictionary_learning():
         record(name, inputs, loaded.encode(inputs), loaded(inputs))
 
 
+WRITERS = {
+    "saelens": write_saelens,
+    "saelens_norms": write_saelens_norms,
+    "sparsify": write_sparsify,
+    "circuit_tracer": write_circuit_tracer,
+    "dictionary_learning": write_dictionary_learning,
+}
+
 if __name__ == "__main__":
-    shutil.rmtree(FIXTURES, ignore_errors=True)
-    FIXTURES.mkdir(parents=True)
-    torch.manual_seed(0)
-    for write in (write_saelens, write_sparsify, write_circuit_tracer, write_dictionary_learning):
-        write()
+    FIXTURES.mkdir(parents=True, exist_ok=True)
+    for chosen in sys.argv[1:] or WRITERS:
+        torch.manual_seed(0)
+        WRITERS[chosen]()
     print(f"{sum(path.stat().st_size for path in FIXTURES.rglob('*') if path.is_file())} bytes in {FIXTURES}")

@@ -119,7 +119,7 @@ def test_a_loaded_model_goes_by_its_name_on_the_hub(index, tmp_path, gguf_bytes,
     monkeypatch.setenv("HF_TRANSCODERS_CACHE", str(tmp_path / "cache"))
     model, tokenizer = load_language_model(dtype=torch.float64)
     assert model.config.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct" and model.dtype == torch.float64
-    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.eos_token == "<|im_end|>" and "quantized to 4 bits" in model.config.weights_origin
     folder = str(tmp_path / "cache" / "smollm2-135m-instruct")
     same, _ = load_language_model(folder, dtype=torch.float64)
     assert same.config.name_or_path == folder and model_path(folder) == folder

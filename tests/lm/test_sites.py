@@ -1,9 +1,11 @@
 import pytest
 
+from hf_transcoders import TranscoderConfig, TranscoderModel
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.lm import Site, locate
 from hf_transcoders.lm.order import POINTS, STEPS, reading_step
-from hf_transcoders.lm.sites import parse_sites
+from hf_transcoders.lm.sites import input_site, output_site, output_sites, parse_sites
+from tests.models.cross_layer.setups import cross_layer
 from tests.tiny_models import tiny_model
 
 
@@ -91,3 +93,17 @@ def test_points_stand_in_the_order_in_which_a_block_reads_and_writes():
     writes = [point.writes for point in POINTS.values() if point.writes is not None]
     assert reads == sorted(reads) and writes == sorted(writes) and max(writes) + 1 == STEPS
     assert reading_step("mlp.in") == 2 and reading_step("mlp.in", parallel=True) == 1
+
+
+def test_the_sites_of_a_dictionary_are_read_from_its_configuration():
+    dictionary = TranscoderModel(
+        TranscoderConfig(d_in=4, num_features=8, k=2, input_site="layers.1.mlp.in", output_site="layers.1.mlp.branch")
+    )
+    assert input_site(dictionary) == Site("mlp.in", 1)
+    assert output_sites(dictionary) == [output_site(dictionary)] == [Site("mlp.branch", 1)]
+
+
+def test_a_layer_of_a_cross_layer_transcoder_writes_at_its_own_site_first():
+    first, last = cross_layer(layers=2).values()
+    assert list(map(str, output_sites(first))) == list(first.config.output_sites) and len(output_sites(first)) == 2
+    assert output_site(first) == output_sites(first)[0] and output_sites(last) == [output_site(last)]

@@ -25,6 +25,14 @@ VARIANTS = {
     "pre_bias": {"pre_bias": True},
     "scale": {"normalization": "scale"},
     "standardize": {"normalization": "standardize"},
+    "token_scale": {"normalization": "token_scale"},
+    "token_standardize": {
+        "d_out": D_IN,
+        "normalization": "token_standardize",
+        "skip_connection": True,
+        "pre_bias": True,
+        "matryoshka_sizes": [4, N],
+    },
     "matryoshka": {"matryoshka_sizes": [4, 9, N]},
     "tied": {"d_out": D_IN, "tied": True},
     "tied_2023": {"d_out": D_IN, "tied": True, "decoder_bias": False, "loss_reduction": "mean"},
@@ -88,8 +96,8 @@ class Reference:
     def forward(self, inputs, targets=None, mask=None, dead=None, sparsity_scale=1.0):
         config, p = self.config, self.p
         x = inputs.double()
-        if config.normalization != "none":
-            x = (x - self.buffers["input_mean"]) / self.buffers["input_scale"]
+        mean, divisor, out_mean, out_scale, out_divisor = self._normalization(x)
+        x = (x - mean) / divisor
         if config.pre_bias:
             x = x - p["b_pre"]
         encoder = p["W_enc"]
@@ -104,15 +112,11 @@ class Reference:
         if config.skip_connection:
             linear = linear + x @ p["W_skip"].T
         normalized = features @ decoder + linear
-        reconstruction = normalized
-        if config.normalization != "none":
-            reconstruction = normalized * self.buffers["output_scale"] + self.buffers["output_mean"]
+        reconstruction = normalized * out_scale + out_mean
         if targets is None:
             return features, reconstruction, None
 
-        y = targets.double()
-        if config.normalization != "none":
-            y = (y - self.buffers["output_mean"]) / self.buffers["output_scale"]
+        y = (targets.double() - out_mean) / out_divisor
         kept = torch.ones(len(y), dtype=torch.bool) if mask is None else mask
 
         def error(prediction):
@@ -148,6 +152,20 @@ class Reference:
             ratio = (residual - guess).square()[kept].sum() / residual.square()[kept].sum()
             losses["auxk_loss"] = config.auxk_coefficient * min(1.0, len(dead) / config.auxk) * ratio
         return features, reconstruction, losses
+
+    def _normalization(self, x):
+        """Mean and divisor of inputs, and mean, scale and divisor of outputs."""
+        kind, b = self.config.normalization, self.buffers
+        if kind == "none":
+            return 0.0, 1.0, 0.0, 1.0, 1.0
+        if kind == "token_scale":
+            factor = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            return 0.0, factor, 0.0, factor, factor
+        if kind == "token_standardize":
+            mean = x.sum(-1, keepdim=True) / x.shape[-1]
+            deviation = ((x - mean).square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
+            return mean, deviation + 1e-5, mean, deviation, deviation + 1e-5
+        return b["input_mean"], b["input_scale"], b["output_mean"], b["output_scale"], b["output_scale"]
 
     def _activate(self, pre, products):
         config, p = self.config, self.p

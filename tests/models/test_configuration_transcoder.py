@@ -88,6 +88,27 @@ def test_for_model_fills_in_what_the_base_model_knows():
         TranscoderConfig.for_model(base, "layers.1.mlp.out", n_features=96)
 
 
+def test_a_folder_of_the_base_model_is_stored_with_its_whole_path(tmp_path, monkeypatch):
+    """A relative path would be another folder, or a repo on the Hub, elsewhere."""
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models")
+    base = LlamaConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, vocab_size=64)
+    for given in ("tiny", "./tiny", "../models/tiny"):
+        base._name_or_path = given
+        config = TranscoderConfig.for_model(base, "layers.1.mlp.out")
+        assert config.base_model_name_or_path == str(tmp_path / "models" / "tiny")
+
+
+def test_weights_that_are_not_those_of_the_name_are_recorded():
+    base = LlamaConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2, vocab_size=64)
+    assert TranscoderConfig.for_model(base, "layers.1.mlp.out").base_model_weights is None
+    base.weights_origin = "a 4-bit copy in the package x"
+    assert TranscoderConfig.for_model(base, "layers.1.mlp.out").base_model_weights == "a 4-bit copy in the package x"
+    del base.weights_origin
+    base.quantization_config = {"quant_method": "gptq", "bits": 4}
+    assert TranscoderConfig.for_model(base, "layers.1.mlp.out").base_model_weights == "a copy quantized by gptq"
+
+
 def test_a_newer_format_says_what_to_do(tmp_path):
     config = TranscoderConfig(**SMALL, k=2)
     config.format_version = 2

@@ -241,8 +241,8 @@ def shards(tmp_path):
         ("", "without '..'"),
         (["model.safetensors"], "names a list"),
         (None, "names a NoneType"),
-        ("inner/model.safetensors", "must be a safetensors file beside it"),
-        ("config.json", "must be a safetensors file beside it"),
+        ("inner/model.safetensors", "must be a safetensors file in the same folder"),
+        ("config.json", "must be a safetensors file in the same folder"),
         ("model-00009-of-00009.safetensors", "lacks a shard"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.models import TranscoderModel
+from hf_transcoders.models import TranscoderConfig, TranscoderModel
 
 from .reference_dictionary import (
     ACTIVATIONS,
@@ -370,3 +370,22 @@ def test_a_loss_of_nothing_is_refused_and_one_of_no_variance_is_seen(activation)
         assert model(inputs[: len(same)], same).loss.isnan()
     model.config.target_variance = 2.0
     assert model(inputs[:1], targets[:1]).loss.isfinite()
+
+
+def test_the_loss_of_the_2023_sparse_autoencoder():
+    """Mean squared error over tokens and dimensions, L1 norm of a token's features, rows of unit norm, one bias."""
+    config = TranscoderConfig(
+        d_in=D_IN, num_features=20, activation="relu", tied=True, decoder_bias=False, loss_reduction="mean",
+        l1_coefficient=8.6e-4, auxk_coefficient=0.0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    model = TranscoderModel(config)
+    with torch.no_grad():
+        model.W_enc.copy_(3 * torch.randn(20, D_IN, generator=generator))
+        model.b_enc.copy_(torch.randn(20, generator=generator))
+    inputs = torch.randn(50, D_IN, generator=generator)
+    assert set(dict(model.named_parameters())) == {"W_enc", "b_enc"}
+    rows = model.W_enc / model.W_enc.square().sum(1, keepdim=True).sqrt()
+    codes = (inputs @ rows.T + model.b_enc).clamp(min=0)
+    expected = ((codes @ rows - inputs) ** 2).mean() + 8.6e-4 * codes.sum(1).mean()
+    torch.testing.assert_close(model(inputs, inputs, dead_features=torch.arange(5)).loss, expected)

@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -166,6 +168,18 @@ def test_mistakes_are_refused(tmp_path):
             TranscoderSet({name: site_model(1)})
     with pytest.raises(TranscoderError, match="no activations of layers.7.mlp.in"):
         make_set()(activations(layers=(1, 3)))
+
+
+def test_a_missing_member_is_named(tmp_path):
+    TranscoderSet([site_model(1), site_model(3)]).save_pretrained(tmp_path)
+    first, second = NAMES[:2]
+    (tmp_path / second / "model.safetensors").unlink()
+    with pytest.raises((TranscoderError, OSError), match=re.escape(second)):
+        TranscoderSet.from_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / second)
+    with pytest.raises((TranscoderError, OSError), match=re.escape(second)):
+        TranscoderSet.from_pretrained(tmp_path)
+    assert list(TranscoderSet.from_pretrained(tmp_path, names=[first])) == [first]
 
 
 def test_folders_that_are_no_set_are_refused(tmp_path):

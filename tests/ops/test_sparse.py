@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_transcoders.ops import batch_topk, sparse, sparse_decode, sparse_encode, sparse_to_dense, topk
+from hf_transcoders.ops import batch_topk, pairs, sparse_decode, sparse_encode, sparse_to_dense, topk
 
 
 ROWS, D, N, K = 7, 5, 24, 3
@@ -54,7 +54,7 @@ def product(request, monkeypatch):
     """Both ways of computing the products of chosen pairs, the second in several pieces."""
     if request.param == "no_mkl":
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-        monkeypatch.setattr(sparse, "_GATHER_CHUNK", 4 * D)
+        monkeypatch.setattr(pairs, "_GATHER_CHUNK", 4 * D)
     elif not torch.backends.mkl.is_available():
         pytest.skip("PyTorch without MKL")
 
@@ -147,11 +147,11 @@ def test_features_chosen_at_zero_learn_nothing():
 def test_paired_dots_with_and_without_mkl(kind, monkeypatch):
     offsets, indices = pattern(kind)
     rows, table = draw(ROWS, D), draw(N, D, seed=1)
-    with_mkl = sparse._paired_dots(offsets, indices, rows, table)
+    with_mkl = pairs.PairSums.paired_dots(offsets, indices, rows, table)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     for chunk in (1 << 24, 2 * D):
-        monkeypatch.setattr(sparse, "_GATHER_CHUNK", chunk)
-        torch.testing.assert_close(sparse._paired_dots(offsets, indices, rows, table), with_mkl)
+        monkeypatch.setattr(pairs, "_GATHER_CHUNK", chunk)
+        torch.testing.assert_close(pairs.PairSums.paired_dots(offsets, indices, rows, table), with_mkl)
 
 
 def test_autocast_ranks_in_low_precision_and_computes_in_full():

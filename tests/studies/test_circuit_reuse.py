@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_transcoders import TranscoderError, edit_attention
 from hf_transcoders.circuits import AttentionEdit, PatchResult, edited_attention, logit_attribution
+from hf_transcoders.evaluation.rank_correlation import spearman_correlation
 from hf_transcoders.studies.circuit_reuse import (
     Predictions,
     RoleTests,
@@ -26,7 +27,6 @@ from hf_transcoders.studies.circuit_reuse import (
     save_reuse,
     trace_stages,
 )
-from hf_transcoders.studies.circuit_reuse.downstream import spearman_correlation
 from hf_transcoders.studies.circuit_reuse.repair import control_heads, outcome, random_tokens
 from hf_transcoders.studies.circuit_reuse.roles import acts
 from hf_transcoders.studies.circuit_reuse.stages import receiving_heads, strongest_heads

@@ -132,7 +132,7 @@ def test_select_keeps_the_description(bpe):
         ({"positions": {"IO": ["Mary", "John"]}}, "'John' occurs 0 times in the prompt of row 1"),
         ({"positions": {"S": ["John", "Anna"]}}, "'John' occurs 2 times in the prompt of row 0"),
         ({"positions": {"S": [(0, 999), (0, 3)]}}, "Row 0 has no characters 0 to 999"),
-        ({"positions": {"S": [(5, 8), (0, 3)]}}, r"The position S \(' Jo'\) does not end with a token of its own"),
+        ({"positions": {"S": [(5, 8), (0, 3)]}}, r"The position S \(' Jo'\) does not end at the end of a token"),
         ({"positions": {"S": ["Mary"]}}, r"positions\['S'\] has 1 entries"),
         ({"clean": ["", CLEAN[1]], "positions": None}, "The prompt of row 0 is empty"),
         ({"clean": [], "corrupted": [], "answers": [], "wrong_answers": [], "positions": None}, "has no rows"),

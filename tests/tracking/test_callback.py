@@ -9,8 +9,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 
 import hf_transcoders
-from hf_transcoders import TranscoderError, TranscoderTrackingCallback, TranscoderTrainingArguments
-from hf_transcoders.tracking import AlertThresholds, Run
+from hf_transcoders import (
+    TranscoderConfig,
+    TranscoderError,
+    TranscoderModel,
+    TranscoderTrackingCallback,
+    TranscoderTrainingArguments,
+    explain_features,
+)
+from hf_transcoders.tracking import AlertThresholds, Run, callback
 from hf_transcoders.tracking.callback import changed_arguments
 from hf_transcoders.tracking.names import DICTIONARY_METRICS, RICH_RECORDS, RUN_METRICS
 
@@ -265,6 +272,29 @@ def test_report_to_falls_on_trackio_and_never_makes_a_space(tmp_path):
     args = TranscoderTrainingArguments(str(tmp_path), use_cpu=True)
     assert args.report_to == ["trackio"] and args.trackio_static_space_id is False
     assert TranscoderTrainingArguments(str(tmp_path), use_cpu=True, report_to="none").report_to == []
+
+
+def test_contexts_of_all_dictionaries_come_from_one_search_and_of_none_without_trackers(
+    make_trainer, base, monkeypatch
+):
+    searched = []
+
+    def search(base_model, dictionaries, *args, **options):
+        searched.append(list(dictionaries))
+        return explain_features(base_model, dictionaries, *args, **options)
+
+    monkeypatch.setattr(callback, "explain_features", search)
+    models = [
+        TranscoderModel(
+            TranscoderConfig.for_model(base, f"layers.{i}.mlp.in", f"layers.{i}.mlp.branch", num_features=32, k=4)
+        )
+        for i in range(3)
+    ]
+    for report_to, searches in (("hf_transcoders", 1), ("none", 0)):
+        searched.clear()
+        trainer = make_trainer(model=models, report_to=report_to, max_steps=3, eval_strategy="no", overwrite=True)
+        trainer.train()
+        assert searched == [[f"layers.{i}.mlp.transcoder" for i in range(3)]] * searches
 
 
 def test_tokens_do_not_get_into_the_records(tmp_path):

@@ -80,13 +80,14 @@ def steps_of(run, metric):
     return [step for step, _ in run.history(metric)]
 
 
-def test_records_of_a_plain_trainer_are_the_evaluators(tmp_path, rows, tokenizer):
+def test_records_of_a_plain_trainer_are_the_evaluators(tmp_path, rows, tokenizer, capsys):
     model, transcoders = model_and_transcoders()
     before = copy.deepcopy(model)
     callback = TranscoderProbeCallback(
         transcoders, rows, tokenizer, task_metrics=lambda m: {"width": m.config.hidden_size}, max_kl_tokens=64
     )
-    make_trainer(tmp_path, model, callback, max_steps=5).train()
+    trainer = make_trainer(tmp_path, model, callback, max_steps=5, disable_tqdm=False)
+    trainer.train()
     run = Run.load(tmp_path)
     assert run.facts["status"] == "finished" and set(run.facts["dictionaries"]) == set(transcoders)
     for step, version in ((0, before), (5, model)):
@@ -102,6 +103,11 @@ def test_records_of_a_plain_trainer_are_the_evaluators(tmp_path, rows, tokenizer
     assert steps_of(run, "probe/kl") == [0, 2, 4, 5]
     kl = [value for _, value in run.history("probe/kl")]
     assert kl[0] == 0 and kl[-1] > 0.01
+    # The numbers are in the Trainer's own log, too, and its bar ends with the place of the page.
+    logged = {entry["step"]: entry for entry in trainer.state.log_history if "probe/kl" in entry}
+    assert [logged[step]["probe/kl"] for step in (0, 2, 4, 5)] == kl and "probe/l0/fvu" in logged[5]
+    page = tmp_path / "tracking" / "pages" / "probe_drift.html"
+    assert page.is_file() and f"The page of the drift is {page}." in capsys.readouterr().err
     table = run.table("probe/changed_features")
     assert table and not any(row["step"] == 0 for row in table)
     assert {"dictionary", "feature", "label", "rate_before", "rate_after", "log_odds_change"} <= table[0].keys()

@@ -197,7 +197,7 @@ class Walk:
         for part in writer.parts:
             if part.skip is None:
                 continue
-            read = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+            read = self.run.input_sites[part.dictionary]
             place = (read.layer, read.point)
             skipped = (gradient * works[:, None]) @ part.skip
             self.skipped[place] = self.skipped[place] + skipped if place in self.skipped else skipped

@@ -162,7 +162,7 @@ class _Rows:
             if segment.kind in ("error", "mlp"):
                 self.is_error[segment.start : segment.end] = True
             if segment.kind == "feature":
-                site = Site.parse(run.dictionaries[segment.features.dictionary].config.input_site)
+                site = run.input_sites[segment.features.dictionary]
                 if site.point in READS:
                     self.layer[segment.start : segment.end] = site.layer
                     self.position[segment.start : segment.end] = segment.features.position

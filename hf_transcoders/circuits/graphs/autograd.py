@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import TranscoderError
-from ...lm.architectures import architecture_of, has_parallel_residual, locate
+from ...lm.architectures import decoder_blocks, final_norm, locate
 from ...lm.attention import attention_modules
 from ...lm.freeze import frozen, record_frozen
 from ...lm.hooks import Location, read_at, wrap_forward, write_at
@@ -77,11 +77,10 @@ class AutogradRows:
 
     def _biases(self) -> list[tuple[int, nn.Parameter]]:
         """All biases of norms, attention and MLPs, as (layer, bias); those that nothing depends on get no gradient."""
-        final = self.run.model.base_model.get_submodule(architecture_of(self.run.model).final_norm)
-        modules = [locate(self.run.model, Site("resid_pre", layer)).module for layer in range(self.run.num_layers)]
+        model = self.run.model
         return [
             (layer, parameter)
-            for layer, module in enumerate([*modules, final])
+            for layer, module in enumerate([*decoder_blocks(model), final_norm(model)])
             for name, parameter in module.named_parameters()
             if name.split(".")[-1] == "bias"
         ]
@@ -111,7 +110,7 @@ class AutogradRows:
         """Run the frozen model on the leaves, and return its activations `(tokens, width)` by layer and point."""
         run, model = self.run, self.run.model
         places: dict[tuple[int, str], torch.Tensor] = {}
-        points = [point for point in POINTS if not (point == "resid_mid" and has_parallel_residual(model))]
+        points = [point for point in POINTS if not (point == "resid_mid" and run.parallel)]
         by_location: dict[Location, list[Site]] = {}
         for layer in range(run.num_layers):
             for point in points:
@@ -135,10 +134,9 @@ class AutogradRows:
             stack.enter_context(frozen(model, self.frozen))
             for location, sites in by_location.items():
                 write_at(stack, location, pass_through(sites))
-            final = model.base_model.get_submodule(architecture_of(model).final_norm)
             read_at(
                 stack,
-                Location(final, "out"),
+                Location(final_norm(model), "out"),
                 lambda value: places.__setitem__((run.num_layers, FINAL), value[0].float()),
             )
             model.get_decoder()(input_ids=run.input_ids[None], use_cache=False)
@@ -153,7 +151,7 @@ class AutogradRows:
         for part in writer.parts:
             written = written.index_add(0, part.position, parts[part.dictionary])
             if part.skip is not None:
-                source = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+                source = self.run.input_sites[part.dictionary]
                 written = written + works * (places[source.layer, source.point] @ part.skip.T)
         return written
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ...evaluation.rank_correlation import ranks
+
 
 #: Modes of an intervention -> the part of the model that is held fixed, for tables.
 HELD_FIXED = {"direct": "all but the direct effect", "frozen": "attention and norms", "free": "nothing"}
@@ -48,7 +50,7 @@ class EdgeValidation:
             found[mode] = {
                 "edges": len(measured),
                 "pearson": _correlation(self.predicted, measured),
-                "spearman": _correlation(_ranks(self.predicted), _ranks(measured)),
+                "spearman": _correlation(ranks(self.predicted), ranks(measured)),
                 **_agreement(self.predicted, measured),
                 "by_depth": {
                     depth: {"edges": int(at.sum()), **_agreement(self.predicted[at], measured[at])}
@@ -107,9 +109,3 @@ def _correlation(a, b):
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = a.norm() * b.norm()
     return (a @ b / scale).item() if scale > 0 else float("nan")
-
-
-def _ranks(values):
-    """Ranks, with the mean rank for ties."""
-    _, group, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[group]

@@ -401,7 +401,7 @@ class AttributionGraph:
         )
 
     # ------------------------------------------------------------------------------------------------ export
-    # Conveniences, whose imports are the only ones that point up from the graph.
+    # Conveniences: the files that they import take the graph for types only.
 
     def to_html(
         self,

@@ -1,14 +1,20 @@
 """The card of a published attribution graph."""
 
+from typing import TYPE_CHECKING
+
 from huggingface_hub import ModelCardData
 
 from ...hub_ids import is_hub_id
 from ...text.markdown import code, escape, table
 from .edge_validation import HELD_FIXED
-from .graph import AttributionGraph
+from .verdicts import graph_verdicts, left_out, notes
 
 
-def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
+
+
+def graph_card(graph: "AttributionGraph", repo_id: str, subfolder: str = "", strongest: int = 10) -> str:
     """The README.md of a graph: its targets, its scores and validation, and how to open it.
 
     Args:
@@ -48,6 +54,7 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
         f"graph = AttributionGraph.from_pretrained({where})\n```",
         "## Scores and validation",
         *([f"> [!WARNING]\n> {escape(graph.warning)}"] if graph.warning else []),
+        *(f"**{verdict.about.capitalize()}: {verdict.level}.** {escape(verdict.text)}" for verdict in graph_verdicts(graph)),
         table(["", ""], [
             ["nodes", f"{graph.num_nodes:,}"],
             ["edges", f"{graph.num_edges:,}"],
@@ -56,6 +63,7 @@ def graph_card(graph: AttributionGraph, repo_id: str, subfolder: str = "", stron
             ["influence that is not in the graph", f"{scores['rest']:.1%}"],
         ]),
         *_validation(facts.get("certificate")),
+        *(escape(text) for text in (left_out(graph), *notes(graph)) if text),
         "## Strongest features",
         table(
             ["feature", "activation", "influence"],

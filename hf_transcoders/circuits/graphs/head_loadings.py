@@ -224,7 +224,7 @@ class _Written:
     by_site: dict[Site | None, tuple[torch.Tensor, torch.Tensor]]
 
     def at(self, site: Site | None, like: torch.Tensor) -> torch.Tensor:
-        """What all sources write at a site, `(edges, width)`: zeros for those that write elsewhere."""
+        """The writes of all sources at a site, `(edges, width)`: zeros for those that write elsewhere."""
         written = torch.zeros_like(like)
         if site in self.by_site:
             edges, vectors = self.by_site[site]
@@ -275,7 +275,7 @@ def _batches(run, targets, row, size):
 
 
 class _Lift:
-    """A forward pass of what sources write through everything but heads: at their own tokens alone.
+    """A forward pass of the vectors that sources write, through everything except heads: at their own tokens only.
 
     Attributes:
         values (`list[torch.Tensor]`): By layer, what each source adds to the values of heads, `(edges, kv_heads * head_dim)`.
@@ -290,14 +290,14 @@ class _Lift:
         self.values: list[torch.Tensor] = []
         self.direct = torch.zeros(len(row), device=row.device)
         self.groups = targets.places()
-        self.input_sites = {
-            part.dictionary: Site.parse(run.dictionaries[part.dictionary].config.input_site)
+        # What skip connections read, by site.
+        self.read: dict[Site, torch.Tensor] = {}
+        self.read_by_skips = {
+            run.input_sites[part.dictionary]
             for writer in run.writers.values()
             for part in writer.parts
             if part.skip is not None
         }
-        # What skip connections read, by site.
-        self.read: dict[Site, torch.Tensor] = {}
         stream = sources.at(None, run.token_embedding.new_zeros(len(row), run.token_embedding.shape[-1]))
         for layer, maps in enumerate(run.layers):
             stream = self._block(layer, maps, stream)
@@ -319,17 +319,17 @@ class _Lift:
         return vectors if norm is None else norm[self.sources.position, 0](vectors)
 
     def _reach(self, layer, point, vectors):
-        """Add what reaches the targets that read at a place."""
+        """Add the contributions to the targets that read at a site."""
         rows = self.groups.get((layer, point))
         if rows is not None:
             here = torch.isin(self.row, rows) & (self.targets.position[self.row] == self.sources.position)
             self.direct += here * (vectors * self.targets.vector[self.row]).sum(-1)
 
     def _pass(self, layer, point, vectors):
-        """Forward step at a site: reach its targets, then replace the value by what sources write there."""
+        """Forward step at a site: reach its targets, then replace the value by the writes of the sources."""
         self._reach(layer, point, vectors)
         site = Site(point, layer)
-        if site in self.input_sites.values():
+        if site in self.read_by_skips:
             self.read[site] = vectors
         writer = self.run.writers.get(site)
         if writer is None:
@@ -338,12 +338,12 @@ class _Lift:
         for part in writer.parts:
             if part.skip is not None:
                 works = writer.works[self.sources.position, None].float()
-                written = written + works * (self.read[self.input_sites[part.dictionary]] @ part.skip.T)
+                written = written + works * (self.read[self.run.input_sites[part.dictionary]] @ part.skip.T)
         return written
 
 
 class _Splitting(Visitor):
-    """Splits edges over heads: the product of what a source adds to a head's values and the gradient of the target there.
+    """Splits edges over heads: a source's contribution to the values of a head, times the gradient of the target there.
 
     Args:
         row, position (`torch.LongTensor` of shape `(edges,)`): Target, and token of the source, of each edge.

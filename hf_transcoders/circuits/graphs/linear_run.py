@@ -103,6 +103,7 @@ class LinearRun:
     Args:
         model ([`~transformers.PreTrainedModel`]): The language model.
         dictionaries (`list[TranscoderModel]`), names (`list[str]`): The dictionaries and their names.
+        input_sites (`list[Site]`): The site that each dictionary reads.
         input_ids (`torch.LongTensor` of shape `(seq,)`): Token ids of the prompt.
         logits (`torch.Tensor` of shape `(seq, vocab)`, *optional*): Logits, if the model has a language-model head.
         layers (`list[LinearLayer]`): Maps of each block.
@@ -119,6 +120,7 @@ class LinearRun:
     model: PreTrainedModel
     dictionaries: list[TranscoderModel]
     names: list[str]
+    input_sites: list[Site]
     input_ids: torch.Tensor
     logits: torch.Tensor | None
     layers: list[LinearLayer]

@@ -1,7 +1,12 @@
 """Unique ids of nodes in the format of published viewers."""
 
-from .graph import AttributionGraph
+from typing import TYPE_CHECKING
+
 from .nodes import KINDS
+
+
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
 
 
 class LayerNumbers:
@@ -14,7 +19,7 @@ class LayerNumbers:
         graphs ([`AttributionGraph`]): Graphs of the same dictionaries that share their numbers.
     """
 
-    def __init__(self, *graphs: AttributionGraph):
+    def __init__(self, *graphs: "AttributionGraph"):
         self._layers: dict[int, int] = {}
         for graph in graphs:
             has = graph.dictionary >= 0
@@ -45,7 +50,7 @@ class LayerNumbers:
         return self.mlp(layer) - 1
 
 
-def node_ids(graph: AttributionGraph, numbers: LayerNumbers | None = None) -> list[str]:
+def node_ids(graph: "AttributionGraph", numbers: LayerNumbers | None = None) -> list[str]:
     """A unique id for each node of a graph.
 
     `{layer}_{feature}_{position}`, `{layer}_-1_{position}` for errors, `E_{token}_{position}` for tokens and

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
-from .graph import AttributionGraph
 from .node_ids import node_ids
 from .nodes import KINDS
 from .page_labels import page_labels
 from .verdicts import graph_verdicts, left_out, notes
+
+
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
 
 
 #: Largest number of edges that a browser draws without a pause.
@@ -22,7 +25,7 @@ _NO_FACTS = ("scores", "pruning", "certificate", "validated_edges", "dictionarie
 
 def write_graph_page(
     path: str | os.PathLike,
-    graphs: AttributionGraph | Sequence[AttributionGraph],
+    graphs: "AttributionGraph | Sequence[AttributionGraph]",
     features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
     labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None = None,
 ) -> Path:
@@ -57,7 +60,7 @@ def write_graph_page(
 
 
 def page_data(
-    graphs: AttributionGraph | Sequence[AttributionGraph],
+    graphs: "AttributionGraph | Sequence[AttributionGraph]",
     features: Mapping[str, Sequence[FeatureExplanation]] | None = None,
     labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def page_data(
     Returns:
         `dict`: plain values.
     """
-    graphs = [graphs] if isinstance(graphs, AttributionGraph) else list(graphs)
+    graphs = list(graphs) if isinstance(graphs, Sequence) else [graphs]
     if not graphs:
         raise TranscoderError("There is no graph for the page: give at least one.")
     for name in features or {}:

@@ -3,13 +3,16 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import TranscoderError
 from ...text.checked import checked, entries, entry
 from ...text.printable import printable
 from ...text.strict_json import read_json
-from .graph import AttributionGraph
+
+
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
 
 
 #: Entry `format` of the files. `FORMAT` and `LONGEST` are also in the script of the page (`saved.js`).
@@ -19,7 +22,7 @@ LONGEST = 200
 
 
 def page_labels(
-    labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None, graphs: Sequence[AttributionGraph]
+    labels: str | os.PathLike | Mapping[str, Mapping[int, str]] | None, graphs: "Sequence[AttributionGraph]"
 ) -> dict[str, Any]:
     """Read and check labels for a page.
 

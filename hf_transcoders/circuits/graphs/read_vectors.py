@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...lm.sites import Site
+from ...lm.sites import input_site
 from ...models.linear_parts import encoder_rows
 from ...models.modeling_transcoder import TranscoderModel
 from .graph import AttributionGraph
@@ -69,7 +69,7 @@ def node_read_vectors(
     for number, dictionary in enumerate(dictionaries):
         mine = (~is_target & (graph.dictionary[nodes] == number)).nonzero()[:, 0]
         rows, biases = encoder_rows(dictionary, graph.index[nodes[mine]].to(dictionary.device))
-        site = Site.parse(dictionary.config.input_site)
+        site = input_site(dictionary)
         vector[mine], bias[mine], layer[mine] = rows.to(device), biases.to(device), site.layer
         for at in mine.tolist():
             points[at] = site.point

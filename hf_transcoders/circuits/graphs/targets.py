@@ -171,7 +171,7 @@ def _strongest_features(run, most):
     for site, part in ((site, part) for site, writer in run.writers.items() for part in writer.parts):
         active = part.position == last
         dictionary = run.dictionaries[part.dictionary]
-        if not active.any() or Site.parse(dictionary.config.input_site).point not in READS:
+        if not active.any() or run.input_sites[part.dictionary].point not in READS:
             continue
         features = part.feature[active]
         rows = decoder_rows(dictionary, features.to(dictionary.device), site)
@@ -259,13 +259,13 @@ def _resolve_tokens(run, target, position, tokenizer):
 def _resolve_feature(run, target, position):
     if target.dictionary not in run.names:
         raise TranscoderError(f"There is no dictionary '{target.dictionary}': choose from {', '.join(run.names)}.")
-    dictionary = run.dictionaries[run.names.index(target.dictionary)]
+    number = run.names.index(target.dictionary)
+    dictionary, site = run.dictionaries[number], run.input_sites[number]
     if not 0 <= target.feature < dictionary.config.num_features:
         raise TranscoderError(
             f"Feature {target.feature} does not exist: '{target.dictionary}' has the features 0 to "
             f"{dictionary.config.num_features - 1}."
         )
-    site = Site.parse(dictionary.config.input_site)
     if site.point not in READS:
         raise TranscoderError(f"The features of '{target.dictionary}' read '{site}', after an MLP: they end a graph.")
     rows, biases = encoder_rows(dictionary, torch.tensor([target.feature], device=dictionary.device))

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import Dictionaries, fitting_dictionaries
 from ...errors import TranscoderError
-from ...lm.architectures import architecture_of, locate
+from ...lm.architectures import final_norm, locate
 from ...lm.devices import input_device
 from ...lm.hooks import Location, read_at
 from ...lm.inputs import forget_lengths_
@@ -125,7 +125,7 @@ class _Reader:
     def __init__(self, base_model, named, graph, nodes):
         dictionaries = [named[name] for name in graph.dictionaries]
         self.functionals = node_read_vectors(graph, dictionaries, nodes, input_device(base_model))
-        norm = base_model.base_model.get_submodule(architecture_of(base_model).final_norm)
+        norm = final_norm(base_model)
         self.places = {
             (layer, point): (Location(norm, "out") if point == FINAL else locate(base_model, Site(point, layer)), rows)
             for (layer, point), rows in self.functionals.places().items()

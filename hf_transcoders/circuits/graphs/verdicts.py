@@ -1,4 +1,4 @@
-"""Verdicts in plain words on an attribution graph: its scores, its validation, and what is not on its page.
+"""Verdicts in plain words on an attribution graph: its scores, its validation, and the parts that are not on its page.
 
 The thresholds are conventions of this library, listed in `docs/graphs.md`.
 """
@@ -159,7 +159,7 @@ def missing_features(graph: "AttributionGraph") -> str | None:
 
 
 def notes(graph: "AttributionGraph") -> list[str]:
-    """What the reader of a graph should know: why it has no features, and what was noted when it was made.
+    """Notes for the reader of a graph: why it has no features, and the notes that were made with it.
 
     Args:
         graph ([`AttributionGraph`]): The graph, pruned or not.
@@ -171,7 +171,7 @@ def notes(graph: "AttributionGraph") -> list[str]:
 
 
 def left_out(graph: "AttributionGraph") -> str | None:
-    """What pruning left out of a graph, with the share of influence that it kept; `None` if it was not pruned.
+    """A sentence on the nodes and edges that pruning dropped, with the share of influence that it kept; `None` if it was not pruned.
 
     Args:
         graph ([`AttributionGraph`]): The graph.

@@ -7,17 +7,20 @@ numbers are Cantor pairs of layer and feature. Comments say what the client of c
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ...errors import TranscoderError
 from ...features.feature_examples import FeatureExplanation
 from ...text.printable import printable
 from ...text.visible import visible
-from .graph import AttributionGraph
 from .influence import cumulative_shares
 from .node_ids import LayerNumbers, node_ids
 from .nodes import KINDS
+
+
+if TYPE_CHECKING:
+    from .graph import AttributionGraph
 
 
 _TYPES = {
@@ -48,7 +51,7 @@ def cantor(layer: int, feature: int) -> int:
 
 
 def viewer_graph(
-    graph: AttributionGraph,
+    graph: "AttributionGraph",
     slug: str,
     scan: str | None = None,
     *,
@@ -168,7 +171,7 @@ def feature_label(explanation: FeatureExplanation) -> str:
     return " ".join(filter(None, [quoted, raised and f"direct path → {raised}"]))
 
 
-def model_name(graph: AttributionGraph) -> str:
+def model_name(graph: "AttributionGraph") -> str:
     """Name of the graph's model, without its organization or folder, that can name a file."""
     last = str(graph.metadata.get("model") or "").rstrip("/").split("/")[-1]
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", last).strip("-._") or "model"

@@ -28,7 +28,7 @@ _PERCENT = [percent / 100 for percent in range(1, 101)]
 def feature_json(explanation: FeatureExplanation, number: int, dictionary: str) -> dict[str, Any]:
     """Convert a feature to the JSON object of the published viewers.
 
-    `histogram` and `quantile_values` (percentiles 1 to 100) are of the activations on the tokens that the feature fires on.
+    `histogram` and `quantile_values` (percentiles 1 to 100) are of the activations on the tokens on which the feature is active.
 
     Args:
         explanation ([`FeatureExplanation`]): Explanation of the feature.
@@ -103,13 +103,13 @@ def write_viewer_files(
         if graph.dictionaries != first.dictionaries:
             raise TranscoderError(
                 f"The graph '{printable(slug)}' has other dictionaries than the first, so that their features would be mixed "
-                "up: write it with a call of its own."
+                "up: write it with a separate call."
             )
     for name in features or {}:
         first.dictionary_number(name)  # Refuses names that the graphs do not have.
     numbers = LayerNumbers(*graphs.values())
     files = {number: dump(content) for number, content in _features(graphs, features or {}, numbers).items()}
-    # A name of their own, so that files of other dictionaries with the same numbers are never mixed up with these.
+    # A separate name, so that files of other dictionaries with the same numbers are never mixed up with these.
     name = f"{model_name(first)}-{digest_of(files).split(':')[-1][:8]}"
     data = {
         slug: viewer_graph(
@@ -163,7 +163,7 @@ def _features(graphs, features, numbers):
 
 
 def _unexplained(number, dictionary):
-    """A feature that no text was searched for. The client would fail without a file; it does not need what is unknown."""
+    """A feature that no text was searched for. The client would fail without a file, and accepts one without contexts."""
     return {
         "index": number,
         "transcoder_id": dictionary,
@@ -202,7 +202,7 @@ def _remove_features(replaced, used, folder):
     for metadata in replaced:
         name, info = _place(metadata), metadata.get("info")
         ours = isinstance(info, dict) and isinstance(info.get("generator"), dict)
-        # The list may be a stranger's.
+        # The list may come from an untrusted source.
         if not ours or info["generator"].get("name") != "hf_transcoders" or not name or not NAME.fullmatch(name):
             continue
         path = Path(folder, "features", name)

@@ -134,7 +134,7 @@ def measure_effect(
 
 
 def _forward(model, input_ids, reader, logits_to_keep):
-    """Logits, and pre-activations and activations of what is to be read, `(batch, reads)`."""
+    """Logits, and pre-activations and activations of the features to read, `(batch, reads)`."""
     forget_lengths_(model)
     with ExitStack() as stack:
         activations = stack.enter_context(capture(model, reader.sites, stop=False)) if reader.sites else {}

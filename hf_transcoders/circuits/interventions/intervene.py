@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from ...dictionaries import find_dictionary, fitting_dictionaries
 from ...errors import TranscoderError
+from ...lm.architectures import locate
 from ...lm.freeze import FrozenRun, frozen, record_frozen
 from ...lm.modes import in_eval_mode
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site, output_sites
 from ...lm.splicing import SplicedDictionary
 from ...lm.wrappers import opens_on_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
@@ -111,7 +112,7 @@ def intervene(
     for name, dictionary in named.items():
         skips = _live_skips(base_model, named, name) if mode == "direct" else {}
         if name in tables or skips:
-            recorded = run.activations[Site.parse(dictionary.config.input_site)] if mode == "direct" else None
+            recorded = run.activations[input_site(dictionary)] if mode == "direct" else None
             workers.append(_Editor(dictionary, tables.get(name), tracker, recorded, skips))
     with ExitStack() as stack:
         stack.enter_context(in_eval_mode(base_model, *named.values()))
@@ -134,7 +135,7 @@ def edit_lists(edits) -> list[list[FeatureEdit]]:
 
 def input_sites(named: Mapping[str, TranscoderModel]) -> list[Site]:
     """Input sites of dictionaries, without repeats."""
-    return list(dict.fromkeys(Site.parse(dictionary.config.input_site) for dictionary in named.values()))
+    return list(dict.fromkeys(input_site(dictionary) for dictionary in named.values()))
 
 
 def encode_some(dictionary: TranscoderModel, inputs: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -193,12 +194,12 @@ def _live_skips(base_model, named, name) -> dict[Site, torch.Tensor]:
 
 
 def _mlp_sites(dictionary) -> list[Site]:
-    sites = map(Site.parse, dictionary.config.output_sites)
+    sites = output_sites(dictionary)
     return [site for site in sites if site.point in ("mlp.out", "mlp.branch")]
 
 
 class _Editor:
-    """Applies the edits of one dictionary: changes of activations in a forward pass, and what they add at each output site.
+    """Applies the edits of one dictionary: changes of activations in a forward pass, and the vectors that they add at each output site.
 
     Args:
         dictionary ([`TranscoderModel`]): The dictionary.
@@ -215,15 +216,16 @@ class _Editor:
         self.tracker = tracker
         self.recorded = recorded
         self.skips = skips
-        self.sites = [Site.parse(site) for site in dictionary.config.output_sites]
+        self.sites = output_sites(dictionary)
         self.rows = {}
         if table is not None:
             features = table.features.to(dictionary.device)
             self.rows = {site: decoder_rows(dictionary, features, site) for site in self.sites}
 
     def attach(self, stack: ExitStack, model: PreTrainedModel):
-        source = Site.parse(self.dictionary.config.input_site)
-        SplicedDictionary(model, source, self.sites, self._compute, self._write).attach(stack)
+        source = input_site(self.dictionary)
+        locations = {site: locate(model, site) for site in self.sites}
+        SplicedDictionary(source, locate(model, source), locations, self._compute, self._write).attach(stack)
 
     def _compute(self, inputs):
         """The inputs, and edited tokens with the changes of their features, if there are any."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from ...lm.architectures import locate, num_layers
+from ...lm.architectures import decoder_blocks, locate
 from ...lm.attention import AttentionCall, attention_modules, edit_attention, softmax_pattern
 from ...lm.heads import output_projection, output_weight
 from ...lm.hooks import wrap_forward
@@ -109,8 +109,8 @@ class Blocks:
         self.recording = recording
         self.window = window
         self.end = last - window.start
-        self.num_layers = num_layers(model)
-        self.blocks = [locate(model, Site("resid_pre", layer)).module for layer in range(self.num_layers)]
+        self.blocks = decoder_blocks(model)
+        self.num_layers = len(self.blocks)
         self.output_projections = [output_projection(model, layer) for layer in range(self.num_layers)]
         # All versions of a prompt share the tokens before the window.
         self.prefix = int(window.start.max())

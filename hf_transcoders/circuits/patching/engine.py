@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +22,9 @@ from .patch_plan import ALL_POSITIONS, COMPONENTS, HEAD_COMPONENTS, PatchPlan
 from .prompt_runs import PromptRuns
 from .readout import Readout
 from .run_recording import Window
+
+
+Direction = Literal["noising", "denoising"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class PatchEngine:
         model: PreTrainedModel,
         task: Task,
         *,
-        direction: Literal["noising", "denoising"] = "noising",
+        direction: Direction = "noising",
         ablation: str = "counterfactual",
         metric: str | Callable | Readout | None = None,
         batch_size: int | None = None,
@@ -62,8 +65,10 @@ class PatchEngine:
         seed: int | None = None,
         progress: bool = False,
     ):
-        if direction not in ("noising", "denoising"):
-            raise TranscoderError(f"There is no direction '{direction}': choose noising or denoising.")
+        if direction not in get_args(Direction):
+            raise TranscoderError(
+                f"There is no direction '{direction}': choose from {', '.join(get_args(Direction))}."
+            )
         if ablation not in ABLATIONS:
             raise TranscoderError(f"There is no ablation '{ablation}': choose from {', '.join(ABLATIONS)}.")
         prepare, is_random = ABLATIONS[ablation]

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import architecture_of, locate, num_layers
+from ...lm.architectures import architecture_of, final_norm, locate, num_layers
 from ...lm.attention import edit_attention
 from ...lm.devices import input_device
 from ...lm.heads import output_weight
@@ -17,7 +17,7 @@ from ...lm.inputs import check_tokens, forget_lengths_
 from ...lm.linear_maps import linear_rows, num_embeddings
 from ...lm.norms import frozen_norm, norm_bias
 from ...lm.sites import Site
-from ...lm.stream import UNEMBEDDING, map_after
+from ...lm.stream import UNEMBEDDING, map_after, multiplier_after, norm_after
 from ...lm.wrappers import measures_model
 from ...tasks.task import Task
 from .results import PatchResult
@@ -98,7 +98,9 @@ def _component_outputs(model, task, tokens, position):
     parts = []
     for layer in range(layers):
         added = torch.einsum("phd,hdo->pho", z[layer].float(), output_weight(model, layer).float())
-        through = map_after(model, Site("attn.out", layer), attention[layer].float()[:, None])
+        site = Site("attn.out", layer)
+        at = attention[layer].float()[:, None]
+        through = map_after(norm_after(model, site), multiplier_after(model, site), at)
         if through is not None:
             added = through(added)
         parts.append(added)
@@ -142,7 +144,7 @@ def logit_attribution(model: PreTrainedModel, task: Task, which: str = "clean", 
     )
     direction = _mean_of(rows.weight, right) - _mean_of(rows.weight, wrong)
     direction = direction * multiplier
-    norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+    norm = final_norm(model)
     values, rest = [], []
     for prompts in torch.arange(len(task)).split(batch_size):
         parts = component_outputs(model, task.select(prompts.tolist()), which, batch_size=batch_size)

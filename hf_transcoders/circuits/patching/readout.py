@@ -7,12 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import locate, num_layers
+from ...lm.architectures import decoder_blocks
 from ...lm.devices import input_device
 from ...lm.forwards import check_head, forward_logits
 from ...lm.hooks import wrap_forward
 from ...lm.linear_maps import is_plain, map_size, outputs_at
-from ...lm.sites import Site
 from ...tasks.answer_metrics import accuracy, kl_divergence, logit_difference, probability_difference, rank
 from ...tasks.task import Task
 
@@ -100,8 +99,7 @@ class Readout:
         """
         rows = hidden[:, None]
         with ExitStack() as stack:
-            for layer in range(num_layers(self.model)):
-                block = locate(self.model, Site("resid_pre", layer)).module
+            for block in decoder_blocks(self.model):
                 wrap_forward(stack, block, lambda inner, *args, **kwargs: rows)
             head = self.model.get_output_embeddings()
             if columns is not None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import locate, num_layers
+from ...lm.architectures import decoder_blocks, locate
 from ...lm.attention import edit_attention, softmax_pattern
 from ...lm.freeze import keep_others
 from ...lm.heads import output_projection
@@ -96,7 +96,8 @@ def record(
     Returns:
         [`Recording`]
     """
-    layers = range(num_layers(model))
+    blocks = decoder_blocks(model)
+    layers = range(len(blocks))
     recording = Recording(window, parts={part: [] for part in parts}, mlp_others=[()] * len(layers))
     prompts = torch.arange(len(input_ids), device=input_ids.device)
 
@@ -145,8 +146,7 @@ def record(
             keep_others(stack, model, layer, recording.mlp_others)
             projection = output_projection(model, layer)
             before_call(stack, projection, functools.partial(project, layer=layer))
-            block = locate(model, Site("resid_pre", layer)).module
-            before_call(stack, block, enter)
+            before_call(stack, blocks[layer], enter)
             for point in ("attn.out", "resid_mid", "mlp.out"):
                 if point in parts:
                     location = locate(model, Site(point, layer))

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import TranscoderError
-from ...lm.architectures import architecture_of, locate, num_layers
+from ...lm.architectures import final_norm, locate, num_layers
 from ...lm.attention import edit_attention, num_heads
 from ...lm.devices import input_device
 from ...lm.heads import key_weight, output_weight, query_weight, value_weight
@@ -45,12 +45,12 @@ def copying_scores(model: PreTrainedModel, token_ids: Sequence[int], top: int = 
     ids = torch.as_tensor(token_ids, device=input_device(model))
     check_tokens(model, [ids], "The list")
     z = _alone(model, ids, "z")
-    final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
+    norm = final_norm(model)
     unembedding = model.get_output_embeddings()
     vocabulary, hidden_size = map_size(unembedding)
     size = max(1, _MOST_LOGITS // vocabulary)
     # An output with the opposite sign has logits with the opposite sign, except for the biases of norm and unembedding.
-    bias = norm_bias(final_norm) + torch.zeros(hidden_size, dtype=model.dtype, device=ids.device)
+    bias = norm_bias(norm) + torch.zeros(hidden_size, dtype=model.dtype, device=ids.device)
     twice = 2 * unembedding(bias[None])
     scores = {"copying": [], "negative_copying": []}
     for layer in range(num_layers(model)):
@@ -62,7 +62,7 @@ def copying_scores(model: PreTrainedModel, token_ids: Sequence[int], top: int = 
         own = ids[:, None].expand(added.shape[:-1]).flatten()
         ranks = {name: [] for name in scores}
         for rows, tokens in zip(added.flatten(0, 1).split(size), own.split(size), strict=True):
-            logits = unembedding(final_norm(rows.to(model.dtype)))
+            logits = unembedding(norm(rows.to(model.dtype)))
             for name, each in (("copying", logits), ("negative_copying", twice - logits)):
                 ranks[name].append((each > each.gather(1, tokens[:, None])).sum(1))
         for name, each in ranks.items():

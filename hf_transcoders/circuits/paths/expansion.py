@@ -32,7 +32,7 @@ class Expander:
     def __init__(self, run: LinearRun):
         self.run = run
         self.device = run.token_embedding.device
-        self.continues = [Site.parse(dictionary.config.input_site).point in READS for dictionary in run.dictionaries]
+        self.continues = [site.point in READS for site in run.input_sites]
         # A dictionary that replaces the whole stream hides all earlier writes.
         floors = torch.full((STEPS * run.num_layers + 1,), -1)
         for site in run.writers:
@@ -221,7 +221,7 @@ class Expander:
         )
         for part in writer.parts:
             if part.skip is not None:
-                source = Site.parse(self.run.dictionaries[part.dictionary].config.input_site)
+                source = self.run.input_sites[part.dictionary]
                 products = works * ((vector @ part.skip) * self.run.activations[source][position]).sum(-1)
                 collector.add("skip", rows, layer, 1.0, products, position, dictionary=part.dictionary, continues=True)
 
@@ -283,7 +283,7 @@ class Expander:
 
     def _follow_features(self, number, steps, parents, scale):
         dictionary = self.run.dictionaries[number]
-        site = Site.parse(dictionary.config.input_site)
+        site = self.run.input_sites[number]
         vector, bias = encoder_rows(dictionary, steps.index.to(dictionary.device))
         return self.read(site.layer, site.point, steps.position, vector.to(self.device), bias.to(self.device), scale)
 
@@ -295,7 +295,7 @@ class Expander:
             for part in writer.parts
             if (site.layer, part.dictionary) == (layer, dictionary) and part.skip is not None
         )
-        site = Site.parse(self.run.dictionaries[dictionary].config.input_site)
+        site = self.run.input_sites[dictionary]
         vector = self._at(written, parents) @ skip
         return self.read(site.layer, site.point, steps.position, vector, torch.zeros_like(scale), scale)
 

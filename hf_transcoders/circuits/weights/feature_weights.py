@@ -16,7 +16,7 @@ from ...lm.inputs import forget_lengths_
 from ...lm.linear_maps import map_size, num_embeddings
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site, output_site, output_sites
 from ...lm.stream import (
     direct_logits,
     norm_after,
@@ -26,6 +26,7 @@ from ...lm.stream import (
     writing_stage,
     written_directions,
 )
+from ...lm.token_embeddings import embedding_scores
 from ...lm.wrappers import language_model
 from ...models.linear_parts import decoder_rows, encoder_rows
 from ...models.modeling_transcoder import TranscoderModel
@@ -34,7 +35,7 @@ from ..prompt_tokens import encode_prompt
 from .connections import TopConnections, connection_strengths, strongest_pairs
 from .mean_contributions import MeanContributions, SourceContributions, mean_scaled_activations
 from .ov_circuits import OVCircuits
-from .token_effects import TokenScores, embedding_scores, extreme_tokens
+from .token_effects import TokenScores, extreme_tokens
 
 
 # A layer (all of its heads), or a layer and a head.
@@ -88,7 +89,9 @@ class FeatureWeights:
         """
         dictionary = self.dictionary(name)
         rows, _ = encoder_rows(dictionary, self._numbers(name, features))
-        return read_directions(self.base_model, _input(dictionary), rows.to(input_device(self.base_model))).detach()
+        return read_directions(
+            self.base_model, input_site(dictionary), rows.to(input_device(self.base_model))
+        ).detach()
 
     def writes(self, name: str, features: Sequence[int] | None = None) -> torch.Tensor:
         """Write vectors of features in the residual stream, per unit of activation, `(features, hidden)` in fp32.
@@ -101,7 +104,7 @@ class FeatureWeights:
         return self._writes_up_to(name, features, None)
 
     def _writes_up_to(self, name, features, stage: int | None) -> torch.Tensor:
-        """The sum of what features write at the sites that are written by a stage of the model; at all by default."""
+        """The sum of the decoder rows of features at the sites that are written before a stage of the model; at all sites by default."""
         dictionary, numbers = self.dictionary(name), self._numbers(name, features)
         written = []
         for site in self._sites(name):
@@ -112,7 +115,7 @@ class FeatureWeights:
 
     def _sites(self, name) -> list[Site]:
         """The sites that a dictionary writes at, from the first up."""
-        sites = list(map(Site.parse, self.dictionary(name).config.output_sites))
+        sites = output_sites(self.dictionary(name))
         if len(sites) > 1 and any(norm_after(self.base_model, site) is not None for site in sites):
             raise TranscoderError(
                 f"'{name}' writes at several sites before the norms after them, whose scales differ, so its features have no single "
@@ -314,7 +317,7 @@ class FeatureWeights:
         read = self.reads(target, features)
         if sources is None:
             writing = [
-                name for name, d in self.dictionaries.items() if name != target and writes_to_stream(_first_output(d))
+                name for name, d in self.dictionaries.items() if name != target and writes_to_stream(output_site(d))
             ]
             sources = [name for name in writing if self._comes_before(name, target)]
         if not sources:
@@ -352,7 +355,7 @@ class FeatureWeights:
 
     def layers_before(self, name: str) -> list[int]:
         """The layers whose attention writes before a dictionary reads."""
-        stage = reading_stage(self.base_model, _input(self.dictionary(name)))
+        stage = reading_stage(self.base_model, input_site(self.dictionary(name)))
         layers = range(num_layers(self.base_model))
         return [layer for layer in layers if writing_stage(self.base_model, Site("attn.out", layer)) <= stage]
 
@@ -375,8 +378,8 @@ class FeatureWeights:
         return OVCircuits(self.base_model, layer, head)
 
     def _comes_before(self, source, target) -> bool:
-        written = writing_stage(self.base_model, _first_output(self.dictionary(source)))
-        return written <= reading_stage(self.base_model, _input(self.dictionary(target)))
+        written = writing_stage(self.base_model, output_site(self.dictionary(source)))
+        return written <= reading_stage(self.base_model, input_site(self.dictionary(target)))
 
     def _path(self, source, target, through) -> OVCircuits | None:
         """The heads between two dictionaries, after a check that the source can reach the target."""
@@ -388,7 +391,7 @@ class FeatureWeights:
         if through is None:
             return None
         heads = self._heads(through)
-        written = writing_stage(self.base_model, _first_output(self.dictionary(source)))
+        written = writing_stage(self.base_model, output_site(self.dictionary(source)))
         if written > heads.reads or _layer(through) not in self.layers_before(target):
             raise TranscoderError(
                 f"The heads of layer {_layer(through)} are not between '{source}' and '{target}': choose a layer whose "
@@ -398,7 +401,7 @@ class FeatureWeights:
 
     def _stage(self, target, heads) -> int:
         """The stage by which a source must have written: that of the heads in between, or of the target."""
-        return reading_stage(self.base_model, _input(self.dictionary(target))) if heads is None else heads.reads
+        return reading_stage(self.base_model, input_site(self.dictionary(target))) if heads is None else heads.reads
 
     def _scaled_activations(self, name, input_ids) -> torch.Tensor:
         """Activations `(seq, num_features)` on a prompt, times the scale of a post-norm after them, if any."""
@@ -408,21 +411,13 @@ class FeatureWeights:
         prompt = input_ids if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
         ids = encode_prompt(self.base_model, prompt, None)[None].to(input_device(self.base_model))
         forget_lengths_(self.base_model)
-        sites = [_input(dictionary)] if post_norm is None else [_input(dictionary), first]
+        sites = [input_site(dictionary)] if post_norm is None else [input_site(dictionary), first]
         with in_eval_mode(self.base_model, dictionary), capture(self.base_model, sites) as activations:
             self.base_model(input_ids=ids)
             features = dictionary.encode(activations[sites[0]][0].to(dictionary.device)).float().to(ids.device)
             if post_norm is not None:
                 features = features * norm_scale(post_norm, activations[sites[1]][0].float())
         return features
-
-
-def _input(dictionary) -> Site:
-    return Site.parse(dictionary.config.input_site)
-
-
-def _first_output(dictionary) -> Site:
-    return Site.parse(dictionary.config.output_sites[0])
 
 
 def _layer(through) -> int:

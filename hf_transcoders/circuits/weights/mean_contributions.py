@@ -12,7 +12,7 @@ from ...lm.capture import capture
 from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
 from ...lm.norms import norm_scale
-from ...lm.sites import Site
+from ...lm.sites import input_site, output_site
 from ...lm.stream import norm_after, norm_before, stream_before
 from ...models.modeling_transcoder import TranscoderModel
 from .connections import MAX_ELEMENTS
@@ -105,11 +105,9 @@ def mean_scaled_activations(
     Returns:
         `tuple`: by source `(num_features, targets)` in fp64, and the number of tokens of each target.
     """
-    into = Site.parse(target.config.input_site)
+    into = input_site(target)
     stream, norm = stream_before(base_model, into), norm_before(base_model, into)
-    ends = {
-        name: (Site.parse(d.config.input_site), Site.parse(d.config.output_sites[0])) for name, d in sources.items()
-    }
+    ends = {name: (input_site(d), output_site(d)) for name, d in sources.items()}
     post_norms = {name: norm_after(base_model, out) for name, (_, out) in ends.items()}
     sites = {stream, into, *(read for read, _ in ends.values())}
     sites |= {ends[name][1] for name, post_norm in post_norms.items() if post_norm is not None}

@@ -32,7 +32,7 @@ class OVCircuits:
         values = values.repeat_interleave(len(outputs) // len(values), dim=0)
         if head is not None:
             values, outputs = values[head, None], outputs[head, None]
-        # (heads, head_dim, hidden) both: what values read from the stream, and what is written for them.
+        # (heads, head_dim, hidden) both: read vectors of the values, and the vectors that are written for them.
         self.values = read_directions(model, into, values)
         self.outputs = written_directions(model, out, outputs)
         self.reads, self.writes = reading_stage(model, into), writing_stage(model, out)
@@ -49,7 +49,7 @@ class OVCircuits:
         return readers @ self.outputs.mT
 
     def pull(self, readers: torch.Tensor) -> torch.Tensor:
-        """`W_OV^T f`: what readers `(n, hidden)` read through each head from the tokens it attends to, `(heads, n, hidden)`."""
+        """`W_OV^T f`: read vectors `(n, hidden)` pulled back through each head to the tokens that it attends to, `(heads, n, hidden)`."""
         return self.outputs_read_by(readers) @ self.values
 
     def norms(self, readers: torch.Tensor) -> torch.Tensor:

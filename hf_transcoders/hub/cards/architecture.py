@@ -1,11 +1,8 @@
 """The sites, formulas and architecture of the dictionaries of a card."""
 
-import math
-
 from ...models.configuration_transcoder import TranscoderConfig
 from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
-from ...models.cross_layer.source import source_parameter_shapes
-from ...models.modeling_transcoder import parameter_shapes
+from ...models.model_types import count_parameters
 from ...text.markdown import Markdown, code, escape, table
 from .facts import CardFacts, grouped
 from .wording import dtype_name, kind, listed, place_and_name, written_places
@@ -74,13 +71,23 @@ def architecture(facts: CardFacts) -> Markdown:
     return Markdown(text)
 
 
+# What a normalization does to the input, and what undoes it on the output.
+_BY_SITE = ("(input - input_mean) / input_scale", "* output_scale + output_mean")
+_NORMALIZATION_STEPS = {
+    "scale": _BY_SITE,
+    "standardize": _BY_SITE,
+    "token_scale": ("input / rms(input)", "* rms(input)"),
+    "token_standardize": ("(input - mean(input)) / (std(input) + 1e-5)", "* std(input) + mean(input)"),
+}
+
+
 def _formula(config: TranscoderConfig) -> str:
     """The function of a dictionary, one step per line."""
     lines = []
-    scaled = config.normalization != "none"
+    steps = _NORMALIZATION_STEPS.get(config.normalization)
     x = "input"
-    if scaled:
-        lines.append("x        = (input - input_mean) / input_scale")
+    if steps:
+        lines.append(f"x        = {steps[0]}")
         x = "x"
     if config.pre_bias:
         lines.append(f"x        = {x} - b_pre")
@@ -101,7 +108,7 @@ def _formula(config: TranscoderConfig) -> str:
         output += " + b_dec"
     if config.skip_connection:
         output += f" + W_skip {x}"
-    lines.append(f"output   = {output}" if not scaled else f"output   = ({output}) * output_scale + output_mean")
+    lines.append(f"output   = ({output}) {steps[1]}" if steps else f"output   = {output}")
     if config.tied:
         lines.append("W_dec    = W_enc, with rows of unit norm")
     return "\n".join(lines)
@@ -142,13 +149,8 @@ def _properties(config: TranscoderConfig) -> dict[str, str]:
         "AuxK coefficient": f"{config.auxk_coefficient:g} ({config.auxk} dead features a token)"
         if config.auxk_coefficient
         else "0",
-        "parameters": f"{_parameters(config):,}",
+        "parameters": f"{count_parameters(config):,}",
     }
     if config.matryoshka_sizes:
         properties["Matryoshka prefixes"] = ", ".join(f"{size:,}" for size in config.matryoshka_sizes)
     return properties
-
-
-def _parameters(config: TranscoderConfig) -> int:
-    shapes = source_parameter_shapes if isinstance(config, CrossLayerSourceConfig) else parameter_shapes
-    return sum(math.prod(shape) for shape in shapes(config).values() if shape is not None)  # pyright: ignore[reportArgumentType]

@@ -14,8 +14,9 @@ from ...hub_ids import is_hub_id
 from ...models.configuration_transcoder import TranscoderConfig
 from ...models.cross_layer.configuration_cross_layer import CrossLayerSourceConfig
 from ...models.cross_layer.modeling_cross_layer import CrossLayerTranscoder
+from ...models.model_types import dictionary_configs, saved_config
 from ...models.modeling_transcoder import TranscoderModel
-from ...models.saved_files import SavedDictionary, expect, saved_dtype
+from ...models.saved_files import SavedDictionary, saved_dtype
 from ...models.set_index import dictionary_name
 from ...models.transcoder_set import TranscoderSet
 from ...text import logging
@@ -55,17 +56,15 @@ class DictionaryFacts:
     @classmethod
     def of_saved(cls, saved: SavedDictionary) -> "DictionaryFacts":
         """The facts of a saved dictionary, from its configuration and the headers of its weights."""
-        config = TranscoderConfig.from_dict(saved.fields)
-        expect(saved, TranscoderModel.tensor_shapes(config))
+        config = saved_config(saved, TranscoderModel)
         return cls(config, saved_dtype(saved, "W_enc"))
 
     @classmethod
     def of_saved_cross_layer(cls, saved: SavedDictionary) -> "dict[str, DictionaryFacts]":
         """The facts of the layers of a saved cross-layer transcoder."""
-        config = CrossLayerTranscoder.config_class.from_dict(saved.fields)
-        expect(saved, CrossLayerTranscoder.tensor_shapes(config))
+        layers = dictionary_configs(saved_config(saved, CrossLayerTranscoder)) or {}
         dtype = saved_dtype(saved, "sources.0.W_enc")
-        return {name: cls(config.source(number), dtype) for number, name in enumerate(config.names)}
+        return {name: cls(config, dtype) for name, config in layers.items()}
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The limitations of the dictionaries of a card, and what was not measured."""
+"""The limitations of the dictionaries of a card, and the properties that were not measured."""
 
 from ...evaluation.cautions import cautions
 from ...evaluation.evaluation_report import HEADLINE_METRICS, METRICS
@@ -20,7 +20,7 @@ def limits(facts: CardFacts) -> list[Markdown]:
 
 
 def _cautions(facts: CardFacts) -> list[str]:
-    """What makes the results worthless or uncertain, for each evaluation; what is known without one, once."""
+    """Reasons why results are invalid or uncertain: for each evaluation, and once for everything known without one."""
     lines = {}
     for report in facts.reports:
         configs = {name: facts.configs[name] for name in report.dictionaries}
@@ -38,9 +38,7 @@ def _of_base(facts: CardFacts) -> str:
         if facts.revision
         else "the revision that was current at the time; which one was not recorded"
     )
-    origins = listed(
-        map(escape, dict.fromkeys(c.base_model_weights for c in facts.configs.values() if c.base_model_weights))
-    )
+    origins = listed(dict.fromkeys(c.base_model_weights for c in facts.configs.values() if c.base_model_weights))
     weights = (
         f" The weights it had in training were not those of that name, but of {origins}: with the original weights, the "
         "numbers are others."

@@ -12,6 +12,8 @@ _NORMALIZATIONS = {
     "none": "none",
     "scale": "one factor for each site, measured before training and kept with the weights",
     "standardize": "mean and standard deviation of each dimension, measured before training and kept with the weights",
+    "token_scale": "root mean square of each token's input, multiplied into its reconstruction again",
+    "token_standardize": "mean and standard deviation of each token's input, put into its reconstruction again",
 }
 
 

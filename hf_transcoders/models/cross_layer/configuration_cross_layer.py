@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from ...errors import TranscoderError
 from ..configuration_transcoder import TranscoderConfig, facts_of
+from ..token_norms import TOKEN_NORMS
 
 
 @strict
@@ -153,7 +154,7 @@ class CrossLayerTranscoderConfig(TranscoderConfig):
         if self.window is not None and self.window < 0:
             raise TranscoderError(f"`window` is {self.window}; give 0 or more later layers, or leave it out for all.")
         if self.target_variance is not None:
-            raise TranscoderError("Each output site has a variance of its own: give `target_variances`.")
+            raise TranscoderError("Each output site has its own variance: give `target_variances`.")
         if self.target_variances is not None and (
             len(self.target_variances) != len(reads) or not all(value > 0 for value in self.target_variances)
         ):
@@ -169,8 +170,12 @@ class CrossLayerTranscoderConfig(TranscoderConfig):
                 raise TranscoderError(
                     f"`{name}={getattr(self, name)!r}` is not supported in a cross-layer transcoder: leave it out."
                 )
-        if self.activation == "gated" or self.decoder_init == "transpose":
-            field = "activation" if self.activation == "gated" else "decoder_init"
+        unsupported = {
+            "activation": self.activation == "gated",
+            "decoder_init": self.decoder_init == "transpose",
+            "normalization": self.normalization in TOKEN_NORMS,
+        }
+        for field in (name for name, is_set in unsupported.items() if is_set):
             raise TranscoderError(
                 f"`{field}={getattr(self, field)!r}` is not supported in a cross-layer transcoder: choose another."
             )
@@ -218,6 +223,6 @@ class CrossLayerSourceConfig(TranscoderConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         raise TranscoderError(
-            "One layer of a cross-layer transcoder has no files of its own: load the whole with "
+            "One layer of a cross-layer transcoder has no separate files: load the whole with "
             "CrossLayerTranscoder.from_pretrained."
         )

@@ -159,7 +159,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         return [Encoded(None, *chosen) for chosen in sparse_encode_jointly(encoders, total)]
 
     def _reconstruct(self, encoded: list[Encoded], rows: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Normalized reconstruction `(rows, d_out)` of each output site: the sum of what all layers write there."""
+        """Normalized reconstruction `(rows, d_out)` of each output site: the sum of the writes of all layers."""
         totals: list[torch.Tensor | None] = [None] * len(rows)
         for number, (source, features, inputs) in enumerate(zip(self.layers, encoded, rows, strict=True)):
             for later, part in enumerate(source.written(features, inputs).unbind(1), start=number):
@@ -181,7 +181,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         return targets
 
     def _residuals(self, number, targets, totals) -> torch.Tensor:
-        """What is missed at all sites that a layer writes at, `(rows, sites * d_out)`; nothing where there are no targets."""
+        """The error at all sites that a layer writes at, `(rows, sites * d_out)`; nothing where there are no targets."""
         sites = range(number, number + len(self.config.written_sites(number)))
         parts = [
             torch.zeros_like(totals[site], dtype=torch.float32)
@@ -212,7 +212,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
         return self
 
     def gather_config_(self) -> None:
-        """Writes what was measured of each layer, and kept in the configuration of the layer, into the configuration."""
+        """Copies measured values from the configurations of the layers into the configuration of the whole."""
         configs = [source.config for source in self.layers]
         variances = [config.target_variance for config in configs]
         self.config.target_variances = None if None in variances else variances  # pyright: ignore[reportAttributeAccessIssue]
@@ -253,7 +253,7 @@ class CrossLayerTranscoder(NamedDictionaries, SavedModel):
     @classmethod
     def from_set(cls, transcoders: Mapping[str, TranscoderModel], window: int | None = None) -> Self:
         """
-        Makes a cross-layer transcoder that computes what the transcoders of a set compute: decoders of later layers are zero.
+        Makes a cross-layer transcoder that computes the same as the transcoders of a set: decoders of later layers are zero.
         The features are the same, so its loss starts where the training of the set has ended.
 
         Args:

@@ -46,7 +46,7 @@ class CrossLayerSource(TranscoderModel):
         return self.W_dec.flatten(1)
 
     def at(self, site: str) -> "SourceAtSite":
-        """What linear maps need of the dictionary with the decoder of one of its sites.
+        """The tensors that linear maps need, with the decoder of one site.
 
         Args:
             site (`str`): One of `config.output_sites`.
@@ -68,7 +68,7 @@ class CrossLayerSource(TranscoderModel):
 
     def written(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
         """
-        What the features of one batch write, and the bias and skip connection at the own site.
+        The writes of the features of one batch, with the bias and skip connection at the own site.
 
         Args:
             encoded ([`Encoded`]): Features.
@@ -84,13 +84,13 @@ class CrossLayerSource(TranscoderModel):
         own = super()._add_linear_part(own, inputs)
         return torch.cat([own, later], dim=1) if later.shape[1] else own
 
-    def normalize_output(self, targets: torch.Tensor) -> torch.Tensor:
+    def normalize_output(self, targets: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Normalizes targets of the own site to the scale of the loss."""
         if self.config.normalization != "none":
             targets = (targets.float() - self.output_mean) / self.output_scale[0]
         return targets
 
-    def denormalize_output(self, reconstruction: torch.Tensor) -> torch.Tensor:
+    def denormalize_output(self, reconstruction: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Converts a reconstruction of the own site back to its units."""
         if self.config.normalization != "none":
             reconstruction = reconstruction * self.output_scale[0] + self.output_mean
@@ -122,8 +122,8 @@ class CrossLayerSource(TranscoderModel):
 
     def decode(self, features: torch.Tensor, inputs: torch.Tensor | None = None) -> torch.Tensor:
         raise TranscoderError(
-            "One layer of a cross-layer transcoder has no reconstruction of its own: call the whole, or the layer for what it "
-            "writes at each site."
+            "One layer of a cross-layer transcoder has no separate reconstruction: call the whole, or the layer for its writes "
+            "at each site."
         )
 
     def losses_of(
@@ -141,9 +141,12 @@ class CrossLayerSource(TranscoderModel):
                 What is missed at all sites, if there are dead features.
             mask, batch_mean, dead_features, sparsity_scale: As in [`TranscoderModel`].
         """
-        losses = self._losses(rows, targets, encoded, reconstruction, mask, batch_mean, None, sparsity_scale)
+        squared = (reconstruction.float() - targets).square().sum(-1)
+        losses = self._losses(rows, targets, encoded, reconstruction, squared, mask, batch_mean, None, sparsity_scale)
         if self.config.tanh_coefficient:
-            losses["tanh_loss"] = sparsity_scale * token_mean(self.tanh_penalty(encoded.dense), mask)
+            losses["tanh_loss"] = sparsity_scale * token_mean(
+                self.tanh_penalty(encoded.to_dense(self.config.num_features)), mask
+            )
         if residuals is not None:
             losses["auxk_loss"] = token_mean(self._auxk(rows, residuals, dead_features, batch_mean), mask)
         return losses

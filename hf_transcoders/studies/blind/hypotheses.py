@@ -8,12 +8,12 @@ from tqdm.auto import tqdm
 
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...circuits.weights.ov_circuits import OVCircuits
-from ...circuits.weights.token_effects import embeddings, vocabulary_parts
 from ...errors import TranscoderError
 from ...lm.heads import output_weight, value_weight
 from ...lm.norms import frozen_norm, norm_bias, norm_scale
-from ...lm.sites import Site
+from ...lm.sites import Site, input_site, output_site
 from ...lm.stream import multiplier_after, norm_after, norm_before, reading_stage, writing_stage
+from ...lm.token_embeddings import embeddings, vocabulary_parts
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def token_hypotheses(
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
     """
     model = weights.base_model
-    into = Site.parse(weights.dictionary(name).config.input_site)
+    into = input_site(weights.dictionary(name))
     reads, norm = weights.reads(name, features), norm_before(model, into)
     heads, pulled = _strongest_heads(weights, name, features, reads, num_heads)
     mlps = _mlps_before(weights, reading_stage(model, into))
@@ -101,7 +101,7 @@ def _mlps_before(weights, stage):
     """Layer -> dictionary of its MLP, if it writes before `stage`."""
     found = {}
     for dictionary in weights.dictionaries.values():
-        read, out = (Site.parse(site) for site in (dictionary.config.input_site, dictionary.config.output_site))
+        read, out = input_site(dictionary), output_site(dictionary)
         if read.point == "mlp.in" and out.point in ("mlp.out", "mlp.branch") and read.layer == out.layer:
             if writing_stage(weights.base_model, out) <= stage:
                 found.setdefault(read.layer, dictionary)
@@ -115,7 +115,7 @@ def _written(model, dictionary, stream):
             "The outputs of MLPs are computed by the dictionary of one layer each, and a cross-layer transcoder sums several: use a "
             "set of transcoders."
         )
-    out = Site.parse(dictionary.config.output_site)
+    out = output_site(dictionary)
     inputs = _normed(norm_before(model, Site("mlp.in", out.layer)), stream)
     added = dictionary(inputs.to(dictionary.device), output_features=False).reconstruction.to(stream)
     norm = norm_after(model, out)

@@ -15,7 +15,7 @@ from ...data.token_texts import token_texts
 from ...errors import TranscoderError
 from ...lm.capture import capture
 from ...lm.modes import in_eval_mode
-from ...lm.sites import Site
+from ...lm.sites import input_site
 from ...lm.wrappers import measures_model
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.transcoder_set import TranscoderSet
@@ -333,7 +333,7 @@ def _check_sizes(**sizes):
 
 def _inputs(model, dictionary, blocks, batch_size, progress) -> torch.Tensor:
     """Inputs of the dictionary at the scored tokens, block by block, `(tokens, d_in)`."""
-    site, found = Site.parse(dictionary.config.input_site), {}
+    site, found = input_site(dictionary), {}
     with in_eval_mode(model), capture(model, site) as activations:
         batches = blocks.batches(model, batch_size)
         for batch in tqdm(batches, desc="text", total=-(-len(blocks.texts) // batch_size), disable=not progress):

@@ -1,4 +1,4 @@
-"""Find repairs of a task without being told the heads: search, judge on other prompts, and say what the heads do."""
+"""Find repairs of a task without given heads: search, judge on other prompts, and describe the heads."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,9 +88,9 @@ def find_repair(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> RepairStudy:
-    """Search for heads that repair a task when their attention is forced onto other tokens, and judge what is found.
+    """Search for heads that repair a task when their attention is forced onto other tokens, and judge the results.
 
-    Heads are searched on one set of prompts ([`search_repair`]) and judged on another. The best repairs are measured beside
+    Heads are searched on one set of prompts ([`search_repair`]) and judged on another. The best repairs are compared with
     controls: equally many random heads of the same layers, and the same heads on the other tokens and on random tokens. An
     edit that uses the answer is a diagnostic of what the heads do, not a mitigation.
 
@@ -104,7 +104,7 @@ def find_repair(
         query, tokens, layers, objective, penalty, max_heads, shortlist, beam, batch_size:
             The arguments of [`search_repair`].
         explained (`int`, *optional*, defaults to 3):
-            Largest number of repairs that are measured beside controls and whose heads are described.
+            Largest number of repairs that are compared with controls and whose heads are described.
         head_draws, token_draws (`int`, *optional*, default to 10 and 5):
             Largest number of random choices of heads, and number of random choices of tokens.
         traced ([`TracedTasks`], *optional*):
@@ -194,7 +194,7 @@ def unseen(judged: Task, task: Task) -> Task:
 
 
 def _judge(model, judged, attention, repairs, chosen, sets, head_draws, token_draws, seed, settings):
-    """Outcomes of each repair, by the name of its tokens, beside controls if it is a chosen one."""
+    """Outcomes of each repair, by the name of its tokens, with controls if it is a chosen one."""
     generator = random.Random(seed)
     conditions = {}
     for repair in repairs:

@@ -1,4 +1,4 @@
-"""What heads do without an edit: where they attend, their roles, and their effects in two tasks."""
+"""Evidence on heads without an edit: their attention, their roles, and their effects in two tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class StageEffect:
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """What a head does without an edit.
+    """Evidence on one head without an edit.
 
     Args:
         head (`Head`): Layer and number of the head.
@@ -60,7 +60,7 @@ def head_evidence(
     batch_size: int = 32,
     seed: int = 0,
 ) -> list[HeadEvidence]:
-    """Collect what heads do without an edit.
+    """Collect evidence on heads without an edit.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A causal language model, which runs in evaluation mode.

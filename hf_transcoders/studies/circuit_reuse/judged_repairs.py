@@ -1,4 +1,4 @@
-"""Judge repairs on prompts that the search has not seen, beside controls."""
+"""Judge repairs on prompts that the search has not seen, and compare them with controls."""
 
 import random
 from collections.abc import Sequence

@@ -48,7 +48,7 @@ def repair_sections(study: RepairStudy) -> list[Section]:
             "mitigation.",
             tables=[found_table(study)],
         ),
-        Section("The best repairs beside controls", tables=[*outcome_tables(study), *paper_tables(study)]),
+        Section("The best repairs compared with controls", tables=[*outcome_tables(study), *paper_tables(study)]),
     ]
     if study.heads:
         sections.append(Section("What the heads found do without an edit", tables=evidence_tables(study)))

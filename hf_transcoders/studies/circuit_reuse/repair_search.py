@@ -193,7 +193,7 @@ def search_repair(
 
 
 def _grow(engine, attention, edits, measured, objective, penalty, max_heads, shortlist, beam):
-    """Add forced heads to the best few combinations until none helps, given what each edit does alone.
+    """Add forced heads to the best few combinations until none helps, given the effect of each edit alone.
 
     Returns:
         `tuple`: the forced heads and the steps of the combination with the highest score, and the number of runs.

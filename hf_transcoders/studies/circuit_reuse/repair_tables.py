@@ -69,7 +69,7 @@ def found_table(study: "RepairStudy") -> Table:
 
 
 def outcome_tables(study: "RepairStudy") -> list[Table]:
-    """The explained repairs beside controls."""
+    """The explained repairs and their controls."""
     note = (
         "On the prompts for judging. Controls: mean of the draws, with the lowest and the highest in parentheses; random heads are "
         "other heads of the same layers on the same tokens, all of them if there are few; random tokens are as many other "

@@ -9,14 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...circuits.weights.feature_weights import FeatureWeights
 from ...dictionaries import check_fits
 from ...errors import TranscoderError
-from ...lm.architectures import architecture_of, locate
+from ...lm.architectures import architecture_of, final_norm, locate
 from ...lm.devices import input_device
 from ...lm.hooks import Location
 from ...lm.linear_maps import embedding_width, linear_rows
 from ...lm.modes import in_eval_mode
 from ...lm.norms import frozen_norm
-from ...lm.sites import Site
-from ...lm.stream import UNEMBEDDING, map_after
+from ...lm.sites import Site, output_site
+from ...lm.stream import UNEMBEDDING, map_after, multiplier_after, norm_after
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows, skip_and_bias
 from ...models.modeling_transcoder import TranscoderModel
@@ -159,12 +159,11 @@ class _Measured:
         self.model, self.transcoder, self.place, self.prompts = model, transcoder, place, prompts
         self.tokens = torch.tensor(list(prompts.candidates.values()), device=input_device(model))
         self.neurons_at = neurons_location(model, place.layer)
-        final_norm = model.base_model.get_submodule(architecture_of(model).final_norm)
         read = {
             "input": locate(model, transcoder.config.input_site),
             "output": locate(model, place),
             "neurons": self.neurons_at,
-            "stream": Location(final_norm, "in"),
+            "stream": Location(final_norm(model), "in"),
         }
         # All prompts contribute to the variances; only scored ones are run again.
         _, seen = MlpRows(model, prompts.input_ids, place.layer, skip_first).record(read)
@@ -259,15 +258,14 @@ class _Measured:
         """Direct effects of features on the direction `(features,)`, and of their units on endings `(features, endings)`."""
         device = input_device(self.model)
         writes = decoder_rows(self.transcoder, features).to(device)[:, None]
-        architecture = architecture_of(self.model)
-        through = map_after(self.model, self.place, self.seen["output"][:, -1].float())
+        norm, multiplier = norm_after(self.model, self.place), multiplier_after(self.model, self.place)
+        through = map_after(norm, multiplier, self.seen["output"][:, -1].float())
         if through is not None:
             writes = through(writes)
-        final_norm = self.model.base_model.get_submodule(architecture.final_norm)
-        writes = frozen_norm(final_norm, self.seen["stream"][:, -1].float())(writes)
+        writes = frozen_norm(final_norm(self.model), self.seen["stream"][:, -1].float())(writes)
         endings = linear_rows(self.model.get_output_embeddings(), self.tokens, UNEMBEDDING)
         per_unit = writes @ endings.weight.float().T
-        per_unit = per_unit * architecture.logit_multiplier
+        per_unit = per_unit * architecture_of(self.model).logit_multiplier
         high, low = (list(self.prompts.candidates).index(ending) for ending in DIRECTIONS[self.prompts.variant])
         towards = per_unit[..., high] - per_unit[..., low]
         effect = (towards * self.activations(features)[:, -1].T.to(device)).mean(-1)
@@ -282,7 +280,7 @@ def _output_place(model, transcoder) -> Site:
             "The study measures the transcoder of one MLP, and a layer of a cross-layer transcoder writes at several: give a "
             "transcoder of one layer."
         )
-    place = Site.parse(transcoder.config.output_site)
+    place = output_site(transcoder)
     if place.point not in ("mlp.out", "mlp.branch"):
         raise TranscoderError(
             f"The dictionary writes '{place}', but the study replaces an MLP: choose one that writes mlp.out or mlp.branch."

@@ -13,7 +13,7 @@ from ...evaluation.evaluator import ORIGINAL, EvaluationReport, TranscoderEvalua
 from ...evaluation.statistics import ce_recovered
 from ...lm.architectures import num_layers
 from ...lm.modes import in_eval_mode
-from ...lm.sites import Site
+from ...lm.sites import output_site
 from ...models.modeling_transcoder import TranscoderModel
 from ...models.transcoder_set import TranscoderSet
 from ...reports.sections import Table, tables_text
@@ -131,7 +131,7 @@ def replacement_study(
     model = evaluator.base_model
     named = named_dictionaries(dictionaries)
     evaluator.check(named, together=True)
-    outputs = {name: Site.parse(dictionary.config.output_site) for name, dictionary in named.items()}
+    outputs = {name: output_site(dictionary) for name, dictionary in named.items()}
     if outside := [name for name, site in outputs.items() if site.layer is None]:
         raise TranscoderError(
             f"'{outside[0]}' writes '{outputs[outside[0]]}', which belongs to no layer: leave it out."

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from hf_transcoders.circuits.graphs import AttributionGraph
+from hf_transcoders.circuits.graphs import AttributionGraph, graph_verdicts
+from hf_transcoders.circuits.graphs.graph_card import graph_card
+from hf_transcoders.circuits.graphs.verdicts import left_out, notes
 from hf_transcoders.errors import TranscoderError
 from hf_transcoders.hub.cards import is_generated
 from hf_transcoders.testing import local_hub
+from hf_transcoders.text.markdown import escape
 from tests.hub.conftest import ACCOUNTS, READER, WRITER, make_dictionary
 
 from .random_graph import random_graph
@@ -30,9 +33,19 @@ def test_push_and_load(hub):
         f"| {graph.scores()['completeness']:.3f} |" in card
         and f"| `Mary` | {graph.targets[0].probability:.1%} |" in card
     )
+    for verdict in graph_verdicts(graph):
+        assert f"**{verdict.about.capitalize()}: {verdict.level}.** {escape(verdict.text)}" in card
     loaded = AttributionGraph.from_pretrained("me/graph")
     assert torch.equal(loaded.weight, graph.weight) and loaded.targets == graph.targets
     assert loaded.metadata == graph.metadata and loaded.tokens == graph.tokens
+
+
+def test_the_card_says_what_the_page_says_of_a_pruned_graph():
+    graph = random_graph(features=6).prune(0.3)
+    card = graph_card(graph, "me/graph")
+    assert escape(left_out(graph)) in card and "The page shows" in card
+    for note in notes(graph):
+        assert escape(note) in card
 
 
 def test_an_edited_card_stays_and_ours_is_renewed(hub):

@@ -272,7 +272,9 @@ def test_the_histogram_of_a_feature():
     # 300 activations of 0.5, 1.0 ... 150, planted.
     values = np.arange(1, 301) / 2
     running = RunningHistograms(1, torch.device("cpu"))
-    running.update(torch.tensor(values).float()[None, :, None])
+    found = torch.zeros(300, dtype=torch.long), torch.tensor(values).float()
+    running.widen(*found)
+    running.count(*found)
     explanation = FeatureExplanation(3, 0.01, 150.0, 75.25, [], [], [], histogram=running.histogram(0))
     content = feature_json(explanation, 9, "a")
     check(content, "feature")

@@ -264,7 +264,7 @@ def _written(config: TranscoderConfig) -> int:
 
 def _step_bytes(config: TranscoderConfig, tokens: int, device_type: str) -> int:
     """Memory of one forward and backward pass besides parameters, all in float32."""
-    rows = 6 * tokens * (config.d_in + _written(config))
+    rows = 5 * tokens * (config.d_in + _written(config))
     if config.is_sparse:
         pairs = 8 * tokens * config.k
         scores = tokens * config.num_features

@@ -2,8 +2,9 @@
 
 from .arguments import add_shared, measuring_arguments, model_arguments, output_arguments, text_arguments
 from .common import load_model, load_text
+from .outline import LibraryNames
 from .terminal import Parser, echo, print_json, print_table
-from .values import LibraryNames, output_folder, whole
+from .values import output_folder, whole
 
 
 def parse(argv, prog):

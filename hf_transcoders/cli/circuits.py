@@ -3,9 +3,10 @@
 from ..errors import TranscoderError
 from .arguments import add_shared, model_arguments, output_arguments, task_arguments
 from .common import finish, load_model
+from .outline import LibraryNames
 from .tasks import task_maker
 from .terminal import Parser, echo, print_json, print_table
-from .values import LibraryNames, not_negative, output_folder, whole
+from .values import not_negative, output_folder, whole
 
 
 _SWEEPS = {"resid": "residual", "resid_mid": "residual", "mlp": "mlps", "attn": "attention"}

@@ -2,8 +2,9 @@
 
 from ..errors import TranscoderError
 from .arguments import add_shared, output_arguments
+from .outline import LibraryNames
 from .terminal import Parser, echo, print_json
-from .values import LibraryNames, factor
+from .values import factor
 
 
 _NATIVE = "native"

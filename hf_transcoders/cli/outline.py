@@ -1,6 +1,6 @@
 """
-Options of a dataclass, made from its source: importing the arguments of transformers' Trainer takes seconds, in which no mistake is
-named and no help is shown.
+Options and their values, read from the source of the library: importing the arguments of transformers' Trainer, or PyTorch, takes
+seconds, in which no mistake is named and no help is shown.
 
 Types are read as `transformers.HfArgumentParser` reads them. Values whose type a source does not tell are not checked here.
 """
@@ -9,10 +9,11 @@ import argparse
 import ast
 import dataclasses
 import functools
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from .values import truth
 
@@ -62,27 +63,34 @@ def declared_fields(path: Path, name: str) -> dict[str, DeclaredField]:
     return fields
 
 
-def declared_values(path: Path, name: str, field: str) -> list:
+class LibraryNames:
     """
-    Read the values that a field of a dataclass takes, from its annotation as a `Literal`.
+    Choices of an option that a module of the library lists. They are read from its source when a value is checked or help is
+    shown; the module is imported where its source does not tell them.
 
     Args:
-        path (`Path`): Source of its module.
-        name (`str`): Its name.
-        field (`str`): Name of the field.
-
-    Raises:
-        `LookupError`: the source has no such field with such an annotation.
-        `OSError`, `SyntaxError`: the source cannot be read.
+        module (`str`): Module, relative to the package.
+        name (`str`):
+            Its collection of names, a `Literal` of them, or a field of a class with such a type (`"TranscoderConfig.activation"`).
+        first (`str`): Names that the command adds before these.
     """
-    path, definition = _find_class(path, name)
-    fields = {ast.unparse(line.target): line.annotation for line in definition.body if isinstance(line, ast.AnnAssign)}
-    named = {ast.unparse(line.targets[0]): line.value for line in _statements(path) if isinstance(line, ast.Assign)}
-    annotation = fields.get(field, ast.Constant(None))
-    for node in ast.walk(named.get(ast.unparse(annotation), annotation)):
-        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
-            return [_value(each) for each in getattr(node.slice, "elts", [node.slice])]
-    raise LookupError(f"{path} has no field {field} of {name} with a Literal.")
+
+    def __init__(self, module: str, name: str, *first: str):
+        self.module, self.name, self.first = module, name, first
+
+    def __iter__(self):
+        yield from self.first
+        yield from self._names()
+
+    def __contains__(self, value):
+        return value in tuple(self)
+
+    def _names(self) -> list[str]:
+        try:
+            return _listed(_package_path(self.module), self.name)
+        except (LookupError, OSError, SyntaxError):
+            names = getattr(importlib.import_module(self.module, __package__), self.name)
+            return list(get_args(names) or names)
 
 
 def fields_of(cls) -> dict[str, DeclaredField]:
@@ -132,6 +140,34 @@ def _find_class(path: Path, name: str) -> tuple[Path, ast.ClassDef]:
         if isinstance(node, ast.ImportFrom) and name in {each.name for each in node.names}:
             return _find_class(_imported(path, node), name)
     raise LookupError(f"{path} has no class {name}.")
+
+
+def _package_path(module: str) -> Path:
+    """Return the source of a module of the library, such as `..lm.sites`."""
+    return Path(__file__).parents[1].joinpath(*module.removeprefix("..").split(".")).with_suffix(".py")
+
+
+def _listed(path: Path, name: str) -> list[str]:
+    """Return the names that a module assigns to a variable or allows in the annotation of a field."""
+    assigned = {ast.unparse(line.targets[0]): line.value for line in _statements(path) if isinstance(line, ast.Assign)}
+    owner, _, field = name.partition(".")
+    if field:
+        path, definition = _find_class(path, owner)
+        lines = [line for line in definition.body if isinstance(line, ast.AnnAssign)]
+        node = {ast.unparse(line.target): line.annotation for line in lines}.get(field, ast.Constant(None))
+        node = assigned.get(ast.unparse(node), node)
+    else:
+        node = assigned.get(name, ast.Constant(None))
+    if isinstance(node, ast.Dict):
+        node = ast.Tuple([key for key in node.keys if key is not None])
+    for each in ast.walk(node):
+        if isinstance(each, ast.Subscript) and ast.unparse(each.value) == "Literal":
+            node = each.slice if isinstance(each.slice, ast.Tuple) else ast.Tuple([each.slice])
+            break
+    names = _value(node)
+    if not isinstance(names, list | tuple):
+        raise LookupError(f"{path} does not list {name}.")
+    return list(names)
 
 
 @functools.cache

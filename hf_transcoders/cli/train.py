@@ -12,14 +12,14 @@ from ..errors import TranscoderError
 from .arguments import DTYPES, SHARED, add_shared, declare_shared
 from .common import load_model
 from .config_file import read_defaults
-from .outline import add_declared, declared_fields, declared_values, fields_of
+from .outline import LibraryNames, add_declared, declared_fields, fields_of
 from .terminal import Parser, echo, print_json, quiet_transformers
 from .values import output_folder, truth, whole_number
 
 
-def _of_config(field: str, module: str = "configuration_transcoder.py", name: str = "TranscoderConfig") -> list[str]:
-    """The values that a field of a configuration takes, which is not imported for that."""
-    return declared_values(Path(__file__).parents[1] / "models" / module, name, field)
+def _of_config(field: str) -> LibraryNames:
+    """The values that a field of the configuration takes."""
+    return LibraryNames("..models.configuration_transcoder", f"TranscoderConfig.{field}")
 
 
 #: The kind of dictionaries that is one model of several layers.
@@ -121,8 +121,8 @@ class TrainOptions(RunOptions):
         default="layer",
         metadata={
             "help": "features that batchtopk chooses among in a cross-layer transcoder: those of a layer, or of all layers",
-            "choices": _of_config(
-                "batchtopk_scope", "cross_layer/configuration_cross_layer.py", "CrossLayerTranscoderConfig"
+            "choices": LibraryNames(
+                "..models.cross_layer.configuration_cross_layer", "CrossLayerTranscoderConfig.batchtopk_scope"
             ),
         },
     )

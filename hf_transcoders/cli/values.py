@@ -1,13 +1,11 @@
 """Types of command-line values, and checks of output folders before any work starts."""
 
 import argparse
-import importlib
 import math
 import re
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
 
 from ..errors import TranscoderError
 
@@ -46,28 +44,6 @@ def whole(minimum: int, maximum: int = _LARGEST):
         return number
 
     return convert
-
-
-class LibraryNames:
-    """Choices of an option that a module of the library lists; it is imported to check a value or to show help.
-
-    Args:
-        module (`str`): Module, relative to the package.
-        name (`str`):
-            Its collection of names, or a `Literal` of them.
-        first (`str`): Names that the command adds before these.
-    """
-
-    def __init__(self, module: str, name: str, *first: str):
-        self.module, self.name, self.first = module, name, first
-
-    def __iter__(self):
-        yield from self.first
-        names = getattr(importlib.import_module(self.module, __package__), self.name)
-        yield from get_args(names) or names
-
-    def __contains__(self, value):
-        return value in tuple(self)
 
 
 def positive(text: str) -> float:

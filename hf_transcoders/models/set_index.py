@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import TranscoderError
@@ -13,6 +14,8 @@ from .saved_files import Files, damaged, parse_saved
 
 
 INDEX_NAME = "transcoder_set.json"
+# A name is a folder, part of a key of the state dict and, with "/" for ".", a module name, and must be unique as each.
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def write_index(folder: str | os.PathLike, subfolders: Mapping[str, str], base_model: str | None) -> None:
@@ -52,12 +55,23 @@ def parse_index(text: str | bytes, source: str) -> dict[str, str]:
     if not named or "format_version" not in index:
         raise damaged(source, "it does not say which dictionaries it has, and in which format")
     check_format_version(index["format_version"])
+    check_names(entries)
     folders = {name: inner_path(entry.get("subfolder"), source) for name, entry in entries.items()}
     if len(set(folders.values())) < len(folders):
         raise TranscoderError(
             f"{printable(source)} has several dictionaries in one folder: copy or download it again, or save the set again."
         )
     return folders
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses names of dictionaries that are no names of folders."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise TranscoderError(
+                f"'{printable(name)}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
+                "digits, '-', '_' and single dots between them."
+            )
 
 
 def dictionary_name(config: TranscoderConfig) -> str:

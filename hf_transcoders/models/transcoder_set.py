@@ -1,7 +1,6 @@
 """Sets of dictionaries of one base model, saved together."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,7 @@ from .modeling_transcoder import TranscoderModel
 from .named_dictionaries import NamedDictionaries, TranscoderSetOutput
 from .publishing import PublishMixin
 from .saved_files import HUB_ARGUMENTS, Files, SavedDictionary, open_files
-from .set_index import INDEX_NAME, dictionary_name, has_index, parse_index, write_index
-
-
-# A name is a folder, part of a key of the state dict and, with "/" for ".", a module name, and must be unique as each.
-_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
+from .set_index import INDEX_NAME, check_names, dictionary_name, has_index, parse_index, write_index
 
 
 class TranscoderSet(NamedDictionaries, PublishMixin, nn.Module):
@@ -52,12 +47,7 @@ class TranscoderSet(NamedDictionaries, PublishMixin, nn.Module):
             raise TranscoderError(
                 f"The dictionaries belong to different base models ({', '.join(sorted(bases))}): make one set for each."
             )
-        for name in named:
-            if not _NAME.fullmatch(name):  # pyright: ignore[reportCallIssue]
-                raise TranscoderError(
-                    f"'{name}' cannot name a dictionary, because its files go into a folder of that name: use letters, "
-                    "digits, '-', '_' and single dots between them."
-                )
+        check_names(named)
         # Module names must not contain dots.
         self.dictionaries = nn.ModuleDict({name.replace(".", "/"): model for name, model in named.items()})  # pyright: ignore[reportCallIssue]
 

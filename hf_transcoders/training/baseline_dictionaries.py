@@ -112,15 +112,14 @@ class _Kind:
     fitted: bool = False
 
 
-_KINDS = {
+#: The kinds of baselines by name.
+BASELINES = {
     "pca": _Kind(_principal, fitted=True),
     "ica": _Kind(_independent, fitted=True),
     "random": _Kind(_random),
     "rotation": _Kind(_rotation),
     "identity": _Kind(_identity),
 }
-#: Names of the kinds of baselines.
-BASELINES = tuple(_KINDS)
 
 
 @takes_model
@@ -186,10 +185,10 @@ def fit_baselines(
     >>> baselines["pca"].save_pretrained("runs/baselines/pca")
     ```
     """
-    if unknown := [kind for kind in kinds if kind not in _KINDS]:
-        raise TranscoderError(f"There is no kind of baseline '{unknown[0]}': choose from {', '.join(_KINDS)}.")
+    if unknown := [kind for kind in kinds if kind not in BASELINES]:
+        raise TranscoderError(f"There is no kind of baseline '{unknown[0]}': choose from {', '.join(BASELINES)}.")
     if not kinds:
-        raise TranscoderError(f"No kind of baseline is asked for: choose from {', '.join(_KINDS)}.")
+        raise TranscoderError(f"No kind of baseline is asked for: choose from {', '.join(BASELINES)}.")
     if "ica" in kinds and find_spec("sklearn") is None:
         raise TranscoderError(
             'Independent components need scikit-learn: install it with `pip install "hf_transcoders[ica]"`.'
@@ -203,7 +202,7 @@ def fit_baselines(
         special_token_ids=special_token_ids,
         seed=seed,
     )
-    fitted = any(_KINDS[kind].fitted for kind in kinds)
+    fitted = any(BASELINES[kind].fitted for kind in kinds)
     # Without anything to fit, one chunk tells the widths.
     measured = _measure(harvester, max_tokens if fitted else 1, ica_tokens if "ica" in kinds else 0, progress)
     settings = _Settings(num_features, ica_iterations, seed)
@@ -211,8 +210,8 @@ def fit_baselines(
     for kind in dict.fromkeys(kinds):
         dictionaries = []
         for site, its in measured.items():
-            directions = _KINDS[kind].make(its, settings, site)
-            facts = {"method": kind, **_facts(harvester, its if _KINDS[kind].fitted else None)}
+            directions = BASELINES[kind].make(its, settings, site)
+            facts = {"method": kind, **_facts(harvester, its if BASELINES[kind].fitted else None)}
             dictionaries.append(_dictionary(base_model, site, directions, facts))
         found[kind] = TranscoderSet(dictionaries).eval()
     return found

@@ -216,8 +216,7 @@ def test_mistakes_about_what_files_say(place, capsys, tmp_path):
     index = tmp_path / "set" / "transcoder_set.json"
     names = index.read_text()
     index.write_text(names.replace('"l0"', json.dumps(EVIL), 1))
-    # Weights are not read, so the name is shown.
-    run(place, capsys, "info", "--transcoders", str(tmp_path / "set"))
+    run(place, capsys, "info", "--transcoders", str(tmp_path / "set"), code=2)
     index.write_text(names)
     for change in ({"activation": EVIL}, {"input_site": EVIL}, {"format_version": EVIL}, {"k": EVIL}, {EVIL: EVIL}):
         config.write_text(json.dumps(original | change))

@@ -106,7 +106,10 @@ MISTAKES = [
     ("study greater-than --transcoders one --max-k 0", "give at least 1"),
     ("convert set out --to sparsfy", r"did you mean sparsify\?"),
     ("circuits patch ioi --model model --ablation nothing", "counterfactual, zero, mean, resample"),
-    ("circuits patch ioi --model model --component heads", "must be one of .*query, key, value, pattern, z"),
+    (
+        "circuits patch ioi --model model --component heads",
+        "must be one of resid, resid_mid, mlp, attn, query, key, value, pattern, z ",
+    ),
     ("circuits patch ioi --model model --direction forwards", "must be one of noising, denoising"),
     # A path that does not exist, or that of something else
     ("evaluate --transcoders on", "There is no folder on"),

@@ -5,6 +5,7 @@ import ctypes
 import faulthandler
 import functools
 import json
+import math
 import os
 import random
 import resource
@@ -59,12 +60,12 @@ class Fuzzer:
                 self.whole[name, sample.name] = record["digest"], record["not_finite"]
 
     def cases(self, count: int) -> list[tuple[str, int]]:
-        """Targets and numbers, by the targets' weights, in an order that mixes them."""
+        """At least `count` targets and numbers, by the targets' weights, in an order that mixes them."""
         total = sum(target.weight for target in self.targets.values())
         cases = [
             (name, number)
             for name, target in self.targets.items()
-            for number in range(max(1, round(count * target.weight / total)))
+            for number in range(math.ceil(count * target.weight / total))
         ]
         random.Random(self.seed).shuffle(cases)
         return cases

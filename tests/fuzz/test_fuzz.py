@@ -28,8 +28,7 @@ def fuzz(folder, seed, cases):
 
 def test_a_few_hundred_damaged_files(tmp_path):
     records, faults = fuzz(tmp_path, seed=1, cases=300)
-    # Whole numbers of cases for each target.
-    assert len(records) > 280 and {record["target"] for record in records} == TARGETS.keys()
+    assert len(records) >= 300 and {record["target"] for record in records} == TARGETS.keys()
     # The damage reaches what is read: neither is everything refused nor does nothing matter.
     assert sum(record["outcome"] == "refused" for record in records) > 60
     assert sum(record["outcome"] == "changed" for record in records) > 20

@@ -103,13 +103,13 @@ def test_independent_components_separate_a_planted_mixture():
     moments.update(values)
     measured = baseline_dictionaries._Measured(moments, values)
     settings = baseline_dictionaries._Settings(None, 500, 0)
-    directions = baseline_dictionaries._KINDS["ica"].make(measured, settings, SITE)
+    directions = baseline_dictionaries.BASELINES["ica"].make(measured, settings, SITE)
     found = (values.double() - directions.mean) @ directions.reads.T
     correlations = torch.cat([found, sources.double()], 1).T.corrcoef()[:5, 5:].abs()
     assert (correlations.max(0).values > 0.99).all() and (correlations.max(1).values > 0.99).all()
     torch.testing.assert_close(found @ directions.writes + directions.mean, values.double(), rtol=1e-3, atol=1e-2)
     # Principal components do not.
-    principal = baseline_dictionaries._KINDS["pca"].make(measured, settings, SITE)
+    principal = baseline_dictionaries.BASELINES["pca"].make(measured, settings, SITE)
     mixed = torch.cat([values.double() @ principal.writes.T, sources.double()], 1).T.corrcoef()[:5, 5:].abs()
     assert mixed.max(0).values.min() < 0.9
 
@@ -121,7 +121,7 @@ def test_independent_components_of_activations_without_variance_in_one_direction
     moments = ActivationMoments(5)
     moments.update(values)
     measured = baseline_dictionaries._Measured(moments, values)
-    directions = baseline_dictionaries._KINDS["ica"].make(
+    directions = baseline_dictionaries.BASELINES["ica"].make(
         measured, baseline_dictionaries._Settings(None, 500, 0), SITE
     )
     assert len(directions.writes) == 4

@@ -84,6 +84,15 @@ def check_fits(base_model: torch.nn.Module, named: Mapping[str, TranscoderModel]
         _check_sites(base_model, name, dictionary.config)
 
 
+def check_features(features: Iterable[int], num_features: int) -> None:
+    """Refuses numbers of features that a dictionary does not have."""
+    for feature in features:
+        if not 0 <= feature < num_features:
+            raise TranscoderError(
+                f"Feature {feature} does not exist: this dictionary has the features 0 to {num_features - 1}."
+            )
+
+
 def find_dictionary(named: Mapping[str, TranscoderModel], wanted: str, feature: int) -> str:
     """
     Finds the name of the dictionary that is called `wanted`, or that writes to this site.

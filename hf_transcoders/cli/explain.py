@@ -77,11 +77,12 @@ def run(args):
     output = output_folder(args.output)
     import torch
 
+    from ..dictionaries import check_features
     from ..features import ExampleSizes, collect_examples
     from ..features.collect import dictionary_digest, tokenizer_digest
     from ..features.explain.explanation_file import chosen_explanations, save_explanations
     from ..features.explain.random_control import random_control
-    from ..features.explain.score_means import mean_scores
+    from ..features.explain.score_means import mean_scores, skip_reasons
     from ..features.explain.scoring import rule_explainers, rule_scorers, sample_features, score_explanations
     from ..features.explain.surprisal import SurprisalScorer
     from ..lm.devices import input_device
@@ -94,9 +95,7 @@ def run(args):
     base_model, tokenizer = load_base_model(args, dictionaries)
     dictionary = dictionaries[name].to(input_device(base_model))
     wanted = args.features or []
-    size = dictionary.config.num_features
-    if too_large := [feature for feature in wanted if feature >= size]:
-        raise TranscoderError(f"Feature {too_large[0]} does not exist: '{name}' has the features 0 to {size - 1}.")
+    check_features(wanted, dictionary.config.num_features)
     rows = load_text(args, tokenizer)
     sizes = ExampleSizes(window=min(args.example_tokens, args.sequence_length))
     options = {"sizes": sizes, "max_tokens": args.max_tokens, "batch_size": args.batch_size, "skip_first": args.skip_first,
@@ -168,8 +167,6 @@ def run(args):
         return
     scored = sum(result.skipped is None for result in results)
     echo(*tables_text([score_table(f"{scored} of {len(results)} features", results, control)]).split("\n"), "")
-    from ..features.explain.score_means import skip_reasons
-
     echo(*(f"skipped: {count} times: {why}" for why, count in skip_reasons(results).items()))
     echo(*([f"The explanations are saved in {saved}"] if saved else []), page)
 

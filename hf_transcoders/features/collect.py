@@ -23,11 +23,11 @@ from ..lm.capture import capture
 from ..lm.inputs import check_tokens
 from ..lm.model_fingerprint import model_facts
 from ..lm.modes import in_eval_mode
-from ..lm.sites import Site
+from ..lm.sites import Site, input_site
 from ..lm.wrappers import measures_model
 from ..models.modeling_transcoder import TranscoderModel
 from ..text.printable import printable
-from ..text.strict_json import to_json
+from ..text.strict_json import parse_json, to_json
 from .example_files import EXAMPLES_NAME, load_examples, read_example_facts, save_examples
 from .examples import ExampleText, FeatureExamples
 from .running_examples import ExampleSizes, RunningExamples
@@ -165,7 +165,7 @@ def read_all(
             continue
         inputs = dictionary_inputs(base_model, [each.dictionary for each in running.values()], batch)
         for each in running.values():
-            for part, rows, mask in _split(inputs[Site.parse(each.dictionary.config.input_site)], batch, each):
+            for part, rows, mask in _split(inputs[input_site(each.dictionary)], batch, each):
                 each.update(_activations(each, part, mask), rows, mask)
         if unfinished is not None:
             unfinished.save(number + 1)
@@ -175,7 +175,7 @@ def dictionary_inputs(
     base_model: PreTrainedModel, dictionaries: Iterable[TranscoderModel], batch: BlockBatch
 ) -> dict[Site, torch.Tensor]:
     """Inputs `(blocks, seq, d_in)` of several dictionaries by site, from one forward pass."""
-    sites = {Site.parse(dictionary.config.input_site) for dictionary in dictionaries}
+    sites = {input_site(dictionary) for dictionary in dictionaries}
     with capture(base_model, sites) as captured:
         base_model(**batch.inputs)
         return {site: captured.of_tokens(site, batch.input_ids.shape) for site in captured}
@@ -254,32 +254,29 @@ class _Unfinished:
         """Read the state, if there is one, and give the number of batches that are done."""
         if not self.path.exists():
             return 0
+        damaged = TranscoderError(
+            f"{printable(self.path)} is damaged, so that the pass cannot go on: remove the file to start again."
+        )
         try:
             with safe_open(self.path, "pt") as tensors:
-                header = json.loads((tensors.metadata() or {}).get("pass", "{}"))
-                if (facts := header.get("facts")) is None:
-                    raise TranscoderError("it has no facts")
-                if differ := differences(facts, self.facts):
-                    raise TranscoderError(
-                        f"{printable(self.path)} is of an unfinished pass with {'; '.join(differ[:3])}: repeat its settings, "
-                        "or remove the file."
-                    )
+                header = parse_json((tensors.metadata() or {}).get("pass", ""), str(self.path))
                 saved = {name: tensors.get_tensor(name) for name in tensors.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            if isinstance(error, TranscoderError) and "unfinished" in str(error):
-                raise
+        except (SafetensorError, OSError, TranscoderError) as error:
+            raise damaged from error
+        if not isinstance(facts := header.get("facts"), dict):
+            raise damaged
+        if differ := differences(facts, self.facts):
             raise TranscoderError(
-                f"{printable(self.path)} is damaged, so that the pass cannot go on: remove the file to start again."
-            ) from error
+                f"{printable(self.path)} is of an unfinished pass with {'; '.join(differ[:3])}: repeat its settings, "
+                "or remove the file."
+            )
         done = header.get("done")
         fits = saved.keys() == self.state.keys() and all(
             saved[name].shape == tensor.shape and saved[name].dtype == tensor.dtype
             for name, tensor in self.state.items()
         )
         if not fits or type(done) is not int or done < 0:
-            raise TranscoderError(
-                f"{printable(self.path)} is damaged, so that the pass cannot go on: remove the file to start again."
-            )
+            raise damaged
         for name, tensor in self.state.items():
             tensor.copy_(saved[name])
         return done

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..dictionaries import check_features
 from ..errors import TranscoderError
 from .activation_histograms import ActivationHistogram, histogram_of
 from .running_examples import NUM_INTERVALS, SILENT_GROUPS, ExampleSizes, RunningExamples
@@ -240,10 +241,7 @@ class FeatureExamples:
         Raises:
             [`TranscoderError`]: the feature does not exist, or the group was not kept.
         """
-        if not 0 <= feature < self.num_features:
-            raise TranscoderError(
-                f"Feature {feature} does not exist: this dictionary has the features 0 to {self.num_features - 1}."
-            )
+        check_features([feature], self.num_features)
         if group not in self.groups or group == "interval":
             known = ", ".join(name for name in self.groups if name != "interval")
             raise TranscoderError(f"There are no examples of the kind '{group}': choose from {known}.")

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.token_texts import token_texts
-from ..dictionaries import Dictionaries, check_fits, named_dictionaries
+from ..dictionaries import Dictionaries, check_features, check_fits, named_dictionaries
 from ..errors import TranscoderError
 from ..lm.inputs import check_tokens
 from ..lm.modes import in_eval_mode
@@ -328,10 +328,7 @@ def _wanted(features, named) -> dict[str, Features]:
         size = named[name].config.num_features
         if isinstance(its_features, Mapping):
             raise TranscoderError("Give the features of a single dictionary as a list, without its name.")
-        if unknown := [feature for feature in _listed(its_features) or [] if not 0 <= feature < size]:
-            raise TranscoderError(
-                f"Feature {unknown[0]} does not exist: this dictionary has the features 0 to {size - 1}."
-            )
+        check_features(_listed(its_features) or (), size)
     return dict(features)
 
 

@@ -95,6 +95,7 @@ class RunningExamples:
         self._lengths = torch.tensor(sample.blocks.lengths, device=device)
         near_misses = {"neighbors", "same_token"} & self.groups.keys()
         self._tokens = sample.blocks.input_ids.to(device) if near_misses else None
+        self._vocabulary = int(sample.blocks.input_ids.max()) + 1 if near_misses else 0
         self._neighbors = _most_similar(dictionary, self.features) if "neighbors" in self.groups else None
 
     @property
@@ -221,8 +222,7 @@ class RunningExamples:
             tokens = self._tokens[part.numbers, : priorities.shape[1]]
             if tokens.shape[1] % window:
                 tokens = F.pad(tokens, (0, chunks * window - tokens.shape[1]))
-            vocabulary = int(self._tokens.max()) + 1
-            present = torch.zeros(blocks * chunks, vocabulary, dtype=torch.bool, device=tokens.device)
+            present = torch.zeros(blocks * chunks, self._vocabulary, dtype=torch.bool, device=tokens.device)
             present.scatter_(1, tokens.view(blocks * chunks, window), True)
             has = present[:, self._tokens[rows, positions]].view(blocks, chunks, count)
             fires = self.groups["top"].values[:, 0] > 0
@@ -261,8 +261,9 @@ def _most_similar(dictionary, features):
     if count < 1:
         return torch.zeros(len(features), 1, dtype=torch.long, device=rows.device)
     found = []
-    for start in range(0, len(rows), max(1, _MAX_ELEMENTS // len(rows))):
-        part = rows[start : start + max(1, _MAX_ELEMENTS // len(rows))]
+    some = max(1, _MAX_ELEMENTS // len(rows))
+    for start in range(0, len(rows), some):
+        part = rows[start : start + some]
         similar = part @ rows.T
         similar[torch.arange(len(part)), torch.arange(start, start + len(part))] = -2
         found.append(similar.topk(count, dim=1).indices)

@@ -23,7 +23,7 @@ def read(weights: Weights, given: Given) -> ForeignDictionary:
     n, d = weights.matrix("W_enc")
     if given.k is None and given.complete:
         raise TranscoderError(
-            f"{source} does not say how many features are active for each token: give `k=`, which the authors write behind 'L0' in the "
+            f"{source} does not say how many features are active for each token: give `k=`, which the authors write after 'L0' in the "
             "name of the repo."
         )
     tensors = {

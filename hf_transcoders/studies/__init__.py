@@ -1,7 +1,8 @@
 """Case studies of published papers on any model with dictionaries."""
 
 from .autointerp.autointerp_report import save_autointerp
-from .autointerp.study import AutointerpStudy, ExplainedDictionary, autointerp_study
+from .autointerp.autointerp_results import AutointerpStudy, ExplainedDictionary
+from .autointerp.study import autointerp_study
 from .blind.study import BlindFeature, BlindStudy, blind_study
 from .feature_effects.effects_report import save_feature_effects
 from .feature_effects.effects_results import FeatureEffect, FeatureEffects

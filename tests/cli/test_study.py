@@ -104,7 +104,12 @@ def test_effects_and_a_tree_of_features(folder, tmp_path, capsys):
         ("replacement", "set", ["--data", "no.txt"], "no.txt"),
         ("feature-patching", "one", ["--against", "nowhere"], "There is no folder"),
         ("feature-patching", "one", ["--thresholds", "1", "0.1"], "ascending"),
-        ("feature-effects", "one", ["--features", "99", "--data", "TEXT"], "There is no feature 99"),
+        (
+            "feature-effects",
+            "one",
+            ["--features", "99", "--data", "TEXT"],
+            "Feature 99 does not exist: this dictionary has the features 0 to",
+        ),
         ("feature-tree", "one", ["--root", "1", "--data", "TEXT"], "dictionaries of earlier layers"),
     ],
 )

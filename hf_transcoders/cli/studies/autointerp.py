@@ -2,8 +2,7 @@
 
 from ...errors import TranscoderError
 from ..arguments import add_shared, measuring_arguments, model_arguments, output_arguments, text_arguments
-from ..common import base_model_of, load_model, load_text, open_dictionaries
-from ..terminal import echo, print_json
+from ..common import finish, load_base_model, load_text, open_dictionaries
 from ..values import output_folder
 
 
@@ -29,7 +28,7 @@ def add_arguments(parser):
 
 def run(args):
     from ...lm.devices import input_device
-    from ...studies.autointerp.autointerp_report import autointerp_text, save_autointerp
+    from ...studies.autointerp.autointerp_report import save_autointerp
     from ...studies.autointerp.study import autointerp_study
 
     paths = {}
@@ -44,16 +43,11 @@ def run(args):
         paths[name] = path
     folder = output_folder(args.output)
     methods = {name: open_dictionaries(path) for name, path in paths.items()}
-    name = base_model_of(next(iter(methods.values())), args.model)
-    base_model, tokenizer = load_model(name, revision=args.revision, dtype=args.dtype, device=args.device)
+    base_model, tokenizer = load_base_model(args, next(iter(methods.values())))
     device = input_device(base_model)
     study = autointerp_study(
         base_model, {name: each.to(device) for name, each in methods.items()}, load_text(args, tokenizer), tokenizer,
         num_features=args.max_features, max_tokens=args.max_tokens, batch_size=args.batch_size, skip_first=args.skip_first,
         output_dir=folder, seed=args.seed, progress=not args.json,
     )  # fmt: skip
-    page = save_autointerp(study, folder)
-    if args.json:
-        print_json({**study.to_dict(), "report": str(page)})
-    else:
-        echo(*autointerp_text(study).split("\n"), "", page)
+    finish(args, study, save_autointerp(study, folder))

@@ -16,6 +16,7 @@ from ...lm.devices import input_device
 from ...lm.modes import in_eval_mode
 from ...lm.wrappers import language_model
 from ...text.checked import entry
+from ...text.json_lines import append_json_line, read_json_lines
 from ...text.printable import printable
 from ...text.strict_json import parse_json, to_json
 
@@ -144,15 +145,9 @@ class Transcript:
     def __init__(self, chat: Chat, path: Path):
         self.chat, self.path, self.name = chat, path, chat.name
         self._answers = {}
-        if path.exists():
-            lines = path.read_bytes().split(b"\n")
-            for number, line in enumerate(lines[:-1], 1):
-                where = f"Line {number} of {path}"
-                said = parse_json(line, where)
-                self._answers[entry(said, "key", str, where)] = entry(said, "answer", str, where)
-            if lines[-1]:
-                # The process died while it wrote this line.
-                path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+        for number, said in enumerate(read_json_lines(path) if path.exists() else (), 1):
+            where = f"Line {number} of {path}"
+            self._answers[entry(said, "key", str, where)] = entry(said, "answer", str, where)
 
     def answer(self, messages: Messages) -> str:
         key = digest_of([self.name, list(map(dict, messages))])
@@ -164,7 +159,5 @@ class Transcript:
                 "messages": list(map(dict, messages)),
                 "answer": self._answers[key],
             }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(to_json(said, indent=None) + "\n")
+            append_json_line(self.path, said)
         return self._answers[key]

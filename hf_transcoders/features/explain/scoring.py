@@ -16,8 +16,9 @@ from ...fingerprint import differences
 from ...lm.wrappers import takes_model
 from ...models.modeling_transcoder import TranscoderModel
 from ...text.checked import entry
+from ...text.json_lines import append_json_line, read_json_lines
 from ...text.printable import printable
-from ...text.strict_json import parse_json, to_json
+from ...text.strict_json import to_json
 from ..collect import check_tokenizer
 from ..examples import FeatureExamples
 from .chat import BadAnswer, Chat, ServiceError
@@ -214,12 +215,9 @@ class _Kept:
         self.path, self.results = path, {}
         facts = json.loads(to_json(facts))
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(to_json({"facts": facts}, indent=None) + "\n", encoding="utf-8")
+            append_json_line(path, {"facts": facts})
             return
-        lines = path.read_bytes().split(b"\n")
-        # The last line is empty, or was cut when the process died.
-        whole = [parse_json(line, f"Line {number} of {path}") for number, line in enumerate(lines[:-1], 1)]
+        whole = read_json_lines(path)
         if not whole:
             raise TranscoderError(f"{printable(path)} is damaged: remove it to start again.")
         saved = entry(whole[0], "facts", dict, f"Line 1 of {path}")
@@ -240,8 +238,6 @@ class _Kept:
                 failed=entry(line, "failed", dict, where),
             )
             self.results[result.feature] = result
-        if lines[-1]:
-            path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
 
     def get(self, feature: int) -> FeatureScores | None:
         """The scores of a feature, if they are known."""
@@ -249,5 +245,4 @@ class _Kept:
 
     def add(self, result: FeatureScores) -> None:
         """Keep the scores of a feature."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_json(result.to_dict(), indent=None) + "\n")
+        append_json_line(self.path, result.to_dict())

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.token_texts import token_texts
 from ...errors import TranscoderError
-from ...lm.sites import Site
+from ...lm.sites import input_site, output_sites
 from ...lm.stream import read_directions, reads_from_stream
 from ...lm.token_embeddings import embedding_scores
 from ...models.linear_parts import encoder_rows
@@ -107,7 +107,7 @@ def promoted_token_weights(
 ) -> dict[int, dict[int, float]] | None:
     """The twenty tokens that each feature promotes most, with their z-scores over features; `None` where the dictionary does
     not write to the residual stream."""
-    if any(why_no_logits(base_model, dictionary, Site.parse(site)) for site in dictionary.config.output_sites):
+    if any(why_no_logits(base_model, dictionary, site) for site in output_sites(dictionary)):
         return None
     found = {}
     for z in direct_path_scores(base_model, dictionary, features):
@@ -122,7 +122,7 @@ def deembedded_token_weights(
 ) -> dict[int, dict[int, float]] | None:
     """The twenty tokens whose embeddings the encoder row of each feature reads most, by the cosine with the mean embedding
     taken off; `None` where the dictionary does not read from the residual stream."""
-    site = Site.parse(dictionary.config.input_site)
+    site = input_site(dictionary)
     try:
         if not reads_from_stream(site):
             return None

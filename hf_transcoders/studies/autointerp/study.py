@@ -2,89 +2,29 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...dictionaries import Dictionaries, check_fits, named_dictionaries
 from ...errors import TranscoderError
 from ...features.collect import collect_examples, dictionary_digest
-from ...features.explain.score_means import MeanScore, mean_scores
 from ...features.explain.scoring import (
     FLOOR,
-    FeatureScores,
     rule_explainers,
     rule_scorers,
     sample_features,
     score_explanations,
 )
 from ...features.running_examples import ExampleSizes
-from ...lm.sites import Site
+from ...lm.sites import input_site
 from ...lm.wrappers import measures_model
 from ...text.printable import printable
+from .autointerp_results import AutointerpStudy, ExplainedDictionary
 
 
-#: The scores of Figure 2 of the 2023 paper.
-SCORES = ("simulation.top_and_random", "simulation.random_only")
 #: Groups of examples that are not needed for these scores are small.
 _SIZES = ExampleSizes(window=64, random_tokens=16, interval=3, silent=12, neighbors=4, same_token=6, sketch=0)
-
-
-@dataclass(frozen=True)
-class ExplainedDictionary:
-    """The scores of the features of one dictionary.
-
-    Args:
-        method (`str`): Name of the kind of dictionary.
-        dictionary (`str`): Name of the dictionary.
-        site (`str`): Site that it reads.
-        layer (`int`, *optional*): Layer of this site.
-        num_features (`int`): Number of its features.
-        l0 (`float`): Mean number of active features on a token.
-        results (`list[FeatureScores]`): Explanations and scores of the features that were drawn.
-    """
-
-    method: str
-    dictionary: str
-    site: str
-    layer: int | None
-    num_features: int
-    l0: float
-    results: list[FeatureScores]
-
-    @property
-    def scored(self) -> int:
-        """Number of features with scores."""
-        return sum(result.skipped is None for result in self.results)
-
-    def mean(self, score: str, explainer: str = "combination") -> MeanScore | None:
-        """The mean of a score over features, with its interval; `None` if no feature has it."""
-        return next((m for m in mean_scores(self.results) if (m.explainer, m.score) == (explainer, score)), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        means = [vars(mean) for mean in mean_scores(self.results)]
-        features = [result.to_dict() for result in self.results]
-        return {**vars(self), "results": features, "scored": self.scored, "means": means}
-
-
-@dataclass(frozen=True)
-class AutointerpStudy:
-    """The scores of several kinds of dictionaries.
-
-    Args:
-        dictionaries (`list[ExplainedDictionary]`): Scores of each dictionary.
-        protocol (`dict[str, Any]`): Measurement protocol.
-    """
-
-    dictionaries: list[ExplainedDictionary]
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"protocol": self.protocol, "dictionaries": [each.to_dict() for each in self.dictionaries]}
 
 
 @measures_model
@@ -166,7 +106,7 @@ def autointerp_study(
             output_dir=folder, name=f"{number:03d}_", progress=progress,
             facts={"dictionary": dictionary_digest(dictionary), "max_tokens": max_tokens, "seed": seed},
         )  # fmt: skip
-        site = Site.parse(dictionary.config.input_site)
+        site = input_site(dictionary)
         found.append(
             ExplainedDictionary(
                 method=method,

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...data.batches import text_batches
 from ...data.token_blocks import TokenBlocks
 from ...data.token_texts import token_texts
-from ...dictionaries import fitting_dictionaries
+from ...dictionaries import check_features, fitting_dictionaries
 from ...errors import TranscoderError
 from ...evaluation.rank_correlation import spearman_correlation
 from ...features.firing_contexts import firing_contexts
@@ -18,7 +18,7 @@ from ...lm.capture import capture
 from ...lm.forwards import check_head
 from ...lm.modes import in_eval_mode
 from ...lm.partial_forward import vocabulary_size
-from ...lm.sites import Site
+from ...lm.sites import output_site
 from ...lm.stream import direct_logits
 from ...lm.wrappers import measures_model
 from ...models.linear_parts import decoder_rows
@@ -79,9 +79,7 @@ def feature_effects_study(
     """
     check_head(base_model)
     fitting_dictionaries(base_model, {"the dictionary": dictionary})
-    size = dictionary.config.num_features
-    if outside := [feature for feature in features if not 0 <= feature < size]:
-        raise TranscoderError(f"There is no feature {outside[0]}: the features of the dictionary are 0 to {size - 1}.")
+    check_features(features, dictionary.config.num_features)
     if len(dictionary.config.output_sites) != 1:
         raise TranscoderError("The dictionary writes at several sites: give one with a single output site.")
     features = list(dict.fromkeys(features))
@@ -208,7 +206,7 @@ def removed_until_off(
 
 def _direct(base_model, dictionary, features):
     """Logits of the direct path of features, less their mean, `(features, vocabulary)`; `None` if there is no such path."""
-    if why_no_logits(base_model, dictionary, Site.parse(dictionary.config.output_site)):
+    if why_no_logits(base_model, dictionary, output_site(dictionary)):
         return None
     logits = direct_logits(
         base_model, stream_rows(base_model, dictionary, torch.tensor(features, device=dictionary.device))

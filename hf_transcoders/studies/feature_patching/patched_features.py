@@ -15,7 +15,7 @@ from ...lm.devices import input_device
 from ...lm.forwards import forward_logits
 from ...lm.hooks import write_at
 from ...lm.modes import in_eval_mode
-from ...lm.sites import Site
+from ...lm.sites import Site, output_site
 from ...models.direction_dictionary import num_signed_directions
 from ...models.linear_parts import decoder_rows
 from ...models.modeling_transcoder import TranscoderModel
@@ -100,7 +100,7 @@ class PatchedFeatures:
     def __init__(self, engine: PatchEngine, dictionary: TranscoderModel, pairs: bool = False):
         self.engine = engine
         self.dictionary = dictionary
-        self.site = Site.parse(dictionary.config.output_site)
+        self.site = output_site(dictionary)
         self.patched = _patched_site(engine.model, self.site)
         self.measured = 0
         inputs, self.values = self._activations("clean", (dictionary.config.input_site, self.patched))

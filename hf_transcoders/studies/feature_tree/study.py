@@ -1,6 +1,7 @@
 """Which earlier features make a feature fire, found by ablation and compared with attribution edges."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
@@ -12,7 +13,7 @@ from ...errors import TranscoderError
 from ...evaluation.rank_correlation import spearman_correlation
 from ...features.firing_contexts import FiringContext, firing_contexts
 from ...lm.modes import in_eval_mode
-from ...lm.sites import Site
+from ...lm.sites import input_site, output_site
 from ...lm.stream import reading_stage, reads_from_stream, writes_to_stream, writing_stage
 from ...lm.wrappers import measures_model
 from ...models.modeling_transcoder import TranscoderModel
@@ -97,12 +98,12 @@ def feature_tree_study(
 
 def dictionary_before(base_model: PreTrainedModel, named: Mapping[str, TranscoderModel], name: str) -> str | None:
     """Name of the dictionary that writes to the stream last before a dictionary reads it, or `None` if there is none."""
-    reads = Site.parse(named[name].config.input_site)
+    reads = input_site(named[name])
     if not reads_from_stream(reads):
         raise TranscoderError(f"'{name}' reads '{reads}', which is not the stream: leave it out.")
     stages = {}
     for other, dictionary in named.items():
-        writes = Site.parse(dictionary.config.output_site)
+        writes = output_site(dictionary)
         if other == name or writes == reads or not writes_to_stream(writes):
             continue
         if (stage := writing_stage(base_model, writes)) <= reading_stage(base_model, reads):
@@ -110,19 +111,19 @@ def dictionary_before(base_model: PreTrainedModel, named: Mapping[str, Transcode
     return max(stages, key=stages.__getitem__, default=None)
 
 
+@dataclass(frozen=True)
 class _Tree:
     """What all nodes of a tree share."""
 
-    def __init__(self, base_model, named, earlier, blocks, tokenizer, num_children, num_contexts, batch_size, seed):
-        self.base_model = base_model
-        self.named = named
-        self.earlier = earlier
-        self.blocks = blocks
-        self.tokenizer = tokenizer
-        self.num_children = num_children
-        self.num_contexts = num_contexts
-        self.batch_size = batch_size
-        self.seed = seed
+    base_model: PreTrainedModel
+    named: Mapping[str, TranscoderModel]
+    earlier: Mapping[str, str | None]
+    blocks: TokenBlocks
+    tokenizer: PreTrainedTokenizerBase
+    num_children: int
+    num_contexts: int
+    batch_size: int
+    seed: int
 
     def grow(self, name: str, feature: int, depth: int, bar) -> TreeNode:
         """The tree of a feature."""

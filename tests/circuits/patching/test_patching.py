@@ -156,7 +156,7 @@ def test_a_progress_bar_is_shown_on_request(capsys):
     Patching(model, task, progress=True).paths()
     bars = capsys.readouterr().err
     # Each call runs 3 x 4 heads on 3 prompts; a slow machine draws the end of a bar more than once.
-    assert bars.count("patching tiny:   0%") == 2 and "36/36" in bars
+    assert bars.count("patching tiny:   0%") == 2 and bars.count("patching tiny: 100%") >= 2 and "36/36" in bars
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_transcoders import TranscoderConfig, TranscoderModel
 from hf_transcoders.cli import main
 from hf_transcoders.errors import TranscoderError
-from hf_transcoders.studies.autointerp.autointerp_report import autointerp_charts, autointerp_table, save_autointerp
+from hf_transcoders.studies.autointerp.autointerp_report import autointerp_charts, save_autointerp
+from hf_transcoders.studies.autointerp.autointerp_results import autointerp_table
 from hf_transcoders.studies.autointerp.study import autointerp_study
 
 from ...features.explain.conftest import VOCABULARY, planted_text, tokenizer

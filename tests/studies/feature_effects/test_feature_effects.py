@@ -117,5 +117,5 @@ def test_text_page_and_silent_features(model, tmp_path):
     page = save_feature_effects(study, tmp_path / "out").read_text()
     assert "ablation raises" in page
     assert json.loads((tmp_path / "out" / "results.json").read_text())["features"][0]["feature"] == 1
-    with pytest.raises(TranscoderError, match="no feature 99: the features of the dictionary are 0 to 39"):
+    with pytest.raises(TranscoderError, match="Feature 99 does not exist: this dictionary has the features 0 to 39"):
         feature_effects_study(model, dictionary, ROWS, TOKENIZER, [99])

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .decoder_norms import decoder_norms, norms_into_encoder
 from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
 from .hook_names import PLAIN, place_at
@@ -107,15 +108,13 @@ def _tensors(weights: Weights, names: dict[str, str], activation: str) -> dict[s
 
 def _to_unit_rows(tensors: dict[str, LazyTensor]) -> None:
     """As the library itself loads this class: decoder rows get norm one and features the scale, if they differ from it."""
-    encoder, bias, decoder = (tensors[name] for name in ("W_enc", "b_enc", "W_dec"))
+    norms = decoder_norms(tensors["W_dec"], torch.float32)
 
-    def norms():
-        found = decoder.read().float().norm(dim=-1)
+    def if_they_differ():
+        found = norms()
         return torch.ones_like(found) if torch.allclose(found, torch.ones_like(found)) else found
 
-    tensors["W_enc"] = encoder.then(lambda rows: rows * norms()[:, None])
-    tensors["b_enc"] = bias.then(lambda values: values * norms())
-    tensors["W_dec"] = decoder.then(lambda rows: rows / norms()[:, None])
+    norms_into_encoder(tensors, if_they_differ)
 
 
 def _prefixes(weights: Weights, n: int) -> list[int]:

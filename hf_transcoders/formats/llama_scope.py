@@ -3,12 +3,15 @@
 import math
 import re
 
+import torch
+
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .decoder_norms import decoder_norms, norms_into_encoder
 from .dictionary import ForeignDictionary, Given, setting
 from .folder import Folder
 from .hook_names import place
-from .tensor_files import LazyTensor, filled, open_weights
+from .tensor_files import filled, open_weights
 
 
 NAME = "Llama Scope"
@@ -40,7 +43,7 @@ def read(folder: Folder, given: Given) -> ForeignDictionary:
         "b_dec": weights.take("decoder.bias", d_out).then(lambda values: values / scale_out),
     }
     if setting(settings, "sparsity_include_decoder_norm", bool, source, True):
-        _to_unit_rows(tensors)
+        norms_into_encoder(tensors, decoder_norms(tensors["W_dec"], torch.float32))
     # In the units of the site, after decoder rows have norm one.
     threshold = max(0.0, setting(settings, "jump_relu_threshold", float, source))
     tensors["threshold"] = filled(threshold, n)
@@ -69,17 +72,6 @@ def positive_norm(value: float, side: str, source: str) -> float:
             "dictionary again."
         )
     return value
-
-
-def _to_unit_rows(tensors: dict[str, LazyTensor]) -> None:
-    encoder, bias, decoder = (tensors[name] for name in ("W_enc", "b_enc", "W_dec"))
-
-    def norms():
-        return decoder.read().float().norm(dim=-1)
-
-    tensors["W_enc"] = encoder.then(lambda rows: rows * norms()[:, None])
-    tensors["b_enc"] = bias.then(lambda values: values * norms())
-    tensors["W_dec"] = decoder.then(lambda rows: rows / norms()[:, None])
 
 
 def _base_model(settings: dict) -> str | None:

@@ -7,6 +7,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .decoder_norms import decoder_norms, norms_into_encoder
 from .dictionary import ForeignDictionary, Given, setting
 from .folder import Folder
 from .hook_names import place
@@ -123,10 +124,7 @@ def gate_by_decoder_norm(tensors: dict[str, LazyTensor], activation: str) -> Non
     Thresholds are divided by it; the k largest remain those of the products, so features of TopK become these. To ReLU it
     makes no difference.
     """
-    decoder = tensors["W_dec"]
-
-    def norms():
-        return decoder.read().double().flatten(1).norm(dim=-1)
+    norms = decoder_norms(tensors["W_dec"])
 
     def divided(thresholds):
         its = norms()
@@ -135,9 +133,7 @@ def gate_by_decoder_norm(tensors: dict[str, LazyTensor], activation: str) -> Non
     if activation == "jumprelu":
         tensors["threshold"] = tensors["threshold"].then(divided)
     elif activation == "topk":
-        tensors["W_enc"] = tensors["W_enc"].then(lambda rows: rows.double() * norms()[:, None])
-        tensors["b_enc"] = tensors["b_enc"].then(lambda values: values.double() * norms())
-        tensors["W_dec"] = decoder.then(lambda rows: rows.double() / norms().view(-1, *(1,) * (rows.dim() - 1)))
+        norms_into_encoder(tensors, norms)
 
 
 def norm_factor(

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import TranscoderError
 from ..text.printable import printable
+from .decoder_norms import decoder_norms, norms_into_encoder
 from .dictionary import ForeignDictionary, Given, above_zero, setting
 from .folder import Folder
 from .hook_names import PLAIN, place, place_at
@@ -182,14 +183,7 @@ def _tensors(weights: Weights, activation: str, d_in: int, d_out: int, n: int) -
 
 def _fold_decoder_norm(tensors: dict[str, LazyTensor]) -> None:
     """Their k largest are those of the pre-activations times the norms of the decoder rows, which are divided out after."""
-    decoder = tensors["W_dec"]
-
-    def norms():
-        return decoder.read().double().norm(dim=-1, keepdim=True)
-
-    tensors["W_enc"] = tensors["W_enc"].then(lambda rows: rows.double() * norms())
-    tensors["b_enc"] = tensors["b_enc"].then(lambda values: values.double() * norms()[:, 0])
-    tensors["W_dec"] = decoder.then(lambda rows: rows.double() / norms())
+    norms_into_encoder(tensors, decoder_norms(tensors["W_dec"]))
 
 
 def _fold_factor(tensors: dict[str, LazyTensor], factor: float, is_transcoder: bool) -> None:
